@@ -1,0 +1,13 @@
+// Attention of a batch over the KV blocks of its sequences.
+#ifndef FL_ATTENTION_H
+#define FL_ATTENTION_H
+
+#include "scratch.h"
+#include "threads.h"
+
+// Rotates and stores the keys and values (s->k, s->v) of all spans in the blocks of `layer`, then turns the queries
+// s->q into s->att. Called by every thread of the team; s->att is complete only after the caller's next barrier.
+void fl_attention(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t layer, fl_team *team,
+                  size_t id);
+
+#endif

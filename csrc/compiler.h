@@ -1,0 +1,28 @@
+// What differs between GCC, Clang and MSVC, in one place.
+#ifndef FL_COMPILER_H
+#define FL_COMPILER_H
+
+#define FL_PRAGMA(x) _Pragma(#x)
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define FL_INLINE __forceinline
+#define FL_RESTRICT __restrict
+#define FL_UNROLL
+#else
+#define FL_INLINE inline __attribute__((always_inline))
+#define FL_RESTRICT restrict
+#ifdef __clang__
+#define FL_UNROLL FL_PRAGMA(clang loop unroll(full))
+#else
+#define FL_UNROLL FL_PRAGMA(GCC unroll 16)
+#endif
+#endif
+
+// Hint that the cache line at p will be read soon. Never faults, so p may lie past the end of an array.
+#if defined(__GNUC__) || defined(__clang__)
+#define FL_PREFETCH(p) __builtin_prefetch((p), 0, 3)
+#else
+#define FL_PREFETCH(p) ((void)(p))
+#endif
+
+#endif

@@ -1,0 +1,216 @@
+// fastllm: the public C interface.
+//
+// One forward over a ragged batch: prefill, decode and many sequences at once are the same call. No file I/O, no
+// global that changes; every entry that can fail returns an fl_status. In shapes: n inputs, d outputs, t tokens.
+#ifndef FASTLLM_H
+#define FASTLLM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum fl_status {
+    FL_OK = 0,
+    FL_NO_MEMORY,    // an allocation failed
+    FL_BAD_CONFIG,   // dimensions that cannot be a model
+    FL_BAD_TENSOR,   // a tensor is missing, or its shape is not what the config needs
+    FL_BAD_TOKEN,    // a token id outside the vocabulary
+    FL_BAD_POSITION, // a position outside the context or outside the sequence's blocks
+    FL_BAD_VALUE,    // a number the target type cannot hold: NaN, infinity, out of range
+    FL_NO_ISA,       // the instruction set asked for is unknown, not built, or not on this CPU
+} fl_status;
+
+// ---- sizes of the layouts ------------------------------------------------------------------------------------------
+
+enum {
+    FL_LANES = 16, // rows of a panel, floats of a vector: the unit of every kernel
+    FL_GROUP = 32, // weights (and activations) that share one scale
+    FL_BLOCK = 64, // positions of a KV block
+    FL_ALIGN = 64, // bytes: one cache line, one zmm
+};
+
+static inline size_t fl_round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+// ---- weights -------------------------------------------------------------------------------------------------------
+
+// How a matrix (d, n) is stored: panels of 16 rows x all of n, rows zero-padded to 16 and n to 32. Within a panel:
+//   F32, F16, BF16  for each k: 16 values, one of each row
+//   Q8              16 f16 scales per group of 32 k (padded to 64 bytes in all), then per group 8 tiles of
+//                   16 rows x 4 k int8, 64 bytes each
+//   Q8_F32          the same with f32 scales: int8 checkpoints with float scales stay exact
+// A weight of an int8 panel is value * scale.
+typedef enum fl_type { FL_F32 = 0, FL_F16, FL_BF16, FL_Q8, FL_Q8_F32, FL_TYPES } fl_type;
+
+typedef struct fl_matrix {
+    const void *data; // panels, FL_ALIGN-ed; fl_matrix_bytes long
+    fl_type type;
+    size_t d, n; // rows (outputs), columns (inputs)
+} fl_matrix;
+
+// Bytes of one panel of n inputs, and of a whole matrix. 0 for an unknown type.
+size_t fl_panel_bytes(fl_type type, size_t n);
+size_t fl_matrix_bytes(fl_type type, size_t d, size_t n);
+
+// How a source matrix is stored, row-major: floats of a type, or int8 with f32 scales, one for each run of `group`
+// consecutive elements of the flattened matrix (llama2.c's q8_0).
+typedef struct fl_source {
+    const void *data;    // d * n elements, any alignment
+    fl_type type;        // FL_F32, FL_F16, FL_BF16, or FL_Q8_F32 for int8 data
+    const void *scales;  // FL_Q8_F32 only: f32, any alignment
+    size_t group;        // FL_Q8_F32 only
+    size_t d, n;         // rows, columns
+    const int32_t *rows; // row r of the result is row rows[r] of the source; NULL: rows in order
+} fl_source;
+
+// Packs `source` into `panels`, fl_matrix_bytes long. Floats to int8: per group of 32, scale = max|w| / 127 rounded to
+// f16, values rounded to nearest even. int8 to FL_Q8_F32 copies values and scales (source.group must be a multiple of
+// 32 that divides n). FL_BAD_VALUE: a weight is not finite, or too large for the type.
+fl_status fl_pack(fl_type type, void *panels, const fl_source *source, size_t threads);
+
+// Writes row r of a matrix as n floats: the embedding lookup.
+void fl_matrix_row(const fl_matrix *w, size_t r, float *out);
+
+uint16_t fl_f16_from_f32(float x); // round to nearest even
+float fl_f32_from_f16(uint16_t h);
+uint16_t fl_bf16_from_f32(float x); // round to nearest even
+float fl_f32_from_bf16(uint16_t h);
+
+// ---- instruction sets ----------------------------------------------------------------------------------------------
+
+typedef struct fl_kernels fl_kernels;
+
+// The kernels of the best instruction set that was built and that both CPU and operating system support (name NULL or
+// ""), or of the named one: "scalar", "avx2", "avxvnni", "avx512", "neon". All of them give the same bits.
+fl_status fl_kernels_find(const char *name, const fl_kernels **out);
+const char *fl_kernels_name(const fl_kernels *k);
+
+// The i-th instruction set built in, worst first (NULL past the end), and whether this machine can run it.
+const char *fl_isa_built(size_t i, int *supported);
+
+// A matrix product on its own: x (t, n) to out (t, d rounded up to 16), by the kernels of `k`.
+fl_status fl_multiply(const fl_kernels *k, const fl_matrix *w, const float *x, size_t tokens, size_t threads,
+                      float *out);
+
+// Attention on its own, of one head: row r of q (rows, head_dim) over the first seen[r] of n keys and values
+// (n, head_dim), stored as kv_type; to out (rows, head_dim). 1 <= seen[r] <= n.
+fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size_t n, size_t head_dim, const float *q,
+                         const float *keys, const float *values, const size_t *seen, float *out);
+
+// ---- model ---------------------------------------------------------------------------------------------------------
+
+typedef struct fl_config {
+    size_t dim;        // width of the residual stream
+    size_t hidden_dim; // width inside the feed-forward
+    size_t head_dim;
+    size_t n_layers, n_heads, n_kv_heads;
+    size_t vocab_size;
+    size_t max_seq;
+    size_t rotary_dim; // the first rotary_dim channels of a head rotate: pairs (i, i + rotary_dim / 2)
+    float norm_eps;
+    float attn_scale; // of query . key, usually 1 / sqrt(head_dim)
+} fl_config;
+
+// Vectors are f32, FL_ALIGN-ed and zero-padded to a multiple of 16.
+typedef struct fl_layer {
+    const float *attn_norm;   // (dim,)
+    fl_matrix wq;             // (n_heads * head_dim, dim)
+    fl_matrix wk, wv;         // (n_kv_heads * head_dim, dim)
+    fl_matrix wo;             // (dim, n_heads * head_dim)
+    const float *ffn_norm;    // (dim,)
+    fl_matrix w1, w3;         // gate, up: (hidden_dim, dim)
+    fl_matrix w2;             // down: (dim, hidden_dim)
+} fl_layer;
+
+typedef struct fl_model {
+    fl_config config;
+    const fl_kernels *kernels;
+    fl_type kv_type;         // FL_F32 or FL_F16
+    fl_matrix embed;         // (vocab_size, dim)
+    fl_matrix head;          // (vocab_size, dim); the embedding itself where the two are tied
+    const float *final_norm; // (dim,)
+    const float *rope_freqs; // (rotary_dim / 2,) radians per position
+    fl_layer *layers;        // (n_layers,)
+} fl_model;
+
+// Whether the config can be a model and every tensor is there with its shape and an alignment the kernels can read.
+fl_status fl_model_check(const fl_model *m);
+
+// ---- KV cache ------------------------------------------------------------------------------------------------------
+
+// A block holds 64 consecutive positions, aligned to a multiple of 64, of all layers and KV heads of one sequence.
+// For each layer and head: keys (head_dim, 64), transposed; then values (64, head_dim rounded up to 16).
+size_t fl_kv_block_bytes(const fl_model *m);
+
+// A pool that hands out blocks and takes them back; it grows in slabs and frees them all at the end. Not thread-safe:
+// the caller holds a lock. A block comes with whatever an earlier sequence left in it.
+typedef struct fl_pool fl_pool;
+fl_status fl_pool_new(size_t block_bytes, fl_pool **out);
+void fl_pool_free(fl_pool *pool);
+fl_status fl_pool_take(fl_pool *pool, void **block);
+void fl_pool_give(fl_pool *pool, void *block);
+
+// ---- forward -------------------------------------------------------------------------------------------------------
+
+// New tokens of one sequence. A batch holds a sequence at most once.
+typedef struct fl_span {
+    const int32_t *tokens; // (n,)
+    size_t n;              // 1 or more
+    size_t pos;            // position of tokens[0]: how many the sequence already holds
+    void *const *blocks;   // KV blocks, block i for positions 64 i .. 64 i + 63
+    size_t n_blocks;
+    size_t n_logits;       // logits are computed for the last n_logits tokens of the span; 0 to n
+} fl_span;
+
+// Working memory of a forward: one for each call that runs at the same time. Grows as needed, never shrinks.
+typedef struct fl_scratch fl_scratch;
+fl_status fl_scratch_new(fl_scratch **out);
+void fl_scratch_free(fl_scratch *s);
+
+// Floats from one row of logits to the next: the vocabulary rounded up to 16. What lies past it is zero.
+size_t fl_logits_stride(const fl_model *m);
+
+// Runs the new tokens of all spans through the model, appends their keys and values to the blocks, and writes the
+// wanted logits in order, (sum of n_logits, fl_logits_stride). logits is FL_ALIGN-ed; NULL when none are wanted.
+// The result is the same to the bit however tokens are split into batches and however many threads run.
+fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t threads,
+                     float *logits);
+
+// ---- sampler -------------------------------------------------------------------------------------------------------
+
+typedef struct fl_sampling {
+    float temperature;        // 0: the most likely token; else logits are divided by it
+    size_t top_k;             // keep the k most likely; 0: all
+    float top_p;              // keep the smallest set whose probability exceeds top_p; outside (0, 1): all
+    float min_p;              // keep tokens at least min_p times as likely as the best; 0: all
+    float typical_p;          // locally typical sampling (Meister et al., 2022); outside (0, 1): all
+    float repetition_penalty; // of logits of tokens seen in prompt or text (Keskar et al., 2019); 1: none
+    float presence_penalty;   // subtracted once for a token that was generated
+    float frequency_penalty;  // subtracted as often as a token was generated
+} fl_sampling;
+
+typedef struct fl_sampler fl_sampler;
+fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t seed, fl_sampler **out);
+void fl_sampler_free(fl_sampler *s);
+
+// Adds `bias` to the logit of `token`, for every draw.
+fl_status fl_sampler_bias(fl_sampler *s, int32_t token, float bias);
+
+// Tells the sampler of a token of the prompt (generated 0) or of the text (generated 1), for the penalties.
+fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated);
+
+// Draws a token from logits (vocab_size,), FL_ALIGN-ed and readable to the next multiple of 16. Uses one random
+// number unless the temperature is 0. FL_BAD_VALUE: no logit is finite.
+fl_status fl_sampler_draw(fl_sampler *s, const fl_kernels *k, const float *logits, int32_t *token);
+
+// ---- the machine ---------------------------------------------------------------------------------------------------
+
+// FL_ALIGN-ed zeroed memory, untouched until it is written; huge pages where the system gives them on request.
+void *fl_alloc(size_t bytes);
+void fl_free(void *p);
+
+// Reads `bytes` of memory with `threads` threads; the sum keeps the compiler honest. For measuring bandwidth.
+uint64_t fl_read(const void *p, size_t bytes, size_t threads);
+
+// 1 where the build has OpenMP.
+int fl_has_threads(void);
+
+#endif

@@ -1,0 +1,68 @@
+// The table of kernels: kernels.c is compiled once for each instruction set and fills one of these.
+#ifndef FL_KERNELS_H
+#define FL_KERNELS_H
+
+#include "fastllm.h"
+
+// Bytes of the scales at the head of an int8 panel; its tiles follow.
+static inline size_t fl_scales_bytes(fl_type type, size_t groups) {
+    return fl_round_up(groups * FL_LANES * (type == FL_Q8 ? 2 : 4), FL_ALIGN);
+}
+
+// 32 activations of a token with their scale. `bias` is -128 * sum(q): what turns a product of (w + 128) and q back
+// into one of w and q, for instructions that multiply unsigned by signed.
+typedef struct fl_q8_group {
+    int8_t q[FL_GROUP];
+    float scale;
+    int32_t bias;
+} fl_q8_group;
+
+// t tokens as a matrix product takes them.
+typedef struct fl_inputs {
+    const float *f;       // (t, f_stride) for float weights
+    size_t f_stride;      // a multiple of 32; zero past n
+    const fl_q8_group *q; // (t, q_stride) for int8 weights
+    size_t q_stride;      // groups
+} fl_inputs;
+
+// out[t][r] = sum over k of w[r][k] * x[t][k], for rows of panels [panel0, panel1); all 16 rows of a panel are
+// written. With add: out[t][r] += that sum.
+typedef void fl_matmul(const fl_matrix *w, size_t panel0, size_t panel1, const fl_inputs *x, size_t tokens, float *out,
+                       size_t out_stride, int add);
+
+// One online-softmax step of attention: rows of queries against one KV block.
+typedef struct fl_attend {
+    size_t rows;         // queries that share this block's keys and values
+    size_t head_dim;     // channels
+    size_t stride;       // channels rounded up to 16: floats from one row of q, out to the next
+    const float *q;      // (rows, stride), already scaled
+    const size_t *limit; // (rows,) row r sees positions < limit[r] of this block; may be 0, or beyond 64
+    const void *keys;    // (head_dim, 64) of kv_type
+    const void *values;  // (64, stride) of kv_type
+    float *scores;       // (rows, 64) working memory
+    float *max, *sum;    // (rows,) running maximum (start: -infinity) and sum (start: 0)
+    float *out;          // (rows, stride) running weighted sum of values (start: 0)
+} fl_attend;
+
+struct fl_kernels {
+    const char *name;
+    fl_matmul *matmul[FL_TYPES];
+    // q[g] of n floats, n a multiple of 32.
+    void (*quantize)(const float *x, size_t n, fl_q8_group *q);
+    // out = x / sqrt(mean(x^2) + eps) * weight; arrays zero-padded to 16.
+    void (*rms_norm)(float *out, const float *x, const float *weight, size_t n, float eps);
+    // gate = silu(gate) * up; n a multiple of 16.
+    void (*silu_mul)(float *gate, const float *up, size_t n);
+    void (*attend[FL_F16 + 1])(const fl_attend *a); // by kv_type
+    // n floats to f16, round to nearest even.
+    void (*to_f16)(uint16_t *out, const float *x, size_t n);
+    // Largest of n logits and the lowest index that has it; n >= 1. NaN counts as -infinity.
+    float (*max)(const float *x, size_t n, size_t *index);
+    // out[i] = exp(x[i] / temperature - max), zero past n up to a multiple of 16; sums[b] = sum of out over elements
+    // FL_SUM_RUN * b .. FL_SUM_RUN * (b + 1).
+    void (*softmax)(float *out, float *sums, const float *x, size_t n, float temperature, float max);
+};
+
+enum { FL_SUM_RUN = 256 };
+
+#endif

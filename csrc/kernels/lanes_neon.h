@@ -1,0 +1,59 @@
+// 16 lanes in four q registers. ARMv8.2 with dotprod.
+#include <arm_neon.h>
+
+#define FL_ISA neon
+#define FL_TILE 4
+#define FL_TILE_PANELS 1
+
+typedef struct { float32x4_t v[4]; } vf;
+typedef struct { int32x4_t v[4]; } vi;
+typedef struct { int8x16_t v[4]; } vb;
+
+#define EACH(expr) vf o; for (int j = 0; j < 4; j++) o.v[j] = (expr); return o
+#define EACH_I(expr) vi o; for (int j = 0; j < 4; j++) o.v[j] = (expr); return o
+
+static inline vf vf_set1(float x) { EACH(vdupq_n_f32(x)); }
+static inline vf vf_load(const float *p) { EACH(vld1q_f32(p + 4 * j)); }
+static inline vf vf_load_f16(const uint16_t *p) {
+    EACH(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * j))));
+}
+static inline vf vf_load_bf16(const uint16_t *p) { EACH(vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * j), 16))); }
+static inline void vf_store(float *p, vf a) { for (int j = 0; j < 4; j++) vst1q_f32(p + 4 * j, a.v[j]); }
+static inline void vf_store_f16(uint16_t *p, vf a) {
+    for (int j = 0; j < 4; j++) vst1_u16(p + 4 * j, vreinterpret_u16_f16(vcvt_f16_f32(a.v[j])));
+}
+static inline vf vf_add(vf a, vf b) { EACH(vaddq_f32(a.v[j], b.v[j])); }
+static inline vf vf_sub(vf a, vf b) { EACH(vsubq_f32(a.v[j], b.v[j])); }
+static inline vf vf_mul(vf a, vf b) { EACH(vmulq_f32(a.v[j], b.v[j])); }
+static inline vf vf_div(vf a, vf b) { EACH(vdivq_f32(a.v[j], b.v[j])); }
+static inline vf vf_fma(vf a, vf b, vf c) { EACH(vfmaq_f32(c.v[j], a.v[j], b.v[j])); }
+static inline vf vf_abs(vf a) { EACH(vabsq_f32(a.v[j])); }
+static inline vf vf_select_gt(vf a, vf b, vf x, vf y) { EACH(vbslq_f32(vcgtq_f32(a.v[j], b.v[j]), x.v[j], y.v[j])); }
+// Not vmaxq_f32, which would let a NaN through.
+static inline vf vf_max(vf a, vf b) { return vf_select_gt(a, b, a, b); }
+static inline vf vf_min(vf a, vf b) { return vf_select_gt(b, a, a, b); }
+static inline vf vf_from_vi(vi a) { EACH(vcvtq_f32_s32(a.v[j])); }
+static inline vi vi_from_vf(vf a) { EACH_I(vcvtnq_s32_f32(a.v[j])); }
+static inline vi vi_set1(int32_t x) { EACH_I(vdupq_n_s32(x)); }
+static inline vf vf_exp2i(vi n) {
+    EACH(vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n.v[j], vdupq_n_s32(127)), 23)));
+}
+static inline void vi_store_i8(int8_t *p, vi a) {
+    const int16x8_t l = vcombine_s16(vmovn_s32(a.v[0]), vmovn_s32(a.v[1]));
+    const int16x8_t h = vcombine_s16(vmovn_s32(a.v[2]), vmovn_s32(a.v[3]));
+    vst1q_s8(p, vcombine_s8(vmovn_s16(l), vmovn_s16(h)));
+}
+
+static inline vb vb_load(const int8_t *p) {
+    vb o;
+    for (int j = 0; j < 4; j++) o.v[j] = vld1q_s8(p + 16 * j);
+    return o;
+}
+static inline vi vi_dot(vi c, vb w, int32_t a4) {
+    const int8x16_t a = vreinterpretq_s8_s32(vdupq_n_s32(a4));
+    EACH_I(vdotq_s32(c.v[j], w.v[j], a));
+}
+static inline vi vi_dot_start(int32_t bias) { (void)bias; return vi_set1(0); }
+
+#undef EACH
+#undef EACH_I

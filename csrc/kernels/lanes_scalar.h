@@ -1,0 +1,58 @@
+// 16 lanes as a plain array: the reference that every other instruction set equals bit for bit.
+#include <math.h>
+#include <string.h>
+
+#define FL_ISA scalar
+#define FL_TILE 4
+
+typedef struct { float v[16]; } vf;
+typedef struct { int32_t v[16]; } vi;
+typedef struct { const int8_t *p; } vb; // 64 bytes: 16 rows x 4 k
+
+#define EACH(expr) vf o; for (int j = 0; j < 16; j++) o.v[j] = (expr); return o
+#define EACH_I(expr) vi o; for (int j = 0; j < 16; j++) o.v[j] = (expr); return o
+
+static inline vf vf_set1(float x) { EACH(x); }
+static inline vf vf_load(const float *p) { EACH(p[j]); }
+static inline vf vf_load_f16(const uint16_t *p) { EACH(fl_f32_from_f16(p[j])); }
+static inline vf vf_load_bf16(const uint16_t *p) { EACH(fl_f32_from_bf16(p[j])); }
+static inline void vf_store(float *p, vf a) { memcpy(p, a.v, sizeof a.v); }
+static inline void vf_store_f16(uint16_t *p, vf a) { for (int j = 0; j < 16; j++) p[j] = fl_f16_from_f32(a.v[j]); }
+static inline vf vf_add(vf a, vf b) { EACH(a.v[j] + b.v[j]); }
+static inline vf vf_sub(vf a, vf b) { EACH(a.v[j] - b.v[j]); }
+static inline vf vf_mul(vf a, vf b) { EACH(a.v[j] * b.v[j]); }
+static inline vf vf_div(vf a, vf b) { EACH(a.v[j] / b.v[j]); }
+static inline vf vf_fma(vf a, vf b, vf c) { EACH(fmaf(a.v[j], b.v[j], c.v[j])); }
+static inline vf vf_abs(vf a) { EACH(fabsf(a.v[j])); }
+// a > b ? a : b, so that a NaN in a is dropped: the x86 rule, which NEON is made to follow.
+static inline vf vf_max(vf a, vf b) { EACH(a.v[j] > b.v[j] ? a.v[j] : b.v[j]); }
+static inline vf vf_min(vf a, vf b) { EACH(a.v[j] < b.v[j] ? a.v[j] : b.v[j]); }
+// a > b ? x : y
+static inline vf vf_select_gt(vf a, vf b, vf x, vf y) { EACH(a.v[j] > b.v[j] ? x.v[j] : y.v[j]); }
+static inline vf vf_from_vi(vi a) { EACH((float)a.v[j]); }
+// Round to nearest even. Callers keep |a| far below 2^31.
+static inline vi vi_from_vf(vf a) { EACH_I((int32_t)lrintf(a.v[j])); }
+static inline vi vi_set1(int32_t x) { EACH_I(x); }
+// 2^n as a float, n in -126..127.
+static inline vf vf_exp2i(vi n) {
+    vf o;
+    for (int j = 0; j < 16; j++) {
+        const int32_t bits = (n.v[j] + 127) * (1 << 23);
+        memcpy(&o.v[j], &bits, 4);
+    }
+    return o;
+}
+static inline void vi_store_i8(int8_t *p, vi a) { for (int j = 0; j < 16; j++) p[j] = (int8_t)a.v[j]; }
+
+static inline vb vb_load(const int8_t *p) { return (vb){p}; }
+// c[j] + sum of w[j][0..3] * a[0..3], a the four bytes of a4.
+static inline vi vi_dot(vi c, vb w, int32_t a4) {
+    int8_t a[4];
+    memcpy(a, &a4, 4);
+    EACH_I(c.v[j] + w.p[4 * j] * a[0] + w.p[4 * j + 1] * a[1] + w.p[4 * j + 2] * a[2] + w.p[4 * j + 3] * a[3]);
+}
+// What an accumulator of vi_dot starts with; see fl_q8_group.
+static inline vi vi_dot_start(int32_t bias) { (void)bias; return vi_set1(0); }
+
+#undef EACH
+#undef EACH_I

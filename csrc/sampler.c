@@ -1,0 +1,276 @@
+// From logits to a token. No full sort: candidates stand in a heap, and only those that are kept leave it.
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+
+typedef struct candidate {
+    float key; // the heap's order: largest first, lowest id among equals
+    int32_t id;
+} candidate;
+
+typedef struct bias {
+    int32_t token;
+    float value;
+} bias;
+
+struct fl_sampler {
+    fl_sampling p;
+    size_t vocab;
+    uint64_t state;
+    uint32_t *counts;  // (vocab,) how often a token was generated
+    uint8_t *seen;     // (vocab,) whether it was in prompt or text
+    int32_t *history;  // the tokens seen, each once
+    size_t n_history;
+    bias *biases;
+    size_t n_biases;
+    float *logits;     // (vocab rounded up to 16) after penalties
+    float *probs;      // the same size
+    float *sums;       // of runs of FL_SUM_RUN probabilities
+    candidate *heap;   // (vocab,)
+    candidate *kept;   // (vocab,) in the order they left the heap
+};
+
+fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t seed, fl_sampler **out) {
+    fl_sampler *s = calloc(1, sizeof *s);
+    if (!s) return FL_NO_MEMORY;
+    const size_t padded = fl_round_up(vocab_size, FL_LANES);
+    s->p = *params;
+    s->vocab = vocab_size;
+    s->state = seed ? seed : 0x9E3779B97F4A7C15u; // xorshift never leaves zero
+    s->counts = calloc(vocab_size, sizeof *s->counts);
+    s->seen = calloc(vocab_size, sizeof *s->seen);
+    s->history = calloc(vocab_size, sizeof *s->history);
+    s->logits = fl_alloc(padded * sizeof(float));
+    s->probs = fl_alloc(padded * sizeof(float));
+    s->sums = calloc(vocab_size / FL_SUM_RUN + 1, sizeof *s->sums);
+    s->heap = calloc(vocab_size, sizeof *s->heap);
+    s->kept = calloc(vocab_size, sizeof *s->kept);
+    if (!s->counts || !s->seen || !s->history || !s->logits || !s->probs || !s->sums || !s->heap || !s->kept) {
+        fl_sampler_free(s);
+        return FL_NO_MEMORY;
+    }
+    *out = s;
+    return FL_OK;
+}
+
+void fl_sampler_free(fl_sampler *s) {
+    if (!s) return;
+    free(s->counts);
+    free(s->seen);
+    free(s->history);
+    free(s->biases);
+    fl_free(s->logits);
+    fl_free(s->probs);
+    free(s->sums);
+    free(s->heap);
+    free(s->kept);
+    free(s);
+}
+
+fl_status fl_sampler_bias(fl_sampler *s, int32_t token, float value) {
+    if (token < 0 || (size_t)token >= s->vocab) return FL_BAD_TOKEN;
+    bias *more = realloc(s->biases, (s->n_biases + 1) * sizeof *more);
+    if (!more) return FL_NO_MEMORY;
+    s->biases = more;
+    s->biases[s->n_biases++] = (bias){token, value};
+    return FL_OK;
+}
+
+fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated) {
+    if (token < 0 || (size_t)token >= s->vocab) return FL_BAD_TOKEN;
+    if (!s->seen[token]) s->history[s->n_history++] = token;
+    s->seen[token] = 1;
+    if (generated) s->counts[token]++;
+    return FL_OK;
+}
+
+// ---- random numbers ------------------------------------------------------------------------------------------------
+
+// xorshift64* (Marsaglia, 2003; Vigna, 2016), as llama2.c draws: 24 bits in [0, 1).
+static float draw(fl_sampler *s) {
+    s->state ^= s->state >> 12;
+    s->state ^= s->state << 25;
+    s->state ^= s->state >> 27;
+    const uint32_t high = (uint32_t)((s->state * 0x2545F4914F6CDD1Du) >> 32);
+    return (float)(high >> 8) / 16777216.0f;
+}
+
+// ---- the heap ------------------------------------------------------------------------------------------------------
+
+static int before(candidate a, candidate b) { return a.key > b.key || (a.key == b.key && a.id < b.id); }
+
+static void sift_down(candidate *heap, size_t n, size_t i) {
+    const candidate moving = heap[i];
+    for (;;) {
+        size_t child = 2 * i + 1;
+        if (child >= n) break;
+        if (child + 1 < n && before(heap[child + 1], heap[child])) child++;
+        if (!before(heap[child], moving)) break;
+        heap[i] = heap[child];
+        i = child;
+    }
+    heap[i] = moving;
+}
+
+static void make_heap(candidate *heap, size_t n) {
+    for (size_t i = n / 2; i-- > 0;) sift_down(heap, n, i);
+}
+
+static candidate pop(candidate *heap, size_t *n) {
+    const candidate top = heap[0];
+    heap[0] = heap[--*n];
+    if (*n > 0) sift_down(heap, *n, 0);
+    return top;
+}
+
+// ---- filters -------------------------------------------------------------------------------------------------------
+
+static int is_fraction(float p) { return p > 0.0f && p < 1.0f; }
+
+// ln x for normal x > 0: x = m 2^e, m in [sqrt(1/2), sqrt(2)), ln m = 2 atanh((m - 1) / (m + 1)). Not libm's, which
+// differs from system to system.
+static double natural_log(double x) {
+    int e;
+    double m = frexp(x, &e);
+    if (m < 0.70710678118654752440) {
+        m *= 2;
+        e--;
+    }
+    const double s = (m - 1) / (m + 1), z = s * s;
+    double sum = 0;
+    for (int k = 23; k >= 1; k -= 2) sum = sum * z + 1.0 / k;
+    return 2 * s * sum + e * 0.69314718055994530942;
+}
+
+// Candidates in descending order of probability until top_k, top_p or min_p says enough. Returns how many are in
+// s->kept; *total is the sum of their probabilities. `all` is the sum over the vocabulary, the largest being 1.
+static size_t keep_likely(fl_sampler *s, double all, double *total) {
+    const size_t top_k = s->p.top_k && s->p.top_k < s->vocab ? s->p.top_k : s->vocab;
+    const int nucleus = is_fraction(s->p.top_p);
+    // Tokens under the nucleus' share of the rest cannot be in it: there are too few of them to fill it.
+    float least = s->p.min_p;
+    if (nucleus && top_k == s->vocab && s->vocab > 1) {
+        const float cutoff = (float)((1.0 - (double)s->p.top_p) / (double)(s->vocab - 1) * all);
+        least = cutoff > least ? cutoff : least;
+    }
+    if (least > 1.0f) least = 1.0f; // the best is always a candidate
+    size_t n = 0, kept = 0;
+    for (size_t i = 0; i < s->vocab; i++)
+        if (s->probs[i] >= least && s->probs[i] > 0) s->heap[n++] = (candidate){s->probs[i], (int32_t)i};
+    make_heap(s->heap, n);
+    double sum = 0, whole = all;
+    if (top_k < s->vocab) {
+        whole = 0;
+        while (n > 0 && kept < top_k) {
+            s->kept[kept] = pop(s->heap, &n);
+            whole += (double)s->kept[kept++].key;
+        }
+        if (!nucleus) {
+            *total = whole;
+            return kept;
+        }
+    }
+    // What is still in the heap follows what has left it: with top_k the kept ones only are walked.
+    size_t used = 0;
+    while (used < kept || (top_k == s->vocab && n > 0)) {
+        if (used == kept) s->kept[kept++] = pop(s->heap, &n);
+        sum += (double)s->kept[used++].key;
+        if (nucleus && sum > (double)s->p.top_p * whole) break;
+    }
+    *total = sum;
+    return used;
+}
+
+// Of the kept candidates, those whose surprise is nearest to the expected one, until they hold typical_p of the mass.
+static size_t keep_typical(fl_sampler *s, size_t count, double *total) {
+    const double log_total = natural_log(*total);
+    double entropy = 0;
+    for (size_t i = 0; i < count; i++) {
+        const double p = (double)s->kept[i].key;
+        entropy -= p / *total * (natural_log(p) - log_total);
+    }
+    for (size_t i = 0; i < count; i++) {
+        const double surprise = log_total - natural_log((double)s->kept[i].key);
+        s->heap[i] = (candidate){(float)-fabs(surprise - entropy), s->kept[i].id};
+    }
+    make_heap(s->heap, count);
+    size_t n = count, kept = 0;
+    double sum = 0;
+    while (n > 0 && sum < (double)s->p.typical_p * *total) {
+        const int32_t id = pop(s->heap, &n).id;
+        s->kept[kept] = (candidate){s->probs[id], id};
+        sum += (double)s->kept[kept++].key;
+    }
+    *total = sum;
+    return kept;
+}
+
+// ---- drawing -------------------------------------------------------------------------------------------------------
+
+// Logits after penalties and biases: the given ones where there are none.
+static const float *adjust(fl_sampler *s, const float *logits) {
+    const fl_sampling *p = &s->p;
+    const int penalized = p->repetition_penalty != 1.0f || p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f;
+    if (!penalized && s->n_biases == 0) return logits;
+    memcpy(s->logits, logits, s->vocab * sizeof(float));
+    for (size_t i = 0; penalized && i < s->n_history; i++) {
+        const int32_t id = s->history[i];
+        float *l = &s->logits[id];
+        *l = *l > 0 ? *l / p->repetition_penalty : *l * p->repetition_penalty;
+        if (s->counts[id]) *l -= p->presence_penalty + (float)s->counts[id] * p->frequency_penalty;
+    }
+    for (size_t i = 0; i < s->n_biases; i++) s->logits[s->biases[i].token] += s->biases[i].value;
+    return s->logits;
+}
+
+// Walks the whole vocabulary in order, run by run: no candidate list needed where nothing is filtered.
+static int32_t draw_any(const fl_sampler *s, double target) {
+    const size_t runs = (s->vocab + FL_SUM_RUN - 1) / FL_SUM_RUN;
+    size_t run = 0;
+    double sum = 0;
+    while (run + 1 < runs && sum + (double)s->sums[run] <= target) sum += (double)s->sums[run++];
+    for (size_t i = run * FL_SUM_RUN; i < s->vocab; i++) {
+        sum += (double)s->probs[i];
+        if (target < sum) return (int32_t)i;
+    }
+    // The runs were added up in another order than their parts: the target may lie a rounding beyond the end.
+    size_t last = s->vocab - 1;
+    while (s->probs[last] <= 0) last--;
+    return (int32_t)last;
+}
+
+fl_status fl_sampler_draw(fl_sampler *s, const fl_kernels *k, const float *logits, int32_t *token) {
+    const fl_sampling *p = &s->p;
+    const float *x = adjust(s, logits);
+    size_t best;
+    const float max = k->max(x, s->vocab, &best);
+    if (!isfinite(max)) return FL_BAD_VALUE;
+    if (p->temperature == 0.0f) {
+        *token = (int32_t)best;
+        return FL_OK;
+    }
+    k->softmax(s->probs, s->sums, x, s->vocab, p->temperature, max / p->temperature);
+    double total = 0;
+    for (size_t i = 0; i < (s->vocab + FL_SUM_RUN - 1) / FL_SUM_RUN; i++) total += (double)s->sums[i];
+    const float coin = draw(s);
+    const int typical = is_fraction(p->typical_p);
+    if (!typical && !is_fraction(p->top_p) && p->min_p <= 0.0f && (p->top_k == 0 || p->top_k >= s->vocab)) {
+        *token = draw_any(s, (double)coin * total);
+        return FL_OK;
+    }
+    size_t kept = keep_likely(s, total, &total);
+    if (typical) kept = keep_typical(s, kept, &total);
+    const double target = (double)coin * total;
+    double sum = 0;
+    *token = s->kept[kept - 1].id;
+    for (size_t i = 0; i < kept; i++) {
+        sum += (double)s->kept[i].key;
+        if (target < sum) {
+            *token = s->kept[i].id;
+            break;
+        }
+    }
+    return FL_OK;
+}

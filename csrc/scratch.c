@@ -1,0 +1,82 @@
+#include "scratch.h"
+
+#include <stdlib.h>
+
+fl_status fl_scratch_new(fl_scratch **out) {
+    *out = calloc(1, sizeof **out);
+    return *out ? FL_OK : FL_NO_MEMORY;
+}
+
+void fl_scratch_free(fl_scratch *s) {
+    if (!s) return;
+    fl_free(s->memory);
+    free(s);
+}
+
+// Hands out aligned parts of one allocation; with no base it only adds up their sizes.
+typedef struct carver {
+    char *base;
+    size_t used;
+} carver;
+
+static void *carve(carver *c, size_t count, size_t size) {
+    void *p = c->base ? c->base + c->used : NULL;
+    c->used += fl_round_up(count * size, FL_ALIGN);
+    return p;
+}
+
+static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
+
+static void lay_out(fl_scratch *s, const fl_config *c, carver *at) {
+    const size_t t = s->tokens, head = fl_round_up(c->head_dim, FL_LANES);
+    const size_t widest = largest(largest(s->dim, s->q_dim), s->hidden), groups = widest / FL_GROUP;
+    s->x = carve(at, t * s->dim, sizeof(float));
+    s->q = carve(at, t * s->q_dim, sizeof(float));
+    s->k = carve(at, t * s->kv_dim, sizeof(float));
+    s->v = carve(at, t * s->kv_dim, sizeof(float));
+    s->att = carve(at, t * s->q_dim, sizeof(float));
+    s->gate = carve(at, t * s->hidden, sizeof(float));
+    s->up = carve(at, t * s->hidden, sizeof(float));
+    s->norm = carve(at, t * s->dim, sizeof(float));
+    s->q8 = carve(at, t * groups, sizeof(fl_q8_group));
+    s->cos = carve(at, t * c->rotary_dim / 2, sizeof(float));
+    s->sin = carve(at, t * c->rotary_dim / 2, sizeof(float));
+    s->wanted = carve(at, t, sizeof(size_t));
+    s->lanes = carve(at, s->threads, sizeof(fl_lane_scratch));
+    for (size_t i = 0; i < s->threads; i++) {
+        const fl_lane_scratch l = {
+            .norm = carve(at, s->dim, sizeof(float)),
+            .q8 = carve(at, groups, sizeof(fl_q8_group)),
+            .q = carve(at, FL_ATTEND_ROWS * head, sizeof(float)),
+            .out = carve(at, FL_ATTEND_ROWS * head, sizeof(float)),
+            .scores = carve(at, FL_ATTEND_ROWS * FL_BLOCK, sizeof(float)),
+            .max = carve(at, FL_ATTEND_ROWS, sizeof(float)),
+            .sum = carve(at, FL_ATTEND_ROWS, sizeof(float)),
+            .limit = carve(at, FL_ATTEND_ROWS, sizeof(size_t)),
+            .half = carve(at, head, sizeof(uint16_t)),
+        };
+        if (at->base) s->lanes[i] = l;
+    }
+}
+
+fl_status fl_scratch_reserve(fl_scratch *s, const fl_model *m, size_t tokens, size_t threads) {
+    const fl_config *c = &m->config;
+    if (s->memory && tokens <= s->tokens && threads <= s->threads) return FL_OK;
+    fl_scratch next = {
+        .tokens = largest(tokens, s->tokens),
+        .threads = largest(threads, s->threads),
+        .dim = fl_round_up(c->dim, FL_GROUP),
+        .q_dim = fl_round_up(c->n_heads * c->head_dim, FL_GROUP),
+        .kv_dim = fl_round_up(c->n_kv_heads * c->head_dim, FL_GROUP),
+        .hidden = fl_round_up(c->hidden_dim, FL_GROUP),
+    };
+    carver sizes = {0};
+    lay_out(&next, c, &sizes);
+    next.memory = fl_alloc(sizes.used);
+    if (!next.memory) return FL_NO_MEMORY;
+    carver parts = {.base = next.memory};
+    lay_out(&next, c, &parts);
+    fl_free(s->memory);
+    *s = next;
+    return FL_OK;
+}

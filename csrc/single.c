@@ -1,0 +1,89 @@
+// Kernels on their own, for tests and benchmarks: what the forward does with a matrix, and with one head's cache.
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+#include "threads.h"
+
+typedef struct product {
+    const fl_kernels *k;
+    const fl_matrix *w;
+    fl_inputs in;
+    size_t tokens;
+    float *out;
+} product;
+
+static void multiply_share(void *arg, fl_team *team, size_t id) {
+    const product *p = arg;
+    size_t begin, end;
+    fl_share((p->w->d + FL_LANES - 1) / FL_LANES, team, id, &begin, &end);
+    if (begin < end)
+        p->k->matmul[p->w->type](p->w, begin, end, &p->in, p->tokens, p->out, fl_round_up(p->w->d, FL_LANES), 0);
+}
+
+fl_status fl_multiply(const fl_kernels *k, const fl_matrix *w, const float *x, size_t tokens, size_t threads,
+                      float *out) {
+    const size_t width = fl_round_up(w->n, FL_GROUP), groups = width / FL_GROUP;
+    float *padded = fl_alloc(tokens * width * sizeof(float));
+    fl_q8_group *q8 = fl_alloc(tokens * groups * sizeof(fl_q8_group));
+    if (padded && q8) {
+        for (size_t t = 0; t < tokens; t++) {
+            memcpy(padded + t * width, x + t * w->n, w->n * sizeof(float));
+            k->quantize(padded + t * width, width, q8 + t * groups);
+        }
+        product p = {k, w, {padded, width, q8, groups}, tokens, out};
+        fl_parallel(threads, multiply_share, &p);
+    }
+    const fl_status status = padded && q8 ? FL_OK : FL_NO_MEMORY;
+    fl_free(padded);
+    fl_free(q8);
+    return status;
+}
+
+// Keys and values of up to 64 positions as a KV block holds them.
+static void fill_block(const fl_kernels *k, fl_type type, size_t n, size_t head_dim, const float *keys,
+                       const float *values, char *block) {
+    const size_t stride = fl_round_up(head_dim, FL_LANES), at_values = FL_BLOCK * head_dim;
+    for (size_t pos = 0; pos < n; pos++) {
+        if (type == FL_F32) {
+            float *b = (float *)block;
+            for (size_t i = 0; i < head_dim; i++) b[i * FL_BLOCK + pos] = keys[pos * head_dim + i];
+            memcpy(b + at_values + pos * stride, values + pos * head_dim, head_dim * sizeof(float));
+        } else {
+            uint16_t *b = (uint16_t *)block;
+            for (size_t i = 0; i < head_dim; i++) k->to_f16(b + i * FL_BLOCK + pos, keys + pos * head_dim + i, 1);
+            k->to_f16(b + at_values + pos * stride, values + pos * head_dim, head_dim);
+        }
+    }
+}
+
+fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size_t n, size_t head_dim, const float *q,
+                         const float *keys, const float *values, const size_t *seen, float *out) {
+    const size_t stride = fl_round_up(head_dim, FL_LANES), size = kv_type == FL_F32 ? 4 : 2;
+    char *block = fl_alloc(FL_BLOCK * (head_dim + stride) * size);
+    float *work = fl_alloc(rows * (2 * stride + FL_BLOCK + 2) * sizeof(float));
+    size_t *limit = malloc(rows * sizeof *limit);
+    const fl_status status = block && work && limit ? FL_OK : FL_NO_MEMORY;
+    if (status == FL_OK) {
+        float *padded = work, *sums = padded + rows * stride, *scores = sums + rows * stride;
+        float *max = scores + rows * FL_BLOCK, *sum = max + rows;
+        for (size_t r = 0; r < rows; r++) {
+            memcpy(padded + r * stride, q + r * head_dim, head_dim * sizeof(float));
+            max[r] = -INFINITY;
+        }
+        for (size_t start = 0; start < n; start += FL_BLOCK) {
+            const size_t count = n - start < FL_BLOCK ? n - start : FL_BLOCK;
+            fill_block(k, kv_type, count, head_dim, keys + start * head_dim, values + start * head_dim, block);
+            for (size_t r = 0; r < rows; r++) limit[r] = seen[r] > start ? seen[r] - start : 0;
+            k->attend[kv_type](&(fl_attend){rows, head_dim, stride, padded, limit, block,
+                                            block + FL_BLOCK * head_dim * size, scores, max, sum, sums});
+        }
+        for (size_t r = 0; r < rows; r++)
+            for (size_t i = 0; i < head_dim; i++) out[r * head_dim + i] = sums[r * stride + i] / sum[r];
+    }
+    fl_free(block);
+    fl_free(work);
+    free(limit);
+    return status;
+}

@@ -1,0 +1,512 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: freethreading_compatible=False
+"""The C core as Python objects: weights, model, KV cache, sampler. Thin: lifetimes, locks and exceptions, no policy.
+
+The GIL is released in every call that computes. A Model, its Matrix objects and a KVCache may be shared between
+threads; a Sequence and a Sampler belong to one at a time.
+"""
+from cpython.buffer cimport PyBuffer_FillInfo
+from libc.stdint cimport uintptr_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy
+
+from libfastllm cimport *
+
+from fastllm.errors import CheckpointError, ContextError, OptionError
+
+LANES = FL_LANES
+GROUP = FL_GROUP
+BLOCK = FL_BLOCK
+ALIGN = FL_ALIGN
+
+TYPES = ("f32", "f16", "bf16", "q8", "q8_f32")
+
+
+cdef fl_type type_of(str name) except *:
+    if name not in TYPES:
+        raise OptionError(f"{name!r} is no weight type: choose one of {', '.join(TYPES)}")
+    return <fl_type><int>TYPES.index(name)
+
+
+cdef int check(fl_status status, str what) except -1:
+    """Turns a status into the exception it stands for; `what` says what was being done."""
+    if status == FL_OK:
+        return 0
+    if status == FL_NO_MEMORY:
+        raise MemoryError(f"{what}: out of memory")
+    if status == FL_BAD_TOKEN:
+        raise OptionError(f"{what}: a token id is outside the vocabulary")
+    if status == FL_BAD_POSITION:
+        raise ContextError(f"{what}: more tokens than the context holds")
+    if status == FL_NO_ISA:
+        raise OptionError(f"{what}: not an instruction set of this build and machine")
+    if status == FL_BAD_VALUE:
+        raise CheckpointError(f"{what}: a value is not finite, or too large for the type")
+    if status == FL_BAD_CONFIG:
+        raise CheckpointError(f"{what}: these dimensions cannot be a model's")
+    raise CheckpointError(f"{what}: a tensor is missing or has the wrong shape")
+
+
+# ---- the machine ----------------------------------------------------------------------------------------------------
+
+def isas():
+    """The instruction sets built in, worst first, each with whether this machine can run it."""
+    cdef size_t i = 0
+    cdef int supported = 0
+    cdef const char *name
+    found = []
+    while True:
+        name = fl_isa_built(i, &supported)
+        if name is NULL:
+            return found
+        found.append((name.decode(), bool(supported)))
+        i += 1
+
+
+cdef const fl_kernels *find_kernels(isa) except NULL:
+    cdef const fl_kernels *kernels = NULL
+    name = (isa or "").encode()
+    check(fl_kernels_find(name, &kernels), f"instruction set {isa!r}")
+    return kernels
+
+
+def best_isa():
+    """The name of the instruction set that is used unless another is asked for."""
+    return fl_kernels_name(find_kernels(None)).decode()
+
+
+def has_threads():
+    """Whether this build has OpenMP."""
+    return bool(fl_has_threads())
+
+
+def read_memory(const unsigned char[::1] data, size_t threads=1):
+    """Reads all of `data` with `threads` threads and returns a sum of it: for timing memory."""
+    cdef uint64_t total
+    with nogil:
+        total = fl_read(&data[0], <size_t>data.shape[0], threads)
+    return total
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+cdef class Buffer:
+    """`nbytes` of zeroed memory, aligned to 64 bytes, untouched until written. Supports the buffer protocol (bytes)."""
+    cdef char *data
+    cdef readonly size_t nbytes
+
+    def __cinit__(self, size_t nbytes):
+        self.data = <char *>fl_alloc(nbytes)
+        self.nbytes = nbytes
+        if self.data is NULL:
+            raise MemoryError(f"cannot allocate {nbytes:,} bytes")
+
+    def __dealloc__(self):
+        fl_free(self.data)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.data, <Py_ssize_t>self.nbytes, 0, flags)
+
+
+# ---- weights --------------------------------------------------------------------------------------------------------
+
+cdef class Matrix:
+    """Weights (d, n) in panels: see fl_type in csrc/fastllm.h. `data` is any buffer of panels, kept alive, not copied.
+
+    Raises CheckpointError when `data` has not the size the shape needs, or is not aligned to 64 bytes.
+    """
+    cdef fl_matrix c
+    cdef const unsigned char[::1] view
+
+    def __init__(self, str dtype, size_t d, size_t n, const unsigned char[::1] data):
+        cdef fl_type type = type_of(dtype)
+        cdef size_t need = fl_matrix_bytes(type, d, n)
+        if need == 0 or <size_t>data.shape[0] != need:
+            raise CheckpointError(f"a {dtype} matrix of {d} x {n} takes {need:,} bytes, not {data.shape[0]:,}")
+        if <uintptr_t>&data[0] % FL_ALIGN:
+            raise CheckpointError(f"a {dtype} matrix of {d} x {n} does not start on a multiple of {FL_ALIGN} bytes")
+        self.view = data
+        self.c = fl_matrix(&data[0], type, d, n)
+
+    @property
+    def dtype(self):
+        return TYPES[<int>self.c.type]
+
+    @property
+    def shape(self):
+        return (self.c.d, self.c.n)
+
+    @property
+    def nbytes(self):
+        return <size_t>self.view.shape[0]
+
+    @property
+    def data(self):
+        """The panels as a read-only memoryview of bytes."""
+        return memoryview(self.view.base if self.view.base is not None else self.view).cast("B")
+
+    def row(self, size_t r, float[::1] out):
+        """Writes row r as f32 to `out`, n floats."""
+        if r >= self.c.d or <size_t>out.shape[0] != self.c.n:
+            raise OptionError(f"no row {r} of {out.shape[0]} values in a matrix of {self.c.d} x {self.c.n}")
+        fl_matrix_row(&self.c, r, &out[0])
+
+    def multiply(self, const float[:, ::1] x, float[:, ::1] out, *, size_t threads=1, isa=None):
+        """out (t, d rounded up to 16) = x (t, n) times the matrix, transposed."""
+        cdef const fl_kernels *kernels = find_kernels(isa)
+        cdef size_t tokens = <size_t>x.shape[0]
+        cdef fl_status status
+        if tokens == 0 or <size_t>x.shape[1] != self.c.n or out.shape[0] != x.shape[0] \
+                or <size_t>out.shape[1] != fl_round_up(self.c.d, FL_LANES):
+            raise OptionError("multiply: x must be (t, n) and out (t, d rounded up to 16)")
+        with nogil:
+            status = fl_multiply(kernels, &self.c, &x[0, 0], tokens, threads, &out[0, 0])
+        check(status, "multiply")
+
+
+def matrix_bytes(str dtype, size_t d, size_t n):
+    """Bytes of a matrix (d, n) in panels."""
+    return fl_matrix_bytes(type_of(dtype), d, n)
+
+
+def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::1] data, *,
+         const unsigned char[::1] scales=None, size_t group=0, const int32_t[::1] rows=None, size_t threads=1,
+         str name="matrix"):
+    """Packs a row-major matrix (d, n) into a new Matrix of type `dtype`.
+
+    data: its bytes, as f32, f16, bf16, or ("q8_f32") int8 with f32 `scales`, one for each `group` consecutive elements.
+    rows: row r of the result is row rows[r] of the source. name: what to call the matrix in an error.
+    """
+    cdef fl_type type = type_of(dtype), source_type = type_of(source_dtype)
+    cdef size_t size = 4 if source_type == FL_F32 else 1 if source_type == FL_Q8_F32 else 2
+    cdef fl_source source = fl_source(NULL, source_type, NULL, group, d, n, NULL)
+    cdef fl_status status
+    if source_type == FL_Q8 or d == 0 or n == 0 or <size_t>data.shape[0] != d * n * size:
+        raise CheckpointError(f"{name} of {d} x {n} {source_dtype} values cannot be {data.shape[0]:,} bytes")
+    source.data = &data[0]
+    if source_type == FL_Q8_F32:
+        if group == 0 or scales is None or <size_t>scales.shape[0] < (d * n + group - 1) // group * 4:
+            raise CheckpointError(f"{name} has not a scale for each group of {group} values")
+        source.scales = &scales[0]
+    if rows is not None:
+        if <size_t>rows.shape[0] != d:
+            raise CheckpointError(f"{name} has {d} rows, not {rows.shape[0]}")
+        source.rows = &rows[0]
+    cdef Buffer panels = Buffer(fl_matrix_bytes(type, d, n))
+    with nogil:
+        status = fl_pack(type, panels.data, &source, threads)
+    check(status, f"{name} as {dtype}")
+    return Matrix(dtype, d, n, panels)
+
+
+cdef class Vector:
+    """n floats, aligned and zero-padded to a multiple of 16: norm weights, frequencies. Copies `data`, f32 bytes."""
+    cdef Buffer buffer
+    cdef readonly size_t n
+
+    def __init__(self, const unsigned char[::1] data):
+        if data.shape[0] == 0 or data.shape[0] % 4:
+            raise CheckpointError(f"{data.shape[0]} bytes are not a vector of f32")
+        self.n = <size_t>data.shape[0] // 4
+        self.buffer = Buffer(fl_round_up(self.n, FL_LANES) * 4)
+        memcpy(self.buffer.data, &data[0], self.n * 4)
+
+    @property
+    def shape(self):
+        return (self.n,)
+
+    @property
+    def nbytes(self):
+        return self.n * 4
+
+    @property
+    def data(self):
+        """The values as a memoryview of bytes, without the padding."""
+        return memoryview(self.buffer)[:self.n * 4]
+
+
+# ---- model ----------------------------------------------------------------------------------------------------------
+
+cdef class Scratch:
+    """Working memory of one forward at a time."""
+    cdef fl_scratch *c
+
+    def __cinit__(self):
+        check(fl_scratch_new(&self.c), "working memory")
+
+    def __dealloc__(self):
+        fl_scratch_free(self.c)
+
+
+cdef class Model:
+    """A config and its tensors, bound and checked; immutable.
+
+    config: any object with the fields of fl_config. tensors: name -> Matrix or Vector, by the canonical names; without
+    "head" the embedding serves. Raises CheckpointError when one is missing or has the wrong shape.
+    """
+    cdef fl_model c
+    cdef dict tensors
+    cdef list idle  # Scratch objects that no forward uses now
+
+    def __cinit__(self):
+        self.c.layers = NULL
+
+    def __init__(self, config, dict tensors, *, str kv_dtype="f16", isa=None):
+        cdef fl_config *c = &self.c.config
+        cdef fl_layer *layer
+        c.dim = config.dim
+        c.hidden_dim = config.hidden_dim
+        c.head_dim = config.head_dim
+        c.n_layers = config.n_layers
+        c.n_heads = config.n_heads
+        c.n_kv_heads = config.n_kv_heads
+        c.vocab_size = config.vocab_size
+        c.max_seq = config.max_seq
+        c.rotary_dim = config.rotary_dim
+        c.norm_eps = config.norm_eps
+        c.attn_scale = config.attn_scale
+        self.tensors = tensors
+        self.idle = []
+        self.c.kernels = find_kernels(isa)
+        self.c.kv_type = type_of(kv_dtype)
+        self.c.layers = <fl_layer *>calloc(c.n_layers, sizeof(fl_layer))
+        if self.c.layers is NULL:
+            raise MemoryError("cannot allocate the list of layers")
+        self.c.embed = self.matrix("embed")
+        self.c.head = self.matrix("head" if "head" in tensors else "embed")
+        self.c.final_norm = self.vector("final_norm", c.dim)
+        self.c.rope_freqs = self.vector("rope.freqs", c.rotary_dim // 2) if c.rotary_dim else NULL
+        for i in range(c.n_layers):
+            layer = &self.c.layers[i]
+            layer.attn_norm = self.vector(f"layers.{i}.attn_norm", c.dim)
+            layer.wq = self.matrix(f"layers.{i}.attn.wq")
+            layer.wk = self.matrix(f"layers.{i}.attn.wk")
+            layer.wv = self.matrix(f"layers.{i}.attn.wv")
+            layer.wo = self.matrix(f"layers.{i}.attn.wo")
+            layer.ffn_norm = self.vector(f"layers.{i}.ffn_norm", c.dim)
+            layer.w1 = self.matrix(f"layers.{i}.ffn.w1")
+            layer.w2 = self.matrix(f"layers.{i}.ffn.w2")
+            layer.w3 = self.matrix(f"layers.{i}.ffn.w3")
+        check(fl_model_check(&self.c), "model")
+
+    def __dealloc__(self):
+        free(self.c.layers)
+
+    cdef fl_matrix matrix(self, str name) except *:
+        tensor = self.tensors.get(name)
+        if not isinstance(tensor, Matrix):
+            raise CheckpointError(f"the model has no matrix {name}")
+        return (<Matrix>tensor).c
+
+    cdef const float *vector(self, str name, size_t n) except NULL:
+        tensor = self.tensors.get(name)
+        if not isinstance(tensor, Vector) or (<Vector>tensor).n != n:
+            raise CheckpointError(f"the model has no vector {name} of {n} values")
+        return <const float *>(<Vector>tensor).buffer.data
+
+    @property
+    def isa(self):
+        return fl_kernels_name(self.c.kernels).decode()
+
+    @property
+    def kv_dtype(self):
+        return TYPES[<int>self.c.kv_type]
+
+    @property
+    def logits_stride(self):
+        """Floats from one row of logits to the next: the vocabulary rounded up to 16."""
+        return fl_logits_stride(&self.c)
+
+    @property
+    def kv_block_bytes(self):
+        """Bytes that 64 positions of one sequence take in the KV cache."""
+        return fl_kv_block_bytes(&self.c)
+
+    def logits(self, size_t rows=1):
+        """A Buffer for `rows` rows of logits."""
+        return Buffer(rows * fl_logits_stride(&self.c) * sizeof(float))
+
+    def forward(self, list spans, Buffer logits=None, *, size_t threads=1):
+        """Appends tokens to sequences and computes logits.
+
+        spans: (sequence, tokens, n_logits) for each sequence, tokens any sequence of ids, logits for the last n_logits
+        of them. They are written to `logits` in order, rows of logits_stride floats. Raises OptionError for an id
+        outside the vocabulary and ContextError past the context; the sequences then stay as they were.
+        """
+        cdef size_t count = len(spans), total = 0, wanted = 0, at = 0, i
+        cdef fl_status status
+        cdef fl_span *c_spans = NULL
+        cdef int32_t *ids = NULL
+        cdef Sequence sequence
+        cdef Scratch scratch
+        for _, tokens, n_logits in spans:
+            total += len(tokens)
+            wanted += n_logits
+        if wanted and (logits is None or logits.nbytes < wanted * fl_logits_stride(&self.c) * sizeof(float)):
+            raise OptionError(f"forward: no room for {wanted} rows of logits")
+        taken = []
+        try:
+            c_spans = <fl_span *>calloc(count + 1, sizeof(fl_span))
+            ids = <int32_t *>malloc((total + 1) * sizeof(int32_t))
+            if c_spans is NULL or ids is NULL:
+                raise MemoryError("forward: out of memory")
+            for i, (item, tokens, n_logits) in enumerate(spans):
+                sequence = item
+                sequence.take()
+                taken.append(sequence)
+                sequence.reserve(sequence.length + <size_t>len(tokens), self.c.config.max_seq)
+                c_spans[i] = fl_span(ids + at, len(tokens), sequence.length, <void *const *>sequence.blocks,
+                                     sequence.n_blocks, n_logits)
+                for token in tokens:
+                    # Whatever does not fit int32 is no token either.
+                    ids[at] = token if 0 <= token < self.c.config.vocab_size else -1
+                    at += 1
+            scratch = self.idle.pop() if self.idle else Scratch()
+            with nogil:
+                status = fl_forward(&self.c, scratch.c, c_spans, count, threads,
+                                    <float *>logits.data if wanted else NULL)
+            self.idle.append(scratch)
+            check(status, "forward")
+            for i, item in enumerate(taken):
+                (<Sequence>item).length += c_spans[i].n
+        finally:
+            for item in taken:
+                (<Sequence>item).busy = False
+            free(c_spans)
+            free(ids)
+
+
+cdef class KVCache:
+    """The pool of KV blocks of a model: hands out sequences, and takes their blocks back when they are gone."""
+    cdef fl_pool *pool
+    cdef Model model
+
+    def __init__(self, Model model):
+        self.model = model
+        check(fl_pool_new(fl_kv_block_bytes(&model.c), &self.pool), "KV cache")
+
+    def __dealloc__(self):
+        fl_pool_free(self.pool)
+
+    def sequence(self):
+        """A new, empty Sequence."""
+        return Sequence(self)
+
+
+cdef class Sequence:
+    """The keys and values of one text so far. `length` tokens are in it."""
+    cdef KVCache cache
+    cdef void **blocks
+    cdef size_t n_blocks
+    cdef bint busy
+    cdef readonly size_t length
+
+    def __init__(self, KVCache cache):
+        self.cache = cache
+
+    def __dealloc__(self):
+        self.give_back(0)
+        free(self.blocks)
+
+    cdef int take(self) except -1:
+        if self.busy:
+            raise OptionError("a sequence is in use by another forward, or twice in this one")
+        self.busy = True
+        return 0
+
+    cdef int reserve(self, size_t length, size_t limit) except -1:
+        """Blocks for `length` positions, unless that is past the limit: the forward says so."""
+        cdef size_t need = (length + FL_BLOCK - 1) // FL_BLOCK
+        cdef void **more
+        if length > limit or need <= self.n_blocks:
+            return 0
+        more = <void **>realloc(self.blocks, need * sizeof(void *))
+        if more is NULL:
+            raise MemoryError("KV cache: out of memory")
+        self.blocks = more
+        while self.n_blocks < need:
+            check(fl_pool_take(self.cache.pool, &self.blocks[self.n_blocks]), "KV cache")
+            self.n_blocks += 1
+        return 0
+
+    cdef void give_back(self, size_t keep) noexcept:
+        while self.n_blocks > keep:
+            self.n_blocks -= 1
+            fl_pool_give(self.cache.pool, self.blocks[self.n_blocks])
+
+    def truncate(self, size_t length):
+        """Forgets all but the first `length` tokens."""
+        if self.busy or length > self.length:
+            raise OptionError(f"a sequence of {self.length} tokens cannot be cut to {length}")
+        self.length = length
+        self.give_back((length + FL_BLOCK - 1) // FL_BLOCK)
+
+
+# ---- sampling -------------------------------------------------------------------------------------------------------
+
+cdef class Sampler:
+    """Draws tokens; params is any object with the fields of fl_sampling. One text at a time."""
+    cdef fl_sampler *c
+    cdef const fl_kernels *kernels
+    cdef size_t vocab_size
+
+    def __init__(self, size_t vocab_size, params, *, uint64_t seed, bias=None, isa=None):
+        cdef fl_sampling p = fl_sampling(
+            params.temperature, params.top_k, params.top_p, params.min_p, params.typical_p,
+            params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
+        self.kernels = find_kernels(isa)
+        self.vocab_size = vocab_size
+        if vocab_size == 0:
+            raise OptionError("sampler: an empty vocabulary")
+        check(fl_sampler_new(vocab_size, &p, seed, &self.c), "sampler")
+        for token, value in (bias or {}).items():
+            if not 0 <= token < vocab_size:
+                raise OptionError(f"logit bias: no token {token} in a vocabulary of {vocab_size}")
+            check(fl_sampler_bias(self.c, token, value), "logit bias")
+
+    def __dealloc__(self):
+        fl_sampler_free(self.c)
+
+    def accept(self, token, *, bint generated):
+        """Tells of a token of the prompt, or of the text, for the penalties."""
+        if not 0 <= token < self.vocab_size:
+            raise OptionError(f"sampler: no token {token} in a vocabulary of {self.vocab_size}")
+        check(fl_sampler_accept(self.c, token, generated), "sampler")
+
+    def draw(self, Buffer logits, size_t row=0):
+        """The next token, from a row of what forward wrote."""
+        cdef size_t stride = fl_round_up(self.vocab_size, FL_LANES)
+        cdef int32_t token = 0
+        cdef fl_status status
+        if logits.nbytes < (row + 1) * stride * sizeof(float):
+            raise OptionError(f"sampler: no row {row} of logits")
+        cdef const float *x = <const float *>logits.data + row * stride
+        with nogil:
+            status = fl_sampler_draw(self.c, self.kernels, x, &token)
+        check(status, "logits")
+        return token
+
+
+# ---- kernels on their own -------------------------------------------------------------------------------------------
+
+def attend(const float[:, ::1] q, const float[:, ::1] keys, const float[:, ::1] values, seen, float[:, ::1] out, *,
+           str kv_dtype="f32", isa=None):
+    """Attention of one head: row r of q over the first seen[r] keys and values, unscaled; for tests and benchmarks."""
+    cdef const fl_kernels *kernels = find_kernels(isa)
+    cdef fl_type type = type_of(kv_dtype)
+    cdef size_t rows = <size_t>q.shape[0], n = <size_t>keys.shape[0], head_dim = <size_t>q.shape[1], r
+    cdef fl_status status
+    if type > FL_F16 or rows == 0 or n == 0 or head_dim == 0 or len(seen) != q.shape[0] or keys.shape[1] != q.shape[1] \
+            or values.shape[0] != keys.shape[0] or values.shape[1] != q.shape[1] or out.shape[0] != q.shape[0] \
+            or out.shape[1] != q.shape[1] or not all(1 <= s <= keys.shape[0] for s in seen):
+        raise OptionError("attend: the shapes do not fit each other")
+    cdef size_t *limits = <size_t *>malloc(rows * sizeof(size_t))
+    if limits is NULL:
+        raise MemoryError("attend: out of memory")
+    for r in range(rows):
+        limits[r] = seen[r]
+    with nogil:
+        status = fl_attend_rows(kernels, type, rows, n, head_dim, &q[0, 0], &keys[0, 0], &values[0, 0], limits,
+                                &out[0, 0])
+    free(limits)
+    check(status, "attend")

@@ -1,0 +1,140 @@
+# What csrc/fastllm.h declares, as Cython sees it.
+from libc.stdint cimport int8_t, int32_t, uint16_t, uint64_t
+
+cdef extern from "fastllm.h" nogil:
+    ctypedef enum fl_status:
+        FL_OK
+        FL_NO_MEMORY
+        FL_BAD_CONFIG
+        FL_BAD_TENSOR
+        FL_BAD_TOKEN
+        FL_BAD_POSITION
+        FL_BAD_VALUE
+        FL_NO_ISA
+
+    ctypedef enum fl_type:
+        FL_F32
+        FL_F16
+        FL_BF16
+        FL_Q8
+        FL_Q8_F32
+        FL_TYPES
+
+    enum:
+        FL_LANES
+        FL_GROUP
+        FL_BLOCK
+        FL_ALIGN
+
+    ctypedef struct fl_kernels:
+        pass
+
+    ctypedef struct fl_matrix:
+        const void *data
+        fl_type type
+        size_t d
+        size_t n
+
+    ctypedef struct fl_source:
+        const void *data
+        fl_type type
+        const void *scales
+        size_t group
+        size_t d
+        size_t n
+        const int32_t *rows
+
+    ctypedef struct fl_config:
+        size_t dim
+        size_t hidden_dim
+        size_t head_dim
+        size_t n_layers
+        size_t n_heads
+        size_t n_kv_heads
+        size_t vocab_size
+        size_t max_seq
+        size_t rotary_dim
+        float norm_eps
+        float attn_scale
+
+    ctypedef struct fl_layer:
+        const float *attn_norm
+        fl_matrix wq
+        fl_matrix wk
+        fl_matrix wv
+        fl_matrix wo
+        const float *ffn_norm
+        fl_matrix w1
+        fl_matrix w3
+        fl_matrix w2
+
+    ctypedef struct fl_model:
+        fl_config config
+        const fl_kernels *kernels
+        fl_type kv_type
+        fl_matrix embed
+        fl_matrix head
+        const float *final_norm
+        const float *rope_freqs
+        fl_layer *layers
+
+    ctypedef struct fl_span:
+        const int32_t *tokens
+        size_t n
+        size_t pos
+        void *const *blocks
+        size_t n_blocks
+        size_t n_logits
+
+    ctypedef struct fl_sampling:
+        float temperature
+        size_t top_k
+        float top_p
+        float min_p
+        float typical_p
+        float repetition_penalty
+        float presence_penalty
+        float frequency_penalty
+
+    ctypedef struct fl_pool:
+        pass
+    ctypedef struct fl_scratch:
+        pass
+    ctypedef struct fl_sampler:
+        pass
+
+    size_t fl_round_up(size_t n, size_t to)
+    size_t fl_matrix_bytes(fl_type type, size_t d, size_t n)
+    fl_status fl_pack(fl_type type, void *panels, const fl_source *source, size_t threads)
+    void fl_matrix_row(const fl_matrix *w, size_t r, float *out)
+
+    fl_status fl_kernels_find(const char *name, const fl_kernels **out)
+    const char *fl_kernels_name(const fl_kernels *k)
+    const char *fl_isa_built(size_t i, int *supported)
+    fl_status fl_multiply(const fl_kernels *k, const fl_matrix *w, const float *x, size_t tokens, size_t threads,
+                          float *out)
+    fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size_t n, size_t head_dim,
+                             const float *q, const float *keys, const float *values, const size_t *seen, float *out)
+
+    fl_status fl_model_check(const fl_model *m)
+    size_t fl_kv_block_bytes(const fl_model *m)
+    fl_status fl_pool_new(size_t block_bytes, fl_pool **out)
+    void fl_pool_free(fl_pool *pool)
+    fl_status fl_pool_take(fl_pool *pool, void **block)
+    void fl_pool_give(fl_pool *pool, void *block)
+    fl_status fl_scratch_new(fl_scratch **out)
+    void fl_scratch_free(fl_scratch *s)
+    size_t fl_logits_stride(const fl_model *m)
+    fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t threads,
+                         float *logits)
+
+    fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t seed, fl_sampler **out)
+    void fl_sampler_free(fl_sampler *s)
+    fl_status fl_sampler_bias(fl_sampler *s, int32_t token, float bias)
+    fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated)
+    fl_status fl_sampler_draw(fl_sampler *s, const fl_kernels *k, const float *logits, int32_t *token)
+
+    void *fl_alloc(size_t bytes)
+    void fl_free(void *p)
+    uint64_t fl_read(const void *p, size_t bytes, size_t threads)
+    int fl_has_threads()
