@@ -143,7 +143,7 @@ cdef class Matrix:
     @property
     def data(self):
         """The panels as a read-only memoryview of bytes."""
-        return memoryview(self.view.base if self.view.base is not None else self.view).cast("B")
+        return memoryview(self.view)
 
     def row(self, size_t r, float[::1] out):
         """Writes row r as f32 to `out`, n floats."""

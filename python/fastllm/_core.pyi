@@ -1,0 +1,110 @@
+"""The C core; see pyx/_core.pyx."""
+
+from array import array
+from collections.abc import Buffer as _AnyBuffer
+from collections.abc import Mapping, Sequence as _Tokens
+from typing import Any
+
+LANES: int
+GROUP: int
+BLOCK: int
+ALIGN: int
+TYPES: tuple[str, ...]
+
+def isas() -> list[tuple[str, bool]]: ...
+def best_isa() -> str: ...
+def has_threads() -> bool: ...
+def read_memory(data: _AnyBuffer, threads: int = 1) -> int: ...
+def matrix_bytes(dtype: str, d: int, n: int) -> int: ...
+
+class Buffer:
+    nbytes: int
+    def __init__(self, nbytes: int) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Matrix:
+    dtype: str
+    shape: tuple[int, int]
+    nbytes: int
+    data: memoryview
+    def __init__(self, dtype: str, d: int, n: int, data: _AnyBuffer) -> None: ...
+    def row(self, r: int, out: _AnyBuffer) -> None: ...
+    def multiply(
+        self, x: _AnyBuffer, out: _AnyBuffer, *, threads: int = 1, isa: str | None = None
+    ) -> None: ...
+
+def pack(
+    dtype: str,
+    d: int,
+    n: int,
+    source_dtype: str,
+    data: _AnyBuffer,
+    *,
+    scales: _AnyBuffer | None = None,
+    group: int = 0,
+    rows: array[int] | None = None,
+    threads: int = 1,
+    name: str = "matrix",
+) -> Matrix: ...
+
+class Vector:
+    n: int
+    shape: tuple[int]
+    nbytes: int
+    data: memoryview
+    def __init__(self, data: _AnyBuffer) -> None: ...
+
+class Model:
+    isa: str
+    kv_dtype: str
+    logits_stride: int
+    kv_block_bytes: int
+    def __init__(
+        self,
+        config: Any,
+        tensors: dict[str, Matrix | Vector],
+        *,
+        kv_dtype: str = "f16",
+        isa: str | None = None,
+    ) -> None: ...
+    def logits(self, rows: int = 1) -> Buffer: ...
+    def forward(
+        self,
+        spans: list[tuple[Sequence, _Tokens[int], int]],
+        logits: Buffer | None = None,
+        *,
+        threads: int = 1,
+    ) -> None: ...
+
+class KVCache:
+    def __init__(self, model: Model) -> None: ...
+    def sequence(self) -> Sequence: ...
+
+class Sequence:
+    length: int
+    def __init__(self, cache: KVCache) -> None: ...
+    def truncate(self, length: int) -> None: ...
+
+class Sampler:
+    def __init__(
+        self,
+        vocab_size: int,
+        params: Any,
+        *,
+        seed: int,
+        bias: Mapping[int, float] | None = None,
+        isa: str | None = None,
+    ) -> None: ...
+    def accept(self, token: int, *, generated: bool) -> None: ...
+    def draw(self, logits: Buffer, row: int = 0) -> int: ...
+
+def attend(
+    q: _AnyBuffer,
+    keys: _AnyBuffer,
+    values: _AnyBuffer,
+    seen: _Tokens[int],
+    out: _AnyBuffer,
+    *,
+    kv_dtype: str = "f32",
+    isa: str | None = None,
+) -> None: ...

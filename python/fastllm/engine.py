@@ -1,0 +1,131 @@
+"""The scheduler: sequences of tokens through the model, prompts in chunks, and what earlier texts left in the cache."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from time import perf_counter
+
+from fastllm import _core
+
+CHUNK = 256  # tokens of a prompt in one forward: enough to compute at full speed, few enough to stop soon on Ctrl-C
+_IDLE = 4  # finished texts kept for the next request that begins alike
+
+
+class Engine:
+    """A model with its KV cache; several texts may run at once, each in a thread of its own."""
+
+    def __init__(self, model: _core.Model, threads: int) -> None:
+        self.model, self.threads = model, threads
+        self._cache = _core.KVCache(model)
+        self._idle: list[tuple[list[int], _core.Sequence]] = []
+        self._lock = threading.Lock()
+
+    def take(self, tokens: Sequence[int]) -> _core.Sequence:
+        """A sequence that holds as long a beginning of `tokens` as any idle one, but not the last token.
+
+        The same tokens give the same keys and values to the bit, so nobody can tell that they were computed before.
+        """
+        with self._lock:
+            best, shared = -1, 0
+            for i, (held, _) in enumerate(self._idle):
+                common = _common(held, tokens)
+                if common > shared:
+                    best, shared = i, common
+            if best < 0:
+                return self._cache.sequence()
+            _, sequence = self._idle.pop(best)
+        sequence.truncate(min(shared, len(tokens) - 1))
+        return sequence
+
+    def give(self, tokens: Sequence[int], sequence: _core.Sequence) -> None:
+        """Hands back a sequence that holds the first of `tokens`."""
+        with self._lock:
+            self._idle.append((list(tokens[: sequence.length]), sequence))
+            del self._idle[:-_IDLE]
+
+    def prefill(self, sequence: _core.Sequence, tokens: Sequence[int]) -> _core.Buffer:
+        """Appends tokens, at least one, and returns the logits after the last."""
+        logits = self.model.logits()
+        for start in range(0, len(tokens), CHUNK):
+            part = tokens[start : start + CHUNK]
+            last = start + CHUNK >= len(tokens)
+            self.model.forward([(sequence, part, int(last))], logits, threads=self.threads)
+        return logits
+
+    def logits(self, tokens: Sequence[int]) -> Iterator[tuple[int, _core.Buffer]]:
+        """Logits after every token, chunk by chunk: how many rows, and the rows."""
+        sequence = self._cache.sequence()
+        for start in range(0, len(tokens), CHUNK):
+            part = tokens[start : start + CHUNK]
+            rows = self.model.logits(len(part))
+            self.model.forward([(sequence, part, len(part))], rows, threads=self.threads)
+            yield len(part), rows
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    count = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        count += 1
+    return count
+
+
+class Generation:
+    """One text being written: iterate over its new tokens.
+
+    prompt: the ids before; tokens: the new ones so far; finish_reason: "stop" at a stop token, "length" at max_tokens
+    or the end of the context, None before the end. prompt_seconds, decode_seconds: time in the model and sampler;
+    cached: prompt tokens that an earlier text had left in the cache.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: Sequence[int],
+        sampler: _core.Sampler,
+        *,
+        max_tokens: int,
+        stop: Sequence[int],
+    ) -> None:
+        self.prompt, self.tokens = list(prompt), list[int]()
+        self.finish_reason: str | None = None
+        self.prompt_seconds = self.decode_seconds = 0.0
+        self.cached = 0
+        self._engine, self._sampler, self._max, self._stop = engine, sampler, max_tokens, stop
+
+    def __iter__(self) -> Iterator[int]:
+        engine, sampler, model = self._engine, self._sampler, self._engine.model
+        if self._max == 0:
+            self.finish_reason = "length"
+            return
+        sequence = engine.take(self.prompt)
+        self.cached = sequence.length
+        try:
+            start = perf_counter()
+            logits = engine.prefill(sequence, self.prompt[sequence.length :])
+            for token in self.prompt:
+                sampler.accept(token, generated=False)
+            now = perf_counter()
+            self.prompt_seconds = now - start
+            while True:
+                start = now
+                if self.tokens:
+                    model.forward([(sequence, self.tokens[-1:], 1)], logits, threads=engine.threads)
+                token = sampler.draw(logits)
+                now = perf_counter()
+                self.decode_seconds += now - start
+                if token in self._stop:
+                    self.finish_reason = "stop"
+                    return
+                sampler.accept(token, generated=True)
+                self.tokens.append(token)
+                if len(self.tokens) == self._max:
+                    self.finish_reason = "length"
+                yield token
+                if self.finish_reason:
+                    return
+                now = perf_counter()
+        finally:
+            engine.give(self.prompt + self.tokens, sequence)

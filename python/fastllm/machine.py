@@ -1,0 +1,102 @@
+"""What this machine gives: threads, and how fast its memory reads."""
+
+from __future__ import annotations
+
+import os
+import time
+from math import inf
+from pathlib import Path
+
+from fastllm import _core
+from fastllm.errors import OptionError
+
+MOST_THREADS = 1024
+
+
+def thread_count() -> tuple[int, str]:
+    """How many threads to run, and why: physical cores, but no more than this process may use.
+
+    More threads than the affinity mask or the cgroup's quota allow would wait for each other at every barrier.
+    """
+    if not _core.has_threads():
+        return 1, "built without OpenMP"
+    bounds = {
+        _physical_cores(_allowed_cpus()): "physical cores this process may use",
+        max(1, int(_cgroup_quota())) if _cgroup_quota() < inf else MOST_THREADS: "the cgroup's CPU quota",
+    }
+    count = min(bounds)
+    return count, bounds[count]
+
+
+def check_threads(threads: int | None) -> int:
+    """A thread count that was asked for, or the default. Raises OptionError when it is impossible."""
+    if threads is None:
+        return thread_count()[0]
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+        raise OptionError(f"threads must be between 1 and {MOST_THREADS}, not {threads!r}")
+    return threads
+
+
+def _allowed_cpus() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _physical_cores(cpus: set[int]) -> int:
+    """Of hardware threads that share a core, one counts. Without Linux's topology every CPU does."""
+    cores = set()
+    for cpu in cpus:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text().strip())
+        except OSError:
+            cores.add(str(cpu))
+    return max(1, len(cores))
+
+
+def _cgroup_quota() -> float:
+    """CPUs' worth of time that the cgroup, or one above it, grants; infinity where nothing limits it."""
+    quota = inf
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return quota
+    for line in lines:
+        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if controllers == "":
+            base = Path("/sys/fs/cgroup")
+        elif "cpu" in controllers.split(","):
+            base = Path("/sys/fs/cgroup/cpu")
+        else:
+            continue
+        group = base / path.lstrip("/")
+        for folder in (group, *group.parents):
+            quota = min(quota, _quota_of(folder))
+            if folder == base:
+                break
+    return quota
+
+
+def _quota_of(folder: Path) -> float:
+    try:
+        if (folder / "cpu.max").exists():
+            granted, period = (folder / "cpu.max").read_text().split()
+        else:
+            granted = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text().strip()
+        return int(granted) / int(period) if granted not in ("max", "-1") else inf
+    except (OSError, ValueError):
+        return inf
+
+
+def read_bandwidth(threads: int, *, nbytes: int = 64 << 20, repeats: int = 3) -> float:
+    """GB/s at which `threads` threads read memory: the best of a few passes over `nbytes`, far more than a cache."""
+    data = _core.Buffer(nbytes)
+    memoryview(data)[:: 4096] = bytes([1]) * len(range(0, nbytes, 4096))  # pages of their own, not the zero page
+    best = inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        _core.read_memory(data, threads)
+        best = min(best, time.perf_counter() - start)
+    return nbytes / best / 1e9
