@@ -38,8 +38,6 @@ cdef int check(fl_status status, str what) except -1:
         raise OptionError(f"{what}: a token id is outside the vocabulary")
     if status == FL_BAD_POSITION:
         raise ContextError(f"{what}: more tokens than the context holds")
-    if status == FL_NO_ISA:
-        raise OptionError(f"{what}: not an instruction set of this build and machine")
     if status == FL_BAD_VALUE:
         raise CheckpointError(f"{what}: a value is not finite, or too large for the type")
     if status == FL_BAD_CONFIG:
@@ -66,13 +64,15 @@ def isas():
 cdef const fl_kernels *find_kernels(isa) except NULL:
     cdef const fl_kernels *kernels = NULL
     name = (isa or "").encode()
-    check(fl_kernels_find(name, &kernels), f"instruction set {isa!r}")
+    if fl_kernels_find(name, &kernels) != FL_OK:
+        can = ", ".join(name for name, supported in isas() if supported)
+        raise OptionError(f"{isa!r} is no instruction set of this build and machine: choose one of {can}")
     return kernels
 
 
-def best_isa():
-    """The name of the instruction set that is used unless another is asked for."""
-    return fl_kernels_name(find_kernels(None)).decode()
+def best_isa(isa=None):
+    """The name of the instruction set that is used: the best, unless one is asked for. Raises OptionError."""
+    return fl_kernels_name(find_kernels(isa)).decode()
 
 
 def has_threads():
@@ -170,9 +170,9 @@ def matrix_bytes(str dtype, size_t d, size_t n):
 
 
 def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::1] data, *,
-         const unsigned char[::1] scales=None, size_t group=0, const int32_t[::1] rows=None, size_t threads=1,
-         str name="matrix"):
-    """Packs a row-major matrix (d, n) into a new Matrix of type `dtype`.
+         const unsigned char[::1] scales=None, size_t group=0, const int32_t[::1] rows=None,
+         unsigned char[::1] out=None, size_t threads=1, str name="matrix"):
+    """Packs a row-major matrix (d, n) into a Matrix of type `dtype`, in `out` (matrix_bytes long) or memory of its own.
 
     data: its bytes, as f32, f16, bf16, or ("q8_f32") int8 with f32 `scales`, one for each `group` consecutive elements.
     rows: row r of the result is row rows[r] of the source. name: what to call the matrix in an error.
@@ -192,11 +192,13 @@ def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::
         if <size_t>rows.shape[0] != d:
             raise CheckpointError(f"{name} has {d} rows, not {rows.shape[0]}")
         source.rows = &rows[0]
-    cdef Buffer panels = Buffer(fl_matrix_bytes(type, d, n))
+    if out is None:
+        out = Buffer(fl_matrix_bytes(type, d, n))
+    matrix = Matrix(dtype, d, n, out)
     with nogil:
-        status = fl_pack(type, panels.data, &source, threads)
+        status = fl_pack(type, &out[0], &source, threads)
     check(status, f"{name} as {dtype}")
-    return Matrix(dtype, d, n, panels)
+    return matrix
 
 
 cdef class Vector:

@@ -60,17 +60,20 @@ class Config:
             raise CheckpointError(f"attn_scale {self.attn_scale} is not a finite number")
 
     def matrices(self) -> Iterator[tuple[str, tuple[int, int]]]:
-        """The canonical names and shapes (rows, columns) of all matrices; a tied head is the embedding."""
+        """The canonical names and shapes (rows, columns) of all matrices, in the order a token reads them.
+
+        The embedding comes late, since it is the head where there is no other.
+        """
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        yield "embed", (self.vocab_size, self.dim)
         for i in range(self.n_layers):
             yield f"layers.{i}.attn.wq", (q, self.dim)
             yield f"layers.{i}.attn.wk", (kv, self.dim)
             yield f"layers.{i}.attn.wv", (kv, self.dim)
             yield f"layers.{i}.attn.wo", (self.dim, q)
             yield f"layers.{i}.ffn.w1", (self.hidden_dim, self.dim)
-            yield f"layers.{i}.ffn.w2", (self.dim, self.hidden_dim)
             yield f"layers.{i}.ffn.w3", (self.hidden_dim, self.dim)
+            yield f"layers.{i}.ffn.w2", (self.dim, self.hidden_dim)
+        yield "embed", (self.vocab_size, self.dim)
         yield "head", (self.vocab_size, self.dim)
 
     def vectors(self) -> Iterator[tuple[str, int]]:

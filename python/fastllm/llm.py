@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal, overload
 from fastllm import _core, store
 from fastllm.engine import Engine, Generation
 from fastllm.errors import CheckpointError, ContextError, OptionError, TokenizerError
-from fastllm.families import Recipe, Weight, recipe
-from fastllm.formats import map_file, open_checkpoint
+from fastllm.families import Recipe, recipe
+from fastllm.formats import Tensor, map_file, open_checkpoint
 from fastllm.machine import check_threads
 from fastllm.sampling import Sampling
 from fastllm.tokenizer import Tokenizer, decode, find, from_blob, read
@@ -65,11 +65,30 @@ def load(
 
 
 def assemble(plan: Recipe, *, dtype: str | None, threads: int) -> store.Stored:
-    """Packs a recipe's weights, tensor by tensor."""
+    """Packs a recipe's weights, tensor by tensor, into one stretch of memory in the order a token reads them."""
     tensors: dict[str, _core.Matrix | _core.Vector] = {}
-    for name, (d, n) in plan.config.matrices():
-        if name in plan.matrices:
-            tensors[name] = _pack(name, plan.matrices[name], d, n, dtype, threads)
+    shapes = {name: shape for name, shape in plan.config.matrices() if name in plan.matrices}
+    dtypes = {name: dtype or _kept_dtype(plan.matrices[name].tensor) for name in shapes}
+    sizes = {name: _core.matrix_bytes(dtypes[name], *shape) for name, shape in shapes.items()}
+    memory, at = memoryview(_core.Buffer(sum(sizes.values()))), 0
+    for name, (d, n) in shapes.items():
+        tensor, rows = plan.matrices[name].tensor, plan.matrices[name].rows
+        if tensor.shape != (d, n):
+            raise CheckpointError(f"{name} has the shape {tensor.shape}, the config needs {(d, n)}")
+        tensors[name] = _core.pack(
+            dtypes[name],
+            d,
+            n,
+            tensor.dtype,
+            tensor.data,
+            scales=tensor.scales,
+            group=tensor.group,
+            rows=rows,
+            out=memory[at : at + sizes[name]],
+            threads=threads,
+            name=name,
+        )
+        at += sizes[name]
     for name, values in plan.vectors.items():
         tensors[name] = _core.Vector(values)
     return store.Stored(
@@ -82,30 +101,15 @@ def assemble(plan: Recipe, *, dtype: str | None, threads: int) -> store.Stored:
     )
 
 
-def _pack(
-    name: str, weight: Weight, d: int, n: int, dtype: str | None, threads: int
-) -> _core.Matrix:
-    tensor = weight.tensor
-    if tensor.shape != (d, n):
-        raise CheckpointError(f"{name} has the shape {tensor.shape}, the config needs {(d, n)}")
-    if dtype is None:
-        dtype = tensor.dtype
-        # int8 with float scales stays as it is where its groups are whole groups of ours; else f32 holds the same
-        # weights.
-        if dtype == "q8_f32" and (tensor.group % _core.GROUP or n % tensor.group):
-            dtype = "f32"
-    return _core.pack(
-        dtype,
-        d,
-        n,
-        tensor.dtype,
-        tensor.data,
-        scales=tensor.scales,
-        group=tensor.group,
-        rows=weight.rows,
-        threads=threads,
-        name=name,
-    )
+def _kept_dtype(tensor: Tensor) -> str:
+    """The type that holds a tensor's values exactly.
+
+    int8 with float scales stays as it is where its groups are whole groups of ours; otherwise f32 holds the same
+    weights.
+    """
+    if tensor.dtype == "q8_f32" and (tensor.group % _core.GROUP or tensor.shape[-1] % tensor.group):
+        return "f32"
+    return tensor.dtype
 
 
 def _check_stored_dtype(path: Path, stored: store.Stored, dtype: str | None) -> None:

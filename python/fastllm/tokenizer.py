@@ -67,6 +67,9 @@ class PieceTokenizer:
         self._processor: Any = None
 
     def encode(self, text: str, *, bos: int | None) -> list[int]:
+        start = [] if bos is None else [bos]
+        if not text:
+            return start
         if self._processor is None:
             import sentencepiece
 
@@ -79,7 +82,6 @@ class PieceTokenizer:
                     f"sentencepiece refuses the tokenizer: {' '.join(reason)}"
                 ) from None
             self._processor = processor
-        start = [] if bos is None else [bos]
         # Lone surrogates are bytes that were not UTF-8 to begin with.
         return start + list(self._processor.EncodeAsIds(text.encode("utf-8", "replace").decode()))
 

@@ -1,0 +1,323 @@
+"""The command line: run, chat, info, inspect.
+
+Generated text goes to stdout, everything else to stderr. Exit codes: 0; 2 for a wrong option, file or model, with one
+sentence that names the cause; 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from fastllm import __version__
+from fastllm.errors import FastLLMError, OptionError
+
+if TYPE_CHECKING:
+    from fastllm.engine import Generation
+    from fastllm.llm import LLM
+    from fastllm.sampling import Sampling
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence, as for every other mistake."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.command(args)
+        sys.stdout.flush()
+    except FastLLMError as error:
+        print(f"fastllm: {error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"fastllm: not enough memory: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="fastllm", description="Run language models on the computer you have.")
+    parser.add_argument("--version", action="version", version=f"fastllm {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="write text", description="Write text from a model.")
+    run.set_defaults(command=_run)
+    run.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a checkpoint; without one, a little built-in storyteller"
+    )
+    run.add_argument("-i", "--prompt", default="", metavar="TEXT", help="text to continue")
+    length = run.add_mutually_exclusive_group()
+    length.add_argument(
+        "-n",
+        "--steps",
+        type=int,
+        metavar="N",
+        help="stop after N tokens in all, the prompt's included; 0: at the end of the context (default 256)",
+    )
+    length.add_argument("--max-tokens", type=int, metavar="N", help="write at most N new tokens")
+    _model_options(run)
+    _sampling_options(run)
+    run.add_argument("--json", action="store_true", help="print one JSON object at the end instead of text")
+
+    chat = commands.add_parser(
+        "chat",
+        help="talk to a model",
+        description="Talk to a model in Llama 2's chat format: a line is a turn, end with Ctrl-D.",
+    )
+    chat.set_defaults(command=_chat)
+    chat.add_argument("model", metavar="MODEL", help="a checkpoint of a chat model")
+    chat.add_argument("-y", "--system", metavar="TEXT", help="a system prompt")
+    _model_options(chat)
+    _sampling_options(chat)
+
+    info = commands.add_parser(
+        "info",
+        help="what this machine and build can do",
+        description="Instruction sets built, found and chosen; threads and why.",
+    )
+    info.set_defaults(command=_info)
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="what a model file holds",
+        description="Config, tensors, types and sizes of a model file.",
+    )
+    inspect.set_defaults(command=_inspect)
+    inspect.add_argument("file", metavar="FILE")
+    return parser
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-z", "--tokenizer", metavar="FILE", help="default: beside the model, or in this folder")
+    parser.add_argument("--dtype", metavar="TYPE", help="convert weights to f32, f16, bf16 or q8 (default: as in the file)")
+    parser.add_argument("--context", type=int, metavar="N", help="positions a text may have (default: the model's)")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: see fastllm info")
+
+
+def _sampling_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-t", "--temperature", type=float, default=1.0, metavar="X", help="0 is greedy (default 1.0)")
+    parser.add_argument(
+        "-p", "--top-p", type=float, default=0.9, metavar="X", help="nucleus of probability X; 1 is all (default 0.9)"
+    )
+    parser.add_argument("--top-k", type=int, default=0, metavar="N", help="of the N likeliest; 0 is all (default)")
+    parser.add_argument("--min-p", type=float, default=0.0, metavar="X", help="at least X times the best's probability")
+    parser.add_argument("-s", "--seed", type=int, metavar="N", help="the same seed gives the same text")
+
+
+def _load(args: argparse.Namespace) -> LLM:
+    from fastllm.llm import load
+
+    path = args.model if args.model is not None else Path(__file__).parent / "demo" / "stories.safetensors"
+    return load(
+        path, dtype=args.dtype, threads=args.threads, context=args.context, tokenizer=args.tokenizer
+    )
+
+
+def _sampling(args: argparse.Namespace) -> Sampling:
+    from fastllm.sampling import Sampling
+
+    return Sampling(
+        temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, min_p=args.min_p
+    )
+
+
+def _seed(args: argparse.Namespace) -> int:
+    """The seed asked for, or a new one small enough to type again."""
+    return int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed
+
+
+# ---- run ---------------------------------------------------------------------------------------------------------------
+
+
+def _run(args: argparse.Namespace) -> int:
+    from fastllm.llm import TextStream
+    from fastllm.tokenizer import decode
+
+    sampling, seed = _sampling(args), _seed(args)
+    llm = _load(args)
+    tokens = llm.tokenize(args.prompt)
+    max_tokens = args.max_tokens
+    if max_tokens is None:
+        steps = 256 if args.steps is None else args.steps
+        if steps < 0:
+            raise OptionError(f"-n must be 0 or more, not {steps}")
+        if steps > 0:
+            # As llama2.c counts: each step takes one token and shows the next.
+            tokens = tokens[: steps + 1]
+            max_tokens = steps + 1 - len(tokens)
+    generation = llm.start(tokens, sampling, max_tokens=max_tokens, seed=seed)
+    prompt = decode(llm.tokenizer, tokens, bos=llm.bos)
+    pieces = TextStream(generation, llm.tokenizer, (), llm.bos)
+    text, interrupted = [], False
+    try:
+        if not args.json:
+            _write(prompt)
+        for piece in pieces:
+            text.append(piece)
+            if not args.json:
+                _write(piece)
+    except KeyboardInterrupt:
+        interrupted = True
+    speed = _speed(llm, generation)
+    if args.json:
+        import json
+
+        reason = "interrupted" if interrupted else pieces.finish_reason
+        about: dict[str, object] = {"prompt": prompt, "text": "".join(text)}
+        about |= {"tokens": generation.tokens, "finish_reason": reason, "seed": seed}
+        print(json.dumps(about | speed, ensure_ascii=False))
+    else:
+        _write("\n")
+        print(_speed_line(speed, seed), file=sys.stderr)
+    return 130 if interrupted else 0
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _speed(llm: LLM, generation: Generation) -> dict[str, float | int | str | None]:
+    """What the run measured; None where too little ran to measure."""
+    from fastllm.machine import read_bandwidth
+
+    def rate(count: int, seconds: float) -> float | None:
+        return count / seconds if count > 0 and seconds > 0 else None
+
+    prompt = len(generation.prompt) - generation.cached
+    # The first new token comes with the prompt.
+    decode_tps = rate(len(generation.tokens) - 1, generation.decode_seconds)
+    read_gbps = read_bandwidth(llm.threads)
+    weight_gbps = decode_tps * llm.bytes_per_token / 1e9 if decode_tps else None
+    return {
+        "prompt_tokens": len(generation.prompt),
+        "generated_tokens": len(generation.tokens),
+        "prompt_tps": rate(prompt, generation.prompt_seconds),
+        "decode_tps": decode_tps,
+        "weight_gbps": weight_gbps,
+        "read_gbps": read_gbps,
+        "isa": llm.isa,
+        "threads": llm.threads,
+        "dtype": "+".join(llm.dtypes),
+    }
+
+
+def _speed_line(speed: dict[str, float | int | str | None], seed: int) -> str:
+    parts = []
+    for name in ("prompt", "generated"):
+        tps = speed["prompt_tps" if name == "prompt" else "decode_tps"]
+        rate = f", {tps:,.0f} tokens/s" if isinstance(tps, float) else ""
+        parts.append(f"{name} {speed[f'{name}_tokens']} tokens{rate}")
+    used, read = speed["weight_gbps"], speed["read_gbps"]
+    if isinstance(used, float) and isinstance(read, float):
+        parts.append(f"weights {used:.1f} GB/s, {used / read:.0%} of memory's {read:.1f}")
+    threads = speed["threads"]
+    parts.append(f"{speed['isa']}, {threads} thread{'s' if threads != 1 else ''}, {speed['dtype']}")
+    parts.append(f"seed {seed}")
+    return f"[{'; '.join(parts)}]"
+
+
+# ---- chat --------------------------------------------------------------------------------------------------------------
+
+
+def _chat(args: argparse.Namespace) -> int:
+    from fastllm.chat import Llama2Chat
+    from fastllm.llm import TextStream
+
+    sampling, seed = _sampling(args), _seed(args)
+    llm = _load(args)
+    conversation = Llama2Chat(llm, args.system)
+    asking = sys.stdin.isatty()
+    if asking:
+        print("A line is a turn; Ctrl-D ends.", file=sys.stderr)
+    while True:
+        if asking:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return 0
+        if not line.strip():
+            continue
+        tokens = conversation.say(line.rstrip("\n"))
+        generation = llm.start(tokens, sampling, max_tokens=None, seed=seed, stop=llm.chat_stop)
+        try:
+            for piece in TextStream(generation, llm.tokenizer, (), llm.bos):
+                _write(piece)
+        except KeyboardInterrupt:  # ends this reply, not the conversation
+            if not asking:
+                raise
+        _write("\n")
+        conversation.reply(generation.tokens)
+
+
+# ---- info, inspect -----------------------------------------------------------------------------------------------------
+
+
+def _info(_: argparse.Namespace) -> int:
+    import platform
+
+    from fastllm import _core
+    from fastllm.machine import thread_count
+
+    forced = os.environ.get("FASTLLM_ISA")
+    built = _core.isas()
+    chosen = _core.best_isa(forced)
+    count, why = thread_count()
+    print(f"fastllm {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    print(f"built:   {', '.join(name for name, _ in built)}")
+    print(f"found:   {', '.join(name for name, supported in built if supported)}")
+    print(f"chosen:  {chosen} ({'FASTLLM_ISA' if forced else 'the best found'})")
+    print(f"threads: {count} ({why}){'' if _core.has_threads() else ', built without OpenMP'}")
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from fastllm import store
+    from fastllm.formats import map_file, open_checkpoint
+
+    path = Path(args.file)
+    data = map_file(path)
+    rows: list[tuple[str, str, tuple[int, ...], int]]
+    if store.is_store(data):
+        stored = store.load(path, data)
+        name, header = "fastllm", stored.config.to_json()
+        rows = [(k, getattr(t, "dtype", "f32"), t.shape, t.nbytes) for k, t in stored.tensors.items()]
+        if stored.tokenizer:
+            header["tokenizer"] = f"{stored.tokenizer[0]}, {len(stored.tokenizer[1]):,} bytes"
+    else:
+        checkpoint = open_checkpoint(path, data)
+        name, header = checkpoint.format, dict(checkpoint.header)
+        rows = [(k, t.dtype, t.shape, t.nbytes) for k, t in checkpoint.tensors.items()]
+    print(f"{path}: {name}, {len(data):,} bytes")
+    for key, value in header.items():
+        print(f"  {key:14} {value}")
+    width = max(len(key) for key, *_ in rows)
+    for key, dtype, shape, nbytes in rows:
+        print(f"  {key:{width}}  {dtype:6}  {' x '.join(map(str, shape)):>16}  {nbytes:>14,} bytes")
+    parameters = sum(_product(shape) for _, _, shape, _ in rows)
+    print(f"{len(rows)} tensors, {parameters:,} parameters, {sum(r[3] for r in rows):,} bytes")
+    return 0
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    out = 1
+    for n in shape:
+        out *= n
+    return out
