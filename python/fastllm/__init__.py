@@ -1,9 +1,9 @@
 """fastllm: language models on the computer you have.
 
-    import fastllm
+import fastllm
 
-    llm = fastllm.load("stories15M.bin")
-    print(llm.generate("Once upon a time", max_tokens=100, temperature=0))
+llm = fastllm.load("stories15M.bin")
+print(llm.generate("Once upon a time", max_tokens=100, temperature=0))
 """
 
 from typing import TYPE_CHECKING

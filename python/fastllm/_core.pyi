@@ -1,9 +1,11 @@
 """The C core; see pyx/_core.pyx."""
 
 from array import array
-from collections.abc import Buffer as _AnyBuffer
-from collections.abc import Mapping, Sequence as _Tokens
+from collections.abc import Mapping
+from collections.abc import Sequence as _Tokens
 from typing import Any
+
+from typing_extensions import Buffer as _AnyBuffer
 
 LANES: int
 GROUP: int
@@ -29,9 +31,7 @@ class Matrix:
     data: memoryview
     def __init__(self, dtype: str, d: int, n: int, data: _AnyBuffer) -> None: ...
     def row(self, r: int, out: _AnyBuffer) -> None: ...
-    def multiply(
-        self, x: _AnyBuffer, out: _AnyBuffer, *, threads: int = 1, isa: str | None = None
-    ) -> None: ...
+    def multiply(self, x: _AnyBuffer, out: _AnyBuffer, *, threads: int = 1, isa: str | None = None) -> None: ...
 
 def pack(
     dtype: str,

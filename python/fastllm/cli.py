@@ -106,7 +106,9 @@ def _parser() -> _Parser:
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-z", "--tokenizer", metavar="FILE", help="default: beside the model, or in this folder")
-    parser.add_argument("--dtype", metavar="TYPE", help="convert weights to f32, f16, bf16 or q8 (default: as in the file)")
+    parser.add_argument(
+        "--dtype", metavar="TYPE", help="convert weights to f32, f16, bf16 or q8 (default: as in the file)"
+    )
     parser.add_argument("--context", type=int, metavar="N", help="positions a text may have (default: the model's)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: see fastllm info")
 
@@ -125,17 +127,13 @@ def _load(args: argparse.Namespace) -> LLM:
     from fastllm.llm import load
 
     path = args.model if args.model is not None else Path(__file__).parent / "demo" / "stories.safetensors"
-    return load(
-        path, dtype=args.dtype, threads=args.threads, context=args.context, tokenizer=args.tokenizer
-    )
+    return load(path, dtype=args.dtype, threads=args.threads, context=args.context, tokenizer=args.tokenizer)
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:
     from fastllm.sampling import Sampling
 
-    return Sampling(
-        temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, min_p=args.min_p
-    )
+    return Sampling(temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, min_p=args.min_p)
 
 
 def _seed(args: argparse.Namespace) -> int:
@@ -143,7 +141,7 @@ def _seed(args: argparse.Namespace) -> int:
     return int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed
 
 
-# ---- run ---------------------------------------------------------------------------------------------------------------
+# ---- run -----------------------------------------------------------------------------------------------------------
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -234,7 +232,7 @@ def _speed_line(speed: dict[str, float | int | str | None], seed: int) -> str:
     return f"[{'; '.join(parts)}]"
 
 
-# ---- chat --------------------------------------------------------------------------------------------------------------
+# ---- chat ----------------------------------------------------------------------------------------------------------
 
 
 def _chat(args: argparse.Namespace) -> int:
@@ -267,7 +265,7 @@ def _chat(args: argparse.Namespace) -> int:
         conversation.reply(generation.tokens)
 
 
-# ---- info, inspect -----------------------------------------------------------------------------------------------------
+# ---- info, inspect -------------------------------------------------------------------------------------------------
 
 
 def _info(_: argparse.Namespace) -> int:

@@ -47,13 +47,9 @@ class Config:
             if not isinstance(value, int) or not 0 < value <= most:
                 raise CheckpointError(f"{name} {value!r} is not between 1 and {most:,}")
         if self.n_heads % self.n_kv_heads:
-            raise CheckpointError(
-                f"{self.n_heads} query heads cannot share {self.n_kv_heads} key heads evenly"
-            )
+            raise CheckpointError(f"{self.n_heads} query heads cannot share {self.n_kv_heads} key heads evenly")
         if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
-            raise CheckpointError(
-                f"{self.rotary_dim} channels of heads of {self.head_dim} cannot rotate in pairs"
-            )
+            raise CheckpointError(f"{self.rotary_dim} channels of heads of {self.head_dim} cannot rotate in pairs")
         if not (math.isfinite(self.norm_eps) and self.norm_eps >= 0):
             raise CheckpointError(f"norm_eps {self.norm_eps} is not a small positive number")
         if not math.isfinite(self.attn_scale):
@@ -95,9 +91,7 @@ class Config:
         if not isinstance(data, dict) or set(data) != set(names):
             raise CheckpointError("the config has not the fields that this version knows")
         for name, kind in names.items():
-            if isinstance(data[name], bool) or not isinstance(
-                data[name], int if kind is int else (int, float)
-            ):
+            if isinstance(data[name], bool) or not isinstance(data[name], int if kind is int else (int, float)):
                 raise CheckpointError(f"{name} {data[name]!r} is not a number of the right kind")
         return cls(**data)
 
@@ -108,7 +102,5 @@ def _f32(x: float) -> float:
 
 def rope_freqs(theta: float, rotary_dim: int) -> bytes:
     """Inverse frequencies theta^(-2i / rotary_dim) as f32 bytes, rounded step by step as the references do in f32."""
-    freqs = [
-        1.0 / _f32(theta ** _f32(2 * i / rotary_dim)) for i in range(rotary_dim // 2)
-    ]
+    freqs = [1.0 / _f32(theta ** _f32(2 * i / rotary_dim)) for i in range(rotary_dim // 2)]
     return struct.pack(f"<{len(freqs)}f", *freqs)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastllm import _core, store
 from fastllm.engine import Engine, Generation
@@ -127,9 +127,7 @@ class TextStream:
     generation: the tokens and times behind it; finish_reason: "stop" or "length" once it has ended.
     """
 
-    def __init__(
-        self, generation: Generation, tokenizer: Tokenizer, stop: Sequence[str], bos: int | None
-    ) -> None:
+    def __init__(self, generation: Generation, tokenizer: Tokenizer, stop: Sequence[str], bos: int | None) -> None:
         self.generation = generation
         self.finish_reason: str | None = None
         previous = generation.prompt[-1] if generation.prompt else None
@@ -147,7 +145,7 @@ class TextStream:
         """Ends the text early."""
         self._pieces.close()
 
-    def _run(self) -> Iterator[str]:
+    def _run(self) -> Generator[str, None, None]:
         held = ""
         for token in self.generation:
             held += self._decoder.push(token)
@@ -197,9 +195,7 @@ class LLM:
         self.path = path
         longest = stored.config.max_seq
         if context is not None and not 1 <= context <= longest:
-            raise OptionError(
-                f"the context must be between 1 and the model's {longest:,}, not {context!r}"
-            )
+            raise OptionError(f"the context must be between 1 and the model's {longest:,}, not {context!r}")
         self.context = context or longest
         matrices = {k: t for k, t in stored.tensors.items() if isinstance(t, _core.Matrix)}
         self.dtypes = sorted({t.dtype for t in matrices.values()})
@@ -256,10 +252,7 @@ class LLM:
 
         stop: token ids that end it; None is the model's own. max_tokens: None is to the end of the context.
         """
-        if isinstance(prompt, str):
-            tokens = self.tokenize(prompt)
-        else:
-            tokens = [int(token) for token in prompt]
+        tokens = self.tokenize(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         if not tokens:
             raise OptionError("the prompt is empty: it needs a token to begin with")
         size = self.config.vocab_size
@@ -267,9 +260,7 @@ class LLM:
             if not 0 <= token < size:
                 raise OptionError(f"{token} is no token id: the vocabulary has {size:,}")
         if len(tokens) > self.context:
-            raise ContextError(
-                f"the prompt has {len(tokens):,} tokens, the context {self.context:,}"
-            )
+            raise ContextError(f"the prompt has {len(tokens):,} tokens, the context {self.context:,}")
         # The last new token need not be run through the model: one more than there are positions left.
         room = self.context - len(tokens) + 1
         if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 0):
@@ -280,19 +271,13 @@ class LLM:
         elif not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise OptionError(f"seed must be between 0 and 2^64 - 1, not {seed!r}")
         sampler = _core.Sampler(size, sampling, seed=seed, bias=sampling.logit_bias, isa=self._isa)
-        return Generation(
-            self._engine, tokens, sampler, max_tokens=count, stop=self.stop if stop is None else stop
-        )
+        return Generation(self._engine, tokens, sampler, max_tokens=count, stop=self.stop if stop is None else stop)
 
     @overload
-    def generate(
-        self, prompt: str | Sequence[int], *, stream: Literal[True], **options: object
-    ) -> TextStream: ...
+    def generate(self, prompt: str | Sequence[int], *, stream: Literal[True], **options: Any) -> TextStream: ...
     @overload
-    def generate(
-        self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **options: object
-    ) -> str: ...
-    def generate(
+    def generate(self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **options: Any) -> str: ...
+    def generate(  # type: ignore[misc]  # the overloads name only what decides the type of the result
         self,
         prompt: str | Sequence[int],
         *,
@@ -347,7 +332,7 @@ class LLM:
         out = numpy.empty((len(ids), self.config.vocab_size), numpy.float32)
         at = 0
         for count, rows in self._engine.logits(ids):
-            block = numpy.frombuffer(rows, numpy.float32).reshape(count, -1)
+            block = numpy.frombuffer(memoryview(rows), numpy.float32).reshape(count, -1)
             out[at : at + count] = block[:, : self.config.vocab_size]
             at += count
         return out

@@ -20,12 +20,10 @@ def thread_count() -> tuple[int, str]:
     """
     if not _core.has_threads():
         return 1, "built without OpenMP"
-    bounds = {
-        _physical_cores(_allowed_cpus()): "physical cores this process may use",
-        max(1, int(_cgroup_quota())) if _cgroup_quota() < inf else MOST_THREADS: "the cgroup's CPU quota",
-    }
-    count = min(bounds)
-    return count, bounds[count]
+    cores, quota = _physical_cores(_allowed_cpus()), _cgroup_quota()
+    if quota < cores:
+        return max(1, int(quota)), "the cgroup's CPU quota"
+    return cores, "physical cores this process may use"
 
 
 def check_threads(threads: int | None) -> int:
@@ -63,7 +61,7 @@ def _cgroup_quota() -> float:
     except OSError:
         return quota
     for line in lines:
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        controllers, path = ([*line.split(":", 2), "", ""])[1:3]
         if controllers == "":
             base = Path("/sys/fs/cgroup")
         elif "cpu" in controllers.split(","):
@@ -93,7 +91,7 @@ def _quota_of(folder: Path) -> float:
 def read_bandwidth(threads: int, *, nbytes: int = 64 << 20, repeats: int = 3) -> float:
     """GB/s at which `threads` threads read memory: the best of a few passes over `nbytes`, far more than a cache."""
     data = _core.Buffer(nbytes)
-    memoryview(data)[:: 4096] = bytes([1]) * len(range(0, nbytes, 4096))  # pages of their own, not the zero page
+    memoryview(data)[::4096] = bytes([1]) * len(range(0, nbytes, 4096))  # pages of their own, not the zero page
     best = inf
     for _ in range(repeats):
         start = time.perf_counter()

@@ -115,9 +115,7 @@ def load(path: Path, data: memoryview) -> Stored:
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not a usable converted file: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        raise CheckpointError(
-            f"{path} is not a usable converted file: its header is broken"
-        ) from None
+        raise CheckpointError(f"{path} is not a usable converted file: its header is broken") from None
 
 
 def _load(data: memoryview) -> Stored:

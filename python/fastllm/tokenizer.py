@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,7 +50,7 @@ def decode(tokenizer: Tokenizer, tokens: Sequence[int], *, bos: int | None) -> s
     return "".join([stream.push(token) for token in tokens]) + stream.flush()
 
 
-# ---- SentencePiece, and llama2.c's tokenizer.bin -----------------------------------------------------------------------
+# ---- SentencePiece, and llama2.c's tokenizer.bin -------------------------------------------------------------------
 
 
 class PieceTokenizer:
@@ -59,9 +59,7 @@ class PieceTokenizer:
     pieces: the bytes of each token. prefix: whether encoding puts a space before a text, which decoding takes away.
     """
 
-    def __init__(
-        self, kind: str, blob: bytes, model: bytes, pieces: list[bytes], *, prefix: bool
-    ) -> None:
+    def __init__(self, kind: str, blob: bytes, model: bytes, pieces: list[bytes], *, prefix: bool) -> None:
         self.kind, self.blob, self.size = kind, blob, len(pieces)
         self._model, self._pieces, self._prefix = model, pieces, prefix
         self._processor: Any = None
@@ -78,9 +76,7 @@ class PieceTokenizer:
                 processor.LoadFromSerializedProto(self._model)
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[-1:]
-                raise TokenizerError(
-                    f"sentencepiece refuses the tokenizer: {' '.join(reason)}"
-                ) from None
+                raise TokenizerError(f"sentencepiece refuses the tokenizer: {' '.join(reason)}") from None
             self._processor = processor
         # Lone surrogates are bytes that were not UTF-8 to begin with.
         return start + list(self._processor.EncodeAsIds(text.encode("utf-8", "replace").decode()))
@@ -123,9 +119,7 @@ def read_llama2c(blob: bytes) -> PieceTokenizer:
         score, length = struct.unpack_from("<fi", blob, offset)
         offset += 8
         if not 0 <= length <= len(blob) - offset:
-            raise TokenizerError(
-                f"word {len(words):,} would be {length:,} bytes long: truncated, or no tokenizer.bin"
-            )
+            raise TokenizerError(f"word {len(words):,} would be {length:,} bytes long: truncated, or no tokenizer.bin")
         words.append((blob[offset : offset + length], score))
         offset += length
     if len(words) < 4:
@@ -239,7 +233,7 @@ def _fields(data: bytes) -> list[tuple[int, int | bytes]]:
     return out
 
 
-# ---- tokenizer.json ----------------------------------------------------------------------------------------------------
+# ---- tokenizer.json ------------------------------------------------------------------------------------------------
 
 
 class JsonTokenizer:
@@ -251,9 +245,7 @@ class JsonTokenizer:
         try:
             import tokenizers
         except ImportError:
-            raise TokenizerError(
-                "tokenizer.json needs the tokenizers library: pip install 'fastllm[hf]'"
-            ) from None
+            raise TokenizerError("tokenizer.json needs the tokenizers library: pip install 'fastllm[hf]'") from None
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(blob)
         except Exception as error:  # the library raises plain Exception
@@ -296,9 +288,9 @@ class JsonStream:
         return text[len(self._shown) :] if text.startswith(self._shown) else ""
 
 
-# ---- finding one -------------------------------------------------------------------------------------------------------
+# ---- finding one ---------------------------------------------------------------------------------------------------
 
-_READERS = {
+_READERS: dict[str, Callable[[bytes], Tokenizer]] = {
     "llama2.c": read_llama2c,
     "sentencepiece": read_sentencepiece,
     "tokenizer.json": JsonTokenizer,

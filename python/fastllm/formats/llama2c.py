@@ -22,20 +22,14 @@ _MOST = (1 << 17, 1 << 20, 1024, 4096, 4096, 1 << 24, 1 << 24)
 def read(path: Path, data: memoryview) -> Checkpoint:
     """Opens a checkpoint. Raises CheckpointError for what is none, or is cut short."""
     if len(data) < 28:
-        raise CheckpointError(
-            f"{path} is no model: {len(data)} bytes are less than any checkpoint's header"
-        )
+        raise CheckpointError(f"{path} is no model: {len(data)} bytes are less than any checkpoint's header")
     magic, version = struct.unpack_from("<Ii", data)
     if magic != _MAGIC:
         return _read_v0(path, data)
     if version not in (1, 2):
-        raise CheckpointError(
-            f"{path} is a llama2.c checkpoint of version {version}; 0, 1 and 2 are known"
-        )
+        raise CheckpointError(f"{path} is a llama2.c checkpoint of version {version}; 0, 1 and 2 are known")
     if len(data) < _HEADER_BYTES:
-        raise CheckpointError(
-            f"{path} is truncated: its header takes {_HEADER_BYTES} bytes, the file has {len(data)}"
-        )
+        raise CheckpointError(f"{path} is truncated: its header takes {_HEADER_BYTES} bytes, the file has {len(data)}")
     header = _header(path, struct.unpack_from("<7i", data, 8))
     shared, group = struct.unpack_from("<Bi", data, 36)
     if shared > 1:
@@ -85,13 +79,9 @@ def _header(path: Path, values: tuple[int, ...]) -> dict[str, int]:
             )
     heads, kv_heads = header["n_heads"], header["n_kv_heads"]
     if header["dim"] % heads or header["dim"] // heads % 2:
-        raise CheckpointError(
-            f"{path} is broken: dim {header['dim']} is not n_heads {heads} times an even number"
-        )
+        raise CheckpointError(f"{path} is broken: dim {header['dim']} is not n_heads {heads} times an even number")
     if heads % kv_heads:
-        raise CheckpointError(
-            f"{path} is broken: n_heads {heads} is not a multiple of n_kv_heads {kv_heads}"
-        )
+        raise CheckpointError(f"{path} is broken: n_heads {heads} is not a multiple of n_kv_heads {kv_heads}")
     return header
 
 
@@ -115,17 +105,11 @@ def _shape(header: dict[str, int], name: str) -> tuple[int, int]:
 
 
 def _norms(reader: Reader, header: dict[str, int]) -> dict[str, Tensor]:
-    keys = [
-        f"layers.{i}.{norm}.weight"
-        for norm in ("attention_norm", "ffn_norm")
-        for i in range(header["n_layers"])
-    ]
+    keys = [f"layers.{i}.{norm}.weight" for norm in ("attention_norm", "ffn_norm") for i in range(header["n_layers"])]
     return {key: reader.tensor("f32", (header["dim"],), key) for key in [*keys, "norm.weight"]}
 
 
-def _take(
-    reader: Reader, header: dict[str, int], name: str, tensors: dict[str, Tensor], group: int = 0
-) -> None:
+def _take(reader: Reader, header: dict[str, int], name: str, tensors: dict[str, Tensor], group: int = 0) -> None:
     """Takes a matrix: of every layer, where it is a layer's. group > 0: int8 values, then their scales."""
     shape = _shape(header, name)
     keys = [f"{name}.weight"]
@@ -141,6 +125,4 @@ def _take(
                 f"{reader.path} is broken: {key} has {count:,} values, not a multiple of its groups of {group}"
             )
         values = reader.take(count, key)
-        tensors[key] = Tensor(
-            "q8_f32", shape, values, reader.take(count // group * 4, f"{key}'s scales"), group
-        )
+        tensors[key] = Tensor("q8_f32", shape, values, reader.take(count // group * 4, f"{key}'s scales"), group)
