@@ -59,12 +59,14 @@ ARM = {
 MACHINE = platform.machine().lower()
 ISAS = X86 if MACHINE in ("x86_64", "amd64") else ARM if MACHINE in ("aarch64", "arm64") else {}
 
+# Python's own flags ask for debug information, most of a module's size: none unless the user asks too.
+DEBUG = [] if "-g" in os.environ.get("CFLAGS", "") else ["-g0"]
 if MSVC:
     FLAGS = ["/O2", "/std:c11", "/experimental:c11atomics", "/W3"]
     OPENMP = ["/openmp"]
 else:
     FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
-    FLAGS += ["-Wall", "-Wextra", "-Wshadow", "-Wconversion"]
+    FLAGS += ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", *DEBUG]
     OPENMP = ["-fopenmp"]
     if os.environ.get("FASTLLM_STRICT") == "1":
         FLAGS.append("-Werror")
@@ -145,7 +147,7 @@ core = Extension(
     ["pyx/_core.pyx"],
     include_dirs=[str(CSRC)],
     depends=["pyx/libfastllm.pxd", str(KERNELS), *SOURCES, *HEADERS],
-    extra_compile_args=[] if MSVC else ["-O2", "-fno-strict-overflow"],
+    extra_compile_args=[] if MSVC else ["-O2", *DEBUG],
 )
 
 setup(

@@ -177,7 +177,7 @@ fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, siz
 // ---- sampler -------------------------------------------------------------------------------------------------------
 
 typedef struct fl_sampling {
-    float temperature;        // 0: the most likely token; else logits are divided by it
+    float temperature;        // below 1e-6: the most likely token; else logits are divided by it
     size_t top_k;             // keep the k most likely; 0: all
     float top_p;              // keep the smallest set whose probability exceeds top_p; outside (0, 1): all
     float min_p;              // keep tokens at least min_p times as likely as the best; 0: all

@@ -247,7 +247,7 @@ fl_status fl_sampler_draw(fl_sampler *s, const fl_kernels *k, const float *logit
     size_t best;
     const float max = k->max(x, s->vocab, &best);
     if (!isfinite(max)) return FL_BAD_VALUE;
-    if (p->temperature == 0.0f) {
+    if (p->temperature < 1e-6f) { // logits divided by less would overflow
         *token = (int32_t)best;
         return FL_OK;
     }

@@ -13,7 +13,7 @@ from fastllm.errors import CheckpointError, ContextError, OptionError, Tokenizer
 from fastllm.families import Recipe, recipe
 from fastllm.formats import Tensor, map_file, open_checkpoint
 from fastllm.machine import check_threads
-from fastllm.sampling import Sampling
+from fastllm.sampling import DEFAULTS, Sampling
 from fastllm.tokenizer import Tokenizer, decode, find, from_blob, read
 
 if TYPE_CHECKING:
@@ -282,24 +282,25 @@ class LLM:
         prompt: str | Sequence[int],
         *,
         max_tokens: int | None = 256,
-        temperature: float = Sampling.temperature,
-        top_p: float = Sampling.top_p,
-        top_k: int = Sampling.top_k,
-        min_p: float = Sampling.min_p,
-        typical_p: float = Sampling.typical_p,
-        repetition_penalty: float = Sampling.repetition_penalty,
-        presence_penalty: float = Sampling.presence_penalty,
-        frequency_penalty: float = Sampling.frequency_penalty,
+        temperature: float = DEFAULTS.temperature,
+        top_p: float = DEFAULTS.top_p,
+        top_k: int = DEFAULTS.top_k,
+        min_p: float = DEFAULTS.min_p,
+        typical_p: float = DEFAULTS.typical_p,
+        repetition_penalty: float = DEFAULTS.repetition_penalty,
+        presence_penalty: float = DEFAULTS.presence_penalty,
+        frequency_penalty: float = DEFAULTS.frequency_penalty,
         logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         stream: bool = False,
-    ) -> str | TextStream:
+    ) -> str | TextStream | list[int] | Iterator[int]:
         """Continues a prompt, text or token ids, and returns the new text; with stream, an iterator of its pieces.
 
         max_tokens: at most so many new tokens; None is to the end of the context. stop: strings that end the text,
         themselves left out. seed: the same seed gives the same text, on any machine; None takes a new one. The others
-        are Sampling's. Raises OptionError, ContextError, TokenizerError.
+        are Sampling's. A model without a tokenizer takes ids and gives ids: a list, or with stream their iterator.
+        Raises OptionError, ContextError, TokenizerError (text where there is no tokenizer).
         """
         stops = [stop] if isinstance(stop, str) else list(stop)
         if not all(isinstance(s, str) and s for s in stops):
@@ -315,9 +316,10 @@ class LLM:
             frequency_penalty=frequency_penalty,
             logit_bias=logit_bias or {},
         )
-        tokenizer = self.tokenizer
         generation = self.start(prompt, sampling, max_tokens=max_tokens, seed=seed)
-        pieces = TextStream(generation, tokenizer, stops, self.bos)
+        if isinstance(self._tokenizer, TokenizerError) and not stops:
+            return iter(generation) if stream else list(generation)
+        pieces = TextStream(generation, self.tokenizer, stops, self.bos)
         return pieces if stream else "".join(pieces)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:

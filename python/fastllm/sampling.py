@@ -2,26 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from fastllm.errors import OptionError
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """The options of a draw, in the order they take effect.
-
-    logit_bias: token id -> what to add to its logit. repetition_penalty: divides the logits of tokens already in
-    prompt or text, where positive, and multiplies the negative ones; 1 is none (Keskar et al., 2019).
-    presence_penalty, frequency_penalty: taken from the logit of a token of the text once, and as often as it occurs.
-    temperature: 0 takes the most likely token; else logits are divided by it. top_k: the k most likely; 0 is all.
-    top_p: the smallest set that holds more than top_p of the probability; 1 is all (Holtzman et al., 2020). min_p: at
-    least min_p times the best's probability (Nguyen et al., 2024). typical_p: the tokens whose surprise is nearest to
-    the expected one, up to that mass; 1 is all (Meister et al., 2022).
-
-    The defaults are llama2.c's. Raises OptionError for what is out of range.
-    """
-
+class _Fields(NamedTuple):
     temperature: float = 1.0
     top_p: float = 0.9
     top_k: int = 0
@@ -30,9 +16,31 @@ class Sampling:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] = {}
 
-    def __post_init__(self) -> None:
+
+class Sampling(_Fields):
+    """The options of a draw, in the order they take effect.
+
+    logit_bias: token id -> what to add to its logit. repetition_penalty: divides the logits of tokens already in
+    prompt or text, where positive, and multiplies the negative ones; 1 is none (Keskar et al., 2019).
+    presence_penalty, frequency_penalty: taken from the logit of a token of the text once, and as often as it occurs.
+    temperature: 0 (below 1e-6) takes the most likely token; else logits are divided by it. top_k: the k most likely; 0 is all.
+    top_p: the smallest set that holds more than top_p of the probability; 1 is all (Holtzman et al., 2020). min_p: at
+    least min_p times the best's probability (Nguyen et al., 2024). typical_p: the tokens whose surprise is nearest to
+    the expected one, up to that mass; 1 is all (Meister et al., 2022).
+
+    The defaults are llama2.c's. Raises OptionError for what is out of range.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, **values: Any) -> "Sampling":
+        self = super().__new__(cls, **values)
+        self._check()
+        return self
+
+    def _check(self) -> None:
         self._within("temperature", 0, 1e4)
         self._within("top_p", 0, 1)
         self._within("min_p", 0, 1)
@@ -42,9 +50,6 @@ class Sampling:
         self._within("frequency_penalty", -1e4, 1e4)
         if not isinstance(self.top_k, int) or not 0 <= self.top_k < 1 << 31:
             raise OptionError(f"top_k must be 0 or a positive whole number, not {self.top_k!r}")
-        # A temperature that f32 would round to nothing is a zero.
-        if 0 < self.temperature < 1e-6:
-            object.__setattr__(self, "temperature", 0.0)
         for token, bias in self.logit_bias.items():
             if math.isnan(bias) or bias == math.inf:
                 raise OptionError(f"the logit bias of token {token} must be a number, not {bias}")
@@ -53,3 +58,6 @@ class Sampling:
         value = getattr(self, name)
         if not isinstance(value, (int, float)) or not low <= value <= high:
             raise OptionError(f"{name} must be between {low:g} and {high:g}, not {value!r}")
+
+
+DEFAULTS = Sampling()

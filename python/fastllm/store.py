@@ -11,8 +11,8 @@ import json
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fastllm import _core
 from fastllm.config import Config
@@ -23,8 +23,7 @@ LAYOUT = "panels16x32"
 _MOST_HEADER = 100 << 20  # the safetensors format's own limit
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):
     """What a converted file holds. tokenizer: its kind (see tokenizer.py) and its file's bytes."""
 
     config: Config

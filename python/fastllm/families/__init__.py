@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastllm.config import Config
 from fastllm.errors import CheckpointError
 from fastllm.formats import Checkpoint, Tensor
 
 
-@dataclass(frozen=True)
-class Weight:
+class Weight(NamedTuple):
     """A matrix of the checkpoint under its canonical name. Row r of the model is row rows[r] of the tensor."""
 
     tensor: Tensor
     rows: array[int] | None = None
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(NamedTuple):
     """How a checkpoint becomes a model.
 
     matrices, vectors: by canonical name (Config.matrices, Config.vectors); "head" is missing where it is tied.

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 from fastllm.errors import CheckpointError
 
 _SIZES = {"f32": 4, "f16": 2, "bf16": 2, "q8_f32": 1}
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A tensor where it lies in a file; nothing is read before `data` is.
 
     dtype: f32, f16, bf16, or q8_f32: int8 values, one f32 of `scales` for each `group` consecutive ones.
@@ -31,15 +30,14 @@ class Tensor:
         return len(self.data) + (len(self.scales) if self.scales is not None else 0)
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """What a file holds: its format's name, its header as the format has it, its tensors by its own names."""
 
     path: Path
     format: str
     architecture: str
     header: Mapping[str, object]
-    tensors: Mapping[str, Tensor] = field(repr=False)
+    tensors: Mapping[str, Tensor]
 
 
 class Reader:
