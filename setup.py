@@ -146,6 +146,7 @@ core = Extension(
     "fastllm._core",
     ["pyx/_core.pyx"],
     include_dirs=[str(CSRC)],
+    libraries=[] if MSVC else ["m"],
     depends=["pyx/libfastllm.pxd", str(KERNELS), *SOURCES, *HEADERS],
     extra_compile_args=[] if MSVC else ["-O2", *DEBUG],
 )

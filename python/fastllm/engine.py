@@ -9,14 +9,17 @@ from time import perf_counter
 from fastllm import _core
 
 CHUNK = 256  # tokens of a prompt in one forward: enough to compute at full speed, few enough to stop soon on Ctrl-C
+_WORTH = 64 << 10  # bytes of weights times tokens between two barriers that are worth one more thread
 _IDLE = 4  # finished texts kept for the next request that begins alike
 
 
 class Engine:
     """A model with its KV cache; several texts may run at once, each in a thread of its own."""
 
-    def __init__(self, model: _core.Model, threads: int) -> None:
+    def __init__(self, model: _core.Model, threads: int, layer_bytes: int) -> None:
+        """layer_bytes: of the matrices of a layer; a forward of less work than pays for a barrier takes fewer threads."""
         self.model, self.threads = model, threads
+        self._phase_bytes = layer_bytes // 5  # a layer has five barriers
         self._cache = _core.KVCache(model)
         self._idle: list[tuple[list[int], _core.Sequence]] = []
         self._lock = threading.Lock()
@@ -44,13 +47,18 @@ class Engine:
             self._idle.append((list(tokens[: sequence.length]), sequence))
             del self._idle[:-_IDLE]
 
+    def forward(self, sequence: _core.Sequence, tokens: Sequence[int], logits: _core.Buffer, rows: int) -> None:
+        """Appends tokens to a sequence and writes the logits after the last `rows` of them."""
+        threads = min(self.threads, 1 + self._phase_bytes * len(tokens) // _WORTH)
+        self.model.forward([(sequence, tokens, rows)], logits, threads=threads)
+
     def prefill(self, sequence: _core.Sequence, tokens: Sequence[int]) -> _core.Buffer:
         """Appends tokens, at least one, and returns the logits after the last."""
         logits = self.model.logits()
         for start in range(0, len(tokens), CHUNK):
             part = tokens[start : start + CHUNK]
             last = start + CHUNK >= len(tokens)
-            self.model.forward([(sequence, part, int(last))], logits, threads=self.threads)
+            self.forward(sequence, part, logits, int(last))
         return logits
 
     def logits(self, tokens: Sequence[int]) -> Iterator[tuple[int, _core.Buffer]]:
@@ -59,7 +67,7 @@ class Engine:
         for start in range(0, len(tokens), CHUNK):
             part = tokens[start : start + CHUNK]
             rows = self.model.logits(len(part))
-            self.model.forward([(sequence, part, len(part))], rows, threads=self.threads)
+            self.forward(sequence, part, rows, len(part))
             yield len(part), rows
 
 
@@ -96,7 +104,7 @@ class Generation:
         self._engine, self._sampler, self._max, self._stop = engine, sampler, max_tokens, stop
 
     def __iter__(self) -> Iterator[int]:
-        engine, sampler, model = self._engine, self._sampler, self._engine.model
+        engine, sampler = self._engine, self._sampler
         if self._max == 0:
             self.finish_reason = "length"
             return
@@ -112,7 +120,7 @@ class Generation:
             while True:
                 start = now
                 if self.tokens:
-                    model.forward([(sequence, self.tokens[-1:], 1)], logits, threads=engine.threads)
+                    engine.forward(sequence, self.tokens[-1:], logits, 1)
                 token = sampler.draw(logits)
                 now = perf_counter()
                 self.decode_seconds += now - start

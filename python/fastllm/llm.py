@@ -204,7 +204,8 @@ class LLM:
         isa = os.environ.get("FASTLLM_ISA")
         self._isa = isa
         self._model = _core.Model(stored.config, dict(stored.tensors), kv_dtype=kv_dtype, isa=isa)
-        self._engine = Engine(self._model, threads)
+        layers = sum(t.nbytes for name, t in matrices.items() if name.startswith("layers."))
+        self._engine = Engine(self._model, threads, layers // stored.config.n_layers)
         self._tokenizer = tokenizer
         self.file_bytes = sum(t.nbytes for t in stored.tensors.values())
         # What a token reads: all but an embedding that is not also the head, of which it reads one row.

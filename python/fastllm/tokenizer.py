@@ -336,7 +336,7 @@ def find(checkpoint: Path, vocab_size: int) -> Tokenizer:
     names = ("tokenizer.bin", f"tok{vocab_size}.bin", "tokenizer.model", "tokenizer.json")
     folders = [checkpoint.parent]
     if checkpoint.parent.resolve() != Path.cwd():
-        folders.append(Path())
+        folders.append(Path.cwd())
     looked: list[str] = []
     for path in (folder / name for folder in folders for name in names):
         if not path.exists():
