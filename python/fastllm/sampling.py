@@ -25,10 +25,10 @@ class Sampling(_Fields):
     logit_bias: token id -> what to add to its logit. repetition_penalty: divides the logits of tokens already in
     prompt or text, where positive, and multiplies the negative ones; 1 is none (Keskar et al., 2019).
     presence_penalty, frequency_penalty: taken from the logit of a token of the text once, and as often as it occurs.
-    temperature: 0 (below 1e-6) takes the most likely token; else logits are divided by it. top_k: the k most likely; 0 is all.
-    top_p: the smallest set that holds more than top_p of the probability; 1 is all (Holtzman et al., 2020). min_p: at
-    least min_p times the best's probability (Nguyen et al., 2024). typical_p: the tokens whose surprise is nearest to
-    the expected one, up to that mass; 1 is all (Meister et al., 2022).
+    temperature: 0 (below 1e-6) takes the most likely token; else logits are divided by it. top_k: the k most likely;
+    0 is all. top_p: the smallest set that holds more than top_p of the probability; 1 is all (Holtzman et al., 2020).
+    min_p: at least min_p times the best's probability (Nguyen et al., 2024). typical_p: the tokens whose surprise is
+    nearest to the expected one, up to that mass; 1 is all (Meister et al., 2022).
 
     The defaults are llama2.c's. Raises OptionError for what is out of range.
     """
