@@ -69,7 +69,7 @@ def _parser() -> _Parser:
         "--steps",
         type=int,
         metavar="N",
-        help="stop after N tokens in all, the prompt's included; 0: at the end of the context (default 256)",
+        help="stop after N tokens in all, the prompt's included; 0 is the context's end (default 256; built-in: 0)",
     )
     length.add_argument("--max-tokens", type=int, metavar="N", help="write at most N new tokens")
     _model_options(run)
@@ -114,7 +114,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _sampling_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-t", "--temperature", type=float, default=1.0, metavar="X", help="0 is greedy (default 1.0)")
+    parser.add_argument("-t", "--temperature", type=float, metavar="X", help="0 is greedy (default 1.0; built-in: 0.6)")
     parser.add_argument(
         "-p", "--top-p", type=float, default=0.9, metavar="X", help="nucleus of probability X; 1 is all (default 0.9)"
     )
@@ -126,14 +126,18 @@ def _sampling_options(parser: argparse.ArgumentParser) -> None:
 def _load(args: argparse.Namespace) -> LLM:
     from fastllm.llm import load
 
-    path = args.model if args.model is not None else Path(__file__).parent / "demo" / "stories.safetensors"
+    built_in = Path(__file__).parent / "demo" / "stories.safetensors"
+    path = built_in if args.model is None else args.model
     return load(path, dtype=args.dtype, threads=args.threads, context=args.context, tokenizer=args.tokenizer)
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:
     from fastllm.sampling import Sampling
 
-    return Sampling(temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, min_p=args.min_p)
+    temperature = args.temperature
+    if temperature is None:
+        temperature = 0.6 if args.model is None else 1.0
+    return Sampling(temperature=temperature, top_p=args.top_p, top_k=args.top_k, min_p=args.min_p)
 
 
 def _seed(args: argparse.Namespace) -> int:
@@ -153,7 +157,9 @@ def _run(args: argparse.Namespace) -> int:
     tokens = llm.tokenize(args.prompt)
     max_tokens = args.max_tokens
     if max_tokens is None:
-        steps = 256 if args.steps is None else args.steps
+        steps = args.steps
+        if steps is None:
+            steps = 0 if args.model is None else 256
         if steps < 0:
             raise OptionError(f"-n must be 0 or more, not {steps}")
         if steps > 0:

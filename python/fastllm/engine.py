@@ -17,7 +17,7 @@ class Engine:
     """A model with its KV cache; several texts may run at once, each in a thread of its own."""
 
     def __init__(self, model: _core.Model, threads: int, layer_bytes: int) -> None:
-        """layer_bytes: of a layer's matrices; a forward with too little work to pay for barriers takes fewer threads."""
+        """layer_bytes: of a layer's matrices; a forward with too little work to pay for barriers takes fewer."""
         self.model, self.threads = model, threads
         self._phase_bytes = layer_bytes // 5  # a layer has five barriers
         self._cache = _core.KVCache(model)

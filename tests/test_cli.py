@@ -1,0 +1,298 @@
+"""The command line, run as a user runs it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import DATA, STORIES, needs_stories
+
+TINY = DATA / "llama2c_gqa_tied" / "model_v0.bin"
+
+
+def fastllm(*args: str, code: int = 0, cwd: Path | None = None, stdin: str = "", **env: str) -> tuple[str, str]:
+    """Runs the command line and returns what it wrote to stdout and stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fastllm", *args],
+        input=stdin.encode(),
+        capture_output=True,
+        cwd=cwd,
+        env=os.environ | env,
+        timeout=120,
+        check=False,
+    )
+    out, err = done.stdout.decode(), done.stderr.decode()
+    assert done.returncode == code, err
+    assert "Traceback" not in err
+    return out, err
+
+
+def one_sentence(err: str) -> str:
+    """An error is one line, from fastllm."""
+    assert re.fullmatch(r"fastllm[^\n]*\n", err), err
+    return err
+
+
+@needs_stories
+@pytest.mark.parametrize(
+    "recorded", json.loads((STORIES / "meta.json").read_text())["outputs"] if STORIES.exists() else []
+)
+def test_llama2c_command_lines_give_run_c_text(recorded: dict[str, str]) -> None:
+    """The very command lines that recorded run.c's output, letter for letter."""
+    import shlex
+
+    words = shlex.split(recorded["cmd"])
+    out, err = fastllm(*words, cwd=STORIES)
+    assert out == (STORIES / recorded["file"]).read_text()
+    assert "tokens/s" in err
+    assert "% of memory" in err
+
+
+@needs_stories
+def test_steps_count_the_prompt_and_max_tokens_do_not() -> None:
+    words = ("run", "stories260K.bin", "-t", "0", "-i", "Once upon a time", "--json")
+    prompt = json.loads(fastllm(*words, "--max-tokens", "0", cwd=STORIES)[0])
+    assert prompt["text"] == ""
+    assert prompt["generated_tokens"] == 0
+    steps = json.loads(fastllm(*words, "-n", "20", cwd=STORIES)[0])
+    assert steps["prompt_tokens"] - 1 + steps["generated_tokens"] == 20
+    new = json.loads(fastllm(*words, "--max-tokens", "20", cwd=STORIES)[0])
+    assert new["generated_tokens"] == 20
+    assert new["text"].startswith(steps["text"])
+    # llama2.c shows no more than N tokens even of the prompt.
+    assert fastllm("run", "stories260K.bin", "-n", "1", "-i", "Once upon a time", cwd=STORIES)[0] == "Once\n"
+
+
+@needs_stories
+def test_json_says_what_was_written_and_how_fast() -> None:
+    words = ("run", "stories260K.bin", "-n", "30", "-s", "7", "--threads", "1", "--json")
+    out, err = fastllm(*words, cwd=STORIES)
+    about = json.loads(out)
+    assert err == ""
+    assert about["finish_reason"] == "length"
+    assert len(about["tokens"]) == about["generated_tokens"] == 30
+    assert about["seed"] == 7
+    assert about["threads"] == 1
+    assert about["dtype"] == "f32"
+    for name in ("prompt_tps", "decode_tps", "weight_gbps", "read_gbps"):
+        assert about[name] > 0
+    assert fastllm(*words[:-1], cwd=STORIES)[0] == about["prompt"] + about["text"] + "\n"
+
+
+def test_built_in_model_tells_the_same_story_on_every_instruction_set() -> None:
+    from fastllm import _core
+
+    isas = [name for name, supported in _core.isas() if supported]
+    stories = {fastllm("run", "-s", "5", FASTLLM_ISA=isa)[0] for isa in isas}
+    assert len(stories) == 1
+    story = stories.pop()
+    assert len(story.split()) > 60  # a story, not a line
+    assert story.rstrip()[-1] in '.!?"'  # and it ends by itself
+    assert fastllm("run", "-s", "6")[0] != story
+
+
+def test_streams_while_it_writes() -> None:
+    """The first words are there long before the last."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "fastllm", "run", str(TINY), "-t", "1", "-s", "1", "-n", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdout is not None
+        first = os.read(process.stdout.fileno(), 1 << 16)
+        rest = process.stdout.read()
+    assert first
+    assert rest
+
+
+@needs_stories
+def test_ctrl_c_keeps_what_was_written() -> None:
+    # A model that never stops by itself: many stories one after the other, BOS is made impossible by greedy text.
+    with subprocess.Popen(
+        [sys.executable, "-c", _SLOW, "run", "stories260K.bin", "-t", "0", "-n", "500"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=STORIES,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        first = os.read(process.stdout.fileno(), 1 << 16)
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        err = process.stderr.read().decode()
+        assert process.wait(60) == 130
+    text = (first + rest).decode()
+    assert text.endswith("\n")
+    assert text.strip()
+    whole = (STORIES / "expected_greedy_200.txt").read_text()
+    assert whole.startswith(text.rstrip("\n")[: len(whole) - 1])
+    assert "Traceback" not in err
+    assert "tokens/s" in err
+
+
+# The command line with a pause after each token, so that there is time to interrupt it.
+_SLOW = """
+import sys, time
+from fastllm import cli, engine
+step = engine.Engine.forward
+def slow(*args):
+    time.sleep(0.02)
+    step(*args)
+engine.Engine.forward = slow
+raise SystemExit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_closed_pipe_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m fastllm run -s 1 | head -c 5",
+        shell=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert len(done.stdout) == 5
+    assert b"Traceback" not in done.stderr
+    assert b"Exception" not in done.stderr
+
+
+def test_chat_answers_each_line() -> None:
+    args = ("chat", str(TINY), "-t", "0", "-y", "Be brief.", "--context", "64")
+    # Random weights: what matters is that a turn is answered and that the context's end is said, not crashed into.
+    out, err = fastllm(*args, stdin="hi\n", code=0)
+    assert out.endswith("\n")
+    out, err = fastllm(*args, stdin="hi\n\nand again\n", code=2)
+    assert "context" in one_sentence(err)
+
+
+def test_chat_on_a_terminal_prompts() -> None:
+    leader, follower = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "fastllm", "chat", str(TINY), "-t", "0"],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        close_fds=True,
+    ) as process:
+        os.close(follower)
+        seen = b""
+        while b"> " not in seen:
+            seen += os.read(leader, 1024)
+        os.write(leader, b"\x04")  # Ctrl-D
+        assert process.wait(60) == 0
+    os.close(leader)
+
+
+def test_info_says_what_was_built_found_and_chosen() -> None:
+    from fastllm import _core
+
+    out, _ = fastllm("info", FASTLLM_ISA="")
+    for name, _supported in _core.isas():
+        assert name in out
+    assert re.search(rf"chosen: +{_core.best_isa()} ", out)
+    assert re.search(r"threads: +\d+ \(", out)
+    out, _ = fastllm("info", FASTLLM_ISA="scalar")
+    assert re.search(r"chosen: +scalar \(FASTLLM_ISA\)", out)
+    _, err = fastllm("info", FASTLLM_ISA="mmx", code=2)
+    assert "'mmx'" in one_sentence(err)
+    assert "scalar" in err
+
+
+def test_inspect_shows_config_and_every_tensor() -> None:
+    out, _ = fastllm("inspect", str(TINY))
+    assert "llama2.c v0" in out
+    assert re.search(r"n_kv_heads +2\n", out)
+    assert re.search(r"layers\.1\.feed_forward\.w2\.weight +f32 +32 x 64 +8,192 bytes", out)
+    demo = Path(__import__("fastllm").__file__).parent / "demo" / "stories.safetensors"
+    out, _ = fastllm("inspect", str(demo))
+    assert "sentencepiece" in out
+    assert re.search(r"embed +q8 +1024 x 128 ", out)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["run", "nothing.bin"], "nothing.bin does not exist"),
+        (["run", "."], "folder"),
+        (["run", str(TINY), "-z", "nothing.model"], "nothing.model does not exist"),
+        (["run", str(TINY), "-z", str(DATA / "llama2c_untied" / "tokenizer.bin")], "264 words, the model 272"),
+        (["run", "-t", "-1"], "temperature"),
+        (["run", "-t", "nan"], "temperature"),
+        (["run", "-t", "warm"], "temperature"),
+        (["run", "-p", "1.5"], "top_p"),
+        (["run", "--min-p", "2"], "min_p"),
+        (["run", "--top-k", "-3"], "top_k"),
+        (["run", "-n", "-3"], "-n"),
+        (["run", "--max-tokens", "-3"], "max_tokens"),
+        (["run", "-n", "3", "--max-tokens", "3"], "not allowed with"),
+        (["run", "-s", "-3"], "seed"),
+        (["run", "--threads", "0"], "threads"),
+        (["run", "--context", "0"], "context"),
+        (["run", "--context", "100000"], "context"),
+        (["run", "--dtype", "q3"], "dtype"),
+        (["run", "--dtype", "f32"], "already converted"),
+        (["run", "--context", "8", "-i", "a prompt that is much longer than that"], "context"),
+        (["inspect", "nothing.bin"], "does not exist"),
+        (["fly"], "fly"),
+        ([], "COMMAND"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_code_2(args: list[str], said: str, tmp_path: Path) -> None:
+    out, err = fastllm(*args, code=2, cwd=tmp_path)
+    assert out == ""
+    assert said in one_sentence(err)
+
+
+def test_no_tokenizer_names_every_place(tmp_path: Path) -> None:
+    beside, here = tmp_path / "beside", tmp_path / "here"
+    beside.mkdir()
+    here.mkdir()
+    model = beside / "model.bin"
+    model.write_bytes(TINY.read_bytes())
+    _, err = fastllm("run", str(model), code=2, cwd=here)
+    one_sentence(err)
+    for folder in (beside, here):
+        for name in ("tokenizer.bin", "tok272.bin", "tokenizer.model", "tokenizer.json"):
+            assert str(folder / name) in err
+    # A file that does not fit is passed over, one that fits is taken.
+    (beside / "tokenizer.bin").write_bytes((DATA / "llama2c_untied" / "tokenizer.bin").read_bytes())
+    (here / "tok272.bin").write_bytes((DATA / "llama2c_gqa_tied" / "tokenizer.bin").read_bytes())
+    fastllm("run", str(model), "-n", "5", cwd=here)
+
+
+def test_truncated_files_are_named(tmp_path: Path) -> None:
+    model = tmp_path / "model.bin"
+    for version in ("v0", "v1", "v2_q80"):
+        whole = (DATA / "llama2c_gqa_tied" / f"model_{version}.bin").read_bytes()
+        model.write_bytes(whole[: len(whole) * 2 // 3])
+        _, err = fastllm("run", str(model), code=2)
+        assert str(model) in one_sentence(err)
+        assert "truncated" in err
+
+
+def test_start_is_quick() -> None:
+    """No library that a run without a prompt can do without is loaded: that is what keeps the start short."""
+    code = "import sys; from fastllm import cli; cli.main(['run', '-n', '2', '-s', '1']); print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
+    loaded = done.stdout.decode().split()
+    assert "fastllm._core" in loaded
+    for heavy in ("numpy", "sentencepiece", "safetensors", "tokenizers", "dataclasses", "tempfile"):
+        assert heavy not in loaded
+
+
+def test_time_to_interrupt_is_short() -> None:
+    """Ctrl-C before the first token ends the process too."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "fastllm", "chat", str(TINY)], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) in (130, -signal.SIGINT)
