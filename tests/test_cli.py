@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from conftest import DATA, STORIES, needs_stories
 
 TINY = DATA / "llama2c_gqa_tied" / "model_v0.bin"

@@ -1,0 +1,145 @@
+"""Random models of real shapes, in memory: how fast a model runs does not depend on what its weights are."""
+
+from __future__ import annotations
+
+import struct
+from functools import cache, lru_cache
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastllm import _core
+from fastllm.config import Config, rope_freqs
+from fastllm.errors import TokenizerError
+from fastllm.families import Recipe, Weight
+from fastllm.formats import Tensor
+from fastllm.llm import LLM, assemble
+from fastllm.machine import thread_count
+from fastllm.store import Stored
+
+_KV_BYTES = {"f32": 4, "f16": 2}
+
+
+def config(
+    *,
+    dim: int,
+    hidden_dim: int,
+    n_layers: int,
+    n_heads: int,
+    n_kv_heads: int,
+    vocab_size: int,
+    max_seq: int,
+    head_dim: int = 0,
+) -> Config:
+    """A Llama's Config. head_dim 0: dim / n_heads."""
+    head_dim = head_dim or dim // n_heads
+    return Config(
+        dim=dim,
+        hidden_dim=hidden_dim,
+        head_dim=head_dim,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        vocab_size=vocab_size,
+        max_seq=max_seq,
+        rotary_dim=head_dim,
+        norm_eps=1e-5,
+        attn_scale=head_dim**-0.5,
+    )
+
+
+CONFIGS = {
+    "stories15M": config(dim=288, hidden_dim=768, n_layers=6, n_heads=6, n_kv_heads=6, vocab_size=32000, max_seq=1024),
+    "110M": config(dim=768, hidden_dim=2048, n_layers=12, n_heads=12, n_kv_heads=12, vocab_size=32000, max_seq=1024),
+}
+
+# The matrices of a model of 1.1 billion parameters: attention, gate and up, down, head. (rows, columns)
+MATRICES_1B = ((2048, 2048), (5632, 2048), (2048, 5632), (32000, 2048))
+
+
+@cache
+def _numbers() -> NDArray[np.float32]:
+    numbers = np.random.default_rng(1).random(max(prod(shape) for shape in MATRICES_1B), np.float32)
+    numbers -= 0.5
+    numbers *= 0.1
+    return numbers
+
+
+def weights(*shape: int) -> NDArray[np.float32]:
+    """Random f32 in [-0.05, 0.05). Every call gives the beginning of the same numbers: no matrix needs its own."""
+    return _numbers()[: prod(shape)].reshape(shape)
+
+
+# Tests that share weights follow each other, so one of a kind is kept: a second large one need not fit beside it.
+@lru_cache(maxsize=1)
+def matrix(dtype: str, d: int, n: int) -> _core.Matrix:
+    return _core.pack(dtype, d, n, "f32", _bytes(weights(d, n)), threads=thread_count()[0])
+
+
+def aligned(*shape: int) -> NDArray[np.float32]:
+    """Zeros that begin where a cache line does, as the model's own activations do."""
+    return np.frombuffer(_core.Buffer(prod(shape) * 4), np.float32).reshape(shape)
+
+
+def _bytes(values: NDArray[np.float32]) -> memoryview:
+    return memoryview(values.reshape(-1).view(np.uint8))
+
+
+def stored(config: Config, dtype: str) -> Stored:
+    """A model with a tied head, in one stretch of memory like any that is loaded."""
+    matrices = {
+        name: Weight(Tensor("f32", shape, _bytes(weights(*shape))))
+        for name, shape in config.matrices()
+        if name != "head"
+    }
+    vectors: dict[str, memoryview | bytes] = {name: _bytes(np.ones(n, np.float32)) for name, n in config.vectors()}
+    vectors["rope.freqs"] = rope_freqs(10000.0, config.rotary_dim)
+    plan = Recipe(config, matrices, vectors, bos=1, stop=(1,), chat_stop=(1,))
+    return assemble(plan, dtype=dtype, threads=thread_count()[0])
+
+
+@lru_cache(maxsize=1)
+def named(name: str, dtype: str) -> Stored:
+    return stored(CONFIGS[name], dtype)
+
+
+def llm(name: str, dtype: str, threads: int) -> LLM:
+    """A model that takes and gives token ids."""
+    return LLM(named(name, dtype), TokenizerError("none"), threads=threads, context=None, path=Path(name))
+
+
+def write_llama2c(path: Path, config: Config) -> None:
+    """A llama2.c checkpoint, version 0, of random numbers."""
+    fields = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq")
+    count = sum(prod(shape) for name, shape in config.matrices() if name != "head")
+    count += sum(n for name, n in config.vectors() if name != "rope.freqs")
+    count += config.max_seq * config.head_dim  # the tables of rotations
+    with open(path, "wb") as file:
+        file.write(struct.pack("<7i", *(getattr(config, name) for name in fields)))
+        file.write(_bytes(weights(count)))
+
+
+# ---- what a forward does -------------------------------------------------------------------------------------------
+
+
+def attention_work(config: Config, start: int, tokens: int, kv_dtype: str) -> dict[str, int]:
+    """The attention of `tokens` new tokens after `start` others: keys and values read, and multiply-adds."""
+    kv_width, q_width = config.n_kv_heads * config.head_dim, config.n_heads * config.head_dim
+    seen = sum(range(start + 1, start + tokens + 1))
+    return {
+        "bytes": config.n_layers * (start + tokens) * 2 * kv_width * _KV_BYTES[kv_dtype],
+        "multiply_adds": config.n_layers * seen * 2 * q_width,
+    }
+
+
+def forward_work(llm: LLM, start: int, tokens: int) -> dict[str, int]:
+    """A forward of `tokens` new tokens after `start` others with logits for the last: every weight read once."""
+    work = attention_work(llm.config, start, tokens, "f32" if "f32" in llm.dtypes else "f16")
+    layers = sum(prod(shape) for name, shape in llm.config.matrices() if name.startswith("layers."))
+    head = llm.config.vocab_size * llm.config.dim
+    return {
+        "bytes": work["bytes"] + llm.bytes_per_token,
+        "multiply_adds": work["multiply_adds"] + layers * tokens + head,
+    }

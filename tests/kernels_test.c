@@ -1,0 +1,287 @@
+// Holds the kernels to the numeric contract, on any machine and without Python:
+//   - every instruction set gives the scalar kernels' bits, on shapes that divide nothing;
+//   - the scalar kernels are close to plain loops in double precision, the largest difference of each being printed;
+//   - conversions, exp and rotation angles are as exact as their comments say;
+//   - a forward gives the same bits for any number of threads and any cut into batches.
+// Inputs come from an integer generator, so that the printed hash of all results is the same on every architecture.
+// Built with csrc/*.c and the objects of kernels.c; .ci/run has the command lines.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+
+// ---- kernels -------------------------------------------------------------------------------------------------------
+
+static void test_matmul(void) {
+    enum { D = 70, N = 200, T = 19, WIDTH = 224, STRIDE = 88 };
+    static float x[T * WIDTH], start[T * STRIDE], out[T * STRIDE], row[WIDTH];
+    static fl_q8_group q[T * WIDTH / FL_GROUP];
+    for (size_t number = 0; number < 1200; number++) {
+        const fl_type type = (fl_type)(number % FL_TYPES);
+        const size_t d = between(1, D), n = between(1, N), tokens = number < 95 ? number / 5 + 1 : between(1, T);
+        const size_t width = fl_round_up(n, FL_GROUP), groups = width / FL_GROUP, panels = (d + 15) / 16;
+        const size_t panel0 = number % 3 ? 0 : between(0, panels - 1), panel1 = between(panel0 + 1, panels);
+        const int add = (int)between(0, 1);
+        describe("matmul_%s d %zu n %zu tokens %zu panels %zu..%zu add %d", type_name(type), d, n, tokens, panel0,
+                 panel1, add);
+        const fl_matrix w = random_matrix(type, d, n, 1);
+        fill(start, tokens * STRIDE, 1);
+        for (size_t t = 0; t < tokens; t++) {
+            memset(x + t * width, 0, width * sizeof *x);
+            fill(x + t * width, n, 1);
+            isas[0]->quantize(x + t * width, width, q + t * groups);
+        }
+        const fl_inputs in = {.f = x, .f_stride = width, .q = q, .q_stride = groups};
+        for (size_t i = 0; i < n_isas; i++) {
+            memcpy(out, start, tokens * STRIDE * sizeof *out);
+            isas[i]->matmul[type](&w, panel0, panel1, &in, tokens, out, STRIDE, add);
+            same(i, isas[i]->name, out, tokens * STRIDE * sizeof *out);
+            if (i > 0) continue;
+            int kept = 1, zero = 1;
+            for (size_t r = 0; r < STRIDE; r++) {
+                if (r < d) fl_matrix_row(&w, r, row);
+                for (size_t t = 0; t < tokens; t++) {
+                    const float got = out[t * STRIDE + r], before = start[t * STRIDE + r];
+                    double sum = add ? (double)before : 0, size = fabs(sum) + 1e-30;
+                    for (size_t k = 0; k < n && r < d; k++) {
+                        const fl_q8_group *g = &q[t * groups + k / FL_GROUP];
+                        const float f = x[t * width + k];
+                        const double a = is_int8(type) ? g->q[k % FL_GROUP] * (double)g->scale : (double)f;
+                        sum += (double)row[k] * a;
+                        size += fabs((double)row[k] * a);
+                    }
+                    if (r / 16 < panel0 || r / 16 >= panel1)
+                        kept &= got == before;
+                    else if (r < d)
+                        measure(is_int8(type) ? MATMUL_INT8 : MATMUL_FLOAT, fabs((double)got - sum) / size);
+                    else
+                        zero &= got == (add ? before : 0);
+                }
+            }
+            expect(kept, "other panels are untouched");
+            expect(zero, "rows of padding give zero");
+        }
+        fl_free((void *)w.data);
+    }
+}
+
+static void test_quantize(void) {
+    enum { N = 7 * FL_GROUP };
+    static float x[N];
+    static fl_q8_group q[N / FL_GROUP];
+    for (size_t number = 0; number < 300; number++) {
+        const size_t n = between(1, 7) * FL_GROUP;
+        describe("quantize number %zu n %zu", number, n);
+        fill(x, n, from_bits((uint32_t)between(20, 230) << 23)); // the smallest become zero, the largest are 2^103
+        if (number % 4 == 0) memset(x, 0, FL_GROUP * sizeof *x);
+        if (number % 4 == 1) memset(x + 1, 0, (FL_GROUP - 1) * sizeof *x);
+        if (number % 4 == 2) // halves, after division by the step
+            for (size_t i = 0; i < FL_GROUP; i++) x[i] = i == 0 ? 127 : (float)i - 15.5f;
+        for (size_t i = 0; i < n_isas; i++) {
+            poison(q, sizeof q);
+            isas[i]->quantize(x, n, q);
+            same(i, isas[i]->name, q, n / FL_GROUP * sizeof *q);
+        }
+        int bias = 1, zero = 1;
+        for (size_t g = 0; g < n / FL_GROUP; g++) {
+            int32_t sum = 0;
+            for (size_t k = 0; k < FL_GROUP; k++) {
+                sum += q[g].q[k];
+                const double step = (double)q[g].scale, value = (double)x[g * FL_GROUP + k];
+                if (step > 0) measure(QUANTIZE, fabs(q[g].q[k] * step - value) / step);
+                else zero &= q[g].q[k] == 0 && fabs(value) <= 1e-30;
+            }
+            bias &= q[g].bias == -128 * sum;
+        }
+        expect(bias, "bias is -128 times the sum");
+        expect(zero, "a scale of zero only for next to nothing");
+    }
+}
+
+static void test_vectors(void) {
+    static const float special[] = {0, -0.0f, 87.2f, 87.4f, 88, 89, -87.2f, -87.4f, -88, -89, 1e4f, -1e4f, 1e-38f, -1e-38f};
+    enum { N = 208, SPECIAL = sizeof special / sizeof special[0] };
+    static float x[N], weight[N], out[N];
+    for (size_t n = 1; n <= 200; n++) {
+        const size_t padded = fl_round_up(n, FL_LANES);
+        memset(x, 0, sizeof x);
+        memset(weight, 0, sizeof weight);
+        fill(x, n, n % 2 ? 1 : 0x1p10f);
+        fill(weight, n, 4);
+        describe("rms_norm n %zu", n);
+        double squares = 0;
+        for (size_t k = 0; k < n; k++) squares += (double)x[k] * (double)x[k];
+        const double scale = 1 / sqrt(squares / (double)n + (double)0x1p-17f);
+        for (size_t i = 0; i < n_isas; i++) {
+            poison(out, sizeof out);
+            isas[i]->rms_norm(out, x, weight, n, 0x1p-17f);
+            same(i, isas[i]->name, out, padded * sizeof *out);
+        }
+        for (size_t k = 0; k < n; k++) {
+            const double want = (double)x[k] * scale * (double)weight[k];
+            measure(RMS_NORM, fabs((double)out[k] - want) / (fabs(want) + 1e-30));
+        }
+        describe("silu_mul n %zu", padded);
+        fill(x, padded, n % 2 ? 2 : 64);
+        fill(weight, padded, 2);
+        if (n % 4 == 0) memcpy(x, special, (padded < SPECIAL ? padded : SPECIAL) * sizeof *x);
+        for (size_t i = 0; i < n_isas; i++) {
+            memcpy(out, x, sizeof out);
+            isas[i]->silu_mul(out, weight, padded);
+            same(i, isas[i]->name, out, sizeof out);
+        }
+        for (size_t k = 0; k < padded; k++) {
+            const double want = (double)x[k] / (1 + exp(-(double)x[k])) * (double)weight[k];
+            measure(SILU_MUL, fabs((double)out[k] - want) / (fabs(want) + 1e-25));
+        }
+    }
+}
+
+// ---- attention -----------------------------------------------------------------------------------------------------
+
+static void test_attend(void) {
+    enum { ROWS = 9, HEAD = 130, STRIDE = 144, BLOCKS = 3, VALUES = FL_BLOCK * STRIDE };
+    static float q[ROWS * STRIDE], scores[ROWS * FL_BLOCK], result[ROWS * (STRIDE + 2)];
+    static float keys[BLOCKS][VALUES], values[BLOCKS][VALUES]; // as the kernel sees them
+    static uint16_t keys16[BLOCKS][VALUES], values16[BLOCKS][VALUES];
+    for (size_t number = 0; number < 400; number++) {
+        const fl_type type = number % 2 ? FL_F16 : FL_F32;
+        const size_t rows = number / 2 % ROWS + 1, head_dim = between(2, HEAD), blocks = between(1, BLOCKS);
+        const size_t stride = fl_round_up(head_dim, FL_LANES);
+        size_t limit[BLOCKS][ROWS], seen[BLOCKS] = {0};
+        describe("attend_%s number %zu rows %zu head_dim %zu blocks %zu", type_name(type), number, rows, head_dim, blocks);
+        memset(q, 0, sizeof q);
+        for (size_t r = 0; r < rows; r++) fill(q + r * stride, head_dim, 0.5f);
+        for (size_t b = 0; b < blocks; b++) {
+            for (size_t r = 0; r < rows; r++) {
+                const size_t kind = between(0, 3); // 0: nothing, 1: all and more, else: a part
+                limit[b][r] = kind == 0 ? 0 : kind == 1 ? between(64, 100) : between(1, 64);
+                seen[b] = limit[b][r] > seen[b] ? limit[b][r] : seen[b];
+            }
+            // Past what is seen lies whatever an earlier sequence left.
+            poison(keys[b], sizeof keys[b]);
+            poison(values[b], sizeof values[b]);
+            for (size_t j = 0; j < FL_BLOCK && j < seen[b]; j++)
+                for (size_t c = 0; c < stride; c++) {
+                    values[b][j * stride + c] = c < head_dim ? unit() : 0;
+                    if (c < head_dim) keys[b][c * FL_BLOCK + j] = unit();
+                }
+            for (size_t i = 0; i < VALUES; i++) {
+                keys16[b][i] = fl_f16_from_f32(keys[b][i]);
+                values16[b][i] = fl_f16_from_f32(values[b][i]);
+                if (type == FL_F16) keys[b][i] = fl_f32_from_f16(keys16[b][i]);
+                if (type == FL_F16) values[b][i] = fl_f32_from_f16(values16[b][i]);
+            }
+        }
+        float *out = result, *max = result + rows * stride, *sum = max + rows;
+        for (size_t i = 0; i < n_isas; i++) {
+            memset(result, 0, sizeof result);
+            for (size_t r = 0; r < rows; r++) max[r] = -INFINITY;
+            for (size_t b = 0; b < blocks; b++) {
+                poison(scores, sizeof scores);
+                isas[i]->attend[type](&(fl_attend){
+                    .rows = rows, .head_dim = head_dim, .stride = stride, .q = q, .limit = limit[b],
+                    .keys = type == FL_F32 ? (void *)keys[b] : (void *)keys16[b],
+                    .values = type == FL_F32 ? (void *)values[b] : (void *)values16[b],
+                    .scores = scores, .max = max, .sum = sum, .out = out});
+            }
+            same(i, isas[i]->name, result, rows * (stride + 2) * sizeof *result);
+        }
+        for (size_t r = 0; r < rows; r++) {
+            double total = 0, want[HEAD] = {0}, size[HEAD] = {0};
+            for (size_t b = 0; b < blocks; b++)
+                for (size_t j = 0; j < limit[b][r] && j < FL_BLOCK; j++) {
+                    double score = 0;
+                    for (size_t c = 0; c < head_dim; c++)
+                        score += (double)q[r * stride + c] * (double)keys[b][c * FL_BLOCK + j];
+                    const double p = exp(score - (double)max[r]);
+                    total += p;
+                    for (size_t c = 0; c < head_dim; c++) want[c] += p * (double)values[b][j * stride + c];
+                    for (size_t c = 0; c < head_dim; c++) size[c] += p * fabs((double)values[b][j * stride + c]);
+                }
+            measure(ATTEND, fabs((double)sum[r] - total) / (total + 1e-30));
+            for (size_t c = 0; c < head_dim; c++)
+                measure(ATTEND, fabs((double)out[r * stride + c] - want[c]) / (size[c] + 1e-30));
+        }
+    }
+}
+
+// ---- sampling ------------------------------------------------------------------------------------------------------
+
+static void test_sampling(void) {
+    enum { N = 1200 };
+    static float x[N], out[N], sums[N / FL_SUM_RUN + 1];
+    for (size_t number = 0; number < 600; number++) {
+        const size_t n = number < 40 ? number + 1 : between(1, N - 16), padded = fl_round_up(n, FL_LANES);
+        const size_t runs = (n + FL_SUM_RUN - 1) / FL_SUM_RUN;
+        const float temperature = (float)between(1, 64) * 0x1p-5f;
+        fill(x, padded, 16);
+        float max = 0;
+        size_t index = 0, best = 0;
+        for (size_t k = 1; k < n; k++) best = x[k] > x[best] ? k : best;
+        const float top = x[best] / temperature;
+        describe("softmax n %zu temperature %g", n, (double)temperature);
+        for (size_t i = 0; i < n_isas; i++) {
+            poison(out, sizeof out);
+            poison(sums, sizeof sums);
+            isas[i]->softmax(out, sums, x, n, temperature, top);
+            memcpy(out + padded, sums, runs * sizeof *sums);
+            same(i, isas[i]->name, out, (padded + runs) * sizeof *out);
+        }
+        for (size_t b = 0; b < runs; b++) {
+            double sum = 0;
+            for (size_t k = b * FL_SUM_RUN; k < n && k < (b + 1) * FL_SUM_RUN; k++) {
+                const double want = exp((double)(x[k] / temperature - top));
+                if (want > 1e-37) measure(SOFTMAX, fabs((double)out[k] - want) / want);
+                sum += want;
+            }
+            measure(SOFTMAX, fabs((double)sums[b] - sum) / (sum + 1e-30));
+        }
+        int zero = 1;
+        for (size_t k = n; k < padded; k++) zero &= out[k] == 0;
+        expect(zero, "zero past n");
+
+        // Of the same logits, sprinkled with what a grammar's mask or a broken model puts there.
+        for (size_t k = 0; k < number % 12; k++) {
+            const size_t at = between(0, n - 1);
+            x[at] = k % 4 == 0 ? NAN : k % 4 == 1 ? -INFINITY : k % 4 == 2 ? 1 : -0.0f;
+        }
+        if (number % 50 == 49)
+            for (size_t k = 0; k < n; k++) x[k] = k % 3 ? -INFINITY : NAN;
+        float want = -INFINITY;
+        for (size_t k = 0; k < n; k++) want = x[k] > want ? x[k] : want;
+        for (best = 0; best < n - 1 && x[best] != want; best++) {}
+        if (x[best] != want) best = 0;
+        describe("max number %zu n %zu", number, n);
+        for (size_t i = 0; i < n_isas; i++) {
+            index = n;
+            max = isas[i]->max(x, n, &index);
+            const uint64_t at = index;
+            memcpy(out, &at, 8);
+            memcpy(out + 2, &max, 4);
+            same(i, isas[i]->name, out, 12);
+            expect(index == best && max == want, "largest and its first index");
+        }
+    }
+}
+
+int main(void) {
+    static void (*const tests[])(void) = {test_matmul,   test_quantize, test_vectors,     test_attend,
+                                          test_sampling, test_sampler,  test_conversions, test_functions, test_forward};
+    int supported;
+    const char *name;
+    printf("instruction sets:");
+    for (size_t i = 0; (name = fl_isa_built(i, &supported)) != NULL; i++) {
+        printf(supported ? " %s" : " (%s: not on this machine)", name);
+        if (supported && fl_kernels_find(name, &isas[n_isas])) abort();
+        n_isas += supported != 0;
+    }
+    printf("; threads: %s\n", fl_has_threads() ? "yes" : "no");
+    for (size_t i = 0; i < sizeof tests / sizeof tests[0]; i++) {
+        seed(0x9E3779B97F4A7C15u + i);
+        tests[i]();
+    }
+    return conclude();
+}

@@ -1,0 +1,221 @@
+"""The numeric contract: one result to the bit, for any instruction set, thread count, batch and chunking.
+
+Every assertion is ==. The reference is the scalar build with one thread and the whole prompt at once.
+"""
+
+import numpy as np
+import pytest
+
+import fastllm
+import writers
+from conftest import SMALL
+from fastllm import _core, engine
+
+ISAS = [name for name, supported in _core.isas() if supported]
+
+# Dimensions that divide nothing; texts past the blocks' borders at 64 and 128.
+MODELS = {
+    "odd": (writers.config(40, 57, 4, 2, 27), 70),  # heads of 10
+    "one_kv_head": (writers.config(60, 172, 10, 1, 27, n_layers=1), 131),  # heads of 6
+    "many_heads": (writers.config(80, 33, 40, 1, 50, n_layers=1), 67),  # more queries to a key than a task takes
+    "wide_head": (writers.config(70, 172, 1, 1, 100, n_layers=1), 66),
+    "int8": (writers.config(64, 96, 4, 2, 27), 131),  # what q8_f32 can hold: whole groups of 32
+}
+TYPES = [
+    (name, dtype)
+    for name in MODELS
+    for dtype in _core.TYPES
+    if dtype != "q8_f32" or name == "int8"
+]
+# Threads and tokens at once. Two, four and eight tokens are tiles of their own, three and seven leave rests.
+WAYS = [(1, None), (1, 1), (1, 3), (2, 7), (3, 64), (8, None)]
+
+
+def built(name, dtype, kv_dtype, isa, seed=1):
+    cfg, length = MODELS[name]
+    tokens = np.random.default_rng(seed).integers(0, cfg.vocab_size, length).tolist()
+    model = writers.core_model(
+        cfg, writers.random_weights(cfg, seed), dtype, kv_dtype=kv_dtype, isa=isa
+    )
+    return model, cfg.vocab_size, tokens
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+@pytest.mark.parametrize(("name", "dtype"), TYPES)
+def test_instruction_sets_threads_and_chunks(name, dtype, kv_dtype):
+    model, size, tokens = built(name, dtype, kv_dtype, "scalar")
+    expected = writers.logits(model, tokens, size)
+    assert np.isfinite(expected).all()
+    for isa in ISAS:
+        model, _, _ = built(name, dtype, kv_dtype, isa)
+        assert model.isa == isa
+        for threads, chunk in WAYS:
+            found = writers.logits(model, tokens, size, chunk=chunk, threads=threads)
+            assert (found == expected).all(), (isa, threads, chunk)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_thread_count(isa):
+    model, size, tokens = built("odd", "q8", "f16", isa)
+    expected = writers.logits(model, tokens, size)
+    for threads in range(2, 9):
+        assert (writers.logits(model, tokens, size, threads=threads) == expected).all()
+        found = writers.logits(model, tokens[:9], size, chunk=1, threads=threads)
+        assert (found == expected[:9]).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("odd", "q8"), ("many_heads", "f32"), ("int8", "bf16")]
+)
+def test_ragged_batches(name, dtype, isa):
+    """Several texts in one forward, some of which are in the cache already, against each on its own."""
+    model, size, _ = built(name, dtype, "f16", isa)
+    rng = np.random.default_rng(5)
+    texts = [rng.integers(0, size, n).tolist() for n in (1, 130, 63, 2, 65, 17)]
+    expected = [writers.logits(model, text, size) for text in texts]
+    cache = _core.KVCache(model)
+    sequences = [cache.sequence() for _ in texts]
+    found = [np.empty((0, size), np.float32) for _ in texts]
+    # Each forward takes the next few tokens of every text that still has some, and not always the same number.
+    step = 0
+    while any(len(rows) < len(text) for rows, text in zip(found, texts, strict=True)):
+        spans, takers = [], []
+        for i, text in enumerate(texts):
+            part = text[len(found[i]) :][: 1 + (7 * i + 13 * step) % 40]
+            if part:
+                spans.append((sequences[i], part, len(part)))
+                takers.append(i)
+        total = sum(len(part) for _, part, _ in spans)
+        buffer = model.logits(total)
+        model.forward(spans, buffer, threads=1 + step % 4)
+        rows = writers.read_logits(model, buffer, total, size)
+        for i, (_, part, _) in zip(takers, spans, strict=True):
+            found[i] = np.concatenate([found[i], rows[: len(part)]])
+            rows = rows[len(part) :]
+        step += 1
+    for a, b in zip(found, expected, strict=True):
+        assert (a == b).all()
+
+
+def test_only_the_wanted_logits():
+    """How many rows of logits are wanted, of which texts, changes none of them."""
+    model, size, tokens = built("odd", "f32", "f32", None)
+    expected = writers.logits(model, tokens, size)
+    cache = _core.KVCache(model)
+    texts, wanted = [tokens, tokens[:5], tokens[:33]], [3, 0, 33]
+    buffer = model.logits(sum(wanted))
+    model.forward([(cache.sequence(), *part) for part in zip(texts, wanted, strict=True)], buffer)
+    rows = writers.read_logits(model, buffer, sum(wanted), size)
+    assert (rows == np.concatenate([expected[-3:], expected[:33]])).all()
+    sequence = cache.sequence()
+    model.forward([(sequence, tokens[:-1], 0)])
+    assert (writers.append(model, sequence, tokens[-1:], size) == expected[-1:]).all()
+
+
+def test_a_failed_forward_leaves_the_sequence_as_it_was():
+    model, size, tokens = built("odd", "q8", "f16", None)
+    expected = writers.logits(model, tokens, size)
+    sequence = _core.KVCache(model).sequence()
+    writers.append(model, sequence, tokens[:20], size)
+    for broken, error in (([5, size], fastllm.OptionError), ([1] * 1000, fastllm.ContextError)):
+        with pytest.raises(error):
+            model.forward([(sequence, broken, 0)])
+    assert sequence.length == 20
+    assert (writers.append(model, sequence, tokens[20:], size) == expected[20:]).all()
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+def test_truncated_and_continued(kv_dtype):
+    """Blocks carry what other texts left in them: nobody may read it."""
+    model, size, _ = built("one_kv_head", "f32", kv_dtype, None)
+    rng = np.random.default_rng(6)
+    texts = [rng.integers(0, size, 140).tolist() for _ in range(3)]
+    sequence = _core.KVCache(model).sequence()
+    writers.append(model, sequence, texts[0], size)
+    for keep in (139, 128, 127, 65, 64, 63, 1, 0):
+        sequence.truncate(keep)
+        text = texts[0][:keep] + texts[1 + keep % 2][keep:]
+        expected = writers.logits(model, text, size)
+        assert (writers.append(model, sequence, text[keep:], size, chunk=50) == expected[keep:]).all()
+        sequence.truncate(keep)
+        writers.append(model, sequence, texts[0][keep:], size)
+
+
+# ---- the same through fastllm.load -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8"])
+def test_texts_and_logits(write_model, monkeypatch, dtype):
+    path = write_model()
+    prompt = "the ocean once" * 8
+    results = set()
+    for isa in ISAS:
+        monkeypatch.setenv("FASTLLM_ISA", isa)
+        for threads, chunk in ((1, 256), (2, 1), (4, 7)):
+            monkeypatch.setattr(engine, "CHUNK", chunk)
+            llm = fastllm.load(path, dtype=dtype, threads=threads)
+            assert llm.isa == isa
+            text = llm.generate(prompt, max_tokens=20, seed=3)
+            results.add((text, llm.logits(llm.tokenize(prompt)).tobytes()))
+    assert len(results) == 1
+
+
+def test_version_2(write_model, monkeypatch):
+    path = write_model(writers.config(64, 96, 4, 2, 300), version=2)
+    tokens = list(range(1, 140))
+    results = set()
+    for isa in ISAS:
+        monkeypatch.setenv("FASTLLM_ISA", isa)
+        for threads in (1, 3):
+            results.add(fastllm.load(path, threads=threads).logits(tokens).tobytes())
+    assert len(results) == 1
+
+
+def test_what_is_cached_changes_nothing(write_model):
+    path = write_model()
+    reusing = fastllm.load(path, threads=1)
+    begin = list(range(40, 130))
+    # Beginnings shared to the end, to the middle of a block, not at all; shorter, equal and longer than before.
+    prompts = [begin, begin[:50], [*begin[:70], 7, 8], begin, [9, *begin], [*begin, 3], begin[:1]]
+    hits = []
+    for prompt in prompts:
+        options = {"max_tokens": 12, "temperature": 0.8, "seed": 5}
+        stream = reusing.generate(prompt, stream=True, **options)
+        text = "".join(stream)
+        hits.append(stream.generation.cached)
+        assert text == fastllm.load(path, threads=1).generate(prompt, **options)
+    # The last token of a prompt is always computed: its logits are wanted. A text is cut to what the next one shares.
+    assert hits == [0, 49, 50, 70, 0, 90, 0]
+
+
+def test_multiply_on_extremes():
+    """int8 products at the ends of their range, -128 among them, which files may hold and we never write."""
+    rng = np.random.default_rng(7)
+    values = rng.choice(np.array([-128, -127, 0, 127], np.int8), (48, 64))
+    scales = rng.standard_normal(48 * 2).astype(np.float32)
+    matrix = _core.pack(
+        "q8_f32", 48, 64, "q8_f32", values.tobytes(), scales=scales.tobytes(), group=32
+    )
+    x = rng.choice(np.array([-1, 1, 0.5], np.float32), (9, 64))
+    x[3] = 0
+    x[4, :32] = 1e-38
+    x[5] *= 1e30
+    results = set()
+    for isa in ISAS:
+        for threads in (1, 3):
+            out = np.empty((9, 48), np.float32)
+            matrix.multiply(x, out, threads=threads, isa=isa)
+            results.add(out.tobytes())
+    assert len(results) == 1
+    # Values and scales are small dyadic numbers but for 127ths: f64 says what comes out.
+    weights = (values.reshape(-1, 32) * scales.astype(np.float64)[:, None]).reshape(48, 64)
+    assert np.allclose(out[:3], x[:3] @ weights.T, rtol=1e-2, atol=1e-2 * np.abs(weights).sum(1).max())
+    assert (out[3] == 0).all()
+
+
+def test_config_of_the_fixture_is_odd():
+    """The model of the tests above that go through files divides nothing either."""
+    assert SMALL.dim % 16
+    assert SMALL.hidden_dim % 16
+    assert SMALL.head_dim % 16

@@ -1,0 +1,315 @@
+"""Draws against an oracle in plain Python: what may be drawn, and what this very coin draws."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from fastllm import CheckpointError, OptionError, _core
+from fastllm.sampling import Sampling
+
+ISAS = [name for name, supported in _core.isas() if supported]
+
+
+def buffer_of(logits):
+    buffer = _core.Buffer(-(-len(logits) // 16) * 64)
+    np.frombuffer(buffer, np.float32)[: len(logits)] = logits
+    return buffer
+
+
+def sampler(size, seed=1, isa=None, **options):
+    sampling = Sampling(**{"top_p": 1.0} | options)
+    return _core.Sampler(size, sampling, seed=seed, bias=sampling.logit_bias, isa=isa)
+
+
+# ---- the oracle ------------------------------------------------------------------------------------------------------
+
+
+def coins(seed):
+    """xorshift64*, as in run.c: 24 bits in [0, 1)."""
+    state, mask = seed, (1 << 64) - 1
+    while True:
+        state ^= state >> 12
+        state ^= state << 25 & mask
+        state ^= state >> 27
+        yield ((state * 0x2545F4914F6CDD1D & mask) >> 32 >> 8) / 16777216
+
+
+def adjusted(logits, options, prompt, text):
+    """Biases and penalties in the order of Sampling's docstring, in f32."""
+    out = logits.copy()
+    for token, bias in options.logit_bias.items():
+        out[token] += np.float32(bias)
+    penalty = np.float32(options.repetition_penalty)
+    for token in {*prompt, *text}:
+        out[token] = out[token] / penalty if out[token] > 0 else out[token] * penalty
+    for token in set(text):
+        out[token] -= np.float32(options.presence_penalty) + np.float32(
+            text.count(token)
+        ) * np.float32(options.frequency_penalty)
+    return out
+
+
+@dataclass
+class Walk:
+    """Tokens in the order a coin walks them, with their probabilities (of no particular sum)."""
+
+    tokens: list[int]
+    weights: list[float]
+    sure: bool = True  # no filter's border lies so near to a token that f32 may see it on the other side
+
+    def until(self, enough, strict):
+        """The shortest beginning whose weight reaches or, if strict, exceeds `enough`."""
+        total = 0.0
+        for i, weight in enumerate(self.weights):
+            total += weight
+            self.sure &= abs(total - enough) > 1e-5 * enough
+            if total > enough or (total == enough and not strict):
+                return self.keep(range(i + 1))
+        return self
+
+    def keep(self, places):
+        places = list(places)
+        weights = [self.weights[i] for i in places]
+        return Walk([self.tokens[i] for i in places], weights, self.sure)
+
+
+def walk(logits, options):
+    """What Sampling's docstring says of the filters, in its order."""
+    scaled = logits.astype(np.float64) / options.temperature
+    weights = np.exp(scaled - np.nanmax(scaled))
+    tokens = [int(i) for i in np.flatnonzero(weights > 1e-37)]
+    filters = (0 < options.top_k < len(logits), 0 < options.top_p < 1, options.min_p > 0)
+    typical = 0 < options.typical_p < 1
+    out = Walk(tokens, [float(weights[i]) for i in tokens])
+    if not any(filters) and not typical:
+        return out
+    gaps = np.diff(np.sort(scaled[tokens]))
+    out.sure = bool(np.all((gaps == 0) | (gaps > 1e-4)))
+    out = out.keep(sorted(range(len(tokens)), key=lambda i: (-out.weights[i], tokens[i])))
+    if filters[0]:
+        out = out.keep(range(min(options.top_k, len(out.tokens))))
+    if filters[1]:
+        out = out.until(options.top_p * sum(out.weights), strict=True)
+    out.sure &= all(abs(weight - options.min_p) > 1e-5 for weight in out.weights)
+    out = out.keep(i for i, weight in enumerate(out.weights) if weight >= options.min_p)
+    if typical:
+        total = sum(out.weights)
+        surprise = [-math.log(weight / total) for weight in out.weights]
+        entropy = sum(w / total * s for w, s in zip(out.weights, surprise, strict=True))
+        far = [abs(s - entropy) for s in surprise]
+        order = sorted(range(len(far)), key=lambda i: (far[i], out.tokens[i]))
+        for a, b in pairwise(order):
+            out.sure &= surprise[a] == surprise[b] or far[b] - far[a] > 1e-4
+        # The most typical first: the order in which a coin walks them, too.
+        out = out.keep(order).until(options.typical_p * total, strict=False)
+    return out
+
+
+def check_draw(token, logits, options, coin):
+    """Returns whether f32 left no doubt about what may be drawn."""
+    if options.temperature == 0:
+        assert token == int(np.nanargmax(logits))
+        return True
+    way = walk(logits, options)
+    if not way.sure:
+        return False
+    assert token in way.tokens
+    sums = np.cumsum(way.weights) / sum(way.weights)
+    if np.abs(sums - coin).min() > 1e-6:
+        assert token == way.tokens[int(np.searchsorted(sums, coin, side="right"))]
+    return True
+
+
+# ---- against the oracle ----------------------------------------------------------------------------------------------
+
+# Quarters: tokens are as likely as each other or clearly not. Some are masked, some broken.
+quarters = st.integers(-60, 40).map(lambda q: q / 4)
+one_logit = st.one_of(quarters, quarters, quarters, st.sampled_from([-math.inf, math.nan, -1e30]))
+vocabularies = st.lists(one_logit, min_size=1, max_size=20).filter(
+    lambda logits: any(math.isfinite(x) for x in logits)
+)
+temperatures = st.sampled_from([0, 0.05, 0.5, 0.8, 1.0, 1.7, 30.0])
+
+
+def check_draws(logits, options, seed, prompt, count):
+    """Several draws, each of which the next one's penalties know of; returns how many were beyond doubt."""
+    logits = np.array(logits, np.float32)
+    ours = _core.Sampler(len(logits), options, seed=seed, bias=options.logit_bias)
+    for token in prompt:
+        ours.accept(token, generated=False)
+    text, coin, sure = [], coins(seed), 0
+    for _ in range(count):
+        token = ours.draw(buffer_of(logits))
+        at = next(coin) if options.temperature else 0.0
+        sure += check_draw(token, adjusted(logits, options, prompt, text), options, at)
+        ours.accept(token, generated=True)
+        text.append(token)
+    return sure
+
+
+@given(vocabularies, temperatures, st.integers(1, (1 << 64) - 1))
+def test_temperature(logits, temperature, seed):
+    assert check_draws(logits, Sampling(temperature=temperature, top_p=1.0), seed, [], 4) == 4
+
+
+def samplings(**options):
+    return st.fixed_dictionaries(options).map(lambda chosen: Sampling(**chosen))
+
+
+filters = samplings(
+    temperature=temperatures,
+    top_k=st.integers(0, 12),
+    top_p=st.sampled_from([0.0, 1e-6, 0.1, 0.5, 0.9, 0.999, 1.0]),
+    min_p=st.sampled_from([0.0, 1e-4, 0.05, 0.3, 1.0]),
+    typical_p=st.sampled_from([0.01, 0.2, 0.9, 1.0, 1.0]),
+)
+
+
+@settings(max_examples=150)
+@given(vocabularies, filters, st.integers(1, (1 << 64) - 1))
+def test_filters(logits, options, seed):
+    assume(check_draws(logits, options, seed, [], 4))
+
+
+@settings(max_examples=150)
+@given(vocabularies, st.data())
+def test_penalties_and_biases(logits, data):
+    tokens = st.integers(0, len(logits) - 1)
+    bias = data.draw(st.dictionaries(tokens, st.sampled_from([-math.inf, -3.0, 0.5, 20.0]), max_size=4))
+    assume(any(math.isfinite(x) and bias.get(i) != -math.inf for i, x in enumerate(logits)))
+    options = samplings(
+        temperature=temperatures,
+        top_p=st.sampled_from([0.6, 1.0]),
+        repetition_penalty=st.sampled_from([0.5, 1.0, 1.3]),
+        presence_penalty=st.sampled_from([-1.0, 0.0, 0.75]),
+        frequency_penalty=st.sampled_from([-0.5, 0.0, 0.4]),
+        logit_bias=st.just(bias),
+    )
+    prompt, seed = data.draw(st.lists(tokens, max_size=8)), data.draw(st.integers(1, 1 << 40))
+    assume(check_draws(logits, data.draw(options), seed, prompt, 5))
+
+
+@pytest.mark.parametrize("size", [255, 256, 257, 1000])
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 40}, {"typical_p": 0.3}])
+def test_large_vocabularies(size, options):
+    """Sums are taken in runs of 256: their borders are no borders of what may be drawn."""
+    logits = np.random.default_rng(size).integers(-8, 9, size) / 4
+    options = Sampling(**{"top_p": 1.0} | options)
+    assert all(check_draws(logits, options, seed, [], 1) for seed in range(1, 30))
+
+
+def test_filters_take_effect_in_their_order():
+    """top_p is a share of what top_k leaves, min_p comes after both: the best two of four, not the best alone."""
+    logits = np.log([0.5, 0.3, 0.1, 0.1])
+    for top_k in (0, 3, 4):
+        ours = sampler(4, top_k=top_k, top_p=0.6, min_p=0.5)
+        assert {ours.draw(buffer_of(logits)) for _ in range(100)} == {0, 1}
+
+
+def test_a_bias_comes_before_the_penalties():
+    ours = sampler(2, temperature=0, repetition_penalty=10, logit_bias={0: 5.0})
+    ours.accept(0, generated=False)
+    assert ours.draw(buffer_of([1, 2])) == 1  # (1 + 5) / 10, not 1 / 10 + 5
+
+
+# ---- frequencies and seeds -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 2.0}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}, {"typical_p": 0.7}]
+)
+def test_frequencies(options):
+    logits = np.array([0, 1.5, -1, 2.25, 0.5, -4, 1, -math.inf, 0.75, 2], np.float32)
+    draws = 5000
+    ours, way = sampler(len(logits), seed=99, **options), walk(logits, Sampling(**{"top_p": 1} | options))
+    assert way.sure
+    counts = np.bincount([ours.draw(buffer_of(logits)) for _ in range(draws)], minlength=len(logits))
+    expected = np.zeros(len(logits))
+    expected[way.tokens] = np.array(way.weights) / sum(way.weights) * draws
+    assert (counts[expected == 0] == 0).all()
+    kept = expected > 0
+    # Chi-square with at most 8 degrees of freedom: 26 is exceeded once in a thousand, and the seed is fixed.
+    assert ((counts - expected)[kept] ** 2 / expected[kept]).sum() < 26
+
+
+def test_seeds():
+    logits = buffer_of(np.zeros(50))
+
+    def text(seed):
+        ours = sampler(50, seed)
+        return [ours.draw(logits) for _ in range(40)]
+
+    assert text(7) == text(7)
+    # Zero and the largest are seeds like any other.
+    texts = [tuple(text(seed)) for seed in (0, 1, 2, 3, (1 << 64) - 1)]
+    assert len(set(texts)) == len(texts)
+
+
+@given(st.integers(1, 600), st.integers(1, 1 << 60), temperatures, st.sampled_from([0.5, 1.0]))
+def test_every_instruction_set_draws_the_same(size, seed, temperature, top_p):
+    rng = np.random.default_rng(seed)
+    logits = (5 * rng.standard_normal(size)).astype(np.float32)
+    logits[rng.random(size) < 0.2] = -np.inf
+    logits[rng.random(size) < 0.2] = np.nan
+    logits[rng.integers(size)] = 1
+    buffer, texts = buffer_of(logits), set()
+    for isa in ISAS:
+        ours = sampler(size, seed, isa, temperature=temperature, top_p=top_p)
+        texts.add(tuple(ours.draw(buffer) for _ in range(10)))
+    assert len(texts) == 1
+    assert np.isfinite(logits[list(texts.pop())]).all()
+
+
+# ---- logits that are no numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("size", [1, 16, 19])
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_nothing_to_draw(size, temperature, isa):
+    ours = sampler(size, isa=isa, temperature=temperature)
+    for nothing in (math.nan, -math.inf):
+        with pytest.raises(CheckpointError, match="not finite"):
+            ours.draw(buffer_of([nothing] * size))
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 3}, {"typical_p": 0.5}])
+def test_masked_tokens_are_never_drawn(options):
+    logits = np.full(40, -math.inf)
+    logits[[3, 17, 39]] = 0, -2, -2.5
+    ours = sampler(40, temperature=5.0, **options)
+    drawn = {ours.draw(buffer_of(logits)) for _ in range(500)}
+    assert drawn <= {3, 17, 39}
+    assert len(drawn) > 1
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.1}, {"typical_p": 0.5}])
+def test_logits_that_overflow(options):
+    """Finite, but infinite once divided by the temperature: far more likely than the rest all the same."""
+    logits = np.zeros(20)
+    logits[7] = 3e38
+    for temperature in (0.5, 1e-5):
+        assert sampler(20, temperature=temperature, **options).draw(buffer_of(logits)) == 7
+
+
+def test_the_most_likely_of_equals_is_the_first():
+    logits = np.zeros(50)
+    logits[[20, 31, 49]] = 4
+    assert sampler(50, temperature=0).draw(buffer_of(logits)) == 20
+    assert {sampler(50, seed, top_k=1).draw(buffer_of(logits)) for seed in range(1, 50)} == {20}
+
+
+def test_tokens_outside_the_vocabulary():
+    ours = sampler(20)
+    for token in (-1, 20, 1 << 40):
+        with pytest.raises(OptionError):
+            ours.accept(token, generated=True)
+        with pytest.raises(OptionError, match="logit bias"):
+            sampler(20, logit_bias={token: 1.0})
+    with pytest.raises(OptionError, match="no row 2"):
+        ours.draw(_core.Buffer(2 * 32 * 4), 2)
