@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error("--rounds must be 1 or more")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the folder goes then, too
     try:
         with tempfile.TemporaryDirectory(prefix="fastllm-compare-") as folder:
             compare(Path(folder), args.base, args.head, args.rounds, args.k)
@@ -50,6 +52,8 @@ def compare(folder: Path, base: str, head: str | None, rounds: int, select: str 
     builds = {"base": folder / "base", "head": folder / "head"}
     names = {"base": check_out(builds["base"], base)}
     names["head"] = check_out(builds["head"], head) if head is not None else copy_working_tree(builds["head"])
+    if not (builds["head"] / "bench").is_dir():
+        raise CompareError(f"{names['head']} has no bench/ to run")
     for side, path in builds.items():
         say(f"building {side}: {names[side]}")
         run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], path)
@@ -107,6 +111,7 @@ def measure(build: Path, source: Path, select: str | None) -> dict[str, float]:
     command = [sys.executable, "-m", "pytest", "bench", f"--benchmark-json={results}", "-p", "no:cacheprovider"]
     # No setting of `source` may put its own package before the build's.
     command += ["--continue-on-collection-errors", "-o", "pythonpath="]
+    command += ["-W", "default"]  # a benchmark that does not get as far as timing is a warning, not the end of the run
     if select:
         command += ["-k", select]
     results.unlink(missing_ok=True)

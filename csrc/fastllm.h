@@ -46,7 +46,7 @@ typedef struct fl_matrix {
     size_t d, n; // rows (outputs), columns (inputs)
 } fl_matrix;
 
-// Bytes of one panel of n inputs, and of a whole matrix. 0 for an unknown type.
+// Bytes of one panel of n inputs, and of a whole matrix. 0 for an unknown type and for what no memory can hold.
 size_t fl_panel_bytes(fl_type type, size_t n);
 size_t fl_matrix_bytes(fl_type type, size_t d, size_t n);
 
@@ -62,7 +62,7 @@ typedef struct fl_source {
 } fl_source;
 
 // Packs `source` into `panels`, fl_matrix_bytes long. Floats to int8: per group of 32, scale = max|w| / 127 rounded to
-// f16, values rounded to nearest even. int8 to FL_Q8_F32 copies values and scales (source.group must be a multiple of
+// f16 (one step up where a subnormal scale would cut values off), values rounded to nearest even. int8 to FL_Q8_F32 copies values and scales (source.group must be a multiple of
 // 32 that divides n). FL_BAD_VALUE: a weight is not finite, or too large for the type.
 fl_status fl_pack(fl_type type, void *panels, const fl_source *source, size_t threads);
 
@@ -197,8 +197,10 @@ fl_status fl_sampler_bias(fl_sampler *s, int32_t token, float bias);
 // Tells the sampler of a token of the prompt (generated 0) or of the text (generated 1), for the penalties.
 fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated);
 
-// Draws a token from logits (vocab_size,), FL_ALIGN-ed and readable to the next multiple of 16. Uses one random
-// number unless the temperature is 0. FL_BAD_VALUE: no logit is finite.
+// Draws a token from logits (vocab_size,), readable to the next multiple of 16: biases before penalties, then the
+// filters in the order of fl_sampling. What they leave is walked by descending probability, or by typicality; without
+// any filter in the order of the vocabulary. Uses one random number unless the temperature is 0. FL_BAD_VALUE: no logit
+// is finite.
 fl_status fl_sampler_draw(fl_sampler *s, const fl_kernels *k, const float *logits, int32_t *token);
 
 // ---- the machine ---------------------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ uint16_t fl_bf16_from_f32(float x) {
 // ---- panels --------------------------------------------------------------------------------------------------------
 
 size_t fl_panel_bytes(fl_type type, size_t n) {
+    if (n > SIZE_MAX / (FL_LANES * 16)) return 0;
     const size_t groups = (n + FL_GROUP - 1) / FL_GROUP, values = groups * FL_GROUP * FL_LANES;
     switch (type) {
     case FL_F32: return values * 4;
@@ -72,7 +73,8 @@ size_t fl_panel_bytes(fl_type type, size_t n) {
 }
 
 size_t fl_matrix_bytes(fl_type type, size_t d, size_t n) {
-    return (d + FL_LANES - 1) / FL_LANES * fl_panel_bytes(type, n);
+    const size_t panel = fl_panel_bytes(type, n), panels = d / FL_LANES + (d % FL_LANES != 0);
+    return panel > 0 && panels > SIZE_MAX / panel ? 0 : panels * panel;
 }
 
 // Where value (row `lane`, column k of its group) lies in the group's tiles of 16 rows x 4 k.

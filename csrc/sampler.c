@@ -101,27 +101,28 @@ static float draw(fl_sampler *s) {
 
 static int before(candidate a, candidate b) { return a.key > b.key || (a.key == b.key && a.id < b.id); }
 
-static void sift_down(candidate *heap, size_t n, size_t i) {
+// The best candidate at the root, or, with `worst`, the worst one.
+static void sift_down(candidate *heap, size_t n, size_t i, int worst) {
     const candidate moving = heap[i];
     for (;;) {
         size_t child = 2 * i + 1;
         if (child >= n) break;
-        if (child + 1 < n && before(heap[child + 1], heap[child])) child++;
-        if (!before(heap[child], moving)) break;
+        if (child + 1 < n && before(heap[child + 1], heap[child]) != worst) child++;
+        if (before(heap[child], moving) == worst) break;
         heap[i] = heap[child];
         i = child;
     }
     heap[i] = moving;
 }
 
-static void make_heap(candidate *heap, size_t n) {
-    for (size_t i = n / 2; i-- > 0;) sift_down(heap, n, i);
+static void make_heap(candidate *heap, size_t n, int worst) {
+    for (size_t i = n / 2; i-- > 0;) sift_down(heap, n, i, worst);
 }
 
 static candidate pop(candidate *heap, size_t *n) {
     const candidate top = heap[0];
     heap[0] = heap[--*n];
-    if (*n > 0) sift_down(heap, *n, 0);
+    if (*n > 0) sift_down(heap, *n, 0, 0);
     return top;
 }
 
@@ -144,43 +145,62 @@ static double natural_log(double x) {
     return 2 * s * sum + e * 0.69314718055994530942;
 }
 
+// The k most likely tokens into s->heap: the worst of those so far stands at its root, to be replaced.
+static size_t most_likely(fl_sampler *s, size_t k) {
+    size_t n = 0;
+    for (size_t i = 0; i < s->vocab; i++) {
+        const candidate c = {s->probs[i], (int32_t)i};
+        if (c.key <= 0) continue;
+        if (n < k) {
+            s->heap[n++] = c;
+            if (n == k) make_heap(s->heap, k, 1);
+        } else if (before(c, s->heap[0])) {
+            s->heap[0] = c;
+            sift_down(s->heap, k, 0, 1);
+        }
+    }
+    return n;
+}
+
+// The tokens with at least this probability into s->heap.
+static size_t likely(fl_sampler *s, float least) {
+    size_t n = 0;
+    for (size_t i = 0; i < s->vocab; i++)
+        if (s->probs[i] >= least && s->probs[i] > 0) s->heap[n++] = (candidate){s->probs[i], (int32_t)i};
+    return n;
+}
+
 // Candidates in descending order of probability until top_k, top_p or min_p says enough. Returns how many are in
 // s->kept; *total is the sum of their probabilities. `all` is the sum over the vocabulary, the largest being 1.
 static size_t keep_likely(fl_sampler *s, double all, double *total) {
-    const size_t top_k = s->p.top_k && s->p.top_k < s->vocab ? s->p.top_k : s->vocab;
     const int nucleus = is_fraction(s->p.top_p);
-    // Tokens under the nucleus' share of the rest cannot be in it: there are too few of them to fill it.
-    float least = s->p.min_p;
-    if (nucleus && top_k == s->vocab && s->vocab > 1) {
-        const float cutoff = (float)((1.0 - (double)s->p.top_p) / (double)(s->vocab - 1) * all);
-        least = cutoff > least ? cutoff : least;
-    }
-    if (least > 1.0f) least = 1.0f; // the best is always a candidate
-    size_t n = 0, kept = 0;
-    for (size_t i = 0; i < s->vocab; i++)
-        if (s->probs[i] >= least && s->probs[i] > 0) s->heap[n++] = (candidate){s->probs[i], (int32_t)i};
-    make_heap(s->heap, n);
-    double sum = 0, whole = all;
-    if (top_k < s->vocab) {
+    double whole = all;
+    size_t n;
+    if (s->p.top_k && s->p.top_k < s->vocab) {
+        n = most_likely(s, s->p.top_k);
         whole = 0;
-        while (n > 0 && kept < top_k) {
-            s->kept[kept] = pop(s->heap, &n);
-            whole += (double)s->kept[kept++].key;
+        for (size_t i = 0; i < n; i++) whole += (double)s->heap[i].key;
+    } else {
+        // Tokens under the nucleus' share of the rest cannot be in it: there are too few of them to fill it.
+        float least = s->p.min_p;
+        if (nucleus && s->vocab > 1) {
+            const float share = (float)((1.0 - (double)s->p.top_p) / (double)(s->vocab - 1) * all);
+            least = share > least ? share : least;
         }
-        if (!nucleus) {
-            *total = whole;
-            return kept;
-        }
+        n = likely(s, least < 1.0f ? least : 1.0f); // the best is always a candidate
     }
-    // What is still in the heap follows what has left it: with top_k the kept ones only are walked.
-    size_t used = 0;
-    while (used < kept || (top_k == s->vocab && n > 0)) {
-        if (used == kept) s->kept[kept++] = pop(s->heap, &n);
-        sum += (double)s->kept[used++].key;
+    make_heap(s->heap, n, 0);
+    size_t kept = 0;
+    double sum = 0;
+    while (n > 0) {
+        const candidate next = pop(s->heap, &n);
+        if (kept > 0 && next.key < s->p.min_p) break;
+        s->kept[kept++] = next;
+        sum += (double)next.key;
         if (nucleus && sum > (double)s->p.top_p * whole) break;
     }
     *total = sum;
-    return used;
+    return kept;
 }
 
 // Of the kept candidates, those whose surprise is nearest to the expected one, until they hold typical_p of the mass.
@@ -195,7 +215,7 @@ static size_t keep_typical(fl_sampler *s, size_t count, double *total) {
         const double surprise = log_total - natural_log((double)s->kept[i].key);
         s->heap[i] = (candidate){(float)-fabs(surprise - entropy), s->kept[i].id};
     }
-    make_heap(s->heap, count);
+    make_heap(s->heap, count, 0);
     size_t n = count, kept = 0;
     double sum = 0;
     while (n > 0 && sum < (double)s->p.typical_p * *total) {
@@ -209,19 +229,19 @@ static size_t keep_typical(fl_sampler *s, size_t count, double *total) {
 
 // ---- drawing -------------------------------------------------------------------------------------------------------
 
-// Logits after penalties and biases: the given ones where there are none.
+// Logits after biases and penalties: the given ones where there are none.
 static const float *adjust(fl_sampler *s, const float *logits) {
     const fl_sampling *p = &s->p;
     const int penalized = p->repetition_penalty != 1.0f || p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f;
     if (!penalized && s->n_biases == 0) return logits;
     memcpy(s->logits, logits, s->vocab * sizeof(float));
+    for (size_t i = 0; i < s->n_biases; i++) s->logits[s->biases[i].token] += s->biases[i].value;
     for (size_t i = 0; penalized && i < s->n_history; i++) {
         const int32_t id = s->history[i];
         float *l = &s->logits[id];
         *l = *l > 0 ? *l / p->repetition_penalty : *l * p->repetition_penalty;
         if (s->counts[id]) *l -= p->presence_penalty + (float)s->counts[id] * p->frequency_penalty;
     }
-    for (size_t i = 0; i < s->n_biases; i++) s->logits[s->biases[i].token] += s->biases[i].value;
     return s->logits;
 }
 
@@ -247,7 +267,8 @@ fl_status fl_sampler_draw(fl_sampler *s, const fl_kernels *k, const float *logit
     size_t best;
     const float max = k->max(x, s->vocab, &best);
     if (!isfinite(max)) return FL_BAD_VALUE;
-    if (p->temperature < 1e-6f) { // logits divided by less would overflow
+    // Where logits divided by the temperature overflow, the best one has all the probability.
+    if (p->temperature < 1e-6f || !isfinite(max / p->temperature)) {
         *token = (int32_t)best;
         return FL_OK;
     }

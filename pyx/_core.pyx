@@ -5,6 +5,7 @@
 The GIL is released in every call that computes. A Model, its Matrix objects and a KVCache may be shared between
 threads; a Sequence and a Sampler belong to one at a time.
 """
+cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
@@ -37,7 +38,7 @@ cdef int check(fl_status status, str what) except -1:
     if status == FL_BAD_TOKEN:
         raise OptionError(f"{what}: a token id is outside the vocabulary")
     if status == FL_BAD_POSITION:
-        raise ContextError(f"{what}: more tokens than the context holds")
+        raise ContextError(f"{what}: more tokens than the context holds, or none")
     if status == FL_BAD_VALUE:
         raise CheckpointError(f"{what}: a value is not finite, or too large for the type")
     if status == FL_BAD_CONFIG:
@@ -181,7 +182,8 @@ def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::
     cdef size_t size = 4 if source_type == FL_F32 else 1 if source_type == FL_Q8_F32 else 2
     cdef fl_source source = fl_source(NULL, source_type, NULL, group, d, n, NULL)
     cdef fl_status status
-    if source_type == FL_Q8 or d == 0 or n == 0 or <size_t>data.shape[0] != d * n * size:
+    if source_type == FL_Q8 or d == 0 or n == 0 or fl_matrix_bytes(type, d, n) == 0 \
+            or n > <size_t>data.shape[0] or <size_t>data.shape[0] != d * n * size:
         raise CheckpointError(f"{name} of {d} x {n} {source_dtype} values cannot be {data.shape[0]:,} bytes")
     source.data = &data[0]
     if source_type == FL_Q8_F32:
@@ -354,6 +356,8 @@ cdef class Model:
                 raise MemoryError("forward: out of memory")
             for i, (item, tokens, n_logits) in enumerate(spans):
                 sequence = item
+                if sequence.cache.model is not self:
+                    raise OptionError("forward: a sequence of another model")
                 sequence.take()
                 taken.append(sequence)
                 sequence.reserve(sequence.length + <size_t>len(tokens), self.c.config.max_seq)
@@ -395,6 +399,7 @@ cdef class KVCache:
         return Sequence(self)
 
 
+@cython.no_gc_clear  # its blocks go back to the cache, which must still be there
 cdef class Sequence:
     """The keys and values of one text so far. `length` tokens are in it."""
     cdef KVCache cache

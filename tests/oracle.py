@@ -41,10 +41,7 @@ def forward(cfg, weights, tokens, *, activations=lambda x: x, kv=np.float64):
         k = rotated(split(product(h, f"{layer}.attn.wk"), cfg.n_kv_heads)).astype(kv)
         v = split(product(h, f"{layer}.attn.wv"), cfg.n_kv_heads).astype(kv)
         shared = heads // cfg.n_kv_heads
-        out = [
-            attend(q[:, j], k[:, j // shared], v[:, j // shared], np.arange(1, t + 1))
-            for j in range(heads)
-        ]
+        out = [attend(q[:, j], k[:, j // shared], v[:, j // shared], np.arange(1, t + 1)) for j in range(heads)]
         x = x + product(np.stack(out, axis=1).reshape(t, -1), f"{layer}.attn.wo")
         h = norm(x, f"{layer}.ffn_norm")
         gate, up = product(h, f"{layer}.ffn.w1"), product(h, f"{layer}.ffn.w3")
@@ -104,9 +101,7 @@ def rounded(dtype, w):
     """What the weights are once they are stored as dtype."""
     if dtype == "q8":
         return dequantized(*q8(w), w.shape[1])
-    return {"f32": np.copy, "f16": lambda x: x.astype(np.float16).astype(np.float32)}.get(
-        dtype, bf16_round
-    )(w)
+    return {"f32": np.copy, "f16": lambda x: x.astype(np.float16).astype(np.float32)}.get(dtype, bf16_round)(w)
 
 
 def q8_activations(x):

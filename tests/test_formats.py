@@ -150,7 +150,7 @@ def test_heads_wider_than_the_core_takes(tmp_path):
     path = tmp_path / "model.bin"
     with path.open("wb") as file:
         file.write(struct.pack("<7i", dim, wide.hidden_dim, 1, 1, 1, 1, 1))
-        file.truncate(28 + 4 * (4 * dim * dim + 10 * dim))
+        file.truncate(28 + 4 * (4 * dim * dim + 8 * dim))
     with pytest.raises(CheckpointError, match="head_dim") as error:
         fastllm.load(path)
     assert str(path) in str(error.value)

@@ -147,9 +147,7 @@ def recorded():
 
 @pytest.fixture(scope="module")
 def stories():
-    return fastllm.load(
-        STORIES / "stories260K.bin", tokenizer=STORIES / "tok512.bin", threads=1
-    )
+    return fastllm.load(STORIES / "stories260K.bin", tokenizer=STORIES / "tok512.bin", threads=1)
 
 
 @needs_stories

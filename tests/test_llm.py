@@ -269,9 +269,7 @@ def test_what_a_model_tells(llm, write_model):
     assert llm.dtypes == ["f32"]
     assert llm.threads == 1
     weights = writers.random_weights(SMALL)
-    padded = {
-        name: _core.matrix_bytes("f32", *w.shape) if w.ndim == 2 else w.nbytes for name, w in weights.items()
-    }
+    padded = {name: _core.matrix_bytes("f32", *w.shape) if w.ndim == 2 else w.nbytes for name, w in weights.items()}
     freqs = 4 * SMALL.head_dim // 2
     assert llm.file_bytes == sum(padded.values()) + freqs
     assert llm.bytes_per_token == llm.file_bytes - padded["embed"]

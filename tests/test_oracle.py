@@ -67,9 +67,7 @@ def test_int8(name, dtype):
             stored[key] = oracle.rounded("q8", w)
         elif w.ndim == 2:
             values, scales = writers.q80(w, 32)
-            stored[key] = oracle.dequantized(
-                values.reshape(len(w), -1, 32), scales.reshape(len(w), -1), w.shape[1]
-            )
+            stored[key] = oracle.dequantized(values.reshape(len(w), -1, 32), scales.reshape(len(w), -1), w.shape[1])
     found = writers.logits(writers.core_model(cfg, weights, dtype), tokens, cfg.vocab_size)
     exact = oracle.forward(cfg, stored, tokens)
     rounded = oracle.forward(cfg, stored, tokens, activations=oracle.q8_activations)
@@ -86,9 +84,7 @@ def test_int8(name, dtype):
 
 @pytest.mark.parametrize("isa", [name for name, supported in _core.isas() if supported])
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8"])
-@pytest.mark.parametrize(
-    ("d", "n", "t"), [(1, 1, 1), (17, 33, 5), (16, 32, 12), (100, 57, 1), (130, 172, 23)]
-)
+@pytest.mark.parametrize(("d", "n", "t"), [(1, 1, 1), (17, 33, 5), (16, 32, 12), (100, 57, 1), (130, 172, 23)])
 def test_multiply(dtype, d, n, t, isa):
     rng = np.random.default_rng(d + n + t)
     w = rng.standard_normal((d, n)).astype(np.float32)

@@ -102,9 +102,7 @@ def test_int8_with_its_own_scales(d, count, group, seed):
     scales = (rng.standard_normal(d * count) * 10.0 ** rng.integers(-30, 30)).astype(np.float32)
     exact = (values.reshape(-1, group).astype(np.float32) * scales[:, None]).reshape(d, n)
     for dtype in ("q8_f32", "f32"):
-        matrix = _core.pack(
-            dtype, d, n, "q8_f32", values.tobytes(), scales=scales.tobytes(), group=group
-        )
+        matrix = _core.pack(dtype, d, n, "q8_f32", values.tobytes(), scales=scales.tobytes(), group=group)
         assert same_bits(rows(matrix), exact)
         if dtype == "q8_f32":
             ours = np.repeat(scales.reshape(d, count), group // 32, axis=1)

@@ -48,9 +48,9 @@ def adjusted(logits, options, prompt, text):
     for token in {*prompt, *text}:
         out[token] = out[token] / penalty if out[token] > 0 else out[token] * penalty
     for token in set(text):
-        out[token] -= np.float32(options.presence_penalty) + np.float32(
-            text.count(token)
-        ) * np.float32(options.frequency_penalty)
+        out[token] -= np.float32(options.presence_penalty) + np.float32(text.count(token)) * np.float32(
+            options.frequency_penalty
+        )
     return out
 
 
@@ -130,9 +130,7 @@ def check_draw(token, logits, options, coin):
 # Quarters: tokens are as likely as each other or clearly not. Some are masked, some broken.
 quarters = st.integers(-60, 40).map(lambda q: q / 4)
 one_logit = st.one_of(quarters, quarters, quarters, st.sampled_from([-math.inf, math.nan, -1e30]))
-vocabularies = st.lists(one_logit, min_size=1, max_size=20).filter(
-    lambda logits: any(math.isfinite(x) for x in logits)
-)
+vocabularies = st.lists(one_logit, min_size=1, max_size=20).filter(lambda logits: any(math.isfinite(x) for x in logits))
 temperatures = st.sampled_from([0, 0.05, 0.5, 0.8, 1.0, 1.7, 30.0])
 
 

@@ -25,8 +25,20 @@ odd = st.characters(exclude_characters="\u2581\0", exclude_categories=["Cs"])
 known = st.sampled_from([text for text, _ in WORDS[259:]] + list(" \n\té世😀<>0x1F"))
 texts = st.one_of(st.text(odd, max_size=20), st.lists(st.one_of(known, odd), max_size=25).map("".join))
 HARD = [
-    "", " ", "   ", "\n", "\x01\x7f", "e\u0301", "👩‍👩‍👧",
-    "<0x41>", "<s>", "</s>", "<unk>", "the thether", " \u00a0 ", "\ufffd",
+    "",
+    " ",
+    "   ",
+    "\n",
+    "\x01\x7f",
+    "e\u0301",
+    "👩‍👩‍👧",
+    "<0x41>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "the thether",
+    " \u00a0 ",
+    "\ufffd",
 ]
 
 
@@ -119,8 +131,23 @@ def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("spm")
     rng = random.Random(1)
     words = [
-        "the", "a", "ocean", "there", "then", "once", "upon", "time",
-        "été", "naïve", "世界", "dog.", "dogs,", "ran!", "to", "12", "21",
+        "the",
+        "a",
+        "ocean",
+        "there",
+        "then",
+        "once",
+        "upon",
+        "time",
+        "été",
+        "naïve",
+        "世界",
+        "dog.",
+        "dogs,",
+        "ran!",
+        "to",
+        "12",
+        "21",
     ]
     corpus = [" ".join(rng.choices(words, k=8)) for _ in range(200)]
     sentencepiece.SentencePieceTrainer.train(
@@ -236,8 +263,12 @@ def test_what_does_not_fit_is_named_and_passed_over(tmp_path, monkeypatch):
     with pytest.raises(TokenizerError) as error:
         find(tmp_path / "model.bin", 300)
     message = str(error.value)
-    for part in ("tokenizer.bin has 280 words, the model 300", "tok300.bin does not exist",
-                 "tokenizer.model has 1 words", "tokenizer.json is no usable tokenizer"):
+    for part in (
+        "tokenizer.bin has 280 words, the model 300",
+        "tok300.bin does not exist",
+        "tokenizer.model has 1 words",
+        "tokenizer.json is no usable tokenizer",
+    ):
         assert part in message
     (tmp_path / "tok300.bin").write_bytes(OWN.blob)
     assert find(tmp_path / "model.bin", 300).size == 300

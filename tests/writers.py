@@ -11,9 +11,7 @@ ATTENTION = ("attn.wq", "attn.wk", "attn.wv", "attn.wo")
 FFN = ("ffn.w1", "ffn.w2", "ffn.w3")
 
 
-def config(
-    dim, hidden_dim, n_heads, n_kv_heads, vocab_size, *, n_layers=2, max_seq=256, rotary_dim=None
-):
+def config(dim, hidden_dim, n_heads, n_kv_heads, vocab_size, *, n_layers=2, max_seq=256, rotary_dim=None):
     head_dim = dim // n_heads
     return Config(
         dim=dim,
@@ -62,15 +60,11 @@ def v0(cfg, weights):
     norms_and_layers = _each(cfg, "attn_norm", *ATTENTION, "ffn_norm", *FFN)
     parts = [weights[name].tobytes() for name in ["embed", *norms_and_layers, "final_norm"]]
     rotations = bytes(cfg.max_seq * cfg.head_dim * 4)
-    return b"".join(
-        [struct.pack("<7i", *dims), *parts, rotations, *(weights[n].tobytes() for n in tail)]
-    )
+    return b"".join([struct.pack("<7i", *dims), *parts, rotations, *(weights[n].tobytes() for n in tail)])
 
 
 def _header(cfg, weights, version, group):
-    fields = struct.pack(
-        "<Ii7iBi", 0x616B3432, version, *_dims(cfg), int("head" not in weights), group
-    )
+    fields = struct.pack("<Ii7iBi", 0x616B3432, version, *_dims(cfg), int("head" not in weights), group)
     norms = [*_each(cfg, "attn_norm", "ffn_norm"), "final_norm"]
     return fields.ljust(256, b"\0") + b"".join(weights[name].tobytes() for name in norms)
 
@@ -129,9 +123,7 @@ def pack(dtype, w, rows=None):
     if dtype != "q8_f32":
         return _core.pack(dtype, d, n, "f32", w.tobytes(), rows=rows)
     values, scales = q80(w, 32)
-    return _core.pack(
-        dtype, d, n, dtype, values.tobytes(), scales=scales.tobytes(), group=32, rows=rows
-    )
+    return _core.pack(dtype, d, n, dtype, values.tobytes(), scales=scales.tobytes(), group=32, rows=rows)
 
 
 def core_model(cfg, weights, dtype, *, kv_dtype="f32", isa=None):

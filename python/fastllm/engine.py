@@ -33,7 +33,8 @@ class Engine:
             best, shared = -1, 0
             for i, (held, _) in enumerate(self._idle):
                 common = _common(held, tokens)
-                if common > shared:
+                # Taking it costs what it holds beyond that: not for a BOS in common.
+                if common > shared and 2 * common >= len(held):
                     best, shared = i, common
             if best < 0:
                 return self._cache.sequence()

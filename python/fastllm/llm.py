@@ -49,7 +49,11 @@ def load(
         stored = store.load(path, data)
         _check_stored_dtype(path, stored, dtype)
     else:
-        stored = assemble(recipe(open_checkpoint(path, data)), dtype=dtype, threads=count)
+        checkpoint = open_checkpoint(path, data)
+        try:
+            stored = assemble(recipe(checkpoint), dtype=dtype, threads=count)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} cannot be used: {error}") from None
     words: Tokenizer | TokenizerError
     vocab_size = stored.config.vocab_size
     if tokenizer is not None:

@@ -51,8 +51,10 @@ class Sampling(_Fields):
         if not isinstance(self.top_k, int) or not 0 <= self.top_k < 1 << 31:
             raise OptionError(f"top_k must be 0 or a positive whole number, not {self.top_k!r}")
         for token, bias in self.logit_bias.items():
-            if math.isnan(bias) or bias == math.inf:
-                raise OptionError(f"the logit bias of token {token} must be a number, not {bias}")
+            if not isinstance(token, int) or not isinstance(bias, (int, float)):
+                raise OptionError(f"logit_bias must be token ids and numbers, not {token!r}: {bias!r}")
+            if not (-1e9 <= bias <= 1e9 or bias == -math.inf):
+                raise OptionError(f"the logit bias of token {token} must be between -1e9 and 1e9, or -inf, not {bias}")
 
     def _within(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)

@@ -113,7 +113,7 @@ def load(path: Path, data: memoryview) -> Stored:
         return _load(data)
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not a usable converted file: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError):
         raise CheckpointError(f"{path} is not a usable converted file: its header is broken") from None
 
 

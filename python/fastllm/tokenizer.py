@@ -7,6 +7,7 @@ never waits for it. Decoding a SentencePiece vocabulary is a table of bytes.
 from __future__ import annotations
 
 import codecs
+import os.path
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -74,7 +75,7 @@ class PieceTokenizer:
             processor = sentencepiece.SentencePieceProcessor()
             try:
                 processor.LoadFromSerializedProto(self._model)
-            except RuntimeError as error:
+            except (RuntimeError, UnicodeDecodeError) as error:
                 reason = str(error).strip().splitlines()[-1:]
                 raise TokenizerError(f"sentencepiece refuses the tokenizer: {' '.join(reason)}") from None
             self._processor = processor
@@ -152,10 +153,11 @@ def _field(number: int, value: int | bytes) -> bytes:
 def _piece_model(words: list[tuple[bytes, float]]) -> bytes:
     """A sentencepiece ModelProto of llama2.c's words: unknown 0, BOS 1, EOS 2, bytes, the rest by score."""
     model, seen = bytearray(), set()
+    all_bytes = {b"<0x%02X>" % b for b in range(256)} <= {word for word, _ in words}
     for i, (word, score) in enumerate(words):
         kind = _UNKNOWN if i == 0 else _CONTROL if i < 3 else _NORMAL
         piece = word.strip(b"\n") if i < 3 else word.replace(b" ", _SPACE)
-        if kind == _NORMAL and _BYTE.fullmatch(word):
+        if kind == _NORMAL and all_bytes and _BYTE.fullmatch(word):
             kind = _BYTE_TYPE
         try:
             piece.decode()
@@ -167,7 +169,6 @@ def _piece_model(words: list[tuple[bytes, float]]) -> bytes:
         seen.add(piece)
         entry = _field(1, piece) + b"\x15" + struct.pack("<f", score) + _field(3, kind)
         model += _field(1, entry)
-    all_bytes = all(b"<0x%02X>" % b in seen for b in range(256))
     trainer = _field(3, 2) + _field(35, int(all_bytes))  # model_type BPE, byte_fallback
     trainer += _field(40, 0) + _field(41, 1) + _field(42, 2)  # ids of unknown, BOS, EOS
     normalizer = _field(1, b"identity") + _field(3, 1) + _field(4, 0) + _field(5, 1)
@@ -267,7 +268,7 @@ class JsonStream:
     def __init__(self, tokenizer: Any, previous: int | None) -> None:
         self._tokenizer = tokenizer
         self._window = [] if previous is None else [previous]
-        self._shown = self._decode()
+        self._shown = self._decode().rstrip("\ufffd")  # a character that is cut off here comes whole with the next
 
     def _decode(self) -> str:
         return str(self._tokenizer.decode(self._window, skip_special_tokens=True))
@@ -275,9 +276,9 @@ class JsonStream:
     def push(self, token: int) -> str:
         self._window.append(token)
         text = self._decode()
-        if text.endswith("\ufffd") or not text.startswith(self._shown):
+        if text.endswith("\ufffd"):
             return ""
-        new = text[len(self._shown) :]
+        new = text[len(os.path.commonprefix([text, self._shown])) :]  # noqa: RUF071
         if new:
             self._window = self._window[-1:]
             self._shown = self._decode()
@@ -285,7 +286,7 @@ class JsonStream:
 
     def flush(self) -> str:
         text = self._decode()
-        return text[len(self._shown) :] if text.startswith(self._shown) else ""
+        return text[len(os.path.commonprefix([text, self._shown])) :]  # noqa: RUF071
 
 
 # ---- finding one ---------------------------------------------------------------------------------------------------

@@ -173,8 +173,7 @@ OPENINGS = [
         "one {<sky> |}<when>",
     ),
     (
-        "{There was once|There once lived|In a <home> there lived} a <trait> <kind> {named|called}"
-        " <name>. <loves>",
+        "{There was once|There once lived|In a <home> there lived} a <trait> <kind> {named|called} <name>. <loves>",
         "one {<sky> |}<when>",
     ),
     (

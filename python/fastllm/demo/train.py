@@ -141,9 +141,7 @@ def train_tokenizer(path: Path, seed: int) -> spm.SentencePieceProcessor:
     return spm.SentencePieceProcessor(model_file=str(path))
 
 
-def batches(
-    tokenizer: spm.SentencePieceProcessor, texts: Iterator[str], rng: np.random.Generator
-) -> list[np.ndarray]:
+def batches(tokenizer: spm.SentencePieceProcessor, texts: Iterator[str], rng: np.random.Generator) -> list[np.ndarray]:
     """Return the stories as BOS, text, EOS, in batches of stories of exactly the same length.
 
     So every story starts at position 0, as it does when the model runs, and nothing is padded.
@@ -202,9 +200,7 @@ def fit(model: Llama, corpus: list[np.ndarray], minutes: float, first: int) -> f
         seen += rows.size
         if step % 50 == 0:
             mean = sum(losses) / len(losses)
-            print(
-                f"{done:6.1%}  step {step}  {seen / 1e6:.2f} M tokens  loss {mean:.4f}", flush=True
-            )
+            print(f"{done:6.1%}  step {step}  {seen / 1e6:.2f} M tokens  loss {mean:.4f}", flush=True)
     print(f"{step} steps, {seen / 1e6:.1f} M tokens, {step / len(corpus):.2f} of the corpus")
     return sum(losses) / len(losses)
 

@@ -63,6 +63,8 @@ class Reader:
 def map_file(path: Path) -> memoryview:
     """The bytes of a file, mapped read-only. Raises CheckpointError when it cannot be read."""
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise CheckpointError(f"{path} is no regular file")  # opening a pipe would wait for a writer
         with path.open("rb") as file:
             if path.stat().st_size == 0:
                 raise CheckpointError(f"{path} is empty")

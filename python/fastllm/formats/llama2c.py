@@ -67,6 +67,11 @@ def _read_v0(path: Path, data: memoryview) -> Checkpoint:
     reader.take(header["max_seq_len"] * (dim // header["n_heads"]) * 4, "the table of rotations")
     if not shared:
         _take(reader, header, "output", tensors)
+    if reader.offset != len(data):  # without a magic number, the size is what tells a checkpoint from anything else
+        raise CheckpointError(
+            f"{path} is no model that fastllm knows: as a llama2.c checkpoint it would end at byte {reader.offset:,}, "
+            f"not {len(data):,}"
+        )
     return Checkpoint(path, "llama2.c v0", "llama", header | {"shared_head": shared}, tensors)
 
 
