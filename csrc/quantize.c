@@ -1,4 +1,5 @@
 // Number formats and packing: rows of a checkpoint into panels.
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -127,18 +128,27 @@ static fl_status store_floats(fl_type type, void *panel, size_t g, float (*x)[FL
 // 32 floats as int8 with an f16 scale, max|x| / 127.
 static fl_status quantize_group(const float *x, int8_t *q, uint16_t *scale) {
     float largest = 0;
+    int finite = 1;
     for (size_t i = 0; i < FL_GROUP; i++) {
-        if (!isfinite(x[i])) return FL_BAD_VALUE;
-        largest = fmaxf(largest, fabsf(x[i]));
+        const float magnitude = fabsf(x[i]);
+        finite &= magnitude <= FLT_MAX;
+        largest = magnitude > largest ? magnitude : largest;
     }
+    if (!finite) return FL_BAD_VALUE;
     *scale = fl_f16_from_f32(largest / 127.0f);
     // Among the smallest scales rounding down can lose half a step: then the next one up.
     if (fl_f32_from_f16(*scale) * 127.5f < largest) (*scale)++;
     const float step = fl_f32_from_f16(*scale);
     if (isinf(step)) return FL_BAD_VALUE;
+    if (step == 0) {
+        memset(q, 0, FL_GROUP);
+        return FL_OK;
+    }
+    // Adding 1.5 * 2^23 leaves no bits for a fraction: rounds to nearest even where rintf would be a function call.
+    const float magic = 12582912.0f;
     for (size_t i = 0; i < FL_GROUP; i++) {
-        const float rounded = step > 0 ? rintf(x[i] / step) : 0.0f;
-        q[i] = (int8_t)fmaxf(-127.0f, fminf(127.0f, rounded));
+        const float rounded = (x[i] / step + magic) - magic;
+        q[i] = (int8_t)(rounded > 127.0f ? 127.0f : rounded < -127.0f ? -127.0f : rounded);
     }
     return FL_OK;
 }
