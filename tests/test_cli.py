@@ -297,3 +297,10 @@ def test_time_to_interrupt_is_short() -> None:
         time.sleep(1)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) in (130, -signal.SIGINT)
+
+
+def test_readme_shows_stories_unedited() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    quoted = "\n".join(line[2:] for line in readme.splitlines() if line.startswith(">"))
+    for seed in "123":
+        assert fastllm("run", "-s", seed)[0].rstrip("\n") in quoted
