@@ -4,6 +4,7 @@ import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ import pytest
 import fastllm
 import writers
 from conftest import SMALL, run
-from fastllm import CheckpointError, ContextError, OptionError, TokenizerError, _core
+from fastllm import CheckpointError, ContextError, OptionError, TokenizerError, _core, store
+from fastllm.families import recipe
+from fastllm.formats import map_file, open_checkpoint
+from fastllm.llm import assemble
 from fastllm.sampling import Sampling
 
 PROMPT = "the ocean once"
@@ -471,3 +475,17 @@ def test_names_of_the_package():
     assert all(hasattr(fastllm, name) for name in fastllm.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = fastllm.nothing
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mapped files here")
+def test_weights_are_held_once(write_model, tmp_path):
+    """A packed checkpoint is let go of; a converted one stays mapped and is not copied."""
+    path = write_model()
+    llm = fastllm.load(path)
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    checkpoint = open_checkpoint(path, map_file(path))
+    converted = tmp_path / "model.safetensors"
+    store.save(converted, assemble(recipe(checkpoint), dtype=None, threads=1))
+    mapped = fastllm.load(converted)
+    assert str(converted) in Path("/proc/self/maps").read_text()
+    assert (mapped.logits([1, 2, 3]) == llm.logits([1, 2, 3])).all()
