@@ -134,12 +134,11 @@ class BuildCore(build_ext):
 class SourceDist(sdist):
     """Takes along what a stranger needs to test and measure, too."""
 
-    def add_defaults(self) -> None:
-        super().add_defaults()
-        self.filelist.extend(["CHANGELOG.md", ".ci/run"])
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        more = [Path("CHANGELOG.md"), Path(".ci/run")]
         for folder in ("tests", "bench"):
-            files = (p for p in Path(folder).rglob("*") if p.is_file())
-            self.filelist.extend(str(p) for p in files if "__pycache__" not in p.parts)
+            more += (p for p in Path(folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+        super().make_release_tree(base_dir, sorted({*files, *map(str, more)}))
 
 
 core = Extension(
@@ -147,7 +146,7 @@ core = Extension(
     ["pyx/_core.pyx"],
     include_dirs=[str(CSRC)],
     libraries=[] if MSVC else ["m"],
-    depends=["pyx/libfastllm.pxd", str(KERNELS), *SOURCES, *HEADERS],
+    depends=["pyx/_core.pyx", "pyx/libfastllm.pxd", str(KERNELS), *SOURCES, *HEADERS],
     extra_compile_args=[] if MSVC else ["-O2", *DEBUG],
 )
 
