@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -173,7 +174,7 @@ def run(command: Sequence[str | Path], **options: Any) -> subprocess.CompletedPr
 # ---- the peers -----------------------------------------------------------------------------------------------------
 
 
-class Peer:
+class Peer(ABC):
     """Someone to measure. The first of them is fastllm, which the others are compared with."""
 
     name: str
@@ -184,9 +185,9 @@ class Peer:
         self.model = folder / "model.bin"
         return None
 
+    @abstractmethod
     def measure(self, threads: int) -> float:
         """Tokens/s, in a process of its own."""
-        raise NotImplementedError
 
 
 class FastLLM(Peer):
