@@ -24,12 +24,17 @@ static size_t keys_at(const view *v, size_t head) {
 
 static size_t values_at(const view *v, size_t head) { return keys_at(v, head) + FL_BLOCK * v->head_dim; }
 
+// The nearest f16 that is finite: 0 times an infinity at a position that a query must not see would be NaN.
+static void saturate(float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] = x[i] > 65504.0f ? 65504.0f : x[i] < -65504.0f ? -65504.0f : x[i];
+}
+
 // Token `row` of the batch becomes position `pos` of its sequence, for one KV head.
 static void store(const view *v, fl_lane_scratch *lane, size_t row, void *block, size_t pos, size_t head) {
     const fl_config *c = &v->m->config;
     const size_t half = c->rotary_dim / 2, slot = pos % FL_BLOCK;
     float *key = v->s->k + row * v->s->kv_dim + head * v->head_dim;
-    const float *value = v->s->v + row * v->s->kv_dim + head * v->head_dim;
+    float *value = v->s->v + row * v->s->kv_dim + head * v->head_dim;
     fl_rope(key, v->s->cos + row * half, v->s->sin + row * half, half);
     if (v->m->kv_type == FL_F32) {
         float *keys = (float *)block + keys_at(v, head) + slot;
@@ -37,6 +42,8 @@ static void store(const view *v, fl_lane_scratch *lane, size_t row, void *block,
         memcpy((float *)block + values_at(v, head) + slot * v->stride, value, v->head_dim * sizeof(float));
     } else {
         uint16_t *keys = (uint16_t *)block + keys_at(v, head) + slot;
+        saturate(key, v->head_dim);
+        saturate(value, v->head_dim);
         v->m->kernels->to_f16(lane->half, key, v->head_dim);
         for (size_t i = 0; i < v->head_dim; i++) keys[i * FL_BLOCK] = lane->half[i];
         v->m->kernels->to_f16((uint16_t *)block + values_at(v, head) + slot * v->stride, value, v->head_dim);

@@ -160,7 +160,7 @@ typedef struct fl_span {
     size_t n_logits;       // logits are computed for the last n_logits tokens of the span; 0 to n
 } fl_span;
 
-// Working memory of a forward: one for each call that runs at the same time. Grows as needed, never shrinks.
+// Working memory of forwards of one model: one for each call that runs at the same time. Grows, never shrinks.
 typedef struct fl_scratch fl_scratch;
 fl_status fl_scratch_new(fl_scratch **out);
 void fl_scratch_free(fl_scratch *s);

@@ -190,6 +190,7 @@ fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, siz
         f.tokens += spans[i].n;
     }
     if (f.tokens == 0) return FL_OK;
+    if (threads == 0) threads = 1;
     const fl_status status = fl_scratch_reserve(s, m, f.tokens, threads);
     if (status != FL_OK) return status;
     size_t row = 0;

@@ -187,7 +187,7 @@ def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::
         raise CheckpointError(f"{name} of {d} x {n} {source_dtype} values cannot be {data.shape[0]:,} bytes")
     source.data = &data[0]
     if source_type == FL_Q8_F32:
-        if group == 0 or scales is None or <size_t>scales.shape[0] < (d * n + group - 1) // group * 4:
+        if group == 0 or scales is None or <size_t>scales.shape[0] < ((d * n - 1) // group + 1) * 4:
             raise CheckpointError(f"{name} has not a scale for each group of {group} values")
         source.scales = &scales[0]
     if rows is not None:

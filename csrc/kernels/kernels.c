@@ -225,7 +225,8 @@ static void rms_norm(float *out, const float *x, const float *weight, size_t n, 
 static void silu_mul(float *gate, const float *up, size_t n) {
     for (size_t i = 0; i < n; i += FL_LANES) {
         const vf g = vf_load(gate + i), one = vf_set1(1.0f);
-        const vf silu = vf_div(g, vf_add(one, vf_exp(vf_sub(vf_set1(0.0f), g))));
+        vf silu = vf_div(g, vf_add(one, vf_exp(vf_sub(vf_set1(0.0f), g))));
+        silu = vf_select_gt(g, vf_set1(-88.0f), silu, vf_set1(0.0f)); // vf_exp goes no further
         vf_store(gate + i, vf_mul(silu, vf_load(up + i)));
     }
 }

@@ -2,6 +2,10 @@
 #include <math.h>
 #include <string.h>
 
+// No unrolling: the compiler would take half a minute over what is not meant to be fast.
+#undef FL_UNROLL
+#define FL_UNROLL
+
 #define FL_ISA scalar
 #define FL_TILE 4
 
