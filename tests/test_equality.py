@@ -133,6 +133,28 @@ def test_truncated_and_continued(kv_dtype):
         writers.append(model, sequence, texts[0][keep:], size)
 
 
+def test_keys_and_values_beyond_f16():
+    """They saturate: an infinity at a position that a query must not see would weigh 0 and still give NaN."""
+    cfg, length = MODELS["odd"]
+    weights = writers.random_weights(cfg, 1)
+    for name in ("layers.0.attn.wk", "layers.0.attn.wv"):
+        weights[name] = weights[name] * np.float32(1e6)
+    tokens = np.random.default_rng(1).integers(0, cfg.vocab_size, length).tolist()
+    results = set()
+    for isa in ISAS:
+        model = writers.core_model(cfg, weights, "f32", kv_dtype="f16", isa=isa)
+        for threads, chunk in WAYS:
+            found = writers.logits(model, tokens, cfg.vocab_size, chunk=chunk, threads=threads)
+            assert np.isfinite(found).all()
+            results.add(found.tobytes())
+    assert len(results) == 1
+
+
+def test_no_threads_is_one():
+    model, size, tokens = built("odd", "q8", "f16", None)
+    assert (writers.logits(model, tokens, size, threads=0) == writers.logits(model, tokens, size)).all()
+
+
 # ---- the same through fastllm.load -----------------------------------------------------------------------------------
 
 
