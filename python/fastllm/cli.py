@@ -7,6 +7,7 @@ sentence that names the cause; 130 for Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -315,13 +316,6 @@ def _inspect(args: argparse.Namespace) -> int:
     width = max(len(key) for key, *_ in rows)
     for key, dtype, shape, nbytes in rows:
         print(f"  {key:{width}}  {dtype:6}  {' x '.join(map(str, shape)):>16}  {nbytes:>14,} bytes")
-    parameters = sum(_product(shape) for _, _, shape, _ in rows)
+    parameters = sum(math.prod(shape) for _, _, shape, _ in rows)
     print(f"{len(rows)} tensors, {parameters:,} parameters, {sum(r[3] for r in rows):,} bytes")
     return 0
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    out = 1
-    for n in shape:
-        out *= n
-    return out

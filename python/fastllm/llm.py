@@ -238,11 +238,14 @@ class LLM:
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids."""
+        self._check_tokens(tokens)
+        return decode(self.tokenizer, tokens, bos=self.bos)
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
         size = self.config.vocab_size
         for token in tokens:
             if not 0 <= token < size:
                 raise OptionError(f"{token} is no token id: the vocabulary has {size:,}")
-        return decode(self.tokenizer, tokens, bos=self.bos)
 
     def start(
         self,
@@ -260,10 +263,7 @@ class LLM:
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         if not tokens:
             raise OptionError("the prompt is empty: it needs a token to begin with")
-        size = self.config.vocab_size
-        for token in tokens:
-            if not 0 <= token < size:
-                raise OptionError(f"{token} is no token id: the vocabulary has {size:,}")
+        self._check_tokens(tokens)
         if len(tokens) > self.context:
             raise ContextError(f"the prompt has {len(tokens):,} tokens, the context {self.context:,}")
         # The last new token need not be run through the model: one more than there are positions left.
@@ -275,7 +275,7 @@ class LLM:
             seed = int.from_bytes(os.urandom(8), "little")
         elif not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise OptionError(f"seed must be between 0 and 2^64 - 1, not {seed!r}")
-        sampler = _core.Sampler(size, sampling, seed=seed, bias=sampling.logit_bias, isa=self._isa)
+        sampler = _core.Sampler(self.config.vocab_size, sampling, seed=seed, bias=sampling.logit_bias, isa=self._isa)
         return Generation(self._engine, tokens, sampler, max_tokens=count, stop=self.stop if stop is None else stop)
 
     @overload
