@@ -6,8 +6,14 @@
 #include "threads.h"
 
 // Rotates and stores the keys and values (s->k, s->v) of all spans in the blocks of `layer`, then turns the queries
-// s->q into s->att. Called by every thread of the team; s->att is complete only after the caller's next barrier.
-void fl_attention(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t layer, fl_team *team,
-                  size_t id);
+// s->q into s->att; with maps, writes the probabilities too (see fl_outputs). Called by every thread of the team; s->att
+// is complete only after the caller's next barrier.
+void fl_attention(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t layer, float *maps,
+                  fl_team *team, size_t id);
+
+// What is added to the scores of a block's 64 positions, with a pad_token.
+static inline float *fl_kv_mask(const fl_model *m, void *block) {
+    return (float *)((char *)block + fl_kv_block_bytes(m)) - FL_BLOCK;
+}
 
 #endif

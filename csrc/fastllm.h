@@ -42,9 +42,10 @@ static inline size_t fl_round_up(size_t n, size_t to) { return (n + to - 1) / to
 typedef enum fl_type { FL_F32 = 0, FL_F16, FL_BF16, FL_Q8, FL_Q8_F32, FL_TYPES } fl_type;
 
 typedef struct fl_matrix {
-    const void *data; // panels, FL_ALIGN-ed; fl_matrix_bytes long
+    const void *data; // panels, FL_ALIGN-ed; fl_matrix_bytes long; NULL where a model has none here
     fl_type type;
-    size_t d, n; // rows (outputs), columns (inputs)
+    size_t d, n;       // rows (outputs), columns (inputs)
+    const float *bias; // (d,) or NULL; what a model adds to the product, not fl_multiply
 } fl_matrix;
 
 // Bytes of one panel of n inputs, and of a whole matrix. 0 for an unknown type and for what no memory can hold.
@@ -98,6 +99,11 @@ fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size
 
 // ---- model ---------------------------------------------------------------------------------------------------------
 
+typedef enum fl_norm_kind { FL_RMS_NORM = 0, FL_LAYER_NORM } fl_norm_kind;
+typedef enum fl_act { FL_SILU = 0, FL_GELU_TANH, FL_GELU_ERF, FL_QUICK_GELU, FL_RELU } fl_act;
+// Norms of queries and keys before they rotate: of each head, or of the row of all heads.
+typedef enum fl_qk_norm { FL_QK_NONE = 0, FL_QK_HEAD, FL_QK_ROW } fl_qk_norm;
+
 typedef struct fl_config {
     size_t dim;        // width of the residual stream
     size_t hidden_dim; // width inside the feed-forward
@@ -107,29 +113,63 @@ typedef struct fl_config {
     size_t max_seq;
     size_t rotary_dim; // the first rotary_dim channels of a head rotate: pairs (i, i + rotary_dim / 2)
     float norm_eps;
-    float attn_scale; // of query . key, usually 1 / sqrt(head_dim)
+    float attn_scale;  // of query . key, usually 1 / sqrt(head_dim)
+
+    fl_norm_kind norm;
+    fl_act act;
+    fl_qk_norm qk_norm;
+    int causal;           // a token sees those before it; else all of its text, which must come in one span
+    int parallel;         // attention and feed-forward read the same stream (no norms after them, then)
+    int norm_after;       // attn_norm and ffn_norm come after the additions to the stream, not before the blocks
+    float rope_scale;     // of the cosines and sines of rope_freqs[0]
+    float attn_softcap;   // scores become cap * tanh(score / cap); 0: none
+    float logit_scale, logit_softcap;
+    float embed_scale;    // of embeddings
+    float residual_scale; // of what a block adds to the stream
+    size_t n_experts, n_experts_used, expert_dim;
+    int moe_renormalize;  // the chosen experts' probabilities are made to sum to 1
+    size_t positions;     // rows of the table of learned positions; 0: none
+    int32_t mask_token;   // its embedding is zero, and the others of its text are scaled up for it (ESM-2); -1: none
+    int32_t pad_token;    // no token sees it (Grok-1); -1: none
 } fl_config;
 
-// Vectors are f32, FL_ALIGN-ed and zero-padded to a multiple of 16.
+// A norm: weight NULL where a model has none here, bias NULL for zero. Vectors are f32, FL_ALIGN-ed and zero-padded to
+// a multiple of 16.
+typedef struct fl_norm {
+    const float *weight, *bias; // (dim,)
+} fl_norm;
+
 typedef struct fl_layer {
-    const float *attn_norm;   // (dim,)
-    fl_matrix wq;             // (n_heads * head_dim, dim)
-    fl_matrix wk, wv;         // (n_kv_heads * head_dim, dim)
-    fl_matrix wo;             // (dim, n_heads * head_dim)
-    const float *ffn_norm;    // (dim,)
-    fl_matrix w1, w3;         // gate, up: (hidden_dim, dim)
-    fl_matrix w2;             // down: (dim, hidden_dim)
+    fl_norm attn_norm;
+    fl_matrix wq;                  // (n_heads * head_dim, dim)
+    fl_matrix wk, wv;              // (n_kv_heads * head_dim, dim)
+    const float *q_norm, *k_norm;  // (n_heads * head_dim,), (n_kv_heads * head_dim,) with qk_norm
+    fl_matrix wo;                  // (dim, n_heads * head_dim)
+    fl_norm post_attn_norm;        // of what attention adds to the stream
+    fl_norm ffn_norm;              // none with `parallel`: the feed-forward takes attention's
+    fl_matrix w1, w3;              // gate, up: (hidden_dim, dim); without w3: act(w1 x). With experts: the shared one
+    fl_matrix w2;                  // down: (dim, hidden_dim)
+    fl_norm post_ffn_norm;
+    fl_matrix router;              // (n_experts, dim): this layer has experts
+    fl_matrix e1, e3, e2;          // of one expert: (expert_dim, dim) twice, (dim, expert_dim); the others follow it
+    fl_matrix shared_gate;         // (1, dim): the shared expert is weighed by its sigmoid
+    size_t window;                 // positions a token sees, itself included; 0: all
+    size_t rope;                   // 0: no rotation, else by rope_freqs[rope - 1]
 } fl_layer;
 
 typedef struct fl_model {
     fl_config config;
     const fl_kernels *kernels;
-    fl_type kv_type;         // FL_F32 or FL_F16
-    fl_matrix embed;         // (vocab_size, dim)
-    fl_matrix head;          // (vocab_size, dim); the embedding itself where the two are tied
-    const float *final_norm; // (dim,)
-    const float *rope_freqs; // (rotary_dim / 2,) radians per position
-    fl_layer *layers;        // (n_layers,)
+    fl_type kv_type;              // FL_F32 or FL_F16
+    fl_matrix embed;              // (vocab_size, dim)
+    fl_matrix positions;          // (positions, dim)
+    fl_norm embed_norm;
+    fl_norm final_norm;
+    fl_matrix head_dense;         // (dim, dim), then act and head_norm: before the head
+    fl_norm head_norm;
+    fl_matrix head;               // (vocab_size, dim); the embedding itself where the two are tied; none: no logits
+    const float *rope_freqs[2];   // (rotary_dim / 2,) radians per position
+    fl_layer *layers;             // (n_layers,)
 } fl_model;
 
 // Whether the config can be a model and every tensor is there with its shape and an alignment the kernels can read.
@@ -138,7 +178,8 @@ fl_status fl_model_check(const fl_model *m);
 // ---- KV cache ------------------------------------------------------------------------------------------------------
 
 // A block holds 64 consecutive positions, aligned to a multiple of 64, of all layers and KV heads of one sequence.
-// For each layer and head: keys (head_dim, 64), transposed; then values (64, head_dim rounded up to 16).
+// For each layer and head: keys (head_dim, 64), transposed; then values (64, head_dim rounded up to 16). At the end,
+// with a pad_token: what is added to the scores of each position, 64 f32.
 size_t fl_kv_block_bytes(const fl_model *m);
 
 // A pool that hands out blocks and takes them back; it grows in slabs and frees them all at the end. Not thread-safe:
@@ -169,11 +210,18 @@ void fl_scratch_free(fl_scratch *s);
 // Floats from one row of logits to the next: the vocabulary rounded up to 16. What lies past it is zero.
 size_t fl_logits_stride(const fl_model *m);
 
-// Runs the new tokens of all spans through the model, appends their keys and values to the blocks, and writes the
-// wanted logits in order, (sum of n_logits, fl_logits_stride). logits is FL_ALIGN-ed; NULL when none are wanted.
-// The result is the same to the bit however tokens are split into batches and however many threads run.
+// What a forward writes; NULL for what is not wanted.
+typedef struct fl_outputs {
+    float *logits;           // (sum of n_logits, fl_logits_stride), FL_ALIGN-ed
+    float *const *hidden;    // n_layers + 2 pointers, each NULL or (tokens of all spans, dim): the stream before layer 0,
+                             // after each layer, and that after the final norm
+    float *const *attention; // n_layers pointers, each NULL or, for each span, (n_heads, n, pos + n) probabilities
+} fl_outputs;
+
+// Runs the new tokens of all spans through the model, appends their keys and values to the blocks, and writes what is
+// wanted. The result is the same to the bit however tokens are split into batches and however many threads run.
 fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t threads,
-                     float *logits);
+                     const fl_outputs *out);
 
 // ---- sampler -------------------------------------------------------------------------------------------------------
 

@@ -2,41 +2,66 @@
 // tokens or heads in each phase; sums are never shared out, which is why the number of threads changes no bit.
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "attention.h"
+#include "forward.h"
 #include "rope.h"
 
 // ---- checks --------------------------------------------------------------------------------------------------------
 
-static int is_integer(fl_type type) { return type == FL_Q8 || type == FL_Q8_F32; }
-
 static int config_possible(const fl_config *c) {
     // Bounds under which no product of three dimensions overflows.
     const size_t wide = (size_t)1 << 20;
-    return c->dim > 0 && c->dim <= wide && c->hidden_dim > 0 && c->hidden_dim <= wide && c->head_dim > 0 &&
-           c->head_dim <= 4096 && c->n_layers > 0 && c->n_layers <= 65536 && c->n_heads > 0 && c->n_heads <= 65536 &&
-           c->n_kv_heads > 0 && c->n_heads % c->n_kv_heads == 0 && c->vocab_size > 0 &&
-           c->vocab_size <= (size_t)1 << 28 && c->max_seq > 0 && c->max_seq <= INT32_MAX && c->rotary_dim % 2 == 0 &&
-           c->rotary_dim <= c->head_dim && c->n_heads * c->head_dim <= wide && c->norm_eps >= 0 &&
-           isfinite(c->norm_eps) && isfinite(c->attn_scale);
+    const float numbers[] = {c->norm_eps,   c->attn_scale,    c->rope_scale,  c->attn_softcap,
+                             c->logit_scale, c->logit_softcap, c->embed_scale, c->residual_scale};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (!isfinite(numbers[i])) return 0;
+    return c->dim > 0 && c->dim <= wide && c->hidden_dim <= wide && c->head_dim > 0 && c->head_dim <= 4096 &&
+           c->n_layers > 0 && c->n_layers <= 65536 && c->n_heads > 0 && c->n_heads <= 65536 && c->n_kv_heads > 0 &&
+           c->n_heads % c->n_kv_heads == 0 && c->vocab_size > 0 && c->vocab_size <= (size_t)1 << 28 && c->max_seq > 0 &&
+           c->max_seq <= INT32_MAX && c->rotary_dim % 2 == 0 && c->rotary_dim <= c->head_dim &&
+           c->n_heads * c->head_dim <= wide && c->norm_eps >= 0 && c->norm <= FL_LAYER_NORM && c->act <= FL_RELU &&
+           c->qk_norm <= FL_QK_ROW && c->n_experts <= 65536 && c->n_experts_used <= c->n_experts &&
+           c->expert_dim <= wide && (c->n_experts == 0) == (c->n_experts_used == 0) &&
+           (c->n_experts == 0) == (c->expert_dim == 0) && (c->positions == 0 || c->positions >= c->max_seq) &&
+           c->positions <= INT32_MAX;
 }
 
 static int matrix_fits(const fl_matrix *w, size_t d, size_t n) {
     return w->data && (uintptr_t)w->data % FL_ALIGN == 0 && w->d == d && w->n == n && fl_panel_bytes(w->type, n) > 0;
 }
 
+static int layer_fits(const fl_config *c, const fl_layer *l) {
+    const size_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim, hidden = c->hidden_dim;
+    const int gated = l->w3.data || l->e3.data, moe = l->router.data != NULL;
+    int fits = matrix_fits(&l->wq, q, c->dim) && matrix_fits(&l->wk, kv, c->dim) && matrix_fits(&l->wv, kv, c->dim) &&
+               matrix_fits(&l->wo, c->dim, q) && l->rope <= 2 && (c->causal || l->window == 0);
+    if (c->qk_norm != FL_QK_NONE) fits = fits && l->q_norm && l->k_norm;
+    if (c->norm_after) fits = fits && l->attn_norm.weight && l->ffn_norm.weight;
+    if (c->parallel) fits = fits && l->attn_norm.weight && !l->post_attn_norm.weight && !l->post_ffn_norm.weight;
+    if (l->w1.data || !moe)
+        fits = fits && matrix_fits(&l->w1, hidden, c->dim) && matrix_fits(&l->w2, c->dim, hidden) &&
+               (!gated || matrix_fits(&l->w3, hidden, c->dim));
+    if (moe) // a router in f32: which expert is chosen must not depend on rounding
+        fits = fits && !c->parallel && !c->norm_after && c->n_experts > 0 && l->router.type == FL_F32 &&
+               matrix_fits(&l->router, c->n_experts, c->dim) && matrix_fits(&l->e1, c->expert_dim, c->dim) &&
+               (!gated || matrix_fits(&l->e3, c->expert_dim, c->dim)) && matrix_fits(&l->e2, c->dim, c->expert_dim) &&
+               (!l->shared_gate.data || (l->w1.data && !fl_is_integer(l->shared_gate.type) &&
+                                         matrix_fits(&l->shared_gate, 1, c->dim)));
+    return fits;
+}
+
 fl_status fl_model_check(const fl_model *m) {
     const fl_config *c = &m->config;
     if (!config_possible(c) || (m->kv_type != FL_F32 && m->kv_type != FL_F16)) return FL_BAD_CONFIG;
-    const size_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
-    int fits = m->kernels && m->layers && m->final_norm && (m->rope_freqs || c->rotary_dim == 0) &&
-               matrix_fits(&m->embed, c->vocab_size, c->dim) && matrix_fits(&m->head, c->vocab_size, c->dim);
+    int fits = m->kernels && m->layers && matrix_fits(&m->embed, c->vocab_size, c->dim) &&
+               (!m->head.data || matrix_fits(&m->head, c->vocab_size, c->dim)) &&
+               (!m->head_dense.data || matrix_fits(&m->head_dense, c->dim, c->dim)) &&
+               (c->positions == 0 || matrix_fits(&m->positions, c->positions, c->dim));
     for (size_t i = 0; fits && i < c->n_layers; i++) {
         const fl_layer *l = &m->layers[i];
-        fits = l->attn_norm && l->ffn_norm && matrix_fits(&l->wq, q, c->dim) && matrix_fits(&l->wk, kv, c->dim) &&
-               matrix_fits(&l->wv, kv, c->dim) && matrix_fits(&l->wo, c->dim, q) &&
-               matrix_fits(&l->w1, c->hidden_dim, c->dim) && matrix_fits(&l->w3, c->hidden_dim, c->dim) &&
-               matrix_fits(&l->w2, c->dim, c->hidden_dim);
+        fits = layer_fits(c, l) && (l->rope == 0 || c->rotary_dim == 0 || m->rope_freqs[l->rope - 1]);
     }
     return fits ? FL_OK : FL_BAD_TENSOR;
 }
@@ -44,149 +69,282 @@ fl_status fl_model_check(const fl_model *m) {
 static fl_status check_span(const fl_model *m, const fl_span *span) {
     if (span->n == 0 || span->n_logits > span->n) return FL_BAD_POSITION;
     if (span->pos >= m->config.max_seq || span->n > m->config.max_seq - span->pos) return FL_BAD_POSITION;
+    if (!m->config.causal && span->pos > 0) return FL_BAD_POSITION; // earlier tokens have not seen these
     if (span->n_blocks < (span->pos + span->n + FL_BLOCK - 1) / FL_BLOCK) return FL_BAD_POSITION;
     for (size_t t = 0; t < span->n; t++)
         if (span->tokens[t] < 0 || (size_t)span->tokens[t] >= m->config.vocab_size) return FL_BAD_TOKEN;
     return FL_OK;
 }
 
-// ---- phases --------------------------------------------------------------------------------------------------------
+// ---- parts of phases -----------------------------------------------------------------------------------------------
 
-typedef struct forward {
-    const fl_model *m;
-    fl_scratch *s;
-    const fl_span *spans;
-    size_t n_spans;
-    size_t tokens;   // of all spans
-    size_t n_logits; // of all spans
-    float *logits;
-} forward;
+static void apply_norm(const fl_model *m, const fl_norm *norm, float *out, const float *x) {
+    m->kernels->norm[m->config.norm](out, x, norm->weight, norm->bias, m->config.dim, m->config.norm_eps);
+}
 
-static size_t panels_of(const fl_matrix *w) { return (w->d + FL_LANES - 1) / FL_LANES; }
-
-// Rows of x as the inputs of matrices: normed if there is a norm, quantized if a matrix is int8. `rows` picks rows of
-// x; NULL takes the first `tokens`. Ends with a barrier unless each thread did it all for itself.
-static fl_inputs prepare(const forward *f, fl_team *team, size_t id, const float *x, size_t stride, const size_t *rows,
-                         size_t tokens, const float *norm, int quantize) {
+fl_inputs fl_prepare(const fl_job *f, fl_team *team, size_t id, const float *x, size_t stride, const size_t *rows,
+                     size_t tokens, const fl_norm *norm, int quantize) {
     const fl_kernels *k = f->m->kernels;
-    const int alone = tokens == 1;
-    float *normed = alone ? f->s->lanes[id].norm : f->s->norm;
+    const int alone = tokens == 1, normed = norm && norm->weight, copied = normed || rows;
+    float *out = alone ? f->s->lanes[id].norm : f->s->norm;
     fl_q8_group *q8 = alone ? f->s->lanes[id].q8 : f->s->q8;
     const size_t groups = stride / FL_GROUP;
     size_t begin = 0, end = tokens;
     if (!alone) fl_share(tokens, team, id, &begin, &end);
     for (size_t t = begin; t < end; t++) {
         const float *row = x + (rows ? rows[t] : t) * stride;
-        if (norm) {
-            k->rms_norm(normed + t * stride, row, norm, f->m->config.dim, f->m->config.norm_eps);
-            row = normed + t * stride;
-        }
+        if (normed) apply_norm(f->m, norm, out + t * stride, row);
+        else if (copied) memcpy(out + t * stride, row, stride * sizeof(float));
+        if (copied) row = out + t * stride;
         if (quantize) k->quantize(row, stride, q8 + t * groups);
     }
     if (!alone) fl_barrier(team);
-    return (fl_inputs){.f = norm ? normed : x, .f_stride = stride, .q = q8, .q_stride = groups};
+    return (fl_inputs){.f = copied ? out : x, .f_stride = stride, .q = q8, .q_stride = groups};
 }
 
-// This thread's share of out (+)= w . in.
-static void multiply(const forward *f, const fl_matrix *w, size_t begin, size_t end, const fl_inputs *in,
-                     size_t tokens, float *out, size_t stride, int add) {
-    if (begin < end) f->m->kernels->matmul[w->type](w, begin, end, in, tokens, out, stride, add);
+void fl_multiply_panels(const fl_job *f, const fl_matrix *w, size_t begin, size_t end, const fl_inputs *in,
+                        size_t tokens, float *out, size_t stride, int add) {
+    if (begin >= end || tokens == 0) return;
+    f->m->kernels->matmul[w->type](w, begin, end, in, tokens, out, stride, add);
+    if (!w->bias) return;
+    for (size_t t = 0; t < tokens; t++)
+        for (size_t r = begin * FL_LANES; r < end * FL_LANES; r++) out[t * stride + r] += w->bias[r];
 }
 
-static void multiply_share(const forward *f, fl_team *team, size_t id, const fl_matrix *w, const fl_inputs *in,
-                           size_t tokens, float *out, size_t stride, int add) {
+void fl_multiply_share(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w, const fl_inputs *in,
+                       size_t tokens, float *out, size_t stride, int add) {
     size_t begin, end;
-    fl_share(panels_of(w), team, id, &begin, &end);
-    multiply(f, w, begin, end, in, tokens, out, stride, add);
+    fl_share(fl_panels(w), team, id, &begin, &end);
+    fl_multiply_panels(f, w, begin, end, in, tokens, out, stride, add);
 }
+
+void fl_gate_panels(const fl_job *f, const fl_matrix *w1, const fl_matrix *w3, size_t begin, size_t end,
+                    const fl_inputs *in, size_t tokens, float *out, float *up, size_t stride) {
+    if (begin >= end) return;
+    // Gate and up by the same thread, which then joins them: no barrier between.
+    fl_multiply_panels(f, w1, begin, end, in, tokens, out, stride, 0);
+    if (w3->data) fl_multiply_panels(f, w3, begin, end, in, tokens, up, stride, 0);
+    for (size_t t = 0; t < tokens; t++) {
+        const size_t at = t * stride + begin * FL_LANES;
+        f->m->kernels->act[f->m->config.act](out + at, w3->data ? up + at : NULL, (end - begin) * FL_LANES);
+    }
+}
+
+void fl_add_branch(const fl_job *f, const fl_norm *norm, size_t begin, size_t end) {
+    const size_t dim = f->m->config.dim;
+    const float scale = f->m->config.residual_scale;
+    for (size_t t = begin; t < end; t++) {
+        float *x = f->s->x + t * f->s->dim, *y = f->s->y + t * f->s->dim;
+        if (norm && norm->weight) apply_norm(f->m, norm, y, y);
+        for (size_t i = 0; i < dim; i++) x[i] += scale * y[i];
+    }
+}
+
+// ---- phases --------------------------------------------------------------------------------------------------------
 
 // Queries, keys and values in one phase: their panels are shared out as if they were one matrix.
-static void multiply_qkv(const forward *f, fl_team *team, size_t id, const fl_layer *l, const fl_inputs *in) {
+static void multiply_qkv(const fl_job *f, fl_team *team, size_t id, const fl_layer *l, const fl_inputs *in) {
     const fl_matrix *const w[] = {&l->wq, &l->wk, &l->wv};
     float *const out[] = {f->s->q, f->s->k, f->s->v};
     const size_t stride[] = {f->s->q_dim, f->s->kv_dim, f->s->kv_dim};
     size_t begin, end, first = 0;
-    fl_share(panels_of(w[0]) + panels_of(w[1]) + panels_of(w[2]), team, id, &begin, &end);
+    fl_share(fl_panels(w[0]) + fl_panels(w[1]) + fl_panels(w[2]), team, id, &begin, &end);
     for (size_t i = 0; i < 3; i++) {
-        const size_t n = panels_of(w[i]);
+        const size_t n = fl_panels(w[i]);
         const size_t from = begin > first ? begin - first : 0, to = end > first ? end - first : 0;
-        multiply(f, w[i], from, to < n ? to : n, in, f->tokens, out[i], stride[i], 0);
+        fl_multiply_panels(f, w[i], from, to < n ? to : n, in, f->tokens, out[i], stride[i], 0);
         first += n;
     }
 }
 
-// Embeddings and rotation angles of all tokens.
-static void embed(const forward *f, fl_team *team, size_t id) {
-    const fl_model *m = f->m;
-    const size_t half = m->config.rotary_dim / 2;
-    size_t row = 0;
-    for (size_t i = 0; i < f->n_spans; i++)
-        for (size_t t = 0; t < f->spans[i].n; t++, row++) {
-            if (row % team->threads != id) continue;
-            fl_matrix_row(&m->embed, (size_t)f->spans[i].tokens[t], f->s->x + row * f->s->dim);
-            fl_rope_angles(f->spans[i].pos + t, m->rope_freqs, half, f->s->cos + row * half, f->s->sin + row * half);
-        }
-    fl_barrier(team);
-}
-
-static void attention_block(const forward *f, const fl_layer *l, size_t layer, fl_team *team, size_t id) {
-    fl_scratch *s = f->s;
-    const int quantize = is_integer(l->wq.type) || is_integer(l->wk.type) || is_integer(l->wv.type);
-    fl_inputs in = prepare(f, team, id, s->x, s->dim, NULL, f->tokens, l->attn_norm, quantize);
-    multiply_qkv(f, team, id, l, &in);
-    fl_barrier(team);
-    fl_attention(f->m, s, f->spans, f->n_spans, layer, team, id);
-    fl_barrier(team);
-    in = prepare(f, team, id, s->att, s->q_dim, NULL, f->tokens, NULL, is_integer(l->wo.type));
-    multiply_share(f, team, id, &l->wo, &in, f->tokens, s->x, s->dim, 1);
-    fl_barrier(team);
-}
-
-static void ffn_block(const forward *f, const fl_layer *l, fl_team *team, size_t id) {
-    fl_scratch *s = f->s;
-    const int quantize = is_integer(l->w1.type) || is_integer(l->w3.type);
-    fl_inputs in = prepare(f, team, id, s->x, s->dim, NULL, f->tokens, l->ffn_norm, quantize);
-    // Gate and up by the same thread, which then joins them: no barrier between.
+// Norms of whole rows of queries and keys; those of heads are fl_attention's.
+static void norm_rows(const fl_job *f, fl_team *team, size_t id, const fl_layer *l) {
+    const fl_config *c = &f->m->config;
     size_t begin, end;
-    fl_share(panels_of(&l->w1), team, id, &begin, &end);
-    multiply(f, &l->w1, begin, end, &in, f->tokens, s->gate, s->hidden, 0);
-    multiply(f, &l->w3, begin, end, &in, f->tokens, s->up, s->hidden, 0);
-    for (size_t t = 0; t < f->tokens; t++) {
-        const size_t at = t * s->hidden + begin * FL_LANES;
-        f->m->kernels->silu_mul(s->gate + at, s->up + at, (end - begin) * FL_LANES);
+    fl_share(f->tokens, team, id, &begin, &end);
+    for (size_t t = begin; t < end; t++) {
+        float *q = f->s->q + t * f->s->q_dim, *k = f->s->k + t * f->s->kv_dim;
+        f->m->kernels->norm[c->norm](q, q, l->q_norm, NULL, c->n_heads * c->head_dim, c->norm_eps);
+        f->m->kernels->norm[c->norm](k, k, l->k_norm, NULL, c->n_kv_heads * c->head_dim, c->norm_eps);
     }
     fl_barrier(team);
-    in = prepare(f, team, id, s->gate, s->hidden, NULL, f->tokens, NULL, is_integer(l->w2.type));
-    multiply_share(f, team, id, &l->w2, &in, f->tokens, s->x, s->dim, 1);
+}
+
+// What ESM-2 multiplies a text's embeddings with: masks, which are zero, count as 12 % of it in training
+// (fair-esm's token dropout).
+static float dropout_scale(const fl_job *f, const fl_span *span) {
+    size_t masks = 0;
+    for (size_t t = 0; t < span->n; t++) masks += span->tokens[t] == f->m->config.mask_token;
+    // A text of nothing but masks has nothing to scale.
+    return masks == span->n ? 0.0f : (1.0f - 0.12f) / (1.0f - (float)masks / (float)span->n);
+}
+
+// A token's embedding, from the vocabulary and from its position.
+static void embed_token(const fl_job *f, fl_lane_scratch *lane, int32_t token, size_t pos, float scale, float *x) {
+    const fl_model *m = f->m;
+    const fl_config *c = &m->config;
+    fl_matrix_row(&m->embed, (size_t)token, x);
+    if (c->mask_token >= 0 && token == c->mask_token) memset(x, 0, c->dim * sizeof(float));
+    if (scale != 1.0f)
+        for (size_t i = 0; i < c->dim; i++) x[i] *= scale;
+    if (c->positions > 0) {
+        fl_matrix_row(&m->positions, pos, lane->norm);
+        for (size_t i = 0; i < c->dim; i++) x[i] += lane->norm[i];
+    }
+    if (m->embed_norm.weight) apply_norm(m, &m->embed_norm, x, x);
+}
+
+// Embeddings and rotation angles of all tokens.
+static void embed(const fl_job *f, fl_team *team, size_t id) {
+    const fl_model *m = f->m;
+    const fl_config *c = &m->config;
+    const size_t half = c->rotary_dim / 2;
+    size_t row = 0;
+    for (size_t i = 0; i < f->n_spans; i++) {
+        const fl_span *span = &f->spans[i];
+        const float scale = c->embed_scale * (c->mask_token >= 0 ? dropout_scale(f, span) : 1.0f);
+        for (size_t t = 0; t < span->n; t++, row++) {
+            if (row % team->threads != id) continue;
+            const size_t pos = span->pos + t;
+            embed_token(f, &f->s->lanes[id], span->tokens[t], pos, scale, f->s->x + row * f->s->dim);
+            if (c->pad_token >= 0)
+                fl_kv_mask(m, span->blocks[pos / FL_BLOCK])[pos % FL_BLOCK] = span->tokens[t] == c->pad_token ? -1e30f : 0;
+            for (size_t j = 0; j < 2; j++) {
+                if (!m->rope_freqs[j]) continue;
+                float *cos = f->s->cos[j] + row * half, *sin = f->s->sin[j] + row * half;
+                fl_rope_angles(pos, m->rope_freqs[j], half, cos, sin);
+                if (j == 0 && c->rope_scale != 1.0f)
+                    for (size_t k = 0; k < half; k++) cos[k] *= c->rope_scale, sin[k] *= c->rope_scale;
+            }
+        }
+    }
     fl_barrier(team);
+}
+
+// s->x (+)= w . in, straight or by way of a norm and a factor; or, with `parallel`, into s->y for later. Ends with a
+// barrier.
+static void add_block(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w, const fl_inputs *in,
+                      const fl_norm *after_block, const fl_norm *after_sum, int last) {
+    const fl_config *c = &f->m->config;
+    fl_scratch *s = f->s;
+    size_t begin, end;
+    fl_share(f->tokens, team, id, &begin, &end);
+    const int straight = !c->parallel && !after_block->weight && c->residual_scale == 1.0f;
+    fl_multiply_share(f, team, id, w, in, f->tokens, straight ? s->x : s->y, s->dim, straight || (c->parallel && last));
+    fl_barrier(team);
+    if (!straight && (!c->parallel || last)) {
+        fl_add_branch(f, after_block, begin, end);
+        fl_barrier(team);
+    }
+    if (after_sum) {
+        for (size_t t = begin; t < end; t++) apply_norm(f->m, after_sum, s->x + t * s->dim, s->x + t * s->dim);
+        fl_barrier(team);
+    }
+}
+
+static void attention_block(const fl_job *f, const fl_layer *l, size_t layer, fl_team *team, size_t id) {
+    fl_scratch *s = f->s;
+    const fl_config *c = &f->m->config;
+    const int quantize = fl_is_integer(l->wq.type) || fl_is_integer(l->wk.type) || fl_is_integer(l->wv.type);
+    fl_inputs in = fl_prepare(f, team, id, s->x, s->dim, NULL, f->tokens, c->norm_after ? NULL : &l->attn_norm, quantize);
+    multiply_qkv(f, team, id, l, &in);
+    fl_barrier(team);
+    if (c->qk_norm == FL_QK_ROW) norm_rows(f, team, id, l);
+    fl_attention(f->m, s, f->spans, f->n_spans, layer, f->out->attention ? f->out->attention[layer] : NULL, team, id);
+    fl_barrier(team);
+    in = fl_prepare(f, team, id, s->att, s->q_dim, NULL, f->tokens, NULL, fl_is_integer(l->wo.type));
+    add_block(f, team, id, &l->wo, &in, &l->post_attn_norm, c->norm_after ? &l->attn_norm : NULL, 0);
+}
+
+static void ffn_block(const fl_job *f, const fl_layer *l, fl_team *team, size_t id) {
+    fl_scratch *s = f->s;
+    const fl_config *c = &f->m->config;
+    const fl_norm *norm = c->norm_after ? NULL : c->parallel && !l->ffn_norm.weight ? &l->attn_norm : &l->ffn_norm;
+    const int quantize = fl_is_integer(l->w1.type) || fl_is_integer(l->w3.type);
+    fl_inputs in = fl_prepare(f, team, id, s->x, s->dim, NULL, f->tokens, norm, quantize);
+    size_t begin, end;
+    fl_share(fl_panels(&l->w1), team, id, &begin, &end);
+    fl_gate_panels(f, &l->w1, &l->w3, begin, end, &in, f->tokens, s->gate, s->up, s->hidden);
+    fl_barrier(team);
+    in = fl_prepare(f, team, id, s->gate, s->hidden, NULL, f->tokens, NULL, fl_is_integer(l->w2.type));
+    add_block(f, team, id, &l->w2, &in, &l->post_ffn_norm, c->norm_after ? &l->ffn_norm : NULL, 1);
+}
+
+// The stream, where it is wanted, as it enters a layer: for this thread's tokens, which nobody changes before the next
+// barrier but one.
+static void keep_hidden(const fl_job *f, fl_team *team, size_t id, size_t layer) {
+    const size_t dim = f->m->config.dim;
+    float *out = f->out->hidden ? f->out->hidden[layer] : NULL;
+    size_t begin, end;
+    fl_share(f->tokens, team, id, &begin, &end);
+    for (size_t t = begin; out && t < end; t++) memcpy(out + t * dim, f->s->x + t * f->s->dim, dim * sizeof(float));
+}
+
+static void keep_last(const fl_job *f, fl_team *team, size_t id) {
+    const fl_model *m = f->m;
+    float *out = f->out->hidden ? f->out->hidden[m->config.n_layers + 1] : NULL, *normed = f->s->lanes[id].norm;
+    size_t begin, end;
+    fl_share(f->tokens, team, id, &begin, &end);
+    for (size_t t = begin; out && t < end; t++) {
+        const float *x = f->s->x + t * f->s->dim;
+        if (m->final_norm.weight) apply_norm(m, &m->final_norm, normed, x);
+        memcpy(out + t * m->config.dim, m->final_norm.weight ? normed : x, m->config.dim * sizeof(float));
+    }
 }
 
 // Logits of the wanted rows.
-static void head(const forward *f, fl_team *team, size_t id) {
+static void head(const fl_job *f, fl_team *team, size_t id) {
     const fl_model *m = f->m;
-    const fl_inputs in = prepare(f, team, id, f->s->x, f->s->dim, f->s->wanted, f->n_logits, m->final_norm,
-                                 is_integer(m->head.type));
-    multiply_share(f, team, id, &m->head, &in, f->n_logits, f->logits, fl_logits_stride(m), 0);
+    const fl_config *c = &m->config;
+    const size_t stride = fl_logits_stride(m);
+    fl_inputs in;
+    size_t begin, end;
+    if (m->head_dense.data) {
+        in = fl_prepare(f, team, id, f->s->x, f->s->dim, f->s->wanted, f->n_logits, &m->final_norm,
+                        fl_is_integer(m->head_dense.type));
+        fl_share(fl_panels(&m->head_dense), team, id, &begin, &end);
+        fl_gate_panels(f, &m->head_dense, &(fl_matrix){0}, begin, end, &in, f->n_logits, f->s->y, NULL, f->s->dim);
+        fl_barrier(team);
+        in = fl_prepare(f, team, id, f->s->y, f->s->dim, NULL, f->n_logits, &m->head_norm, fl_is_integer(m->head.type));
+    } else {
+        in = fl_prepare(f, team, id, f->s->x, f->s->dim, f->s->wanted, f->n_logits, &m->final_norm,
+                        fl_is_integer(m->head.type));
+    }
+    fl_share(fl_panels(&m->head), team, id, &begin, &end);
+    fl_multiply_panels(f, &m->head, begin, end, &in, f->n_logits, f->out->logits, stride, 0);
+    for (size_t t = 0; t < f->n_logits && begin < end; t++) {
+        float *row = f->out->logits + t * stride + begin * FL_LANES;
+        const size_t n = (end - begin) * FL_LANES;
+        if (c->logit_scale != 1.0f)
+            for (size_t i = 0; i < n; i++) row[i] *= c->logit_scale;
+        if (c->logit_softcap > 0) m->kernels->softcap(row, n, c->logit_softcap);
+    }
 }
 
 static void run(void *arg, fl_team *team, size_t id) {
-    const forward *f = arg;
+    const fl_job *f = arg;
     embed(f, team, id);
     for (size_t i = 0; i < f->m->config.n_layers; i++) {
-        attention_block(f, &f->m->layers[i], i, team, id);
-        ffn_block(f, &f->m->layers[i], team, id);
+        const fl_layer *l = &f->m->layers[i];
+        keep_hidden(f, team, id, i);
+        attention_block(f, l, i, team, id);
+        if (l->router.data) fl_moe(f, l, team, id);
+        else ffn_block(f, l, team, id);
     }
+    keep_hidden(f, team, id, f->m->config.n_layers);
+    keep_last(f, team, id);
     if (f->n_logits > 0) head(f, team, id);
 }
 
 size_t fl_logits_stride(const fl_model *m) { return fl_round_up(m->config.vocab_size, FL_LANES); }
 
 fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t threads,
-                     float *logits) {
-    forward f = {.m = m, .s = s, .spans = spans, .n_spans = n_spans, .logits = logits};
+                     const fl_outputs *out) {
+    fl_job f = {.m = m, .s = s, .spans = spans, .n_spans = n_spans, .out = out};
     for (size_t i = 0; i < n_spans; i++) {
         const fl_status status = check_span(m, &spans[i]);
         if (status != FL_OK) return status;
+        if (spans[i].n_logits > 0 && !m->head.data) return FL_BAD_TENSOR;
         f.tokens += spans[i].n;
     }
     if (f.tokens == 0) return FL_OK;

@@ -27,10 +27,29 @@ static void *carve(carver *c, size_t count, size_t size) {
 
 static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
 
+static void lay_out_routes(fl_routes *r, const fl_config *c, size_t t, size_t dim, carver *at) {
+    const size_t rows = t * c->n_experts_used, experts = fl_round_up(c->n_experts, FL_LANES);
+    r->width = fl_round_up(c->expert_dim, FL_GROUP);
+    r->scores = carve(at, t * experts, sizeof(float));
+    r->sums = carve(at, t * (c->n_experts / FL_SUM_RUN + 1), sizeof(float));
+    r->expert = carve(at, rows, sizeof(int32_t));
+    r->weight = carve(at, rows, sizeof(float));
+    r->row = carve(at, rows, sizeof(size_t));
+    r->begin = carve(at, c->n_experts + 1, sizeof(size_t));
+    r->x = carve(at, rows * dim, sizeof(float));
+    r->q8 = carve(at, rows * dim / FL_GROUP, sizeof(fl_q8_group));
+    r->gate = carve(at, rows * r->width, sizeof(float));
+    r->up = carve(at, rows * r->width, sizeof(float));
+    r->hidden8 = carve(at, rows * r->width / FL_GROUP, sizeof(fl_q8_group));
+    r->out = carve(at, rows * dim, sizeof(float));
+    r->shared = carve(at, t * FL_LANES, sizeof(float));
+}
+
 static void lay_out(fl_scratch *s, const fl_config *c, carver *at) {
     const size_t t = s->tokens, head = fl_round_up(c->head_dim, FL_LANES);
     const size_t widest = largest(largest(s->dim, s->q_dim), s->hidden), groups = widest / FL_GROUP;
     s->x = carve(at, t * s->dim, sizeof(float));
+    s->y = carve(at, t * s->dim, sizeof(float));
     s->q = carve(at, t * s->q_dim, sizeof(float));
     s->k = carve(at, t * s->kv_dim, sizeof(float));
     s->v = carve(at, t * s->kv_dim, sizeof(float));
@@ -39,9 +58,12 @@ static void lay_out(fl_scratch *s, const fl_config *c, carver *at) {
     s->up = carve(at, t * s->hidden, sizeof(float));
     s->norm = carve(at, t * s->dim, sizeof(float));
     s->q8 = carve(at, t * groups, sizeof(fl_q8_group));
-    s->cos = carve(at, t * c->rotary_dim / 2, sizeof(float));
-    s->sin = carve(at, t * c->rotary_dim / 2, sizeof(float));
+    for (size_t i = 0; i < 2; i++) {
+        s->cos[i] = carve(at, t * c->rotary_dim / 2, sizeof(float));
+        s->sin[i] = carve(at, t * c->rotary_dim / 2, sizeof(float));
+    }
     s->wanted = carve(at, t, sizeof(size_t));
+    if (c->n_experts > 0) lay_out_routes(&s->routes, c, t, s->dim, at);
     s->lanes = carve(at, s->threads, sizeof(fl_lane_scratch));
     for (size_t i = 0; i < s->threads; i++) {
         const fl_lane_scratch l = {
@@ -49,9 +71,11 @@ static void lay_out(fl_scratch *s, const fl_config *c, carver *at) {
             .q8 = carve(at, groups, sizeof(fl_q8_group)),
             .q = carve(at, FL_ATTEND_ROWS * head, sizeof(float)),
             .out = carve(at, FL_ATTEND_ROWS * head, sizeof(float)),
+            .key = carve(at, head, sizeof(float)),
             .scores = carve(at, FL_ATTEND_ROWS * FL_BLOCK, sizeof(float)),
             .max = carve(at, FL_ATTEND_ROWS, sizeof(float)),
             .sum = carve(at, FL_ATTEND_ROWS, sizeof(float)),
+            .from = carve(at, FL_ATTEND_ROWS, sizeof(size_t)),
             .limit = carve(at, FL_ATTEND_ROWS, sizeof(size_t)),
             .half = carve(at, head, sizeof(uint16_t)),
         };

@@ -12,25 +12,45 @@ typedef struct fl_lane_scratch {
     float *norm;        // (dim,)
     fl_q8_group *q8;    // (widest / 32,)
     float *q, *out;     // (FL_ATTEND_ROWS, head_dim rounded up to 16)
+    float *key;         // (head_dim rounded up to 16,)
     float *scores;      // (FL_ATTEND_ROWS, 64)
     float *max, *sum;   // (FL_ATTEND_ROWS,)
-    size_t *limit;      // (FL_ATTEND_ROWS,)
+    size_t *from, *limit; // (FL_ATTEND_ROWS,)
     uint16_t *half;     // (head_dim rounded up to 16,)
 } fl_lane_scratch;
+
+// Of layers with experts. A row is a token with one of its experts; rows lie by expert.
+typedef struct fl_routes {
+    float *scores;    // (tokens, n_experts rounded up to 16)
+    float *sums;      // (tokens, runs of n_experts): see the softmax kernel
+    int32_t *expert;  // (tokens, n_experts_used), most probable first
+    float *weight;    // (tokens, n_experts_used)
+    size_t *row;      // (tokens, n_experts_used) where that pair's row is
+    size_t *begin;    // (n_experts + 1,) rows of expert e: begin[e] to begin[e + 1]
+    float *x;         // (rows, dim) inputs of the experts, and
+    fl_q8_group *q8;  // (rows, dim / 32), for the types that the experts' matrices have
+    float *gate, *up; // (rows, width)
+    fl_q8_group *hidden8; // (rows, width / 32)
+    float *out;       // (rows, dim)
+    float *shared;    // (tokens, 16) the shared expert's gate in the first column
+    size_t width;     // expert_dim rounded up to 32
+} fl_routes;
 
 struct fl_scratch {
     size_t tokens, threads;          // what it has room for
     size_t dim, q_dim, kv_dim, hidden; // row widths
     void *memory;
     float *x;           // (tokens, dim) the residual stream
+    float *y;           // (tokens, dim) what a block adds to it, where that passes a norm or factor first
     float *q;           // (tokens, q_dim)
     float *k, *v;       // (tokens, kv_dim)
     float *att;         // (tokens, q_dim)
     float *gate, *up;   // (tokens, hidden)
     float *norm;        // (tokens, dim)
     fl_q8_group *q8;    // (tokens, widest / 32)
-    float *cos, *sin;   // (tokens, rotary_dim / 2)
+    float *cos[2], *sin[2]; // (tokens, rotary_dim / 2), by each of the model's frequencies
     size_t *wanted;     // (tokens,) rows whose logits are computed
+    fl_routes routes;
     fl_lane_scratch *lanes; // (threads,)
 };
 

@@ -63,8 +63,8 @@ fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size
     const size_t stride = fl_round_up(head_dim, FL_LANES), size = kv_type == FL_F32 ? 4 : 2;
     char *block = fl_alloc(FL_BLOCK * (head_dim + stride) * size);
     float *work = fl_alloc(rows * (2 * stride + FL_BLOCK + 2) * sizeof(float));
-    size_t *limit = malloc(rows * sizeof *limit);
-    const fl_status status = block && work && limit ? FL_OK : FL_NO_MEMORY;
+    size_t *limit = malloc(rows * sizeof *limit), *from = calloc(rows, sizeof *from);
+    const fl_status status = block && work && limit && from ? FL_OK : FL_NO_MEMORY;
     if (status == FL_OK) {
         float *padded = work, *sums = padded + rows * stride, *scores = sums + rows * stride;
         float *max = scores + rows * FL_BLOCK, *sum = max + rows;
@@ -76,8 +76,20 @@ fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size
             const size_t count = n - start < FL_BLOCK ? n - start : FL_BLOCK;
             fill_block(k, kv_type, count, head_dim, keys + start * head_dim, values + start * head_dim, block);
             for (size_t r = 0; r < rows; r++) limit[r] = seen[r] > start ? seen[r] - start : 0;
-            k->attend[kv_type](&(fl_attend){rows, head_dim, stride, padded, limit, block,
-                                            block + FL_BLOCK * head_dim * size, scores, max, sum, sums});
+            k->attend[kv_type](&(fl_attend){
+                .rows = rows,
+                .head_dim = head_dim,
+                .stride = stride,
+                .q = padded,
+                .from = from,
+                .limit = limit,
+                .keys = block,
+                .values = block + FL_BLOCK * head_dim * size,
+                .scores = scores,
+                .max = max,
+                .sum = sum,
+                .out = sums,
+            });
         }
         for (size_t r = 0; r < rows; r++)
             for (size_t i = 0; i < head_dim; i++) out[r * head_dim + i] = sums[r * stride + i] / sum[r];
@@ -85,5 +97,6 @@ fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size
     fl_free(block);
     fl_free(work);
     free(limit);
+    free(from);
     return status;
 }

@@ -13,6 +13,7 @@ from libc.string cimport memcpy
 
 from libfastllm cimport *
 
+from fastllm.config import ACTS, NORMS, QK_NORMS
 from fastllm.errors import CheckpointError, ContextError, OptionError
 
 LANES = FL_LANES
@@ -114,20 +115,27 @@ cdef class Buffer:
 cdef class Matrix:
     """Weights (d, n) in panels: see fl_type in csrc/fastllm.h. `data` is any buffer of panels, kept alive, not copied.
 
-    Raises CheckpointError when `data` has not the size the shape needs, or is not aligned to 64 bytes.
+    With count, that many matrices (d, n), one after the other: a stack, of which nobody multiplies but a Model. Raises
+    CheckpointError when `data` has not the size the shape needs, or is not aligned to 64 bytes.
     """
     cdef fl_matrix c
+    cdef size_t count
+    cdef bint stack
     cdef const unsigned char[::1] view
 
-    def __init__(self, str dtype, size_t d, size_t n, const unsigned char[::1] data):
+    def __init__(self, str dtype, size_t d, size_t n, const unsigned char[::1] data, *, count=None):
         cdef fl_type type = type_of(dtype)
         cdef size_t need = fl_matrix_bytes(type, d, n)
-        if need == 0 or <size_t>data.shape[0] != need:
-            raise CheckpointError(f"a {dtype} matrix of {d} x {n} takes {need:,} bytes, not {data.shape[0]:,}")
+        self.stack = count is not None
+        self.count = count if self.stack else 1
+        if need == 0 or self.count == 0 or <size_t>data.shape[0] % self.count \
+                or <size_t>data.shape[0] // self.count != need:
+            what = f"a {dtype} matrix" if count is None else f"{count} {dtype} matrices"
+            raise CheckpointError(f"{what} of {d} x {n}: {need:,} bytes each, not {data.shape[0]:,} in all")
         if <uintptr_t>&data[0] % FL_ALIGN:
             raise CheckpointError(f"a {dtype} matrix of {d} x {n} does not start on a multiple of {FL_ALIGN} bytes")
         self.view = data
-        self.c = fl_matrix(&data[0], type, d, n)
+        self.c = fl_matrix(&data[0], type, d, n, NULL)
 
     @property
     def dtype(self):
@@ -135,7 +143,10 @@ cdef class Matrix:
 
     @property
     def shape(self):
-        return (self.c.d, self.c.n)
+        d, n = self.c.d, self.c.n
+        if self.stack:
+            return (self.count, d, n)
+        return (d, n)
 
     @property
     def nbytes(self):
@@ -148,7 +159,7 @@ cdef class Matrix:
 
     def row(self, size_t r, float[::1] out):
         """Writes row r as f32 to `out`, n floats."""
-        if r >= self.c.d or <size_t>out.shape[0] != self.c.n:
+        if self.stack or r >= self.c.d or <size_t>out.shape[0] != self.c.n:
             raise OptionError(f"no row {r} of {out.shape[0]} values in a matrix of {self.c.d} x {self.c.n}")
         fl_matrix_row(&self.c, r, &out[0])
 
@@ -157,7 +168,7 @@ cdef class Matrix:
         cdef const fl_kernels *kernels = find_kernels(isa)
         cdef size_t tokens = <size_t>x.shape[0]
         cdef fl_status status
-        if tokens == 0 or <size_t>x.shape[1] != self.c.n or out.shape[0] != x.shape[0] \
+        if self.stack or tokens == 0 or <size_t>x.shape[1] != self.c.n or out.shape[0] != x.shape[0] \
                 or <size_t>out.shape[1] != fl_round_up(self.c.d, FL_LANES):
             raise OptionError("multiply: x must be (t, n) and out (t, d rounded up to 16)")
         with nogil:
@@ -245,8 +256,8 @@ cdef class Scratch:
 cdef class Model:
     """A config and its tensors, bound and checked; immutable.
 
-    config: any object with the fields of fl_config. tensors: name -> Matrix or Vector, by the canonical names; without
-    "head" the embedding serves. Raises CheckpointError when one is missing or has the wrong shape.
+    config: a fastllm.config.Config. tensors: name -> Matrix or Vector, by its canonical names; without "head" the
+    embedding serves. Raises CheckpointError when one is missing or has the wrong shape.
     """
     cdef fl_model c
     cdef dict tensors
@@ -256,8 +267,44 @@ cdef class Model:
         self.c.layers = NULL
 
     def __init__(self, config, dict tensors, *, str kv_dtype="f16", isa=None):
+        cdef fl_model *m = &self.c
+        self.tensors = tensors
+        self.idle = []
+        self.set_config(config)
+        m.kernels = find_kernels(isa)
+        m.kv_type = type_of(kv_dtype)
+        m.layers = <fl_layer *>calloc(config.n_layers, sizeof(fl_layer))
+        if m.layers is NULL:
+            raise MemoryError("cannot allocate the list of layers")
+        for name, shape, required in config.matrices():
+            tensor = tensors.get(name)
+            if tensor is None and not required:
+                continue
+            if not isinstance(tensor, Matrix) or tensor.shape != shape:
+                raise CheckpointError(f"the model has no matrix {name} of {' x '.join(map(str, shape))}")
+        for name, n, required in config.vectors():
+            tensor = tensors.get(name)
+            if tensor is None and not required:
+                continue
+            if not isinstance(tensor, Vector) or tensor.n != n:
+                raise CheckpointError(f"the model has no vector {name} of {n} values")
+        m.embed = self.matrix("embed")
+        m.positions = self.matrix("positions")
+        m.embed_norm = self.norm("embed_norm")
+        m.final_norm = self.norm("final_norm")
+        if config.head:
+            m.head_dense = self.matrix("head.dense")
+            m.head_norm = self.norm("head.norm")
+            m.head = self.matrix("head" if "head" in tensors else "embed")
+            m.head.bias = self.vector("head.bias")
+        m.rope_freqs[0] = self.vector("rope.freqs")
+        m.rope_freqs[1] = self.vector("rope.freqs_local")
+        for i in range(config.n_layers):
+            self.set_layer(config, i)
+        check(fl_model_check(m), "model")
+
+    cdef int set_config(self, config) except -1:
         cdef fl_config *c = &self.c.config
-        cdef fl_layer *layer
         c.dim = config.dim
         c.hidden_dim = config.hidden_dim
         c.head_dim = config.head_dim
@@ -269,44 +316,71 @@ cdef class Model:
         c.rotary_dim = config.rotary_dim
         c.norm_eps = config.norm_eps
         c.attn_scale = config.attn_scale
-        self.tensors = tensors
-        self.idle = []
-        self.c.kernels = find_kernels(isa)
-        self.c.kv_type = type_of(kv_dtype)
-        self.c.layers = <fl_layer *>calloc(c.n_layers, sizeof(fl_layer))
-        if self.c.layers is NULL:
-            raise MemoryError("cannot allocate the list of layers")
-        self.c.embed = self.matrix("embed")
-        self.c.head = self.matrix("head" if "head" in tensors else "embed")
-        self.c.final_norm = self.vector("final_norm", c.dim)
-        self.c.rope_freqs = self.vector("rope.freqs", c.rotary_dim // 2) if c.rotary_dim else NULL
-        for i in range(c.n_layers):
-            layer = &self.c.layers[i]
-            layer.attn_norm = self.vector(f"layers.{i}.attn_norm", c.dim)
-            layer.wq = self.matrix(f"layers.{i}.attn.wq")
-            layer.wk = self.matrix(f"layers.{i}.attn.wk")
-            layer.wv = self.matrix(f"layers.{i}.attn.wv")
-            layer.wo = self.matrix(f"layers.{i}.attn.wo")
-            layer.ffn_norm = self.vector(f"layers.{i}.ffn_norm", c.dim)
-            layer.w1 = self.matrix(f"layers.{i}.ffn.w1")
-            layer.w2 = self.matrix(f"layers.{i}.ffn.w2")
-            layer.w3 = self.matrix(f"layers.{i}.ffn.w3")
-        check(fl_model_check(&self.c), "model")
+        c.norm = <fl_norm_kind><int>NORMS.index(config.norm)
+        c.act = <fl_act><int>ACTS.index(config.act)
+        c.qk_norm = <fl_qk_norm><int>QK_NORMS.index(config.qk_norm)
+        c.causal = config.causal
+        c.parallel = config.parallel
+        c.norm_after = config.norm_after
+        c.rope_scale = config.rope_scale
+        c.attn_softcap = config.attn_softcap
+        c.logit_scale = config.logit_scale
+        c.logit_softcap = config.logit_softcap
+        c.embed_scale = config.embed_scale
+        c.residual_scale = config.residual_scale
+        c.n_experts = config.n_experts
+        c.n_experts_used = config.n_experts_used
+        c.expert_dim = config.expert_dim
+        c.moe_renormalize = config.moe_renormalize
+        c.positions = config.positions
+        c.mask_token = config.mask_token
+        c.pad_token = config.pad_token
+        return 0
+
+    cdef int set_layer(self, config, size_t i) except -1:
+        cdef fl_layer *layer = &self.c.layers[i]
+        prefix = f"layers.{i}."
+        layer.attn_norm = self.norm(prefix + "attn_norm")
+        layer.wq = self.matrix(prefix + "attn.wq")
+        layer.wk = self.matrix(prefix + "attn.wk")
+        layer.wv = self.matrix(prefix + "attn.wv")
+        layer.q_norm = self.vector(prefix + "attn.q_norm")
+        layer.k_norm = self.vector(prefix + "attn.k_norm")
+        layer.wo = self.matrix(prefix + "attn.wo")
+        layer.post_attn_norm = self.norm(prefix + "post_attn_norm")
+        layer.ffn_norm = self.norm(prefix + "ffn_norm")
+        layer.w1 = self.matrix(prefix + "ffn.w1")
+        layer.w3 = self.matrix(prefix + "ffn.w3")
+        layer.w2 = self.matrix(prefix + "ffn.w2")
+        layer.post_ffn_norm = self.norm(prefix + "post_ffn_norm")
+        layer.router = self.matrix(prefix + "router")
+        layer.e1 = self.matrix(prefix + "experts.w1")
+        layer.e3 = self.matrix(prefix + "experts.w3")
+        layer.e2 = self.matrix(prefix + "experts.w2")
+        layer.shared_gate = self.matrix(prefix + "ffn.gate")
+        layer.window = config.layer_window(i)
+        layer.rope = config.layer_rope(i)
+        return 0
 
     def __dealloc__(self):
         free(self.c.layers)
 
-    cdef fl_matrix matrix(self, str name) except *:
-        tensor = self.tensors.get(name)
-        if not isinstance(tensor, Matrix):
-            raise CheckpointError(f"the model has no matrix {name}")
-        return (<Matrix>tensor).c
+    # What is not there is NULL; __init__ has looked for what must be.
 
-    cdef const float *vector(self, str name, size_t n) except NULL:
+    cdef fl_matrix matrix(self, str name) except *:
+        cdef fl_matrix c = fl_matrix(NULL, FL_F32, 0, 0, NULL)
         tensor = self.tensors.get(name)
-        if not isinstance(tensor, Vector) or (<Vector>tensor).n != n:
-            raise CheckpointError(f"the model has no vector {name} of {n} values")
-        return <const float *>(<Vector>tensor).buffer.data
+        if tensor is not None:
+            c = (<Matrix?>tensor).c
+            c.bias = self.vector(name + ".bias")
+        return c
+
+    cdef const float *vector(self, str name) except? NULL:
+        tensor = self.tensors.get(name)
+        return NULL if tensor is None else <const float *>(<Vector?>tensor).buffer.data
+
+    cdef fl_norm norm(self, str name) except *:
+        return fl_norm(self.vector(name), self.vector(name + ".bias"))
 
     @property
     def isa(self):
@@ -330,22 +404,31 @@ cdef class Model:
         """A Buffer for `rows` rows of logits."""
         return Buffer(rows * fl_logits_stride(&self.c) * sizeof(float))
 
-    def forward(self, list spans, Buffer logits=None, *, size_t threads=1):
+    def forward(self, list spans, Buffer logits=None, *, size_t threads=1, hidden=None, attention=None):
         """Appends tokens to sequences and computes logits.
 
         spans: (sequence, tokens, n_logits) for each sequence, tokens any sequence of ids, logits for the last n_logits
         of them. They are written to `logits` in order, rows of logits_stride floats. Raises OptionError for an id
         outside the vocabulary and ContextError past the context; the sequences then stay as they were.
+
+        hidden: layer -> Buffer for the stream of all tokens, f32 (tokens, dim): 0 is what enters the first layer, i
+        what leaves the i-th, n_layers + 1 that after the final norm. attention: layer (from 0) -> Buffer for the
+        probabilities, f32, for each span (n_heads, n, pos + n).
         """
+        cdef fl_outputs outputs = fl_outputs(NULL, NULL, NULL)
         cdef size_t count = len(spans), total = 0, wanted = 0, at = 0, i
         cdef fl_status status
         cdef fl_span *c_spans = NULL
+        cdef float **hidden_list = NULL
+        cdef float **attention_list = NULL
         cdef int32_t *ids = NULL
         cdef Sequence sequence
         cdef Scratch scratch
-        for _, tokens, n_logits in spans:
+        cdef size_t maps = 0
+        for item, tokens, n_logits in spans:
             total += len(tokens)
             wanted += n_logits
+            maps += len(tokens) * ((<Sequence?>item).length + <size_t>len(tokens)) * self.c.config.n_heads
         if wanted and (logits is None or logits.nbytes < wanted * fl_logits_stride(&self.c) * sizeof(float)):
             raise OptionError(f"forward: no room for {wanted} rows of logits")
         taken = []
@@ -367,10 +450,15 @@ cdef class Model:
                     # Whatever does not fit int32 is no token either.
                     ids[at] = token if 0 <= token < self.c.config.vocab_size else -1
                     at += 1
+            outputs.logits = <float *>logits.data if wanted else NULL
+            if hidden:
+                outputs.hidden = hidden_list = self.buffers(hidden, self.c.config.n_layers + 2,
+                                                            total * self.c.config.dim)
+            if attention:
+                outputs.attention = attention_list = self.buffers(attention, self.c.config.n_layers, maps)
             scratch = self.idle.pop() if self.idle else Scratch()
             with nogil:
-                status = fl_forward(&self.c, scratch.c, c_spans, count, threads,
-                                    <float *>logits.data if wanted else NULL)
+                status = fl_forward(&self.c, scratch.c, c_spans, count, threads, &outputs)
             self.idle.append(scratch)
             check(status, "forward")
             for i, item in enumerate(taken):
@@ -380,6 +468,20 @@ cdef class Model:
                 (<Sequence>item).busy = False
             free(c_spans)
             free(ids)
+            free(hidden_list)
+            free(attention_list)
+
+    cdef float **buffers(self, given, size_t count, size_t floats) except NULL:
+        """A list of `count` pointers to the Buffers in a dict, each with room for so many floats."""
+        cdef float **out = <float **>calloc(count, sizeof(float *))
+        if out is NULL:
+            raise MemoryError("forward: out of memory")
+        for layer, buffer in given.items():
+            if not 0 <= layer < count or (<Buffer?>buffer).nbytes < floats * sizeof(float):
+                free(out)
+                raise OptionError(f"forward: no layer {layer}, or no room for {floats:,} values")
+            out[layer] = <float *>(<Buffer>buffer).data
+        return out
 
 
 cdef class KVCache:

@@ -34,6 +34,7 @@ cdef extern from "fastllm.h" nogil:
         fl_type type
         size_t d
         size_t n
+        const float *bias
 
     ctypedef struct fl_source:
         const void *data
@@ -43,6 +44,13 @@ cdef extern from "fastllm.h" nogil:
         size_t d
         size_t n
         const int32_t *rows
+
+    ctypedef enum fl_norm_kind:
+        pass
+    ctypedef enum fl_act:
+        pass
+    ctypedef enum fl_qk_norm:
+        pass
 
     ctypedef struct fl_config:
         size_t dim
@@ -56,27 +64,70 @@ cdef extern from "fastllm.h" nogil:
         size_t rotary_dim
         float norm_eps
         float attn_scale
+        fl_norm_kind norm
+        fl_act act
+        fl_qk_norm qk_norm
+        bint causal
+        bint parallel
+        bint norm_after
+        float rope_scale
+        float attn_softcap
+        float logit_scale
+        float logit_softcap
+        float embed_scale
+        float residual_scale
+        size_t n_experts
+        size_t n_experts_used
+        size_t expert_dim
+        bint moe_renormalize
+        size_t positions
+        int32_t mask_token
+        int32_t pad_token
+
+    ctypedef struct fl_norm:
+        const float *weight
+        const float *bias
 
     ctypedef struct fl_layer:
-        const float *attn_norm
+        fl_norm attn_norm
         fl_matrix wq
         fl_matrix wk
         fl_matrix wv
+        const float *q_norm
+        const float *k_norm
         fl_matrix wo
-        const float *ffn_norm
+        fl_norm post_attn_norm
+        fl_norm ffn_norm
         fl_matrix w1
         fl_matrix w3
         fl_matrix w2
+        fl_norm post_ffn_norm
+        fl_matrix router
+        fl_matrix e1
+        fl_matrix e3
+        fl_matrix e2
+        fl_matrix shared_gate
+        size_t window
+        size_t rope
 
     ctypedef struct fl_model:
         fl_config config
         const fl_kernels *kernels
         fl_type kv_type
         fl_matrix embed
+        fl_matrix positions
+        fl_norm embed_norm
+        fl_norm final_norm
+        fl_matrix head_dense
+        fl_norm head_norm
         fl_matrix head
-        const float *final_norm
-        const float *rope_freqs
+        const float *rope_freqs[2]
         fl_layer *layers
+
+    ctypedef struct fl_outputs:
+        float *logits
+        float *const *hidden
+        float *const *attention
 
     ctypedef struct fl_span:
         const int32_t *tokens
@@ -126,7 +177,7 @@ cdef extern from "fastllm.h" nogil:
     void fl_scratch_free(fl_scratch *s)
     size_t fl_logits_stride(const fl_model *m)
     fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t threads,
-                         float *logits)
+                         const fl_outputs *out)
 
     fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t seed, fl_sampler **out)
     void fl_sampler_free(fl_sampler *s)

@@ -1,52 +1,163 @@
 """What the package should compute, written once more in numpy and plain Python: slow, short, independent of it."""
 
+import math
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
-# ---- Llama -----------------------------------------------------------------------------------------------------------
+from writers import rope_freqs
+
+# ---- the transformer -------------------------------------------------------------------------------------------------
+
+ACTS = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "gelu_erf": lambda x: x / 2 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x: np.maximum(x, 0),
+}
 
 
-def forward(cfg, weights, tokens, *, activations=lambda x: x, kv=np.float64):
-    """Logits (tokens, vocabulary) in float64.
+class Outputs(NamedTuple):
+    """logits (tokens, vocabulary) or None; hidden: the stream before layer 0, after each, and after the final norm;
+    maps: (heads, tokens, tokens) of each layer."""
+
+    logits: np.ndarray | None
+    hidden: list[np.ndarray]
+    maps: list[np.ndarray]
+
+
+def forward(cfg, weights, tokens, **options):
+    return run(cfg, weights, tokens, **options).logits
+
+
+def run(cfg, weights, tokens, *, activations=lambda x: x, kv=np.float64):
+    """All of a model in float64.
 
     activations: what rounds the inputs of every matrix; kv: the type of keys and values. Rotary pairs
     are (2i, 2i + 1) of the first rotary_dim channels of a head, as complex numbers.
     """
     w = {name: values.astype(np.float64) for name, values in weights.items()}
-    t, r, heads = len(tokens), cfg.rotary_dim, cfg.n_heads
-    angles = np.outer(np.arange(t), 10000.0 ** (-np.arange(0, r, 2) / max(r, 1)))
-    turns = np.exp(1j * angles)[:, None, :]
+    t = len(tokens)
+    act = ACTS[cfg.act]
 
     def product(x, name):
-        return activations(x) @ w[name].T
+        return activations(x) @ w[name].T + w.get(f"{name}.bias", 0)
+
+    def centered(x):
+        if cfg.norm == "layer":
+            x = x - x.mean(axis=-1, keepdims=True)
+        return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + cfg.norm_eps)
 
     def norm(x, name):
-        return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + cfg.norm_eps) * w[name]
+        return centered(x) * w[name] + w.get(f"{name}.bias", 0) if name in w else x
 
-    def rotated(x):
-        turned = (x[..., 0:r:2] + 1j * x[..., 1:r:2]) * turns
-        out = x.copy()
+    def ffn(x, prefix, pick=()):
+        hidden = act(activations(x) @ w[f"{prefix}.w1"][pick].T + w.get(f"{prefix}.w1.bias", 0))
+        if cfg.gated:
+            hidden = hidden * (activations(x) @ w[f"{prefix}.w3"][pick].T + w.get(f"{prefix}.w3.bias", 0))
+        return activations(hidden) @ w[f"{prefix}.w2"][pick].T + w.get(f"{prefix}.w2.bias", 0)
+
+    def experts(x, layer):
+        scores = x @ w[f"{layer}.router"].T
+        p = np.exp(scores - scores.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        out = np.zeros_like(x)
+        if f"{layer}.ffn.w1" in w:
+            out = ffn(x, f"{layer}.ffn")
+            if f"{layer}.ffn.gate" in w:
+                out /= 1 + np.exp(-x @ w[f"{layer}.ffn.gate"].T)
+        for row in range(t):
+            best = np.argsort(-p[row], kind="stable")[: cfg.n_experts_used]
+            share = p[row, best] / (p[row, best].sum() if cfg.moe_renormalize else 1)
+            out[row] += sum(s * ffn(x[row : row + 1], f"{layer}.experts", e)[0] for s, e in zip(share, best, strict=True))
+        return out
+
+    x = _embedded(cfg, w, tokens)
+    x = norm(x, "embed_norm")
+    hidden, maps = [x], []
+    for i in range(cfg.n_layers):
+        layer = f"layers.{i}"
+        before = norm(x, f"{layer}.attn_norm") if not cfg.norm_after else x
+        out, probabilities = _attention(cfg, i, w, before, product, centered, kv, tokens)
+        maps.append(probabilities)
+        out = norm(product(out, f"{layer}.attn.wo"), f"{layer}.post_attn_norm")
+        if cfg.parallel:
+            h = norm(x, f"{layer}.ffn_norm") if f"{layer}.ffn_norm" in w else before
+            x = x + cfg.residual_scale * (out + ffn(h, f"{layer}.ffn"))
+        else:
+            x = x + cfg.residual_scale * out
+            x = norm(x, f"{layer}.attn_norm") if cfg.norm_after else x
+            h = x if cfg.norm_after else norm(x, f"{layer}.ffn_norm")
+            out = experts(h, layer) if cfg.layer_moe(i) else ffn(h, f"{layer}.ffn")
+            x = x + cfg.residual_scale * norm(out, f"{layer}.post_ffn_norm")
+            x = norm(x, f"{layer}.ffn_norm") if cfg.norm_after else x
+        hidden.append(x)
+    x = norm(x, "final_norm")
+    hidden.append(x)
+    if not cfg.head:
+        return Outputs(None, hidden, maps)
+    if "head.dense" in w:
+        x = norm(act(product(x, "head.dense")), "head.norm")
+    logits = activations(x) @ w["head" if "head" in w else "embed"].T + w.get("head.bias", 0)
+    logits *= cfg.logit_scale
+    if cfg.logit_softcap:
+        logits = cfg.logit_softcap * np.tanh(logits / cfg.logit_softcap)
+    return Outputs(logits, hidden, maps)
+
+
+def _embedded(cfg, w, tokens):
+    ids = np.asarray(tokens)
+    x = w["embed"][ids] * cfg.embed_scale
+    if cfg.mask_token >= 0:  # fair-esm: token dropout
+        masked = ids == cfg.mask_token
+        x[masked] = 0
+        x *= (1 - 0.15 * 0.8) / (1 - masked.mean())
+    return x + w["positions"][: len(ids)] if cfg.positions else x
+
+
+def _attention(cfg, i, w, x, product, centered, kv, tokens):
+    """Of layer i: (tokens, heads * head_dim), and the probabilities (heads, tokens, tokens)."""
+    t, layer = len(tokens), f"layers.{i}.attn"
+    shared, table = cfg.n_heads // cfg.n_kv_heads, ("", "rope.freqs", "rope.freqs_local")[cfg.layer_rope(i)]
+
+    def heads(name, norm_name, n):
+        y = product(x, f"{layer}.{name}")
+        weight = w.get(f"{layer}.{norm_name}")
+        if cfg.qk_norm == "row" and weight is not None:
+            y = centered(y) * weight
+        y = y.reshape(t, n, cfg.head_dim)
+        if cfg.qk_norm == "head" and weight is not None:
+            y = centered(y) * weight.reshape(n, cfg.head_dim)
+        return y
+
+    def rotated(y):
+        r = cfg.rotary_dim
+        if not table:
+            return y
+        turns = cfg.rope_scale if table == "rope.freqs" else 1.0
+        turns = turns * np.exp(1j * np.outer(np.arange(t), rope_freqs(cfg, table)))[:, None, :]
+        turned = (y[..., 0:r:2] + 1j * y[..., 1:r:2]) * turns
+        out = y.copy()
         out[..., 0:r:2], out[..., 1:r:2] = turned.real, turned.imag
         return out
 
-    def split(x, n):
-        return x.reshape(t, n, cfg.head_dim)
-
-    x = w["embed"][np.asarray(tokens)]
-    for i in range(cfg.n_layers):
-        layer = f"layers.{i}"
-        h = norm(x, f"{layer}.attn_norm")
-        q = rotated(split(product(h, f"{layer}.attn.wq"), heads)) * cfg.attn_scale
-        k = rotated(split(product(h, f"{layer}.attn.wk"), cfg.n_kv_heads)).astype(kv)
-        v = split(product(h, f"{layer}.attn.wv"), cfg.n_kv_heads).astype(kv)
-        shared = heads // cfg.n_kv_heads
-        out = [attend(q[:, j], k[:, j // shared], v[:, j // shared], np.arange(1, t + 1)) for j in range(heads)]
-        x = x + product(np.stack(out, axis=1).reshape(t, -1), f"{layer}.attn.wo")
-        h = norm(x, f"{layer}.ffn_norm")
-        gate, up = product(h, f"{layer}.ffn.w1"), product(h, f"{layer}.ffn.w3")
-        x = x + product(gate / (1 + np.exp(-gate)) * up, f"{layer}.ffn.w2")
-    return product(norm(x, "final_norm"), "head" if "head" in w else "embed")
+    q = rotated(heads("wq", "q_norm", cfg.n_heads)) * cfg.attn_scale
+    k = rotated(heads("wk", "k_norm", cfg.n_kv_heads)).astype(kv).astype(np.float64)
+    v = heads("wv", "", cfg.n_kv_heads).astype(kv).astype(np.float64)
+    at = np.arange(t)
+    seen = np.ones((t, t), bool) if not cfg.causal else at <= at[:, None]
+    if window := cfg.layer_window(i):
+        seen = seen & (at[:, None] - at < window)
+    padded = np.asarray(tokens) == cfg.pad_token
+    scores = np.einsum("thc,shc->hts", q, np.repeat(k, shared, axis=1))
+    if cfg.attn_softcap:
+        scores = cfg.attn_softcap * np.tanh(scores / cfg.attn_softcap)
+    scores = np.where(seen, np.where(padded, -1e30, scores), -np.inf)
+    p = np.exp(scores - scores.max(axis=2, keepdims=True))
+    p /= p.sum(axis=2, keepdims=True)
+    return np.einsum("hts,shc->thc", p, np.repeat(v, shared, axis=1)).reshape(t, -1), p
 
 
 def attend(q, keys, values, seen):

@@ -8,6 +8,7 @@ import pytest
 
 import fastllm
 import writers
+from architectures import ARCHITECTURES
 from conftest import SMALL
 from fastllm import _core, engine
 
@@ -45,6 +46,58 @@ def test_instruction_sets_threads_and_chunks(name, dtype, kv_dtype):
         for threads, chunk in WAYS:
             found = writers.logits(model, tokens, size, chunk=chunk, threads=threads)
             assert (found == expected).all(), (isa, threads, chunk)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "q8"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures(name, dtype):
+    """Logits, the stream and attention maps of every kind of transformer; encoders take a text at once."""
+    cfg, optional, tied = ARCHITECTURES[name]
+    weights = writers.random_weights(cfg, 3, tied=tied, optional=optional)
+    rng = np.random.default_rng(4)
+    texts = [rng.integers(0, cfg.vocab_size, n).tolist() for n in (131, 1, 18)]
+    results = set()
+    for isa in ISAS:
+        model = writers.core_model(cfg, weights, dtype, kv_dtype="f16", isa=isa)
+        for threads, chunk in WAYS if cfg.causal else ((1, None), (3, None)):
+            results.add(b"".join(everything(model, cfg, texts, threads, chunk)))
+    assert len(results) == 1
+
+
+def everything(model, cfg, texts, threads, chunk):
+    """Last logits, streams and maps of texts, each on its own (chunk), or of all in one forward."""
+    wanted = int(cfg.head)
+    if chunk is None:
+        cache, n = _core.KVCache(model), sum(map(len, texts))
+        hidden = {i: _core.Buffer(4 * n * cfg.dim) for i in range(cfg.n_layers + 2)}
+        sizes = [4 * len(t) ** 2 * cfg.n_heads for t in texts]
+        maps = {1: _core.Buffer(sum(sizes))}
+        logits = model.logits(len(texts))
+        model.forward([(cache.sequence(), t, wanted) for t in texts], logits, threads=threads, hidden=hidden, attention=maps)
+        streams = [np.frombuffer(b, np.float32).reshape(n, -1) for b in hidden.values()]
+        for i, text in enumerate(texts):
+            before = sum(map(len, texts[:i]))
+            yield from (rows[before : before + len(text)].tobytes() for rows in streams)
+            yield bytes(memoryview(maps[1]))[sum(sizes[:i]) : sum(sizes[: i + 1])]
+            yield writers.read_logits(model, logits, len(texts), cfg.vocab_size)[i].tobytes() if wanted else b""
+        return
+    for text in texts:
+        sequence, n = _core.KVCache(model).sequence(), len(text)
+        streams = [np.empty((0, cfg.dim), np.float32) for _ in range(cfg.n_layers + 2)]
+        full = np.zeros((cfg.n_heads, n, n), np.float32)
+        logits = model.logits()
+        for at in range(0, n, chunk):
+            part = text[at : at + chunk]
+            hidden = {i: _core.Buffer(4 * len(part) * cfg.dim) for i in range(cfg.n_layers + 2)}
+            end = at + len(part)
+            maps = {1: _core.Buffer(4 * cfg.n_heads * len(part) * end)}
+            model.forward([(sequence, part, wanted)], logits, threads=threads, hidden=hidden, attention=maps)
+            for i, buffer in hidden.items():
+                streams[i] = np.concatenate([streams[i], np.frombuffer(buffer, np.float32).reshape(-1, cfg.dim)])
+            full[:, at:end, :end] = np.frombuffer(maps[1], np.float32).reshape(cfg.n_heads, len(part), end)
+        yield from (rows.tobytes() for rows in streams)
+        yield full.tobytes()
+        yield writers.read_logits(model, logits, 1, cfg.vocab_size).tobytes() if wanted else b""
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -5,6 +5,7 @@ import pytest
 
 import oracle
 import writers
+from architectures import ARCHITECTURES
 from fastllm import _core
 
 CONFIGS = {
@@ -77,6 +78,87 @@ def test_int8(name, dtype):
     assert np.sqrt(np.mean((found - exact) ** 2)) < 0.05 * spread
     assert np.sqrt(np.mean((found - rounded) ** 2)) < 0.01 * spread
     assert np.median(np.abs(found - rounded)) < 1e-4
+
+
+# ---- every architecture ----------------------------------------------------------------------------------------------
+
+
+def architecture(name, length=140):
+    """Config, weights, and tokens; of those that mean something else, some."""
+    cfg, optional, tied = ARCHITECTURES[name]
+    rng = np.random.default_rng(len(name))
+    tokens = rng.integers(0, cfg.vocab_size, length)
+    tokens[[1, 40, 41, 100]] = max(cfg.mask_token, cfg.pad_token, 0)
+    return cfg, writers.random_weights(cfg, 5, tied=tied, optional=optional), tokens.tolist()
+
+
+def floats(buffer, *shape):
+    return np.frombuffer(buffer, np.float32).reshape(shape)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures(name):
+    """Logits, the stream after every layer, and attention maps."""
+    cfg, weights, tokens = architecture(name)
+    model = writers.core_model(cfg, weights, "f32")
+    expected = oracle.run(cfg, weights, tokens)
+    n = len(tokens)
+    hidden = {i: _core.Buffer(4 * n * cfg.dim) for i in range(cfg.n_layers + 2)}
+    maps = {i: _core.Buffer(4 * n * n * cfg.n_heads) for i in range(cfg.n_layers)}
+    logits = model.logits(n)
+    sequence = _core.KVCache(model).sequence()
+    model.forward([(sequence, tokens, n if cfg.head else 0)], logits, threads=2, hidden=hidden, attention=maps)
+    for i, rows in enumerate(expected.hidden):
+        assert np.abs(floats(hidden[i], n, cfg.dim) - rows).max() < 1e-4 * max(1, rows.std()), i
+    for i, probabilities in enumerate(expected.maps):
+        assert np.abs(floats(maps[i], cfg.n_heads, n, n) - probabilities).max() < 1e-4, i
+    if cfg.head:
+        found = writers.read_logits(model, logits, n, cfg.vocab_size)
+        assert np.abs(found - expected.logits).max() < 1e-4 * max(1, expected.logits.std())
+
+
+# What each architecture has beyond a plain Llama: without it, or with another value, the result must be another.
+SHOWS = {
+    "gpt_neo": {"windows": (0, 0)},
+    "neox": {"parallel": False},
+    "gemma": {"attn_softcap": 0.0},
+    "cohere": {"ropes": (1, 1)},
+    "granite": {"residual_scale": 1.0},
+    "longrope": {"rope_scale": 1.0},
+    "bert": {"causal": True},
+    "esm": {"mask_token": -1},
+    "grok": {"pad_token": -1},
+    "mixtral": {"moe_renormalize": False},
+    "olmo2": {"qk_norm": "head"},
+    "clip": {"act": "gelu_erf"},
+}
+
+
+@pytest.mark.parametrize("name", SHOWS)
+def test_what_an_architecture_adds_shows(name):
+    """The tests above would see each of these go wrong."""
+    cfg, weights, tokens = architecture(name)
+    exact, other = (oracle.run(c, weights, tokens).hidden[-1] for c in (cfg, cfg._replace(**SHOWS[name])))
+    assert np.abs(exact - other).max() > 1e-2 * exact.std()
+
+
+def test_experts_that_are_all_the_same():
+    """A mixture of copies of one feed-forward is that feed-forward."""
+    cfg, weights, tokens = architecture("mixtral")
+    dense = dict(weights)
+    for i in range(cfg.n_layers):
+        for name in ("w1", "w3", "w2"):
+            key = f"layers.{i}.experts.{name}"
+            weights[key] = np.repeat(weights[key][:1], cfg.n_experts, axis=0)
+            dense[f"layers.{i}.ffn.{name}"] = weights[key][0]
+            del dense[key]
+        del dense[f"layers.{i}.router"]
+    plain = writers.config(40, cfg.expert_dim, 4, 2, cfg.vocab_size)
+    for dtype in ("f32", "q8"):
+        found = writers.logits(writers.core_model(cfg, weights, dtype), tokens, cfg.vocab_size)
+        expected = writers.logits(writers.core_model(plain, dense, dtype), tokens, cfg.vocab_size)
+        # int8: a product may round to another step where the sums of two shares are not exactly 1.
+        assert np.abs(found - expected).max() < (1e-4 if dtype == "f32" else 0.02)
 
 
 # ---- products --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Random models, as files and as bound models: written from the formats' descriptions, not by the package."""
 
+import re
 import struct
 
 import numpy as np
@@ -11,35 +12,50 @@ ATTENTION = ("attn.wq", "attn.wk", "attn.wv", "attn.wo")
 FFN = ("ffn.w1", "ffn.w2", "ffn.w3")
 
 
-def config(dim, hidden_dim, n_heads, n_kv_heads, vocab_size, *, n_layers=2, max_seq=256, rotary_dim=None):
-    head_dim = dim // n_heads
+def config(dim, hidden_dim, n_heads, n_kv_heads, vocab_size, *, n_layers=2, max_seq=256, rotary_dim=None, **more):
+    head_dim = more.pop("head_dim", dim // n_heads)
     return Config(
-        dim=dim,
-        hidden_dim=hidden_dim,
-        head_dim=head_dim,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        vocab_size=vocab_size,
-        max_seq=max_seq,
-        rotary_dim=head_dim if rotary_dim is None else rotary_dim,
-        norm_eps=1e-5,
-        attn_scale=head_dim**-0.5,
+        **{
+            "dim": dim,
+            "hidden_dim": hidden_dim,
+            "head_dim": head_dim,
+            "n_layers": n_layers,
+            "n_heads": n_heads,
+            "n_kv_heads": n_kv_heads,
+            "vocab_size": vocab_size,
+            "max_seq": max_seq,
+            "rotary_dim": head_dim if rotary_dim is None else rotary_dim,
+            "norm_eps": 1e-5,
+            "attn_scale": head_dim**-0.5,
+            **more,
+        }
     )
 
 
-def random_weights(cfg, seed=0, *, tied=False):
-    """f32 weights by canonical name; rows of wq and wk in llama2.c's order, rotary pairs (2i, 2i + 1)."""
+LLAMA = ("head", "attn_norm", "ffn_norm", "final_norm")
+
+
+def random_weights(cfg, seed=0, *, tied=False, optional=LLAMA):
+    """f32 weights by canonical name; rows of wq and wk in llama2.c's order, rotary pairs (2i, 2i + 1).
+
+    optional: which tensors of those a model need not have, by the name within a layer; "bias" is every bias.
+    """
     rng = np.random.default_rng(seed)
+
+    def wanted(name, required):
+        short = re.sub(r"layers\.\d+\.", "", name)
+        return required or short in optional or (short.endswith(".bias") and "bias" in optional)
+
     weights = {}
-    for name, (d, n) in cfg.matrices():
-        if name != "head" or not tied:
+    for name, shape, required in cfg.matrices():
+        if wanted(name, required) and not (name == "head" and tied):
             # Wide enough that attention looks somewhere in particular and the logits tell tokens apart.
-            weights[name] = (1.5 * rng.standard_normal((d, n)) / np.sqrt(n)).astype(np.float32)
-    for name, n in cfg.vectors():
-        if name != "rope.freqs":
-            weights[name] = (1 + 0.2 * rng.standard_normal(n)).astype(np.float32)
-    return weights
+            weights[name] = (1.5 * rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+    for name, n, required in cfg.vectors():
+        if wanted(name, required) and not name.startswith("rope."):
+            middle = 0 if name.endswith(".bias") else 1
+            weights[name] = (middle + 0.2 * rng.standard_normal(n)).astype(np.float32)
+    return {k: w for k, w in weights.items() if not k.endswith(".bias") or k.removesuffix(".bias") in weights}
 
 
 # ---- llama2.c's files, as its export.py writes them ------------------------------------------------------------------
@@ -127,21 +143,36 @@ def pack(dtype, w, rows=None):
 
 
 def core_model(cfg, weights, dtype, *, kv_dtype="f32", isa=None):
+    """weights as random_weights makes them, with the rotary pairs (2i, 2i + 1) that the core wants apart."""
     rows = {
         "wq": half_split(cfg.n_heads, cfg.head_dim, cfg.rotary_dim),
         "wk": half_split(cfg.n_kv_heads, cfg.head_dim, cfg.rotary_dim),
     }
+    turned = {"q_norm": "wq", "k_norm": "wk", "wq.bias": "wq", "wk.bias": "wk"}
     tensors = {}
     for name, w in weights.items():
+        short = name.partition(".attn.")[2]
         if w.ndim == 1:
-            tensors[name] = _core.Vector(w.tobytes())
+            tensors[name] = _core.Vector((w[rows[turned[short]]] if short in turned else w).tobytes())
+        elif w.ndim == 2:
+            exact = name.endswith((".router", "ffn.gate")) or name == "positions"
+            tensors[name] = pack("f32" if exact else dtype, w, rows.get(short))
         else:
-            tensors[name] = pack(dtype, w, rows.get(name[-2:]))
-    r = cfg.rotary_dim
-    if r:
-        freqs = 10000.0 ** (-np.arange(0, r, 2) / r)
-        tensors["rope.freqs"] = _core.Vector(freqs.astype(np.float32).tobytes())
+            count, d, n = w.shape
+            data = b"".join(bytes(pack(dtype, one).data) for one in w)
+            buffer = _core.Buffer(len(data))
+            memoryview(buffer)[:] = data
+            tensors[name] = _core.Matrix(dtype, d, n, buffer, count=count)
+    for name in ("rope.freqs", "rope.freqs_local"):
+        tensors[name] = _core.Vector(rope_freqs(cfg, name).astype(np.float32).tobytes())
     return _core.Model(cfg, tensors, kv_dtype=kv_dtype, isa=isa)
+
+
+def rope_freqs(cfg, name="rope.freqs"):
+    """Angles per position of the rotary pairs; the other table turns faster."""
+    theta = {"rope.freqs": 10000.0, "rope.freqs_local": 100.0}[name]
+    r = max(cfg.rotary_dim, 2)
+    return theta ** (-np.arange(0, r, 2) / r)
 
 
 def read_logits(model, buffer, rows, vocab_size):

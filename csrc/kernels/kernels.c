@@ -211,24 +211,131 @@ static void quantize(const float *x, size_t n, fl_q8_group *q) {
 
 // ---- vectors -------------------------------------------------------------------------------------------------------
 
-static void rms_norm(float *out, const float *x, const float *weight, size_t n, float eps) {
+// The first `count` floats at p, zeros in the other lanes; and back.
+static inline vf load_first(const float *p, size_t count) {
+    float t[FL_LANES] = {0};
+    memcpy(t, p, count * sizeof(float));
+    return vf_load(t);
+}
+
+static inline void store_first(float *p, vf a, size_t count) {
+    float t[FL_LANES];
+    vf_store(t, a);
+    memcpy(p, t, count * sizeof(float));
+}
+
+// (x - mean) * scale * weight + bias
+static inline vf affine(vf x, vf mean, vf scale, vf weight, vf bias) {
+    return vf_add(vf_mul(weight, vf_mul(scale, vf_sub(x, mean))), bias);
+}
+
+static void write_norm(float *out, const float *x, const float *weight, const float *bias, size_t n, vf mean,
+                       vf scale) {
+    const vf zero = vf_set1(0.0f);
+    size_t i = 0;
+    for (; i + FL_LANES <= n; i += FL_LANES)
+        vf_store(out + i, affine(vf_load(x + i), mean, scale, vf_load(weight + i), bias ? vf_load(bias + i) : zero));
+    if (i < n)
+        store_first(out + i,
+                    affine(load_first(x + i, n - i), mean, scale, load_first(weight + i, n - i),
+                           bias ? load_first(bias + i, n - i) : zero),
+                    n - i);
+}
+
+static void rms_norm(float *out, const float *x, const float *weight, const float *bias, size_t n, float eps) {
     vf squares = vf_set1(0.0f);
-    for (size_t i = 0; i < n; i += FL_LANES) {
+    size_t i = 0;
+    for (; i + FL_LANES <= n; i += FL_LANES) {
         const vf a = vf_load(x + i);
         squares = vf_fma(a, a, squares);
     }
-    const vf scale = vf_set1(1.0f / sqrtf(lanes_sum(squares) / (float)n + eps));
-    for (size_t i = 0; i < n; i += FL_LANES)
-        vf_store(out + i, vf_mul(vf_load(weight + i), vf_mul(scale, vf_load(x + i))));
+    if (i < n) {
+        const vf a = load_first(x + i, n - i);
+        squares = vf_fma(a, a, squares);
+    }
+    const float scale = 1.0f / sqrtf(lanes_sum(squares) / (float)n + eps);
+    write_norm(out, x, weight, bias, n, vf_set1(0.0f), vf_set1(scale));
 }
 
-static void silu_mul(float *gate, const float *up, size_t n) {
-    for (size_t i = 0; i < n; i += FL_LANES) {
-        const vf g = vf_load(gate + i), one = vf_set1(1.0f);
-        vf silu = vf_div(g, vf_add(one, vf_exp(vf_sub(vf_set1(0.0f), g))));
-        silu = vf_select_gt(g, vf_set1(-88.0f), silu, vf_set1(0.0f)); // vf_exp goes no further
-        vf_store(gate + i, vf_mul(silu, vf_load(up + i)));
+static void layer_norm(float *out, const float *x, const float *weight, const float *bias, size_t n, float eps) {
+    vf total = vf_set1(0.0f), squares = vf_set1(0.0f);
+    size_t i = 0;
+    for (; i + FL_LANES <= n; i += FL_LANES) total = vf_add(total, vf_load(x + i));
+    if (i < n) total = vf_add(total, load_first(x + i, n - i));
+    const vf mean = vf_set1(lanes_sum(total) / (float)n);
+    for (i = 0; i + FL_LANES <= n; i += FL_LANES) {
+        const vf a = vf_sub(vf_load(x + i), mean);
+        squares = vf_fma(a, a, squares);
     }
+    if (i < n) {
+        const vf a = lanes_first(vf_sub(load_first(x + i, n - i), mean), n - i, 0.0f);
+        squares = vf_fma(a, a, squares);
+    }
+    const float scale = 1.0f / sqrtf(lanes_sum(squares) / (float)n + eps);
+    write_norm(out, x, weight, bias, n, mean, vf_set1(scale));
+}
+
+// ---- activations ---------------------------------------------------------------------------------------------------
+
+// x * sigmoid(k x)
+static inline vf swish(vf x, float k) {
+    const vf kx = vf_mul(x, vf_set1(k));
+    const vf y = vf_div(x, vf_add(vf_set1(1.0f), vf_exp(vf_sub(vf_set1(0.0f), kx))));
+    return vf_select_gt(kx, vf_set1(-88.0f), y, vf_set1(0.0f)); // vf_exp goes no further
+}
+
+static inline vf vf_tanh(vf x) {
+    const vf one = vf_set1(1.0f), a = vf_min(vf_abs(x), vf_set1(20.0f)); // 1 to the last bit from 9.1 on
+    const vf e = vf_exp(vf_mul(a, vf_set1(-2.0f)));
+    const vf y = vf_div(vf_sub(one, e), vf_add(one, e));
+    return vf_select_gt(vf_set1(0.0f), x, vf_sub(vf_set1(0.0f), y), y);
+}
+
+// erf within 1.5e-7: x times a polynomial in x^2 up to 1, then 1 - exp(-x times a polynomial in x); Chebyshev fits.
+static inline vf vf_erf(vf x) {
+    static const float near[] = {7.88249711e-05f, -0.000801885499f, 0.00518931194f, -0.0268543288f,
+                                 0.112835975f,    -0.376126269f,    1.12837917f};
+    static const float far[] = {-1.09303623e-06f, 3.53037699e-05f, -0.000506273673f, 0.00433651029f,
+                                -0.0252230633f,   0.10797904f,     0.634050843f,     1.12893431f};
+    const vf zero = vf_set1(0.0f), one = vf_set1(1.0f), s = vf_mul(x, x), t = vf_min(vf_abs(x), vf_set1(4.0f));
+    vf p = vf_set1(near[0]), q = vf_set1(far[0]);
+    for (size_t i = 1; i < sizeof near / sizeof *near; i++) p = vf_fma(p, s, vf_set1(near[i]));
+    for (size_t i = 1; i < sizeof far / sizeof *far; i++) q = vf_fma(q, t, vf_set1(far[i]));
+    const vf tail = vf_sub(one, vf_exp(vf_sub(zero, vf_mul(t, q))));
+    return vf_select_gt(vf_abs(x), one, vf_select_gt(zero, x, vf_sub(zero, tail), tail), vf_mul(x, p));
+}
+
+static inline vf vf_silu(vf x) { return swish(x, 1.0f); }
+static inline vf vf_quick_gelu(vf x) { return swish(x, 1.702f); }
+static inline vf vf_relu(vf x) { return vf_max(x, vf_set1(0.0f)); }
+static inline vf vf_gelu_erf(vf x) {
+    const vf half = vf_set1(0.5f);
+    return vf_mul(vf_mul(x, half), vf_add(vf_set1(1.0f), vf_erf(vf_mul(x, vf_set1(0.707106781f)))));
+}
+// x / 2 (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3)
+static inline vf vf_gelu_tanh(vf x) {
+    const vf cube = vf_mul(vf_mul(x, x), x);
+    const vf u = vf_mul(vf_set1(0.797884561f), vf_fma(vf_set1(0.044715f), cube, x));
+    return vf_mul(vf_mul(x, vf_set1(0.5f)), vf_add(vf_set1(1.0f), vf_tanh(u)));
+}
+
+#define ACT(name)                                                             \
+    static void act_##name(float *x, const float *up, size_t n) {             \
+        for (size_t i = 0; i < n; i += FL_LANES) {                            \
+            const vf a = vf_##name(vf_load(x + i));                           \
+            vf_store(x + i, up ? vf_mul(a, vf_load(up + i)) : a);             \
+        }                                                                     \
+    }
+ACT(silu)
+ACT(gelu_tanh)
+ACT(gelu_erf)
+ACT(quick_gelu)
+ACT(relu)
+
+static inline vf capped(vf x, float cap) { return vf_mul(vf_set1(cap), vf_tanh(vf_div(x, vf_set1(cap)))); }
+
+static void softcap(float *x, size_t n, float cap) {
+    for (size_t i = 0; i < n; i += FL_LANES) vf_store(x + i, capped(vf_load(x + i), cap));
 }
 
 static void to_f16(uint16_t *out, const float *x, size_t n) {
@@ -281,22 +388,60 @@ static FL_INLINE void mul(const fl_type type, size_t rows, size_t n, size_t vect
 #undef MUL
 }
 
+// Products with the keys of the block's first positions, capped and masked; how many vectors of them matter.
+static FL_INLINE size_t scores(const fl_type type, const fl_attend *a) {
+    size_t seen = 0;
+    for (size_t r = 0; r < a->rows; r++) seen = a->limit[r] > seen ? a->limit[r] : seen;
+    seen = seen < FL_BLOCK ? seen : FL_BLOCK;
+    const size_t vectors = (seen + FL_LANES - 1) / FL_LANES;
+    mul(type, a->rows, a->head_dim, vectors, a->q, a->stride, a->keys, FL_BLOCK, a->scores, FL_BLOCK, 0);
+    if (a->softcap > 0 || a->mask)
+        for (size_t r = 0; r < a->rows; r++)
+            for (size_t v = 0; v < vectors; v++) {
+                float *at = a->scores + r * FL_BLOCK + v * FL_LANES;
+                vf s = vf_load(at);
+                if (a->softcap > 0) s = capped(s, a->softcap);
+                vf_store(at, a->mask ? vf_add(s, vf_load(a->mask + v * FL_LANES)) : s);
+            }
+    return vectors;
+}
+
+// Vector v of a row's scores, -infinity where the row does not look.
+static FL_INLINE vf seen_scores(const fl_attend *a, size_t r, size_t v) {
+    const size_t first = v * FL_LANES, from = a->from[r], limit = a->limit[r];
+    const size_t skip = from > first ? from - first : 0, count = limit > first ? limit - first : 0;
+    vf s = lanes_first(vf_load(a->scores + r * FL_BLOCK + first), count < FL_LANES ? count : FL_LANES, -INFINITY);
+    if (skip > 0)
+        s = vf_select_gt(vf_set1((float)(skip < FL_LANES ? skip : FL_LANES)), lanes_index(), vf_set1(-INFINITY), s);
+    return s;
+}
+
+static FL_INLINE int sees_none(const fl_attend *a, size_t r) {
+    return a->limit[r] <= a->from[r] || a->from[r] >= FL_BLOCK;
+}
+
+static FL_INLINE void clear_scores(const fl_attend *a, size_t r, size_t vectors) {
+    for (size_t v = 0; v < vectors; v++) vf_store(a->scores + r * FL_BLOCK + v * FL_LANES, vf_set1(0.0f));
+}
+
 // Scores of one row to probabilities relative to its running maximum; the row's sum and output are brought to it.
 static FL_INLINE void softmax_row(const fl_attend *a, size_t r, size_t vectors) {
-    const size_t limit = a->limit[r];
-    float *scores = a->scores + r * FL_BLOCK, *out = a->out + r * a->stride;
+    if (sees_none(a, r)) {
+        clear_scores(a, r, vectors);
+        return;
+    }
+    float *row = a->scores + r * FL_BLOCK, *out = a->out + r * a->stride;
     vf largest = vf_set1(a->max[r]);
     for (size_t v = 0; v < vectors; v++) {
-        const size_t first = v * FL_LANES, count = limit > first ? limit - first : 0;
-        const vf s = lanes_first(vf_load(scores + first), count < FL_LANES ? count : FL_LANES, -INFINITY);
-        vf_store(scores + first, s);
+        const vf s = seen_scores(a, r, v);
+        vf_store(row + v * FL_LANES, s);
         largest = vf_max(s, largest);
     }
     const float max = lanes_max(largest);
     vf total = vf_set1(0.0f);
     for (size_t v = 0; v < vectors; v++) {
-        const vf p = vf_exp(vf_sub(vf_load(scores + v * FL_LANES), vf_set1(max)));
-        vf_store(scores + v * FL_LANES, p);
+        const vf p = vf_exp(vf_sub(vf_load(row + v * FL_LANES), vf_set1(max)));
+        vf_store(row + v * FL_LANES, p);
         total = vf_add(total, p);
     }
     // Lane 0 of the vector exp: the same bits as any other lane would give.
@@ -311,18 +456,32 @@ static FL_INLINE void softmax_row(const fl_attend *a, size_t r, size_t vectors) 
 
 static FL_INLINE void attend(const fl_type type, const fl_attend *a) {
     size_t seen = 0;
-    for (size_t r = 0; r < a->rows; r++) seen = a->limit[r] > seen ? a->limit[r] : seen;
+    for (size_t r = 0; r < a->rows; r++)
+        if (!sees_none(a, r) && a->limit[r] > seen) seen = a->limit[r];
     if (seen == 0) return;
     seen = seen < FL_BLOCK ? seen : FL_BLOCK;
-    const size_t vectors = (seen + FL_LANES - 1) / FL_LANES;
-    mul(type, a->rows, a->head_dim, vectors, a->q, a->stride, a->keys, FL_BLOCK, a->scores, FL_BLOCK, 0);
+    const size_t vectors = scores(type, a);
     for (size_t r = 0; r < a->rows; r++) softmax_row(a, r, vectors);
     // Positions past a row's own limit weigh 0 and leave its sum as it is.
     mul(type, a->rows, seen, a->stride / FL_LANES, a->scores, FL_BLOCK, a->values, a->stride, a->out, a->stride, 1);
 }
 
+static FL_INLINE void attention(const fl_type type, const fl_attend *a) {
+    const size_t vectors = scores(type, a);
+    for (size_t r = 0; r < a->rows; r++) {
+        for (size_t v = 0; v < vectors; v++) {
+            const vf p = vf_exp(vf_sub(seen_scores(a, r, v), vf_set1(a->max[r])));
+            vf_store(a->scores + r * FL_BLOCK + v * FL_LANES, vf_div(p, vf_set1(a->sum[r])));
+        }
+        for (size_t v = vectors; v < FL_BLOCK / FL_LANES; v++)
+            vf_store(a->scores + r * FL_BLOCK + v * FL_LANES, vf_set1(0.0f));
+    }
+}
+
 static void attend_f32(const fl_attend *a) { attend(FL_F32, a); }
 static void attend_f16(const fl_attend *a) { attend(FL_F16, a); }
+static void attention_f32(const fl_attend *a) { attention(FL_F32, a); }
+static void attention_f16(const fl_attend *a) { attention(FL_F16, a); }
 
 // ---- sampling ------------------------------------------------------------------------------------------------------
 
@@ -365,9 +524,12 @@ const fl_kernels NAME(FL_ISA) = {
     .matmul = {[FL_F32] = matmul_f32, [FL_F16] = matmul_f16, [FL_BF16] = matmul_bf16, [FL_Q8] = matmul_q8,
                [FL_Q8_F32] = matmul_q8_f32},
     .quantize = quantize,
-    .rms_norm = rms_norm,
-    .silu_mul = silu_mul,
+    .norm = {[FL_RMS_NORM] = rms_norm, [FL_LAYER_NORM] = layer_norm},
+    .act = {[FL_SILU] = act_silu, [FL_GELU_TANH] = act_gelu_tanh, [FL_GELU_ERF] = act_gelu_erf,
+            [FL_QUICK_GELU] = act_quick_gelu, [FL_RELU] = act_relu},
+    .softcap = softcap,
     .attend = {[FL_F32] = attend_f32, [FL_F16] = attend_f16},
+    .attention = {[FL_F32] = attention_f32, [FL_F16] = attention_f16},
     .to_f16 = to_f16,
     .max = max_index,
     .softmax = softmax,

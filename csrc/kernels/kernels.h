@@ -36,7 +36,10 @@ typedef struct fl_attend {
     size_t head_dim;     // channels
     size_t stride;       // channels rounded up to 16: floats from one row of q, out to the next
     const float *q;      // (rows, stride), already scaled
-    const size_t *limit; // (rows,) row r sees positions < limit[r] of this block; may be 0, or beyond 64
+    const size_t *from;  // (rows,) row r sees positions from[r] <= position < limit[r] of this block: maybe none;
+    const size_t *limit; // (rows,) limit may be beyond 64
+    float softcap;       // scores become softcap * tanh(score / softcap); 0: they stay
+    const float *mask;   // (64,) added to the scores; NULL: nothing is
     const void *keys;    // (head_dim, 64) of kv_type
     const void *values;  // (64, stride) of kv_type
     float *scores;       // (rows, 64) working memory
@@ -49,11 +52,17 @@ struct fl_kernels {
     fl_matmul *matmul[FL_TYPES];
     // q[g] of n floats, n a multiple of 32.
     void (*quantize)(const float *x, size_t n, fl_q8_group *q);
-    // out = x / sqrt(mean(x^2) + eps) * weight; arrays zero-padded to 16.
-    void (*rms_norm)(float *out, const float *x, const float *weight, size_t n, float eps);
-    // gate = silu(gate) * up; n a multiple of 16.
-    void (*silu_mul)(float *gate, const float *up, size_t n);
+    // RMS: out = x / sqrt(mean(x^2) + eps) * weight; layer: out = (x - mean) / sqrt(variance + eps) * weight. Then
+    // + bias, unless that is NULL. n floats, out may be x.
+    void (*norm[FL_LAYER_NORM + 1])(float *out, const float *x, const float *weight, const float *bias, size_t n,
+                                    float eps);
+    // x = act(x) * up, without up where that is NULL; n a multiple of 16.
+    void (*act[FL_RELU + 1])(float *x, const float *up, size_t n);
+    // x = cap * tanh(x / cap); n a multiple of 16.
+    void (*softcap)(float *x, size_t n, float cap);
     void (*attend[FL_F16 + 1])(const fl_attend *a); // by kv_type
+    // After all blocks, with a->max and a->sum as they are then: the softmax of the block's positions, in a->scores.
+    void (*attention[FL_F16 + 1])(const fl_attend *a);
     // n floats to f16, round to nearest even.
     void (*to_f16)(uint16_t *out, const float *x, size_t n);
     // Largest of n logits and the lowest index that has it; n >= 1. NaN counts as -infinity.

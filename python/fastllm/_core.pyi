@@ -26,10 +26,10 @@ class Buffer:
 
 class Matrix:
     dtype: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     nbytes: int
     data: memoryview
-    def __init__(self, dtype: str, d: int, n: int, data: _AnyBuffer) -> None: ...
+    def __init__(self, dtype: str, d: int, n: int, data: _AnyBuffer, *, count: int | None = None) -> None: ...
     def row(self, r: int, out: _AnyBuffer) -> None: ...
     def multiply(self, x: _AnyBuffer, out: _AnyBuffer, *, threads: int = 1, isa: str | None = None) -> None: ...
 
@@ -75,6 +75,8 @@ class Model:
         logits: Buffer | None = None,
         *,
         threads: int = 1,
+        hidden: Mapping[int, Buffer] | None = None,
+        attention: Mapping[int, Buffer] | None = None,
     ) -> None: ...
 
 class KVCache:

@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
 from fastllm.errors import CheckpointError
-
-_SIZES = {"f32": 4, "f16": 2, "bf16": 2, "q8_f32": 1}
-
-
-class Tensor(NamedTuple):
-    """A tensor where it lies in a file; nothing is read before `data` is.
-
-    dtype: f32, f16, bf16, or q8_f32: int8 values, one f32 of `scales` for each `group` consecutive ones.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: memoryview
-    scales: memoryview | None = None
-    group: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        return len(self.data) + (len(self.scales) if self.scales is not None else 0)
+from fastllm.tensors import SIZES, Tensor, mapped
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds: its format's name, its header as the format has it, its tensors by its own names."""
+    """What a file or folder holds.
+
+    format: its name, for people. architecture: what families are registered by: the name the checkpoint itself gives
+    (Hugging Face's "architectures", GGUF's "gguf:<general.architecture>"), or the format's own where all of it is one
+    family ("llama" in Meta's names, "grok-1", "mindformers.llama"). header: the config as the source has it. tensors:
+    by its own names. tokenizer: kind and bytes (see tokenizer.py) where the checkpoint itself contains one.
+    """
 
     path: Path
     format: str
     architecture: str
     header: Mapping[str, object]
     tensors: Mapping[str, Tensor]
+    tokenizer: tuple[str, bytes] | None = None
 
 
 class Reader:
@@ -57,7 +47,7 @@ class Reader:
         return part
 
     def tensor(self, dtype: str, shape: tuple[int, ...], what: str) -> Tensor:
-        return Tensor(dtype, shape, self.take(prod(shape) * _SIZES[dtype], what))
+        return mapped(dtype, shape, self.take(prod(shape) * SIZES[dtype], what))
 
 
 def map_file(path: Path) -> memoryview:
@@ -77,8 +67,54 @@ def map_file(path: Path) -> memoryview:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def open_checkpoint(path: Path, data: memoryview) -> Checkpoint:
-    """Opens a mapped file of any format that is known. Raises CheckpointError."""
-    from fastllm.formats import llama2c
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Opens a checkpoint, a file or a folder, of any format that is known. Raises CheckpointError."""
+    if path.is_dir():
+        return _open_folder(path)
+    data = map_file(path)
+    for name, matches in _FILES.items():
+        if matches(path, data):
+            read: Callable[[Path, memoryview], Checkpoint] = import_module(f"fastllm.formats.{name}").read
+            return read(path, data)
+    raise AssertionError("the last format takes everything")
 
-    return llama2c.read(path, data)
+
+def _open_folder(path: Path) -> Checkpoint:
+    for name, matches in _FOLDERS.items():
+        if matches(path):
+            read: Callable[[Path], Checkpoint] = import_module(f"fastllm.formats.{name}").read_folder
+            return read(path)
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1 or (files and "-00001-of-" in files[0].name):
+        return open_checkpoint(files[0])
+    raise CheckpointError(f"{path} is a folder without a checkpoint that fastllm knows: no config.json with weights")
+
+
+def is_safetensors(data: memoryview) -> bool:
+    """Whether a file's bytes begin like a .safetensors file: the header's length, then JSON."""
+    if len(data) < 10:
+        return False
+    length = int.from_bytes(data[:8], "little")
+    return 2 <= length <= min(100 << 20, len(data) - 8) and data[8] == ord("{")
+
+
+def _is_torch_legacy(data: memoryview) -> bool:
+    # Before zip files: a pickle of protocol 2 with a magic number of ten bytes.
+    return bytes(data[:15]) == b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+# Module -> whether a file is of its format, asked in this order. llama2.c's version 0 has no magic number: it is last.
+_FILES: dict[str, Callable[[Path, memoryview], bool]] = {
+    "gguf": lambda _, data: bytes(data[:4]) == b"GGUF",
+    "npz": lambda path, data: bytes(data[:4]) == b"PK\x03\x04" and path.suffix == ".npz",
+    "torch": lambda _, data: bytes(data[:4]) == b"PK\x03\x04" or _is_torch_legacy(data),
+    "safetensors": lambda _, data: is_safetensors(data),
+    "mindspore": lambda path, data: path.suffix == ".ckpt",
+    "llama2c": lambda *_: True,
+}
+_FOLDERS: dict[str, Callable[[Path], bool]] = {
+    "grok": lambda path: (path / "ckpt-0").is_dir() or path.name == "ckpt-0",
+    "meta": lambda path: (path / "params.json").exists() and any(path.glob("consolidated.*.pth")),
+    "mindspore": lambda path: any(path.glob("*.ckpt")),
+    "huggingface": lambda path: (path / "config.json").exists(),
+}

@@ -10,10 +10,11 @@ from math import prod
 from pathlib import Path
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint, Reader, Tensor
+from fastllm.formats import Checkpoint, Reader
+from fastllm.tensors import Tensor, mapped
 
-_MAGIC = 0x616B3432  # "ak42"
-_HEADER_BYTES = 256
+MAGIC = 0x616B3432  # "ak42"
+HEADER_BYTES = 256
 _FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
 # More than any real model: what is beyond is not a header but something else.
 _MOST = (1 << 17, 1 << 20, 1024, 4096, 4096, 1 << 24, 1 << 24)
@@ -24,19 +25,19 @@ def read(path: Path, data: memoryview) -> Checkpoint:
     if len(data) < 28:
         raise CheckpointError(f"{path} is no model: {len(data)} bytes are less than any checkpoint's header")
     magic, version = struct.unpack_from("<Ii", data)
-    if magic != _MAGIC:
+    if magic != MAGIC:
         return _read_v0(path, data)
     if version not in (1, 2):
         raise CheckpointError(f"{path} is a llama2.c checkpoint of version {version}; 0, 1 and 2 are known")
-    if len(data) < _HEADER_BYTES:
-        raise CheckpointError(f"{path} is truncated: its header takes {_HEADER_BYTES} bytes, the file has {len(data)}")
+    if len(data) < HEADER_BYTES:
+        raise CheckpointError(f"{path} is truncated: its header takes {HEADER_BYTES} bytes, the file has {len(data)}")
     header = _header(path, struct.unpack_from("<7i", data, 8))
     shared, group = struct.unpack_from("<Bi", data, 36)
     if shared > 1:
         raise CheckpointError(f"{path} is broken: its shared-head flag is {shared}, not 0 or 1")
     if version == 2 and not 0 < group <= header["dim"] * header["vocab_size"]:
         raise CheckpointError(f"{path} is broken: its quantization groups are of {group} values")
-    reader = Reader(path, data, _HEADER_BYTES)
+    reader = Reader(path, data, HEADER_BYTES)
     tensors = _norms(reader, header)
     order = ["tok_embeddings", *_LAYER_MATRICES]
     if not shared:
@@ -130,4 +131,5 @@ def _take(reader: Reader, header: dict[str, int], name: str, tensors: dict[str, 
                 f"{reader.path} is broken: {key} has {count:,} values, not a multiple of its groups of {group}"
             )
         values = reader.take(count, key)
-        tensors[key] = Tensor("q8_f32", shape, values, reader.take(count // group * 4, f"{key}'s scales"), group)
+        scales = reader.take(count // group * 4, f"{key}'s scales")
+        tensors[key] = mapped("q8_f32", shape, values)._replace(scales=scales, group=group)

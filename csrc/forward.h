@@ -1,0 +1,45 @@
+// What the phases of a forward share: model.c has the phases, moe.c the layers with experts.
+#ifndef FL_FORWARD_H
+#define FL_FORWARD_H
+
+#include "scratch.h"
+#include "threads.h"
+
+typedef struct fl_job {
+    const fl_model *m;
+    fl_scratch *s;
+    const fl_span *spans;
+    size_t n_spans;
+    size_t tokens;   // of all spans
+    size_t n_logits; // of all spans
+    const fl_outputs *out;
+} fl_job;
+
+static inline int fl_is_integer(fl_type type) { return type == FL_Q8 || type == FL_Q8_F32; }
+
+// Rows of x as the inputs of matrices: normed if there is a norm, quantized if a matrix is int8. `rows` picks rows of
+// x; NULL takes the first `tokens`. Ends with a barrier unless each thread did it all for itself.
+fl_inputs fl_prepare(const fl_job *f, fl_team *team, size_t id, const float *x, size_t stride, const size_t *rows,
+                     size_t tokens, const fl_norm *norm, int quantize);
+
+// Panels [begin, end) of out (+)= w . in + bias.
+void fl_multiply_panels(const fl_job *f, const fl_matrix *w, size_t begin, size_t end, const fl_inputs *in,
+                        size_t tokens, float *out, size_t stride, int add);
+
+// This thread's share of the panels.
+void fl_multiply_share(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w, const fl_inputs *in,
+                       size_t tokens, float *out, size_t stride, int add);
+
+// out = act(w1 . in) * (w3 . in), or act(w1 . in) without w3, for panels [begin, end); `up` is working memory.
+void fl_gate_panels(const fl_job *f, const fl_matrix *w1, const fl_matrix *w3, size_t begin, size_t end,
+                    const fl_inputs *in, size_t tokens, float *out, float *up, size_t stride);
+
+// Rows of y, normed if there is a norm, are added to those of x, for the tokens [begin, end).
+void fl_add_branch(const fl_job *f, const fl_norm *norm, size_t begin, size_t end);
+
+// The experts of a layer, from the stream s->x through ffn_norm to what is to be added to it, which is.
+void fl_moe(const fl_job *f, const fl_layer *l, fl_team *team, size_t id);
+
+static inline size_t fl_panels(const fl_matrix *w) { return (w->d + FL_LANES - 1) / FL_LANES; }
+
+#endif

@@ -1,0 +1,183 @@
+// Layers with experts (Shazeer et al., 2017): the router's softmax over all of them, the most probable few of each
+// token, and the sum of what those make of it, weighted. Rows, a token with one of its experts, are brought together by
+// expert, so that a batch reads each expert's weights once.
+#include <math.h>
+#include <string.h>
+
+#include "forward.h"
+
+// The experts' probabilities of a token, from its scores, in place.
+static void softmax(const fl_job *f, float *scores, float *sums) {
+    const size_t n = f->m->config.n_experts;
+    size_t best;
+    float total = 0;
+    f->m->kernels->softmax(scores, sums, scores, n, 1.0f, f->m->kernels->max(scores, n, &best));
+    for (size_t i = 0; i * FL_SUM_RUN < n; i++) total += sums[i];
+    for (size_t i = 0; i < n; i++) scores[i] /= total;
+}
+
+// The experts of token t, most probable first, the lower number first among equals.
+static void choose(const fl_job *f, size_t t) {
+    const fl_config *c = &f->m->config;
+    const fl_routes *r = &f->s->routes;
+    const size_t used = c->n_experts_used;
+    float *p = r->scores + t * fl_round_up(c->n_experts, FL_LANES), total = 0;
+    softmax(f, p, r->sums + t * (c->n_experts / FL_SUM_RUN + 1));
+    for (size_t j = 0; j < used; j++) {
+        size_t best = 0;
+        for (size_t i = 1; i < c->n_experts; i++)
+            if (p[i] > p[best]) best = i;
+        r->expert[t * used + j] = (int32_t)best;
+        r->weight[t * used + j] = p[best];
+        total += p[best];
+        p[best] = -1;
+    }
+    if (c->moe_renormalize)
+        for (size_t j = 0; j < used; j++) r->weight[t * used + j] /= total;
+}
+
+// Where each token's rows lie: by expert, and within an expert by token.
+static void group(const fl_job *f) {
+    const size_t experts = f->m->config.n_experts, pairs = f->tokens * f->m->config.n_experts_used;
+    const fl_routes *r = &f->s->routes;
+    memset(r->begin, 0, (experts + 1) * sizeof *r->begin);
+    for (size_t i = 0; i < pairs; i++) r->begin[r->expert[i] + 1]++;
+    for (size_t e = 0; e < experts; e++) r->begin[e + 1] += r->begin[e];
+    for (size_t i = 0; i < pairs; i++) r->row[i] = r->begin[r->expert[i]]++;
+    for (size_t e = experts; e > 0; e--) r->begin[e] = r->begin[e - 1]; // each start had moved to its end
+    r->begin[0] = 0;
+}
+
+static fl_matrix expert_of(const fl_matrix *w, size_t e) {
+    fl_matrix one = *w;
+    if (one.data) one.data = (const char *)one.data + e * fl_matrix_bytes(w->type, w->d, w->n);
+    return one;
+}
+
+// This thread's share of the work of all experts on a matrix of `panels` panels each: which panels of expert e. Work is
+// counted in panels times rows; `done` is that of the experts before e.
+static void share_expert(const fl_job *f, const fl_team *team, size_t id, size_t panels, size_t e, size_t *begin,
+                         size_t *end) {
+    const fl_routes *r = &f->s->routes;
+    const size_t rows = r->begin[e + 1] - r->begin[e], done = r->begin[e] * panels;
+    const size_t all = f->tokens * f->m->config.n_experts_used * panels;
+    const size_t from = all * id / team->threads, to = all * (id + 1) / team->threads;
+    *begin = from > done ? (from - done + rows - 1) / rows : 0;
+    *end = to > done ? (to - done + rows - 1) / rows : 0;
+    if (*end > panels) *end = panels;
+}
+
+// The rows' inputs, brought together by expert. A single token needs none of it: its rows are all the same.
+static fl_inputs gather(const fl_job *f, fl_team *team, size_t id, const fl_inputs *in, int quantized) {
+    const fl_routes *r = &f->s->routes;
+    const size_t used = f->m->config.n_experts_used;
+    if (f->tokens == 1) return (fl_inputs){.f = in->f, .q = in->q};
+    size_t begin, end;
+    fl_share(f->tokens, team, id, &begin, &end);
+    for (size_t t = begin; t < end; t++)
+        for (size_t j = 0; j < used; j++) {
+            const size_t row = r->row[t * used + j];
+            memcpy(r->x + row * in->f_stride, in->f + t * in->f_stride, in->f_stride * sizeof(float));
+            if (quantized)
+                memcpy(r->q8 + row * in->q_stride, in->q + t * in->q_stride, in->q_stride * sizeof(fl_q8_group));
+        }
+    fl_barrier(team);
+    return (fl_inputs){.f = r->x, .f_stride = in->f_stride, .q = r->q8, .q_stride = in->q_stride};
+}
+
+static fl_inputs rows_from(const fl_inputs *in, size_t row) {
+    fl_inputs at = *in;
+    at.f += row * in->f_stride;
+    at.q += row * in->q_stride;
+    return at;
+}
+
+// The shared expert's output for all tokens, into s->y. Ends with a barrier.
+static void shared_expert(const fl_job *f, const fl_layer *l, fl_team *team, size_t id, const fl_inputs *in) {
+    fl_scratch *s = f->s;
+    size_t begin, end;
+    if (l->shared_gate.data && id == 0)
+        fl_multiply_panels(f, &l->shared_gate, 0, 1, in, f->tokens, s->routes.shared, FL_LANES, 0);
+    fl_share(fl_panels(&l->w1), team, id, &begin, &end);
+    fl_gate_panels(f, &l->w1, &l->w3, begin, end, in, f->tokens, s->gate, s->up, s->hidden);
+    fl_barrier(team);
+    const fl_inputs hidden =
+        fl_prepare(f, team, id, s->gate, s->hidden, NULL, f->tokens, NULL, fl_is_integer(l->w2.type));
+    fl_multiply_share(f, team, id, &l->w2, &hidden, f->tokens, s->y, s->dim, 0);
+    fl_barrier(team);
+}
+
+// 1 / (1 + exp(-x)), by the kernel whose bits do not depend on the machine: the softmax of x and 0.
+static float sigmoid(const fl_job *f, float x) {
+    float pair[FL_LANES] = {x, 0}, sum;
+    f->m->kernels->softmax(pair, &sum, pair, 2, 1.0f, x > 0 ? x : 0);
+    return pair[0] / sum;
+}
+
+// The sum of a token's experts, and of the shared one, into s->y.
+static void combine(const fl_job *f, const fl_layer *l, size_t t) {
+    const fl_routes *r = &f->s->routes;
+    const size_t used = f->m->config.n_experts_used, dim = f->m->config.dim, stride = f->s->dim;
+    float *y = f->s->y + t * stride;
+    if (!l->w1.data) memset(y, 0, dim * sizeof(float));
+    if (l->shared_gate.data) {
+        const float weight = sigmoid(f, r->shared[t * FL_LANES]);
+        for (size_t i = 0; i < dim; i++) y[i] *= weight;
+    }
+    for (size_t j = 0; j < used; j++) {
+        const float weight = r->weight[t * used + j], *out = r->out + r->row[t * used + j] * stride;
+        for (size_t i = 0; i < dim; i++) y[i] += weight * out[i];
+    }
+}
+
+void fl_moe(const fl_job *f, const fl_layer *l, fl_team *team, size_t id) {
+    fl_scratch *s = f->s;
+    const fl_config *c = &f->m->config;
+    const fl_routes *r = &s->routes;
+    const size_t rows = f->tokens * c->n_experts_used, scores = fl_round_up(c->n_experts, FL_LANES);
+    const int quantize = fl_is_integer(l->e1.type) || fl_is_integer(l->e3.type) || fl_is_integer(l->w1.type);
+    size_t begin, end;
+
+    const fl_inputs in = fl_prepare(f, team, id, s->x, s->dim, NULL, f->tokens, &l->ffn_norm, quantize);
+    fl_multiply_share(f, team, id, &l->router, &in, f->tokens, r->scores, scores, 0);
+    fl_barrier(team);
+    fl_share(f->tokens, team, id, &begin, &end);
+    for (size_t t = begin; t < end; t++) choose(f, t);
+    if (f->tokens > 1) fl_barrier(team);
+    if (id == (f->tokens > 1 ? 0 : team->threads - 1)) group(f); // who chose for a single token goes on
+    fl_barrier(team);
+
+    const fl_inputs x = gather(f, team, id, &in, quantize);
+    for (size_t e = 0; e < c->n_experts; e++) {
+        const size_t row = r->begin[e], count = r->begin[e + 1] - row;
+        if (count == 0) continue;
+        const fl_matrix w1 = expert_of(&l->e1, e), w3 = expert_of(&l->e3, e);
+        const fl_inputs mine = rows_from(&x, row);
+        share_expert(f, team, id, fl_panels(&w1), e, &begin, &end);
+        fl_gate_panels(f, &w1, &w3, begin, end, &mine, count, r->gate + row * r->width, r->up + row * r->width,
+                       r->width);
+    }
+    fl_barrier(team);
+    if (fl_is_integer(l->e2.type)) {
+        const size_t groups = r->width / FL_GROUP;
+        fl_share(rows * groups, team, id, &begin, &end); // rows lie one after the other: groups are as good a share
+        if (begin < end)
+            f->m->kernels->quantize(r->gate + begin * FL_GROUP, (end - begin) * FL_GROUP, r->hidden8 + begin);
+        fl_barrier(team);
+    }
+    const fl_inputs hidden = {.f = r->gate, .f_stride = r->width, .q = r->hidden8, .q_stride = r->width / FL_GROUP};
+    for (size_t e = 0; e < c->n_experts; e++) {
+        const size_t row = r->begin[e], count = r->begin[e + 1] - row;
+        if (count == 0) continue;
+        const fl_matrix w2 = expert_of(&l->e2, e);
+        const fl_inputs mine = rows_from(&hidden, row);
+        share_expert(f, team, id, fl_panels(&w2), e, &begin, &end);
+        fl_multiply_panels(f, &w2, begin, end, &mine, count, r->out + row * s->dim, s->dim, 0);
+    }
+    if (l->w1.data) shared_expert(f, l, team, id, &in); // ends with a barrier
+    else fl_barrier(team);
+    fl_share(f->tokens, team, id, &begin, &end);
+    for (size_t t = begin; t < end; t++) combine(f, l, t);
+    fl_add_branch(f, &l->post_ffn_norm, begin, end);
+    fl_barrier(team);
+}

@@ -1,0 +1,222 @@
+"""Tensors of a checkpoint, read when they are asked for, some rows at a time.
+
+A tensor is seen as rows of its last axis, (rows, width), however many axes it has; a vector is one row. Formats make
+tensors, families cut and turn them; nothing is read before `read`, and never more than the rows it is asked for, unless
+the way the file stores them leaves no choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastllm.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SIZES = {"f32": 4, "f16": 2, "bf16": 2, "q8_f32": 1}
+
+Bytes = Any  # anything with the buffer protocol, contiguous: memoryview, bytes, a numpy array
+
+
+class Tensor(NamedTuple):
+    """A tensor somewhere in a checkpoint.
+
+    dtype: f32, f16, bf16, or q8_f32: int8 values, one f32 of `scales` for each `group` consecutive ones of the whole
+    flattened tensor. read(begin, end): rows begin .. end as contiguous bytes, row-major; end is at most `rows`.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[int, int], Bytes]
+    scales: memoryview | None = None
+    group: int = 0
+
+    @property
+    def rows(self) -> int:
+        return prod(self.shape[:-1])
+
+    @property
+    def width(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def nbytes(self) -> int:
+        """What the values would take if they were stored one after the other."""
+        return prod(self.shape) * SIZES[self.dtype] + (len(self.scales) if self.scales is not None else 0)
+
+    def all(self) -> Bytes:
+        return self.read(0, self.rows)
+
+
+def mapped(dtype: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
+    """A tensor that lies row-major in `data`."""
+    width = (shape[-1] if shape else 1) * SIZES[dtype]
+    return Tensor(dtype, shape, lambda begin, end: data[begin * width : end * width])
+
+
+def floats(tensor: Tensor, begin: int = 0, end: int | None = None) -> NDArray[np.float32]:
+    """Rows of a tensor as float32 [rows, width], whatever its dtype."""
+    import numpy
+
+    end = tensor.rows if end is None else end
+    data = tensor.read(begin, end)
+    if tensor.dtype == "f32":
+        values = numpy.frombuffer(data, numpy.float32)
+    elif tensor.dtype == "f16":
+        values = numpy.frombuffer(data, numpy.float16).astype(numpy.float32)
+    elif tensor.dtype == "bf16":
+        values = (numpy.frombuffer(data, numpy.uint16).astype(numpy.uint32) << 16).view(numpy.float32)
+    else:
+        first = begin * tensor.width
+        scales = numpy.frombuffer(tensor.scales, numpy.float32)  # type: ignore[arg-type]  # q8_f32 always has scales
+        groups = numpy.arange(first, end * tensor.width) // tensor.group
+        values = numpy.frombuffer(data, numpy.int8).astype(numpy.float32) * scales[groups]
+    return values.reshape(end - begin, tensor.width)
+
+
+def _raw(tensor: Tensor, begin: int, end: int) -> NDArray[Any]:
+    """Rows as an array of the tensor's own items; bf16 as 16 bits that nobody computes with."""
+    import numpy
+
+    kinds = {"f32": numpy.float32, "f16": numpy.float16, "bf16": numpy.uint16}
+    return numpy.frombuffer(tensor.read(begin, end), kinds[tensor.dtype]).reshape(end - begin, tensor.width)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Without group scales: q8_f32 becomes f32."""
+    if tensor.dtype != "q8_f32":
+        return tensor
+    return Tensor("f32", tensor.shape, lambda begin, end: floats(tensor, begin, end))
+
+
+def part(tensor: Tensor, begin: int, end: int) -> Tensor:
+    """Rows begin .. end of a matrix: one of several that were stored as one."""
+    tensor = _plain(tensor)
+    if len(tensor.shape) != 2 or not 0 <= begin <= end <= tensor.rows:
+        raise CheckpointError(f"rows {begin} to {end} of a tensor of {_text(tensor.shape)}")
+    read = tensor.read
+    return tensor._replace(shape=(end - begin, tensor.width), read=lambda b, e: read(begin + b, begin + e))
+
+
+def at(tensor: Tensor, index: int) -> Tensor:
+    """tensor[index]: a matrix of a stack, a row of a matrix."""
+    tensor = _plain(tensor)
+    if len(tensor.shape) < 2 or not 0 <= index < tensor.shape[0]:
+        raise CheckpointError(f"no part {index} of a tensor of {_text(tensor.shape)}")
+    rows, read = tensor.rows // tensor.shape[0], tensor.read
+    first = index * rows
+    return tensor._replace(shape=tensor.shape[1:], read=lambda b, e: read(first + b, first + e))
+
+
+def reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The same values in the same order under another shape whose last axis is as long."""
+    tensor = _plain(tensor)
+    if prod(shape) != prod(tensor.shape) or shape[-1:] != tensor.shape[-1:]:
+        raise CheckpointError(f"a tensor of {_text(tensor.shape)} cannot be one of {_text(shape)}")
+    return tensor._replace(shape=shape)
+
+
+def columns(tensor: Tensor, begin: int, end: int) -> Tensor:
+    """Columns begin .. end of every row."""
+    tensor = _plain(tensor)
+    if not 0 <= begin <= end <= tensor.width:
+        raise CheckpointError(f"columns {begin} to {end} of a tensor of {_text(tensor.shape)}")
+    return tensor._replace(
+        shape=(*tensor.shape[:-1], end - begin), read=lambda b, e: _contiguous(_raw(tensor, b, e)[:, begin:end])
+    )
+
+
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Matrices of one shape as one tensor (how many, rows, columns)."""
+    joined = joined_rows(tensors)
+    if len({t.shape for t in tensors}) != 1:
+        raise CheckpointError(f"tensors of {_text(tensors[0].shape)} and of other shapes cannot be one stack")
+    return joined._replace(shape=(len(tensors), *tensors[0].shape))
+
+
+def joined_rows(tensors: Sequence[Tensor]) -> Tensor:
+    """Matrices of equal width, one below the other (vectors: end to end, when there are several)."""
+    if len(tensors) == 1:
+        return tensors[0]
+    parts = _alike(tensors)
+    if len(parts[0].shape) == 1:
+        shape: tuple[int, ...] = (sum(t.width for t in parts),)
+
+        def whole(begin: int, end: int) -> Bytes:
+            return b"".join(bytes(memoryview(t.all()).cast("B")) for t in parts) if end > begin else b""
+
+        return Tensor(parts[0].dtype, shape, whole)
+    if len({t.shape[1:] for t in parts}) != 1:
+        raise CheckpointError(f"parts of a tensor do not fit: {' and '.join(_text(t.shape) for t in parts)}")
+    starts = [0]
+    for t in parts:
+        starts.append(starts[-1] + t.rows)
+
+    def read(begin: int, end: int) -> Bytes:
+        pieces = [
+            t.read(max(begin, start) - start, min(end, start + t.rows) - start)
+            for t, start in zip(parts, starts, strict=False)
+            if begin < start + t.rows and end > start
+        ]
+        return pieces[0] if len(pieces) == 1 else b"".join(bytes(memoryview(p).cast("B")) for p in pieces)
+
+    return Tensor(parts[0].dtype, (sum(t.shape[0] for t in parts), *parts[0].shape[1:]), read)
+
+
+def joined_columns(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors with equal rows, side by side."""
+    if len(tensors) == 1:
+        return tensors[0]
+    parts = _alike(tensors)
+    if len({t.shape[:-1] for t in parts}) != 1:
+        raise CheckpointError(f"parts of a tensor do not fit: {' and '.join(_text(t.shape) for t in parts)}")
+
+    def read(begin: int, end: int) -> Bytes:
+        import numpy
+
+        return numpy.concatenate([_raw(t, begin, end) for t in parts], axis=1)
+
+    return Tensor(parts[0].dtype, (*parts[0].shape[:-1], sum(t.width for t in parts)), read)
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """The last two axes exchanged: what was stored (..., inputs, outputs) as (..., outputs, inputs)."""
+    tensor = _plain(tensor)
+    if len(tensor.shape) < 2:
+        raise CheckpointError(f"a tensor of {_text(tensor.shape)} cannot be transposed")
+    *most, n, d = tensor.shape
+
+    def read(begin: int, end: int) -> Bytes:
+        import numpy
+
+        out = []
+        while begin < end:  # row r of matrix m is column r of the stored one
+            m, row = divmod(begin, d)
+            stop = min(d, row + end - begin)
+            out.append(_contiguous(_raw(tensor, m * n, (m + 1) * n)[:, row:stop].T))
+            begin += stop - row
+        return out[0] if len(out) == 1 else numpy.concatenate(out)
+
+    return Tensor(tensor.dtype, (*most, d, n), read)
+
+
+def _alike(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """In one dtype: their own, or f32 where they differ."""
+    parts = [_plain(t) for t in tensors]
+    if len({t.dtype for t in parts}) == 1:
+        return parts
+    return [t._replace(dtype="f32", read=lambda b, e, t=t: floats(t, b, e)) for t in parts]  # type: ignore[misc]
+
+
+def _contiguous(array: NDArray[Any]) -> NDArray[Any]:
+    import numpy
+
+    return numpy.ascontiguousarray(array)
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "no axes"
