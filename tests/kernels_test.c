@@ -100,42 +100,85 @@ static void test_quantize(void) {
     }
 }
 
+// out of each instruction set for one norm of n values, with and without a bias.
+static void check_norm(fl_norm_kind kind, const float *x, const float *weight, const float *bias, size_t n) {
+    enum { N = 224 };
+    static float out[N];
+    const double eps = (double)0x1p-17f;
+    describe("norm %d n %zu bias %d", (int)kind, n, bias != NULL);
+    double mean = 0, squares = 0, largest = 0;
+    for (size_t k = 0; k < n && kind == FL_LAYER_NORM; k++) mean += (double)x[k] / (double)n;
+    for (size_t k = 0; k < n; k++) squares += ((double)x[k] - mean) * ((double)x[k] - mean);
+    for (size_t k = 0; k < n; k++) largest = fmax(largest, fabs((double)x[k]));
+    const double scale = 1 / sqrt(squares / (double)n + eps);
+    for (size_t i = 0; i < n_isas; i++) {
+        poison(out, sizeof out);
+        isas[i]->norm[kind](out, x, weight, bias, n, (float)eps);
+        same(i, isas[i]->name, out, n * sizeof *out);
+        for (size_t k = n; k < N; k++) expect(isnan(out[k]), "nothing past the values is written");
+    }
+    for (size_t k = 0; k < n; k++) {
+        const double want = ((double)x[k] - mean) * scale * (double)weight[k] + (bias ? (double)bias[k] : 0);
+        // The mean takes away what the rounding of it and of the sum leaves.
+        const double size = largest * scale * fabs((double)weight[k]) + (bias ? fabs((double)bias[k]) : 0);
+        measure(NORM, fabs((double)out[k] - want) / (size + 1e-30));
+    }
+}
+
+static double act_of(fl_act act, double x) {
+    switch (act) {
+    case FL_SILU: return x / (1 + exp(-x));
+    case FL_QUICK_GELU: return x / (1 + exp(-(double)1.702f * x));
+    case FL_GELU_TANH: return x / 2 * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x)));
+    case FL_GELU_ERF: return x / 2 * erfc(-x / sqrt(2));
+    default: return x > 0 ? x : 0;
+    }
+}
+
+static void check_act(fl_act act, const float *x, const float *up, size_t n) {
+    enum { N = 208 };
+    static float out[N];
+    describe("act %d n %zu up %d", (int)act, n, up != NULL);
+    for (size_t i = 0; i < n_isas; i++) {
+        memset(out, 0, sizeof out);
+        memcpy(out, x, n * sizeof *out);
+        isas[i]->act[act](out, up, n);
+        same(i, isas[i]->name, out, sizeof out);
+    }
+    for (size_t k = 0; k < n; k++) {
+        const double factor = up ? (double)up[k] : 1;
+        // Where the activation nearly vanishes, what counts is the error beside the input.
+        measure(ACT, fabs((double)out[k] - act_of(act, (double)x[k]) * factor) / (fabs((double)x[k] * factor) + 1e-25));
+    }
+}
+
 static void test_vectors(void) {
     static const float special[] = {0, -0.0f, 87.2f, 87.4f, 88, 89, -87.2f, -87.4f, -88, -89, 1e4f, -1e4f, 1e-38f, -1e-38f};
     enum { N = 208, SPECIAL = sizeof special / sizeof special[0] };
-    static float x[N], weight[N], out[N];
+    static float x[N], weight[N], bias[N], out[N];
     for (size_t n = 1; n <= 200; n++) {
         const size_t padded = fl_round_up(n, FL_LANES);
-        memset(x, 0, sizeof x);
-        memset(weight, 0, sizeof weight);
+        poison(x, sizeof x); // a norm reads no more than its values
+        poison(weight, sizeof weight);
+        poison(bias, sizeof bias);
         fill(x, n, n % 2 ? 1 : 0x1p10f);
         fill(weight, n, 4);
-        describe("rms_norm n %zu", n);
-        double squares = 0;
-        for (size_t k = 0; k < n; k++) squares += (double)x[k] * (double)x[k];
-        const double scale = 1 / sqrt(squares / (double)n + (double)0x1p-17f);
-        for (size_t i = 0; i < n_isas; i++) {
-            poison(out, sizeof out);
-            isas[i]->rms_norm(out, x, weight, n, 0x1p-17f);
-            same(i, isas[i]->name, out, padded * sizeof *out);
+        fill(bias, n, 2);
+        for (int kind = FL_RMS_NORM; kind <= FL_LAYER_NORM; kind++) {
+            check_norm((fl_norm_kind)kind, x, weight, NULL, n);
+            check_norm((fl_norm_kind)kind, x, weight, bias, n);
         }
-        for (size_t k = 0; k < n; k++) {
-            const double want = (double)x[k] * scale * (double)weight[k];
-            measure(RMS_NORM, fabs((double)out[k] - want) / (fabs(want) + 1e-30));
-        }
-        describe("silu_mul n %zu", padded);
         fill(x, padded, n % 2 ? 2 : 64);
         fill(weight, padded, 2);
         if (n % 4 == 0) memcpy(x, special, (padded < SPECIAL ? padded : SPECIAL) * sizeof *x);
+        for (int act = FL_SILU; act <= FL_RELU; act++) check_act((fl_act)act, x, n % 3 ? weight : NULL, padded);
+        describe("softcap n %zu", padded);
         for (size_t i = 0; i < n_isas; i++) {
             memcpy(out, x, sizeof out);
-            isas[i]->silu_mul(out, weight, padded);
-            same(i, isas[i]->name, out, sizeof out);
+            isas[i]->softcap(out, padded, 30);
+            same(i, isas[i]->name, out, padded * sizeof *out);
         }
-        for (size_t k = 0; k < padded; k++) {
-            const double want = (double)x[k] / (1 + exp(-(double)x[k])) * (double)weight[k];
-            measure(SILU_MUL, fabs((double)out[k] - want) / (fabs(want) + 1e-25));
-        }
+        for (size_t k = 0; k < padded; k++) measure(SOFTCAP, fabs((double)out[k] - 30 * tanh((double)x[k] / 30)) / 30);
     }
 }
 
@@ -150,7 +193,11 @@ static void test_attend(void) {
         const fl_type type = number % 2 ? FL_F16 : FL_F32;
         const size_t rows = number / 2 % ROWS + 1, head_dim = between(2, HEAD), blocks = between(1, BLOCKS);
         const size_t stride = fl_round_up(head_dim, FL_LANES);
-        size_t limit[BLOCKS][ROWS], seen[BLOCKS] = {0};
+        size_t limit[BLOCKS][ROWS], from[BLOCKS][ROWS], seen[BLOCKS] = {0};
+        const float cap = number % 5 == 0 ? 3 : 0;
+        static float mask[FL_BLOCK], maps[BLOCKS][ROWS * FL_BLOCK];
+        const int masked = number % 7 == 0;
+        for (size_t j = 0; j < FL_BLOCK; j++) mask[j] = between(0, 3) == 0 ? -1e30f : 0;
         describe("attend_%s number %zu rows %zu head_dim %zu blocks %zu", type_name(type), number, rows, head_dim, blocks);
         memset(q, 0, sizeof q);
         for (size_t r = 0; r < rows; r++) fill(q + r * stride, head_dim, 0.5f);
@@ -158,6 +205,7 @@ static void test_attend(void) {
             for (size_t r = 0; r < rows; r++) {
                 const size_t kind = between(0, 3); // 0: nothing, 1: all and more, else: a part
                 limit[b][r] = kind == 0 ? 0 : kind == 1 ? between(64, 100) : between(1, 64);
+                from[b][r] = between(0, 2) ? 0 : between(0, 70); // a window, from beyond what is seen at times
                 seen[b] = limit[b][r] > seen[b] ? limit[b][r] : seen[b];
             }
             // Past what is seen lies whatever an earlier sequence left.
@@ -182,22 +230,38 @@ static void test_attend(void) {
             for (size_t b = 0; b < blocks; b++) {
                 poison(scores, sizeof scores);
                 isas[i]->attend[type](&(fl_attend){
-                    .rows = rows, .head_dim = head_dim, .stride = stride, .q = q, .limit = limit[b],
+                    .rows = rows, .head_dim = head_dim, .stride = stride, .q = q, .from = from[b], .limit = limit[b],
+                    .softcap = cap, .mask = masked ? mask : NULL,
                     .keys = type == FL_F32 ? (void *)keys[b] : (void *)keys16[b],
                     .values = type == FL_F32 ? (void *)values[b] : (void *)values16[b],
                     .scores = scores, .max = max, .sum = sum, .out = out});
             }
             same(i, isas[i]->name, result, rows * (stride + 2) * sizeof *result);
         }
+        for (size_t b = 0; b < blocks; b++)
+            for (size_t i = 0; i < n_isas; i++) {
+                poison(maps[b], sizeof maps[b]);
+                isas[i]->attention[type](&(fl_attend){
+                    .rows = rows, .head_dim = head_dim, .stride = stride, .q = q, .from = from[b], .limit = limit[b],
+                    .softcap = cap, .mask = masked ? mask : NULL,
+                    .keys = type == FL_F32 ? (void *)keys[b] : (void *)keys16[b],
+                    .scores = maps[b], .max = max, .sum = sum});
+                for (size_t r = 0; r < rows; r++) // rows that see nothing at all have no softmax
+                    if (sum[r] == 0) memset(maps[b] + r * FL_BLOCK, 0, FL_BLOCK * sizeof(float));
+                same(i, isas[i]->name, maps[b], rows * FL_BLOCK * sizeof(float));
+            }
         for (size_t r = 0; r < rows; r++) {
             double total = 0, want[HEAD] = {0}, size[HEAD] = {0};
             for (size_t b = 0; b < blocks; b++)
-                for (size_t j = 0; j < limit[b][r] && j < FL_BLOCK; j++) {
+                for (size_t j = from[b][r]; j < limit[b][r] && j < FL_BLOCK; j++) {
                     double score = 0;
                     for (size_t c = 0; c < head_dim; c++)
                         score += (double)q[r * stride + c] * (double)keys[b][c * FL_BLOCK + j];
+                    if (cap > 0) score = (double)cap * tanh(score / (double)cap);
+                    if (masked) score += (double)mask[j];
                     const double p = exp(score - (double)max[r]);
                     total += p;
+                    measure(ATTEND, fabs((double)maps[b][r * FL_BLOCK + j] - p / (double)sum[r]));
                     for (size_t c = 0; c < head_dim; c++) want[c] += p * (double)values[b][j * stride + c];
                     for (size_t c = 0; c < head_dim; c++) size[c] += p * fabs((double)values[b][j * stride + c]);
                 }

@@ -52,8 +52,9 @@ static const struct {
     [MATMUL_FLOAT] = {"matmul f32 f16 bf16", "of sum |w x|", 2e-6},
     [MATMUL_INT8] = {"matmul q8 q8_f32", "of sum |w x|", 1e-6},
     [QUANTIZE] = {"quantize", "steps", 0.50001},
-    [RMS_NORM] = {"rms_norm", "of the value", 1e-6},
-    [SILU_MUL] = {"silu_mul", "of the value", 1e-6},
+    [NORM] = {"norm", "of the largest", 1e-6},
+    [ACT] = {"act", "of the input", 1e-6},
+    [SOFTCAP] = {"softcap", "of the cap", 3e-7},
     [ATTEND] = {"attend", "of sum p |v|", 5e-6},
     [SOFTMAX] = {"softmax", "of the value", 2e-6},
     [EXP] = {"exp", "ulp", 1.5},
@@ -140,7 +141,7 @@ fl_matrix random_matrix(fl_type type, size_t d, size_t n, float scale) {
     const fl_source floats = {.data = values, .type = FL_F32, .d = d, .n = n};
     const fl_source ints = {.data = bytes, .type = FL_Q8_F32, .scales = scales, .group = FL_GROUP, .d = d, .n = width};
     expect(fl_pack(type, panels, type == FL_Q8_F32 ? &ints : &floats, 1) == FL_OK, "packed");
-    const fl_matrix w = {panels, type, d, n};
+    const fl_matrix w = {panels, type, d, n, NULL};
     float row[256];
     int exact = 1;
     for (size_t r = 0; r < d; r++) {

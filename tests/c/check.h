@@ -17,7 +17,7 @@ void expect(int ok, const char *what);
 void same(size_t number, const char *who, const void *got, size_t bytes);
 
 // Takes note of a difference from a plain loop in double precision. The largest ones are judged at the end.
-enum { PACK, MATMUL_FLOAT, MATMUL_INT8, QUANTIZE, RMS_NORM, SILU_MUL, ATTEND, SOFTMAX, EXP, ROPE, ORACLES };
+enum { PACK, MATMUL_FLOAT, MATMUL_INT8, QUANTIZE, NORM, ACT, SOFTCAP, ATTEND, SOFTMAX, EXP, ROPE, ORACLES };
 void measure(int which, double difference);
 double ulps(float got, double want);
 

@@ -33,14 +33,41 @@ void test_sampler(void) {
     }
 }
 
-enum { SEQUENCES = 2, VOCAB = 27, LOGITS = 32, LONGEST = 75 };
+enum { SEQUENCES = 2, VOCAB = 27, LOGITS = 32, LONGEST = 75, DIM = 44, HEAD = 10, HEADS = 6, KV = 2, LAYERS = 2 };
 static const size_t lengths[SEQUENCES] = {LONGEST, 20};
 
-static const float *random_vector(size_t n) {
+// Everything that a model points to, for the end.
+static void *owned[256];
+static size_t n_owned;
+
+static const float *vector(size_t n) {
     float *p = take(fl_round_up(n, FL_LANES) * sizeof *p);
     for (size_t i = 0; i < n; i++) p[i] = 1 + unit() / 4;
+    owned[n_owned++] = p;
     return p;
 }
+
+static fl_matrix matrix(fl_type type, size_t d, size_t n, float scale, int bias) {
+    fl_matrix w = random_matrix(type, d, n, scale);
+    owned[n_owned++] = (void *)w.data;
+    if (bias) w.bias = vector(d);
+    return w;
+}
+
+// `count` matrices, one after the other.
+static fl_matrix stack(fl_type type, size_t count, size_t d, size_t n) {
+    const size_t bytes = fl_matrix_bytes(type, d, n);
+    char *all = take(count * bytes);
+    for (size_t i = 0; i < count; i++) {
+        const fl_matrix one = random_matrix(type, d, n, 0.25f);
+        memcpy(all + i * bytes, one.data, bytes);
+        fl_free((void *)one.data);
+    }
+    owned[n_owned++] = all;
+    return (fl_matrix){.data = all, .type = type, .d = d, .n = n};
+}
+
+static fl_norm norm(int bias) { return (fl_norm){vector(DIM), bias ? vector(DIM) : NULL}; }
 
 // Runs all sequences, `chunk` tokens of each at a time, and returns the logits of every token.
 static void run_forward(const fl_model *m, size_t threads, size_t chunk, float (*logits)[LONGEST][LOGITS]) {
@@ -62,7 +89,8 @@ static void run_forward(const fl_model *m, size_t threads, size_t chunk, float (
             const size_t left = lengths[i] - pos, count = left < chunk ? left : chunk;
             spans[n++] = (fl_span){tokens[i] + pos, count, pos, blocks[i], 2, count};
         }
-        expect(fl_forward(m, scratch, spans, n, threads, some) == FL_OK, "forward");
+        const fl_outputs out = {.logits = some};
+        expect(fl_forward(m, scratch, spans, n, threads, &out) == FL_OK, "forward");
         for (size_t i = 0; i < n; row += spans[i].n, i++)
             memcpy(logits[i][pos], some + row * LOGITS, spans[i].n * LOGITS * sizeof *some);
     }
@@ -71,32 +99,78 @@ static void run_forward(const fl_model *m, size_t threads, size_t chunk, float (
     fl_free(some);
 }
 
+// A plain Llama.
+static fl_model llama(fl_type type, fl_layer *layers) {
+    enum { HIDDEN = 116 };
+    for (size_t i = 0; i < LAYERS; i++)
+        layers[i] = (fl_layer){
+            .attn_norm = norm(0), .ffn_norm = norm(0), .rope = 1,
+            .wq = matrix(type, HEADS * HEAD, DIM, 0.25f, 0), .wk = matrix(type, KV * HEAD, DIM, 0.25f, 0),
+            .wv = matrix(type, KV * HEAD, DIM, 0.25f, 0), .wo = matrix(type, DIM, HEADS * HEAD, 0.25f, 0),
+            .w1 = matrix(type, HIDDEN, DIM, 0.25f, 0), .w3 = matrix(type, HIDDEN, DIM, 0.25f, 0),
+            .w2 = matrix(type, DIM, HIDDEN, 0.25f, 0)};
+    return (fl_model){
+        .config = {DIM, HIDDEN, HEAD, LAYERS, HEADS, KV, VOCAB, 128, .rotary_dim = 8, .norm_eps = 0x1p-17f,
+                   .attn_scale = 0.3125f, .causal = 1, .rope_scale = 1, .logit_scale = 1, .embed_scale = 1,
+                   .residual_scale = 1, .mask_token = -1, .pad_token = -1},
+        .embed = matrix(type, VOCAB, DIM, 1, 0), .head = matrix(type, VOCAB, DIM, 1, 0), .final_norm = norm(0),
+        .rope_freqs = {vector(4)}, .layers = layers};
+}
+
+// Most of what other families have: experts, windows, two rotations, norms everywhere, biases, caps, factors.
+static fl_model rich(fl_type type, fl_layer *layers) {
+    enum { EXPERTS = 19, WIDTH = 21 };
+    fl_model m = llama(type, layers);
+    m.config.act = FL_GELU_ERF;
+    m.config.norm = FL_LAYER_NORM;
+    m.config.qk_norm = FL_QK_HEAD;
+    m.config.attn_softcap = 5;
+    m.config.logit_softcap = 3;
+    m.config.residual_scale = 0.5f;
+    m.config.n_experts = EXPERTS;
+    m.config.n_experts_used = 3;
+    m.config.expert_dim = WIDTH;
+    m.config.moe_renormalize = 1;
+    m.config.positions = 128;
+    m.config.pad_token = 4;
+    m.positions = matrix(FL_F32, 128, DIM, 0.25f, 0);
+    m.embed_norm = norm(1);
+    m.head.bias = vector(VOCAB);
+    m.rope_freqs[1] = vector(4);
+    for (size_t i = 0; i < LAYERS; i++) {
+        fl_layer *l = &layers[i];
+        l->rope = i + 1;
+        l->window = i == 0 ? 20 : 0;
+        l->q_norm = vector(HEADS * HEAD);
+        l->k_norm = vector(KV * HEAD);
+        l->wq.bias = vector(HEADS * HEAD);
+        l->wo.bias = vector(DIM);
+        l->post_attn_norm = norm(1);
+        l->post_ffn_norm = norm(0);
+        l->router = matrix(FL_F32, EXPERTS, DIM, 1, 0);
+        l->shared_gate = matrix(FL_F32, 1, DIM, 1, 0);
+        l->e1 = stack(type, EXPERTS, WIDTH, DIM);
+        l->e3 = stack(type, EXPERTS, WIDTH, DIM);
+        l->e2 = stack(type, EXPERTS, DIM, WIDTH);
+    }
+    return m;
+}
+
 void test_forward(void) {
-    static const struct { fl_type weights, kv; } kinds[] = {
-        {FL_F32, FL_F32}, {FL_Q8, FL_F16}, {FL_Q8_F32, FL_F32}, {FL_BF16, FL_F16}};
+    static const struct { fl_type weights, kv; int rich; } kinds[] = {
+        {FL_F32, FL_F32, 0}, {FL_Q8, FL_F16, 0}, {FL_Q8_F32, FL_F32, 0}, {FL_BF16, FL_F16, 0},
+        {FL_F32, FL_F16, 1}, {FL_Q8, FL_F32, 1}};
     static const size_t chunks[] = {LONGEST, 1, 7, 64, 33};
     static float logits[SEQUENCES][LONGEST][LOGITS];
-    enum { DIM = 44, HIDDEN = 116, HEAD = 10, HEADS = 6, KV = 2, LAYERS = 2 };
     for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++) {
         const fl_type type = kinds[kind].weights;
         fl_layer layers[LAYERS];
-        fl_model m = {
-            .config = {DIM, HIDDEN, HEAD, LAYERS, HEADS, KV, VOCAB, 128, .rotary_dim = 8, .norm_eps = 0x1p-17f,
-                       .attn_scale = 0.3125f},
-            .kv_type = kinds[kind].kv, .embed = random_matrix(type, VOCAB, DIM, 1),
-            .head = random_matrix(type, VOCAB, DIM, 1), .final_norm = random_vector(DIM),
-            .rope_freqs = random_vector(4), .layers = layers};
-        for (size_t i = 0; i < LAYERS; i++)
-            layers[i] = (fl_layer){
-                .attn_norm = random_vector(DIM), .wq = random_matrix(type, HEADS * HEAD, DIM, 0.25f),
-                .wk = random_matrix(type, KV * HEAD, DIM, 0.25f), .wv = random_matrix(type, KV * HEAD, DIM, 0.25f),
-                .wo = random_matrix(type, DIM, HEADS * HEAD, 0.25f), .ffn_norm = random_vector(DIM),
-                .w1 = random_matrix(type, HIDDEN, DIM, 0.25f), .w3 = random_matrix(type, HIDDEN, DIM, 0.25f),
-                .w2 = random_matrix(type, DIM, HIDDEN, 0.25f)};
+        fl_model m = kinds[kind].rich ? rich(type, layers) : llama(type, layers);
+        m.kv_type = kinds[kind].kv;
         for (size_t number = 0; number < 8 * n_isas; number++) {
             const size_t threads = number % 8 + 1, chunk = chunks[number % 5];
             m.kernels = isas[number / 8];
-            describe("forward %s threads %zu chunk %zu", type_name(type), threads, chunk);
+            describe("forward %s rich %d threads %zu chunk %zu", type_name(type), kinds[kind].rich, threads, chunk);
             expect(fl_model_check(&m) == FL_OK, "model");
             run_forward(&m, threads, chunk, logits);
             same(number, m.kernels->name, logits, sizeof logits);
@@ -104,12 +178,6 @@ void test_forward(void) {
         int finite = 1;
         for (size_t i = 0; i < sizeof logits / sizeof(float); i++) finite &= isfinite((&logits[0][0][0])[i]) != 0;
         expect(finite, "finite logits");
-        const fl_matrix *const w[] = {&layers[0].wq, &layers[0].wk, &layers[0].wv, &layers[0].wo, &layers[0].w1,
-                                      &layers[0].w2, &layers[0].w3, &layers[1].wq, &layers[1].wk, &layers[1].wv,
-                                      &layers[1].wo, &layers[1].w1, &layers[1].w2, &layers[1].w3, &m.embed, &m.head};
-        for (size_t i = 0; i < sizeof w / sizeof w[0]; i++) fl_free((void *)w[i]->data);
-        for (size_t i = 0; i < LAYERS; i++) fl_free((void *)layers[i].attn_norm), fl_free((void *)layers[i].ffn_norm);
-        fl_free((void *)m.final_norm);
-        fl_free((void *)m.rope_freqs);
+        while (n_owned > 0) fl_free(owned[--n_owned]);
     }
 }
