@@ -14,10 +14,11 @@ from fastllm import _core
 from fastllm.config import Config, rope_freqs
 from fastllm.errors import TokenizerError
 from fastllm.families import Recipe, Weight
-from fastllm.formats import Tensor
-from fastllm.llm import LLM, assemble
+from fastllm.llm import LLM
 from fastllm.machine import thread_count
+from fastllm.packing import assemble
 from fastllm.store import Stored
+from fastllm.tensors import mapped
 
 _KV_BYTES = {"f32": 4, "f16": 2}
 
@@ -87,14 +88,19 @@ def _bytes(values: NDArray[np.float32]) -> memoryview:
     return memoryview(values.reshape(-1).view(np.uint8))
 
 
+def _norms(config: Config) -> list[tuple[str, int]]:
+    """Those of a plain Llama."""
+    return [(name, n) for name, n, _ in config.vectors() if name.endswith((".attn_norm", ".ffn_norm", "final_norm"))]
+
+
 def stored(config: Config, dtype: str) -> Stored:
     """A model with a tied head, in one stretch of memory like any that is loaded."""
     matrices = {
-        name: Weight(Tensor("f32", shape, _bytes(weights(*shape))))
-        for name, shape in config.matrices()
-        if name != "head"
+        name: Weight(mapped("f32", shape, _bytes(weights(*shape))))
+        for name, shape, required in config.matrices()
+        if required
     }
-    vectors: dict[str, memoryview | bytes] = {name: _bytes(np.ones(n, np.float32)) for name, n in config.vectors()}
+    vectors: dict[str, memoryview | bytes] = {name: _bytes(np.ones(n, np.float32)) for name, n in _norms(config)}
     vectors["rope.freqs"] = rope_freqs(10000.0, config.rotary_dim)
     plan = Recipe(config, matrices, vectors, bos=1, stop=(1,), chat_stop=(1,))
     return assemble(plan, dtype=dtype, threads=thread_count()[0])
@@ -113,8 +119,8 @@ def llm(name: str, dtype: str, threads: int) -> LLM:
 def write_llama2c(path: Path, config: Config) -> None:
     """A llama2.c checkpoint, version 0, of random numbers."""
     fields = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq")
-    count = sum(prod(shape) for name, shape in config.matrices() if name != "head")
-    count += sum(n for name, n in config.vectors() if name != "rope.freqs")
+    count = sum(prod(shape) for _, shape, required in config.matrices() if required)
+    count += sum(n for _, n in _norms(config))
     count += config.max_seq * config.head_dim  # the tables of rotations
     with open(path, "wb") as file:
         file.write(struct.pack("<7i", *(getattr(config, name) for name in fields)))
@@ -137,7 +143,7 @@ def attention_work(config: Config, start: int, tokens: int, kv_dtype: str) -> di
 def forward_work(llm: LLM, start: int, tokens: int) -> dict[str, int]:
     """A forward of `tokens` new tokens after `start` others with logits for the last: every weight read once."""
     work = attention_work(llm.config, start, tokens, "f32" if "f32" in llm.dtypes else "f16")
-    layers = sum(prod(shape) for name, shape in llm.config.matrices() if name.startswith("layers."))
+    layers = sum(prod(shape) for name, shape, _ in llm.config.matrices() if name.startswith("layers."))
     head = llm.config.vocab_size * llm.config.dim
     return {
         "bytes": work["bytes"] + llm.bytes_per_token,

@@ -1,29 +1,44 @@
-"""Llama in Meta's names and layout (Touvron et al., 2023), which llama2.c shares: rotary pairs (2i, 2i + 1)."""
+"""Llama in Meta's names and layout (Touvron et al., 2023), which llama2.c shares: rotary pairs (2i, 2i + 1).
+
+Meta's params.json (github.com/meta-llama/llama-models) says nothing of the width inside the feed-forward, which the
+tensors tell, nor of the context, nor by how much Llama 3.1 and 3.2 slow rotations down.
+"""
 
 from __future__ import annotations
 
 from fastllm.config import Config, rope_freqs
 from fastllm.families import Recipe, Source, half_split
+from fastllm.families.huggingface import head_width
+
+_CONTEXTS = {500000.0: 8192, 1000000.0: 16384}  # of Llama 3 and Code Llama, by rope_theta; else Llama 2's
+_LLAMA_2_CONTEXT, _LLAMA_3_1_CONTEXT = 4096, 131072
+_LLAMA_3_BOS = 128000
 
 
 def recipe(source: Source) -> Recipe:
-    """Reads the header's dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, max_seq_len."""
-    heads, kv_heads = source.integer("n_heads"), source.integer("n_kv_heads")
-    head_dim = source.integer("dim") // heads
+    """Reads llama2.c's header (with hidden_dim and max_seq_len) or params.json."""
+    for key in ("moe_args", "quantization_args", "lora_args", "vision_args"):
+        source.refuse(key)
+    source.refuse("vision_chunk_size", -1)
+    dim, heads = source.integer("dim"), source.integer("n_heads")
+    head_dim, kv_heads = head_width(source, dim, heads), source.integer("n_kv_heads", heads)
+    vocab_size = source.integer("vocab_size", -1)
+    if vocab_size == -1:
+        vocab_size = source.tensor("tok_embeddings.weight").rows
     config = Config(
-        dim=source.integer("dim"),
-        hidden_dim=source.integer("hidden_dim"),
+        dim=dim,
+        hidden_dim=source.tensor("layers.0.feed_forward.w1.weight").rows,
         head_dim=head_dim,
         n_layers=source.integer("n_layers"),
         n_heads=heads,
         n_kv_heads=kv_heads,
-        vocab_size=source.integer("vocab_size"),
-        max_seq=source.integer("max_seq_len"),
+        vocab_size=vocab_size,
+        max_seq=source.integer("max_seq_len", _context(source)),
         rotary_dim=head_dim,
-        norm_eps=1e-5,
+        norm_eps=source.number("norm_eps", 1e-5),
         attn_scale=head_dim**-0.5,
     )
-    source.vectors["rope.freqs"] = rope_freqs(10000.0, head_dim)
+    source.vectors["rope.freqs"] = _freqs(source, dim, head_dim, config.max_seq)
     for i in range(config.n_layers):
         theirs, ours = f"layers.{i}.attention", f"layers.{i}.attn"
         source.norm(f"layers.{i}.attn_norm", f"layers.{i}.attention_norm")
@@ -36,7 +51,39 @@ def recipe(source: Source) -> Recipe:
             source.linear(f"layers.{i}.ffn.{name}", f"layers.{i}.feed_forward.{name}")
     source.norm("final_norm", "norm")
     source.matrix("embed", "tok_embeddings.weight")
-    if "output.weight" in source.tensors:
-        source.matrix("head", "output.weight")
-    # llama2.c ends a text at BOS, which its stories were separated by, and a turn of a chat at EOS.
-    return source.recipe(config, bos=1, stop=(1,), chat_stop=(1, 2))
+    head = source.tensors.get("output.weight")
+    if head is not None and head is not source.tensor("tok_embeddings.weight"):
+        source.matrix("head", head)
+    if "hidden_dim" in source.header:
+        # llama2.c ends a text at BOS, which its stories were separated by, and a turn of a chat at EOS.
+        return source.recipe(config, bos=1, stop=(1,), chat_stop=(1, 2))
+    if vocab_size >= _LLAMA_3_BOS:
+        # end_of_text, and what Llama 3 ends a message and a turn with: eom_id, eot_id.
+        return source.recipe(config, bos=_LLAMA_3_BOS, stop=(128001, 128008, 128009))
+    return source.recipe(config, bos=1, stop=(2,))
+
+
+def _context(source: Source) -> int:
+    if source.flag("use_scaled_rope"):
+        return _LLAMA_3_1_CONTEXT
+    return _CONTEXTS.get(source.number("rope_theta", 10000.0), _LLAMA_2_CONTEXT)
+
+
+def _freqs(source: Source, dim: int, head_dim: int, max_seq: int) -> bytes:
+    if "rope_theta" not in source.header:
+        return rope_freqs(10000.0, head_dim)
+    from fastllm.families.rope import rotation
+
+    # 3.2's small models slow down by 32, all others by 8: in Hugging Face's configs, while Meta's code has 8 for all
+    # (llama-models issue 241). Only the small ones are narrower than 3.1's 8B.
+    factor = source.number("rope_scaling_factor", 8.0 if dim >= 4096 else 32.0)
+    rope = source.section(
+        "rope_scaling",
+        rope_type="llama3" if source.flag("use_scaled_rope") else "default",
+        rope_theta=source.number("rope_theta"),
+        factor=factor,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=8192,
+    )
+    return rotation(rope, head_dim, max_seq).freqs

@@ -1,0 +1,66 @@
+"""AMPLIFY (Fournier et al., 2024): a protein encoder built like Llama, with full attention."""
+
+from __future__ import annotations
+
+from fastllm.config import Config, rope_freqs
+from fastllm.families import Recipe, Source, half_split
+from fastllm.families.huggingface import act, head_width
+from fastllm.tensors import columns, part
+
+
+def recipe(source: Source) -> Recipe:
+    dim, heads = source.integer("hidden_size"), source.integer("num_attention_heads")
+    head_dim = head_width(source, dim, heads)
+    kind, hidden = source.text("hidden_act", "SwiGLU").lower(), source.integer("intermediate_size")
+    gated = kind == "swiglu"
+    if gated:  # as many weights as two matrices of intermediate_size, the width a multiple of 8
+        hidden = -(-int(2 * hidden / 3) // 8) * 8
+    config = Config(
+        dim=dim,
+        hidden_dim=hidden,
+        head_dim=head_dim,
+        n_layers=source.integer("num_hidden_layers"),
+        n_heads=heads,
+        n_kv_heads=heads,
+        vocab_size=source.integer("vocab_size"),
+        max_seq=source.integer("max_length", 2048),
+        rotary_dim=head_dim,
+        norm="rms" if source.flag("rms_norm", True) else "layer",
+        norm_eps=source.number("norm_eps", 1e-5),
+        act="silu" if gated else act(source),
+        gated=gated,
+        causal=False,
+        attn_scale=head_dim**-0.5,
+    )
+    source.vectors["rope.freqs"] = rope_freqs(10000.0, head_dim)
+    pairs = half_split(heads, head_dim)
+    for i in range(config.n_layers):
+        theirs, ours = f"transformer_encoder.{i}", f"layers.{i}"
+        source.norm(f"{ours}.attn_norm", f"{theirs}.attention_norm")
+        source.linear(f"{ours}.attn.wq", f"{theirs}.q", rows=pairs)
+        source.linear(f"{ours}.attn.wk", f"{theirs}.k", rows=pairs)
+        source.linear(f"{ours}.attn.wv", f"{theirs}.v")
+        source.linear(f"{ours}.attn.wo", f"{theirs}.wo")
+        source.norm(f"{ours}.ffn_norm", f"{theirs}.ffn_norm")
+        if gated:
+            _split(source, f"{ours}.ffn", f"{theirs}.ffn.w12", hidden)
+            source.linear(f"{ours}.ffn.w2", f"{theirs}.ffn.w3")
+        else:
+            source.linear(f"{ours}.ffn.w1", f"{theirs}.ffn.0")
+            source.linear(f"{ours}.ffn.w2", f"{theirs}.ffn.2")
+    if source.flag("layer_norm_after_embedding"):
+        source.norm("embed_norm", "layer_norm_1")
+    if source.flag("layer_norm_before_last_layer", True):
+        source.norm("final_norm", "layer_norm_2")
+    source.matrix("embed", "encoder.weight")
+    source.linear("head", "decoder")
+    return source.recipe(config)
+
+
+def _split(source: Source, ours: str, theirs: str, hidden: int) -> None:
+    """The gate, which goes through silu, above what it multiplies, in one matrix of (2 * hidden, dim)."""
+    bias = source.tensors.get(f"{theirs}.bias")
+    for n, name in enumerate(("w1", "w3")):
+        source.matrix(f"{ours}.{name}", part(source.tensor(f"{theirs}.weight"), n * hidden, (n + 1) * hidden))
+        if bias is not None:
+            source.vector(f"{ours}.{name}.bias", columns(bias, n * hidden, (n + 1) * hidden))

@@ -1,0 +1,32 @@
+"""Command R (Cohere, 2024, 2025): LayerNorm without bias, blocks side by side, rotary pairs (2i, 2i + 1)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from fastllm.config import Config
+from fastllm.families import Recipe, Source
+from fastllm.families.llama import ONE_BEFORE, attention, decoder, feed_forward, layer_windows, qk_norm, settings
+
+_PARTS = (partial(attention, interleaved=True), partial(qk_norm, interleaved=True), feed_forward)
+
+
+def cohere(source: Source) -> Recipe:
+    """CohereForCausalLM: Command R and R+."""
+    return _decoder(source, _settings(source, theta=500000.0, qk_norm="head" if source.flag("use_qk_norm") else "none"))
+
+
+def cohere2(source: Source) -> Recipe:
+    """Cohere2ForCausalLM: Command R7B and A. Layers with a window rotate, the others do not."""
+    every = source.integer("sliding_window_pattern", 4) or 4
+    windows = layer_windows(source, 4096, lambda i: bool((i + 1) % every))
+    return _decoder(source, _settings(source, windows=windows, ropes=tuple(int(w > 0) for w in windows)))
+
+
+def _settings(source: Source, **flags: Any) -> Config:
+    return settings(source, norm="layer", parallel=True, logit_scale=source.number("logit_scale", 0.0625), **flags)
+
+
+def _decoder(source: Source, config: Config) -> Recipe:
+    return decoder(source, config, *_PARTS, norms=ONE_BEFORE, tied=True)

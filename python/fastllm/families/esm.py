@@ -1,0 +1,76 @@
+"""ESM-2 (Lin et al., 2023) and ESM-1b: protein encoders, norms before each block."""
+
+from __future__ import annotations
+
+from fastllm.config import Config
+from fastllm.families import Recipe, Source
+from fastllm.families.huggingface import head_width, modern_names
+from fastllm.families.rope import parameters, rotation
+from fastllm.tensors import part
+
+
+def recipe(source: Source) -> Recipe:
+    """EsmForMaskedLM, EsmModel. The activation is the erf GELU, whatever the config says: the reference's too."""
+    source.refuse("is_decoder", False)
+    source.refuse("position_embedding_type", "absolute", "rotary")
+    source.tensors = modern_names(source.tensors)
+    dim, heads = source.integer("hidden_size"), source.integer("num_attention_heads")
+    head_dim = head_width(source, dim, heads)
+    rotary = source.text("position_embedding_type", "absolute") == "rotary"
+    # Learned positions are counted from the one after the padding token's id.
+    first = 0 if rotary else source.integer("pad_token_id", 1) + 1
+    longest = source.integer("max_position_embeddings", 1026) - first
+    config = Config(
+        dim=dim,
+        hidden_dim=source.integer("intermediate_size"),
+        head_dim=head_dim,
+        n_layers=source.integer("num_hidden_layers"),
+        n_heads=heads,
+        n_kv_heads=heads,
+        vocab_size=source.integer("vocab_size"),
+        max_seq=longest,
+        positions=0 if rotary else longest,
+        rotary_dim=head_dim if rotary else 0,
+        norm="layer",
+        norm_eps=source.number("layer_norm_eps", 1e-12),
+        act="gelu_erf",
+        gated=False,
+        causal=False,
+        head="lm_head.dense.weight" in source.tensors,
+        mask_token=source.integer("mask_token_id") if source.flag("token_dropout") else -1,
+        attn_scale=head_dim**-0.5,
+    )
+    root = "esm." if "esm.embeddings.word_embeddings.weight" in source.tensors else ""
+    if rotary:
+        _frequencies(source, head_dim, longest)
+    else:
+        table = source.tensor(f"{root}embeddings.position_embeddings.weight")
+        source.matrix("positions", part(table, first, first + longest))
+    if source.flag("emb_layer_norm_before"):
+        source.norm("embed_norm", f"{root}embeddings.layer_norm")
+    for i in range(config.n_layers):
+        theirs, ours = f"{root}encoder.layer.{i}", f"layers.{i}"
+        source.norm(f"{ours}.attn_norm", f"{theirs}.attention.LayerNorm")
+        for name, of in (("wq", "self.query"), ("wk", "self.key"), ("wv", "self.value"), ("wo", "output.dense")):
+            source.linear(f"{ours}.attn.{name}", f"{theirs}.attention.{of}")
+        source.norm(f"{ours}.ffn_norm", f"{theirs}.LayerNorm")
+        source.linear(f"{ours}.ffn.w1", f"{theirs}.intermediate.dense")
+        source.linear(f"{ours}.ffn.w2", f"{theirs}.output.dense")
+    source.norm("final_norm", f"{root}encoder.emb_layer_norm_after")
+    source.matrix("embed", f"{root}embeddings.word_embeddings.weight")
+    if config.head:
+        source.linear("head.dense", "lm_head.dense")
+        source.norm("head.norm", "lm_head.layer_norm")
+        source.vector("head.bias", "lm_head.bias")
+        if not source.flag("tie_word_embeddings", True):
+            source.matrix("head", "lm_head.decoder.weight")
+    return source.recipe(config)
+
+
+def _frequencies(source: Source, head_dim: int, max_seq: int) -> None:
+    """As the checkpoint has them, where it does: the released models were trained with some that had been rounded."""
+    stored = next((name for name in source.tensors if name.endswith("rotary_embeddings.inv_freq")), None)
+    if stored is None:
+        source.vectors["rope.freqs"] = rotation(parameters(source), head_dim, max_seq).freqs
+    else:
+        source.vector("rope.freqs", stored)

@@ -1,0 +1,139 @@
+"""Gemma 1, 2 and 3 (Gemma Team, 2024, 2025): norms that lack 1, scaled embeddings, a tied head."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+from fastllm.config import Config
+from fastllm.families import Recipe, Source
+from fastllm.families.huggingface import act
+from fastllm.families.llama import (
+    BEFORE,
+    attention,
+    decoder,
+    depth,
+    feed_forward,
+    layer_windows,
+    positive,
+    qk_norm,
+    settings,
+)
+from fastllm.families.rope import rotation
+
+_AROUND = {
+    "attn_norm": "input_layernorm",
+    "post_attn_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffn_norm": "post_feedforward_layernorm",
+}
+# What configs of Gemma 3 leave out where it is the library's default.
+_GEMMA3: dict[str, Any] = {
+    "vocab_size": 262208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
+
+
+def gemma(source: Source) -> Recipe:
+    """GemmaForCausalLM. Where its config says "gelu", the approximation by tanh is meant."""
+    config = _settings(source, act="gelu_tanh" if source.get("hidden_act") == "gelu" else _act(source, "hidden_act"))
+    return decoder(source, config, attention, feed_forward, norms=BEFORE, norm_add=1.0, tied=True)
+
+
+def gemma2(source: Source) -> Recipe:
+    """Gemma2ForCausalLM: norms before and after, capped logits, a window in every second layer."""
+    config = _settings(
+        source,
+        attn_scale=positive(source, "query_pre_attn_scalar", 256) ** -0.5,
+        attn_softcap=_softcap(source, "attn_logit_softcapping", 50.0),
+        logit_softcap=_softcap(source, "final_logit_softcapping", 30.0),
+        windows=layer_windows(source, 4096, lambda i: i % 2 == 0),
+        act=_act(source, "hidden_activation"),
+    )
+    return decoder(source, config, attention, feed_forward, norms=_AROUND, norm_add=1.0, tied=True)
+
+
+def gemma3(source: Source) -> Recipe:
+    """Gemma3ForCausalLM: norms of queries and keys, five layers with a window and a slower rotation to one without."""
+    source.header = {**_GEMMA3, **{key: value for key, value in source.header.items() if value is not None}}
+    source.refuse("attn_logit_softcapping")
+    every = source.integer("_sliding_window_pattern", source.integer("sliding_window_pattern", 6)) or depth(source) + 1
+    windows = layer_windows(source, 4096, lambda i: bool((i + 1) % every))
+    whole, local = _ropes(source)
+    config = _settings(
+        source,
+        rope=whole,
+        attn_scale=positive(source, "query_pre_attn_scalar", 256) ** -0.5,
+        logit_softcap=_softcap(source, "final_logit_softcapping", 0.0),
+        qk_norm="head",
+        windows=windows,
+        ropes=tuple(2 if window else 1 for window in windows),
+        act=_act(source, "hidden_activation"),
+    )
+    near = rotation(local, config.rotary_dim, config.max_seq)
+    if near.switch or near.scale != config.rope_scale:
+        raise source.error("scales the rotation of some layers only, which fastllm does not support")
+    source.vectors["rope.freqs_local"] = near.freqs
+    parts = (attention, partial(qk_norm, add=1.0), feed_forward)
+    return decoder(source, config, *parts, norms=_AROUND, norm_add=1.0, tied=True)
+
+
+def gemma3_text(source: Source) -> Recipe:
+    """The language model of a Gemma3ForConditionalGeneration, which sees images too; without the part that does."""
+    text = source.section(
+        "text_config",
+        generation_config=source.get("generation_config"),
+        tie_word_embeddings=source.get("tie_word_embeddings"),
+        eos_token_id=source.get("eos_token_id"),
+    )
+    text.tensors = {_text_name(name): tensor for name, tensor in source.tensors.items()}
+    return gemma3(text)
+
+
+def _text_name(name: str) -> str:
+    """The name a tensor has in a model of text alone: it was nested in two ways."""
+    if name.startswith("model.language_model."):
+        return "model." + name.removeprefix("model.language_model.")
+    return name.removeprefix("language_model.")
+
+
+def _settings(source: Source, **flags: Any) -> Config:
+    config = settings(source, head_dim=256, **flags)
+    return config._replace(embed_scale=math.sqrt(config.dim))
+
+
+def _act(source: Source, key: str) -> str:
+    return act(source, key, "gelu_pytorch_tanh")
+
+
+def _softcap(source: Source, key: str, default: float) -> float:
+    """null is none, and `default` is meant where the key is missing."""
+    return source.number(key, 0.0 if key in source.header else default)
+
+
+def _ropes(source: Source) -> tuple[Source, Source]:
+    """The rotary parameters of layers without and with a window."""
+    both = source.section("rope_parameters")
+    whole, local = both.section("full_attention"), both.section("sliding_attention")
+    if source.get("rope_scaling"):
+        whole = source.section("rope_scaling", **whole.header)
+    for rope, theta in (
+        (whole, source.number("rope_theta", 1000000.0)),
+        (local, source.number("rope_local_base_freq", 10000.0)),
+    ):
+        rope.refuse("partial_rotary_factor", 1)
+        rope.header = {
+            "rope_theta": theta,
+            "original_max_position_embeddings": source.integer("max_position_embeddings"),
+            **rope.header,
+        }
+    return whole, local

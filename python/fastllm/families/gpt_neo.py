@@ -1,0 +1,60 @@
+"""GPT-Neo (EleutherAI, 2021): GPT-2 with scores that are not scaled and every other layer local."""
+
+from __future__ import annotations
+
+from fastllm.config import Config
+from fastllm.families import Recipe, Source
+from fastllm.families.huggingface import act, eos, head_width
+
+
+def recipe(source: Source) -> Recipe:
+    """GPTNeoForCausalLM, GPTNeoModel."""
+    dim, heads = source.integer("hidden_size"), source.integer("num_heads")
+    layers = source.integer("num_layers")
+    tied = source.flag("tie_word_embeddings", True)
+    config = Config(
+        dim=dim,
+        hidden_dim=source.integer("intermediate_size", 4 * dim),
+        head_dim=head_width(source, dim, heads),
+        n_layers=layers,
+        n_heads=heads,
+        n_kv_heads=heads,
+        vocab_size=source.integer("vocab_size"),
+        max_seq=source.integer("max_position_embeddings"),
+        positions=source.integer("max_position_embeddings"),
+        rotary_dim=0,
+        norm="layer",
+        norm_eps=source.number("layer_norm_epsilon", 1e-5),
+        act=act(source, "activation_function", "gelu_new"),
+        gated=False,
+        head=tied or "lm_head.weight" in source.tensors,
+        attn_scale=1.0,
+        windows=_windows(source, layers),
+    )
+    root = "transformer." if "transformer.wte.weight" in source.tensors else ""
+    for i in range(config.n_layers):
+        theirs, ours = f"{root}h.{i}", f"layers.{i}"
+        source.norm(f"{ours}.attn_norm", f"{theirs}.ln_1")
+        for name, of in (("wq", "q_proj"), ("wk", "k_proj"), ("wv", "v_proj"), ("wo", "out_proj")):
+            source.linear(f"{ours}.attn.{name}", f"{theirs}.attn.attention.{of}")
+        source.norm(f"{ours}.ffn_norm", f"{theirs}.ln_2")
+        source.linear(f"{ours}.ffn.w1", f"{theirs}.mlp.c_fc")
+        source.linear(f"{ours}.ffn.w2", f"{theirs}.mlp.c_proj")
+    source.norm("final_norm", f"{root}ln_f")
+    source.matrix("positions", f"{root}wpe.weight")
+    source.matrix("embed", f"{root}wte.weight")
+    if config.head and not tied:
+        source.matrix("head", "lm_head.weight")
+    return source.recipe(config, stop=eos(source))
+
+
+def _windows(source: Source, layers: int) -> tuple[int, ...]:
+    """attention_types: [[kinds, times], ...]: the kinds, one a layer, are repeated so many times."""
+    types = source.get("attention_types", [[["global", "local"], layers // 2]])
+    window = {"global": 0, "local": source.integer("window_size", 256)}
+    try:
+        if sum(len(kinds) * times for kinds, times in types) != layers or layers > len(source.tensors):
+            raise source.error(f"has attention_types {types!r}, which are not one for each of {layers:,} layers")
+        return tuple(window[kind] for kinds, times in types for kind in kinds * times)
+    except (TypeError, ValueError, KeyError):
+        raise source.error(f"has attention_types {types!r}") from None

@@ -1,0 +1,159 @@
+"""minGPT (Karpathy, 2020), known by its tensors' names, since its files hold no config: learned positions, LayerNorm.
+
+Three spellings: the first generation (separate queries, keys and values, erf GELU), that of the tch crate's example,
+which follows the first, and the second generation (GPT-2's names, one matrix for the three, tanh GELU).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from fastllm.config import Config
+from fastllm.families import Recipe, Source
+from fastllm.families.huggingface import head_width
+from fastllm.tensors import columns, part, reshaped
+
+
+class _Names(NamedTuple):
+    """Where one of the spellings has what; blocks are at `block` followed by their number."""
+
+    embed: str
+    positions: str
+    block: str
+    norms: tuple[str, str]
+    qkv: tuple[str, ...]
+    wo: str
+    ffn: tuple[str, str]
+    final_norm: str
+    head: str
+    act: str = "gelu_erf"
+
+
+_SPELLINGS = (
+    _Names(
+        embed="tok_emb.weight",
+        positions="pos_emb",
+        block="blocks.",
+        norms=("ln1", "ln2"),
+        qkv=("attn.query", "attn.key", "attn.value"),
+        wo="attn.proj",
+        ffn=("mlp.0", "mlp.2"),
+        final_norm="ln_f",
+        head="head",
+    ),
+    _Names(
+        embed="gpt.tok_emb.weight",
+        positions="gpt.pos_emb",
+        block="gpt.",
+        norms=("ln1", "ln2"),
+        qkv=("query", "key", "value"),
+        wo="proj",
+        ffn=("lin1", "lin2"),
+        final_norm="gpt.ln_f",
+        head="gpt.head",
+    ),
+    _Names(
+        embed="transformer.wte.weight",
+        positions="transformer.wpe.weight",
+        block="transformer.h.",
+        norms=("ln_1", "ln_2"),
+        qkv=("attn.c_attn",),
+        wo="attn.c_proj",
+        ffn=("mlp.c_fc", "mlp.c_proj"),
+        final_norm="transformer.ln_f",
+        head="lm_head",
+        act="gelu_tanh",
+    ),
+)
+
+# Heads of the sizes that minGPT has names for.
+_HEADS = {
+    "openai-gpt": 12,
+    "gpt2": 12,
+    "gpt2-medium": 16,
+    "gpt2-large": 20,
+    "gpt2-xl": 25,
+    "gopher-44m": 16,
+    "gpt-mini": 6,
+    "gpt-micro": 4,
+    "gpt-nano": 3,
+}
+
+
+def matches(tensors: Iterable[str]) -> bool:
+    """Whether the tensors' names are minGPT's."""
+    return _spelling(frozenset(tensors)) is not None
+
+
+def _spelling(tensors: Iterable[str]) -> _Names | None:
+    for names in _SPELLINGS:
+        needed = (names.embed, names.positions, f"{names.head}.weight", f"{names.block}0.{names.qkv[0]}.weight")
+        if all(name in tensors for name in needed):
+            return names
+    return None
+
+
+def recipe(source: Source) -> Recipe:
+    """Everything but the number of heads follows from the shapes."""
+    names = _spelling(source.tensors)
+    if names is None:
+        raise source.error("has not the tensors of minGPT")
+    embed = source.tensor(names.embed)
+    table = source.tensor(names.positions)
+    table = reshaped(table, table.shape[-2:])  # (1, positions, dim) in the first generation
+    heads = _heads(source)
+    head_dim = head_width(source, embed.width, heads)
+    block = re.compile(rf"{re.escape(names.block)}(\d+)\.{re.escape(names.qkv[0])}\.weight")
+    config = Config(
+        dim=embed.width,
+        hidden_dim=source.tensor(f"{names.block}0.{names.ffn[0]}.weight").rows,
+        head_dim=head_dim,
+        n_layers=sum(block.fullmatch(name) is not None for name in source.tensors),
+        n_heads=heads,
+        n_kv_heads=heads,
+        vocab_size=embed.rows,
+        max_seq=table.rows,
+        positions=table.rows,
+        rotary_dim=0,
+        norm="layer",
+        norm_eps=1e-5,
+        act=names.act,
+        gated=False,
+        attn_scale=head_dim**-0.5,
+    )
+    for i in range(config.n_layers):
+        theirs, ours = f"{names.block}{i}", f"layers.{i}"
+        source.norm(f"{ours}.attn_norm", f"{theirs}.{names.norms[0]}")
+        _attention(source, f"{ours}.attn", theirs, names.qkv, config.dim)
+        source.linear(f"{ours}.attn.wo", f"{theirs}.{names.wo}")
+        source.norm(f"{ours}.ffn_norm", f"{theirs}.{names.norms[1]}")
+        source.linear(f"{ours}.ffn.w1", f"{theirs}.{names.ffn[0]}")
+        source.linear(f"{ours}.ffn.w2", f"{theirs}.{names.ffn[1]}")
+    source.norm("final_norm", names.final_norm)
+    source.matrix("positions", table)
+    source.matrix("embed", embed)
+    source.linear("head", names.head)
+    return source.recipe(config)
+
+
+def _attention(source: Source, ours: str, theirs: str, qkv: tuple[str, ...], dim: int) -> None:
+    """Queries, keys and values: three matrices, or one of (3 * dim, dim)."""
+    for n, name in enumerate(("wq", "wk", "wv")):
+        if len(qkv) == 3:
+            source.linear(f"{ours}.{name}", f"{theirs}.{qkv[n]}")
+            continue
+        source.matrix(f"{ours}.{name}", part(source.tensor(f"{theirs}.{qkv[0]}.weight"), n * dim, (n + 1) * dim))
+        bias = columns(source.tensor(f"{theirs}.{qkv[0]}.bias"), n * dim, (n + 1) * dim)
+        source.vector(f"{ours}.{name}.bias", bias)
+
+
+def _heads(source: Source) -> int:
+    """From a config.json, flat or as minGPT writes it ({"model": {"n_head": ..., "model_type": ...}, ...})."""
+    for values in (source.header, source.get("model")):
+        if isinstance(values, dict):
+            heads = values.get("n_head") or _HEADS.get(str(values.get("model_type")).lower())
+            if type(heads) is int:
+                return heads
+    raise source.error('says nowhere how many attention heads it has: put {"n_head": ...} in a config.json beside it')

@@ -1,0 +1,140 @@
+"""Decoders with a mixture of experts: Mixtral, OLMoE, Qwen 2 and 3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from fastllm.config import Config
+from fastllm.families import Recipe, Source
+from fastllm.families.llama import (
+    attention,
+    decoder,
+    depth,
+    feed_forward,
+    layer_windows,
+    qk_norm,
+    same_window,
+    settings,
+)
+from fastllm.tensors import at, part, stacked
+
+
+def mixtral(source: Source) -> Recipe:
+    """MixtralForCausalLM (Jiang et al., 2024)."""
+    config = settings(
+        source,
+        theta=1000000.0,
+        windows=same_window(source),
+        hidden_dim=0,
+        n_experts=source.integer("num_local_experts", 8),
+        n_experts_used=source.integer("num_experts_per_tok", 2),
+        expert_dim=source.integer("intermediate_size"),
+        moe_renormalize=True,
+    )
+    if "model.layers.0.mlp.gate.weight" in source.tensors:  # as in memory since transformers 5
+        return decoder(source, config, attention, experts)
+    named = partial(experts, theirs="block_sparse_moe", names=("w1", "w3", "w2"))
+    return decoder(source, config, attention, named)
+
+
+def olmoe(source: Source) -> Recipe:
+    """OlmoeForCausalLM (Muennighoff et al., 2024): norms of all queries and of all keys of a token."""
+    source.refuse("clip_qkv")
+    config = settings(
+        source,
+        qk_norm="row",
+        hidden_dim=0,
+        **_routing(source, used=8),
+        expert_dim=source.integer("intermediate_size"),
+    )
+    return decoder(source, config, attention, qk_norm, experts, bos=False)
+
+
+def qwen2_moe(source: Source) -> Recipe:
+    """Qwen2MoeForCausalLM (Qwen Team, 2024): an expert that every token passes, with a gate of its own."""
+    windows: tuple[int, ...] = ()
+    if source.flag("use_sliding_window"):
+        end = source.integer("max_window_layers", 28)
+        windows = layer_windows(source, 4096, lambda i: i % 2 == 0 and i < end)
+    moe = _sparse_layers(source)
+    shared, dense = source.integer("shared_expert_intermediate_size"), source.integer("intermediate_size")
+    if not all(moe) and shared != dense:
+        raise source.error(
+            f"has layers without experts as wide as {dense} and shared experts as wide as {shared}, "
+            "which fastllm supports only when they are equal"
+        )
+    config = settings(
+        source,
+        windows=windows,
+        hidden_dim=shared,
+        **_routing(source, used=4),
+        expert_dim=source.integer("moe_intermediate_size"),
+        moe=moe,
+    )
+    parts = (partial(attention, bias=source.flag("qkv_bias", True), out_bias=False), partial(experts, shared=True))
+    return decoder(source, config, *parts, bos=False)
+
+
+def qwen3_moe(source: Source) -> Recipe:
+    """Qwen3MoeForCausalLM (Qwen Team, 2025)."""
+    moe = _sparse_layers(source)
+    config = settings(
+        source,
+        qk_norm="head",
+        windows=same_window(source, 4096) if source.flag("use_sliding_window") else (),
+        hidden_dim=0 if all(moe) else source.integer("intermediate_size"),
+        **_routing(source, used=8),
+        expert_dim=source.integer("moe_intermediate_size"),
+        moe=moe,
+    )
+    return decoder(source, config, attention, qk_norm, experts, bos=False)
+
+
+def _routing(source: Source, *, used: int) -> dict[str, Any]:
+    return {
+        "n_experts": source.integer("num_experts", source.get("num_local_experts")),
+        "n_experts_used": source.integer("num_experts_per_tok", used),
+        "moe_renormalize": source.flag("norm_topk_prob"),
+    }
+
+
+def _sparse_layers(source: Source) -> tuple[int, ...]:
+    """Which layers have experts, as Config.moe."""
+    step, dense = source.integer("decoder_sparse_step", 1), source.get("mlp_only_layers", [])
+    if step < 1 or not isinstance(dense, list):
+        raise source.error(f"has decoder_sparse_step {step} and mlp_only_layers {dense!r}")
+    return tuple(int(i not in dense and (i + 1) % step == 0) for i in range(depth(source)))
+
+
+def experts(
+    source: Source,
+    config: Config,
+    i: int,
+    *,
+    theirs: str = "mlp",
+    names: Sequence[str] = ("gate_proj", "up_proj", "down_proj"),
+    shared: bool = False,
+) -> None:
+    """A layer's experts, each on its own or all in one tensor; or the feed-forward it has instead of them.
+
+    theirs, names: of the block and of an expert's three matrices; shared: with the expert that every token passes.
+    """
+    if not config.layer_moe(i):
+        feed_forward(source, config, i)
+        return
+    ours, block, n, width = f"layers.{i}", f"model.layers.{i}.{theirs}", config.n_experts, config.expert_dim
+    source.matrix(f"{ours}.router", f"{block}.gate.weight")
+    if f"{block}.experts.gate_up_proj" in source.tensors:
+        both = source.tensor(f"{block}.experts.gate_up_proj")  # (experts, 2 * width, dim)
+        source.matrix(f"{ours}.experts.w1", stacked([part(at(both, e), 0, width) for e in range(n)]))
+        source.matrix(f"{ours}.experts.w3", stacked([part(at(both, e), width, 2 * width) for e in range(n)]))
+        source.matrix(f"{ours}.experts.w2", f"{block}.experts.down_proj")
+    else:
+        for w, name in zip(("w1", "w3", "w2"), names, strict=True):
+            each = [source.tensor(f"{block}.experts.{e}.{name}.weight") for e in range(n)]
+            source.matrix(f"{ours}.experts.{w}", stacked(each))
+    if shared:
+        feed_forward(source, config, i, theirs=f"{theirs}.shared_expert")
+        source.matrix(f"{ours}.ffn.gate", f"{block}.shared_expert_gate.weight")

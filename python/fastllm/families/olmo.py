@@ -1,0 +1,14 @@
+"""OLMo 2 (OLMo Team, 2024): norms after the blocks, and of all queries and of all keys of a token."""
+
+from __future__ import annotations
+
+from fastllm.families import Recipe, Source
+from fastllm.families.llama import attention, decoder, feed_forward, qk_norm, settings
+
+_AFTER = {"post_attn_norm": "post_attention_layernorm", "post_ffn_norm": "post_feedforward_layernorm"}
+
+
+def olmo2(source: Source) -> Recipe:
+    """Olmo2ForCausalLM."""
+    config = settings(source, qk_norm="row")
+    return decoder(source, config, attention, qk_norm, feed_forward, norms=_AFTER, bos=False)

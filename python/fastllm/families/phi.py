@@ -1,0 +1,37 @@
+"""Phi-3, 3.5 and 4-mini (Abdin et al., 2024): queries, keys and values in one matrix, gate and up in another."""
+
+from __future__ import annotations
+
+from fastllm.config import Config
+from fastllm.families import Recipe, Source
+from fastllm.families.llama import decoder, same_window, settings
+from fastllm.families.rope import parameters
+from fastllm.tensors import part
+
+
+def phi3(source: Source) -> Recipe:
+    """Phi3ForCausalLM. Its LongRoPE was once called "su", or "yarn"."""
+    source.refuse("lm_head_bias", False)
+    rope = parameters(source, partial=1.0)
+    if rope.get("rope_type", rope.get("type")) in ("su", "yarn"):
+        rope.header = {**rope.header, "rope_type": "longrope"}
+    config = settings(source, rope=rope, windows=same_window(source))
+    return decoder(source, config, _attention, _feed_forward, bos=False)
+
+
+def _attention(source: Source, config: Config, i: int) -> None:
+    theirs = f"model.layers.{i}.self_attn"
+    qkv = source.tensor(f"{theirs}.qkv_proj.weight")
+    q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    source.matrix(f"layers.{i}.attn.wq", part(qkv, 0, q))
+    source.matrix(f"layers.{i}.attn.wk", part(qkv, q, q + kv))
+    source.matrix(f"layers.{i}.attn.wv", part(qkv, q + kv, q + 2 * kv))
+    source.linear(f"layers.{i}.attn.wo", f"{theirs}.o_proj")
+
+
+def _feed_forward(source: Source, config: Config, i: int) -> None:
+    theirs, width = f"model.layers.{i}.mlp", config.hidden_dim
+    both = source.tensor(f"{theirs}.gate_up_proj.weight")
+    source.matrix(f"layers.{i}.ffn.w1", part(both, 0, width))
+    source.matrix(f"layers.{i}.ffn.w3", part(both, width, 2 * width))
+    source.linear(f"layers.{i}.ffn.w2", f"{theirs}.down_proj")

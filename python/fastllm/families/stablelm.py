@@ -1,0 +1,35 @@
+"""StableLM (Bellagente et al., 2024): LayerNorm, a part of each head rotates."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fastllm.config import Config
+from fastllm.families import Recipe, Source
+from fastllm.families.llama import BEFORE, ONE_BEFORE, attention, decoder, feed_forward, settings
+from fastllm.families.rope import parameters
+from fastllm.tensors import joined_rows
+
+
+def stablelm(source: Source) -> Recipe:
+    """StableLmForCausalLM: StableLM 3B, 2 1.6B, 2 12B."""
+    parallel = source.flag("use_parallel_residual")
+    config = settings(
+        source,
+        rope=parameters(source, partial=0.25),
+        norm="layer",
+        parallel=parallel,
+        qk_norm="head" if source.flag("qk_layernorm") else "none",
+    )
+    parts = (partial(attention, bias=source.flag("use_qkv_bias"), out_bias=False), _qk_norm, feed_forward)
+    return decoder(source, config, *parts, norms=ONE_BEFORE if parallel else BEFORE, norm_bias=True, bos=False)
+
+
+def _qk_norm(source: Source, config: Config, i: int) -> None:
+    """A tensor for each head, end to end."""
+    if config.qk_norm == "none":
+        return
+    for name, heads in (("q", config.n_heads), ("k", config.n_kv_heads)):
+        theirs = f"model.layers.{i}.self_attn.{name}_layernorm.norms"
+        weights = [source.tensor(f"{theirs}.{head}.weight") for head in range(heads)]
+        source.vector(f"layers.{i}.attn.{name}_norm", joined_rows(weights))
