@@ -128,6 +128,8 @@ class Source:
         import numpy
 
         values = numpy.tile(floats(tensor).reshape(-1) + numpy.float32(add), repeat)
+        if rows is not None and len(rows) != len(values):
+            raise self.error(f"has {len(values)} values for {name}, which needs {len(rows)}")
         self.vectors[name] = (values if rows is None else values[numpy.asarray(rows)]).tobytes()
 
     def linear(

@@ -1,0 +1,229 @@
+"""Encoders: hidden states, attention maps and masked-token logits are those of the references, alone and in batches."""
+
+import json
+
+import numpy as np
+import pytest
+
+import fastllm
+import reference
+from conftest import DATA, failure
+from reference import torch, transformers
+
+# ---- AMPLIFY: arrays computed by its authors' code; tolerances from the fixtures' meta.json --------------------------
+
+AMPLIFY = pytest.mark.parametrize("name", ["amplify_tiny", "amplify_variant"])
+ATOL, ATTENTION_ATOL = 2e-4, 1e-5
+
+
+def amplify(name):
+    with np.load(DATA / name / "expected.npz") as arrays:
+        return fastllm.load(DATA / name, threads=1), dict(arrays)
+
+
+def close(found, expected, atol=ATOL):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+
+
+@AMPLIFY
+def test_amplify_logits(name):
+    llm, expected = amplify(name)
+    kinds = ["", "masked_", "long_"] + (["single1_"] if "single1_tokens" in expected else [])
+    for kind in kinds:
+        close(llm.logits(expected[f"{kind}tokens"]), expected[f"{kind}logits"])
+
+
+@AMPLIFY
+def test_amplify_hidden_states_and_attention_maps_of_every_layer(name):
+    llm, expected = amplify(name)
+    tokens = expected["tokens"]
+    for layer in range(llm.config.n_layers):
+        close(llm.hidden_states(tokens, layer + 1), expected["hidden"][layer])
+        close(llm.attentions(tokens, layer), expected["attn"][layer], ATTENTION_ATOL)
+    close(llm.hidden_states(tokens, llm.config.n_layers)[1:-1], expected["embed"])
+
+
+@AMPLIFY
+def test_amplify_ragged_batches_equal_the_padded_reference(name):
+    llm, expected = amplify(name)
+    lengths = np.isfinite(expected["batch_pad_mask"]).sum(axis=1)
+    assert len(set(lengths)) > 1
+    texts = [row[:n] for row, n in zip(expected["batch_tokens"], lengths, strict=True)]
+    for i, text in enumerate(texts):
+        close(llm.logits(text), expected["batch_logits"][i, : len(text)])
+        # Padding that is not masked out is text like any other.
+        close(llm.logits(expected["batch_tokens"][i]), expected["batch_logits_nomask"][i])
+    for layer in range(llm.config.n_layers):
+        means = [expected["batch_hidden"][layer, i, : len(text)].mean(axis=0) for i, text in enumerate(texts)]
+        close(llm.embed(texts, layer=layer + 1), means)
+
+
+@AMPLIFY
+def test_amplify_pseudo_perplexity(name):
+    """Each position masked in turn."""
+    llm, expected = amplify(name)
+    tokens, losses = expected["ppl_tokens"], []
+    for i, token in enumerate(tokens):
+        masked = tokens.copy()
+        masked[i] = json.loads((DATA / name / "config.json").read_text())["mask_token_id"]
+        row = llm.logits(masked)[i].astype(np.float64)
+        losses.append(np.log(np.exp(row - row.max()).sum()) + row.max() - row[token])
+    close(losses, expected["ppl_losses"])
+    known = json.loads((DATA / name / "meta.json").read_text())["pseudo_perplexity"]
+    assert np.exp(np.mean(losses)) == pytest.approx(known["notebook_all_positions"], rel=ATOL)
+    assert np.exp(np.mean(losses[1:-1])) == pytest.approx(known["residues_only"], rel=ATOL)
+
+
+# ---- models of the transformers library ------------------------------------------------------------------------------
+
+SIZES = {
+    "vocab_size": 97,
+    "max_position_embeddings": 90,
+    "hidden_size": 36,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 57,
+}
+MASK = 32
+ESM = SIZES | {"pad_token_id": 1, "mask_token_id": MASK}
+ESM2 = ESM | {"position_embedding_type": "rotary", "token_dropout": True}
+ESM1B = ESM | {"position_embedding_type": "absolute", "emb_layer_norm_before": True}
+
+CASES = {
+    "bert": ("BertModel", SIZES),
+    "bert, relu": ("BertModel", SIZES | {"hidden_act": "relu", "layer_norm_eps": 1e-3}),
+    "bert, masked tokens": ("BertForMaskedLM", SIZES),
+    "bert, untied": ("BertForMaskedLM", SIZES | {"tie_word_embeddings": False}),
+    "bert, pretraining": ("BertForPreTraining", SIZES),
+    "roberta": ("RobertaModel", SIZES),
+    "roberta, masked tokens": ("RobertaForMaskedLM", SIZES),
+    "xlm-roberta, masked tokens": ("XLMRobertaForMaskedLM", SIZES),
+    "camembert": ("CamembertModel", SIZES),
+    "esm-2": ("EsmModel", ESM2),
+    "esm-2, masked tokens": ("EsmForMaskedLM", ESM2),
+    "esm-1b": ("EsmModel", ESM1B),
+    "esm-1b, masked tokens": ("EsmForMaskedLM", ESM1B),
+    "esm, untied": ("EsmForMaskedLM", ESM2 | {"tie_word_embeddings": False, "token_dropout": False}),
+    "clip text": ("CLIPTextModel", SIZES),
+    "clip text, gelu": ("CLIPTextModel", SIZES | {"hidden_act": "gelu"}),
+    "clip text, projected": ("CLIPTextModelWithProjection", SIZES),
+    "clip": ("CLIPModel", SIZES),
+}
+
+
+def built(case):
+    architecture, values = CASES[case]
+    kind = getattr(transformers, architecture).config_class
+    if architecture == "CLIPModel":
+        vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        values = {"text_config": values, "vision_config": vision | {"image_size": 8, "patch_size": 4}}
+    model = reference.build(architecture, kind(**values))
+    return model, model.text_model if architecture == "CLIPModel" else model
+
+
+def text(length, *, seed=0):
+    """Random ids that are no special token, except for two masked ones where there is room."""
+    ids = np.random.default_rng(seed).integers(MASK + 1, 97, length)
+    ids[3:8:4] = MASK
+    return ids.tolist()
+
+
+def run(model, ids, mask=None):
+    """Hidden states, the last after the final norm, attention maps, and logits if any."""
+    with torch.no_grad():
+        out = model(
+            torch.tensor(ids),
+            attention_mask=None if mask is None else torch.tensor(mask),
+            output_hidden_states=True,
+            output_attentions=True,
+        )
+    hidden = [h.numpy() for h in out.hidden_states]
+    if hasattr(out, "last_hidden_state"):
+        hidden[-1] = out.last_hidden_state.numpy()
+    logits = getattr(out, "logits", getattr(out, "prediction_logits", None))
+    return hidden, [a.numpy() for a in out.attentions], None if logits is None else logits.numpy()
+
+
+def layers(llm):
+    """Where ours have what transformers lists: the last is after the final norm."""
+    return [*range(llm.config.n_layers), llm.config.n_layers + 1]
+
+
+def same(found, expected):
+    assert reference.difference(np.asarray(found), np.asarray(expected)) < 1e-4
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_hidden_states_attention_maps_and_logits_are_those_of_transformers(case, tmp_path):
+    model, tower = built(case)
+    model.save_pretrained(tmp_path)
+    llm = fastllm.load(tmp_path, threads=1)
+    ids = text(70)
+    hidden, attentions, logits = run(tower, [ids])
+    for layer, states in zip(layers(llm), hidden, strict=True):
+        same(llm.hidden_states(ids, layer), states[0])
+    for layer, maps in enumerate(attentions):
+        same(llm.attentions(ids, layer), maps[0])
+    assert llm.config.head == (logits is not None)
+    if logits is not None:
+        assert logits.std() > 0.05
+        same(llm.logits(ids), logits[0])
+
+
+@pytest.mark.parametrize("case", ["bert", "roberta", "esm-2", "esm-1b", "clip text"])
+def test_ragged_batches_equal_the_padded_reference(case, tmp_path):
+    model, tower = built(case)
+    model.save_pretrained(tmp_path)
+    llm = fastllm.load(tmp_path, threads=1)
+    lengths = [66, 1, 20, 64]
+    texts = [text(n, seed=n) for n in lengths]
+    padding = model.config.pad_token_id
+    padded = [ids + [padding] * (66 - len(ids)) for ids in texts]
+    hidden, _, _ = run(tower, padded, [[1] * n + [0] * (66 - n) for n in lengths])
+    for layer, states in zip(layers(llm), hidden, strict=True):
+        rows = [states[i, :n] for i, n in enumerate(lengths)]
+        same(llm.embed(texts, layer=layer), [row.mean(axis=0) for row in rows])
+        same(llm.embed(texts, layer=layer, pooling="cls"), [row[0] for row in rows])
+        same(llm.embed(texts, layer=layer, pooling="last"), [row[-1] for row in rows])
+
+
+def test_norms_named_as_tensorflow_did(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model, _ = built("bert, masked tokens")
+    model.save_pretrained(tmp_path)
+    ids = text(40)
+    expected = run(model, [ids])[2][0]
+    file = tmp_path / "model.safetensors"
+    changes = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    tensors = safetensors.load_file(file)
+    for new, old in changes.items():
+        tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
+    assert any(name.endswith("LayerNorm.gamma") for name in tensors)
+    safetensors.save_file(tensors, file)
+    same(fastllm.load(tmp_path, threads=1).logits(ids), expected)
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "cause"),
+    [
+        ("bert", {"is_decoder": True}, "is_decoder"),
+        ("bert", {"position_embedding_type": "relative_key"}, "relative_key"),
+        ("bert", {"hidden_act": ["gelu"]}, "hidden_act"),
+        ("bert", {"num_attention_heads": 7}, "7 attention heads"),
+        ("bert", {"max_position_embeddings": 91}, "91"),
+        ("bert", {"hidden_size": 33}, "33"),
+        ("roberta", {"max_position_embeddings": 2}, "max_seq"),
+        ("roberta", {"hidden_act": "relu"}, "relu"),
+        ("esm-2", {"mask_token_id": None}, "mask_token_id"),
+        ("esm-2", {"num_hidden_layers": 4}, "encoder.layer.3"),
+        ("clip", {"text_config": [1]}, "text_config"),
+    ],
+)
+def test_a_config_that_is_wrong_is_one_clear_error(case, change, cause, tmp_path):
+    built(case)[0].save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    error = failure(lambda: fastllm.load(tmp_path))
+    assert isinstance(error, fastllm.CheckpointError)
+    assert cause in str(error)
+    assert str(tmp_path) in str(error)
