@@ -94,7 +94,8 @@ ARCHITECTURES = {
     ),
     "mixtral": Architecture(_config(**MOE, hidden_dim=0, moe_renormalize=True, moe=(1, 1)), (*PRE, "head")),
     "qwen_moe": Architecture(
-        _config(**MOE, moe_renormalize=True, moe=(0, 1, 1), n_layers=3), (*PRE, "head", "ffn.w1", "ffn.w3", "ffn.w2", "ffn.gate")
+        _config(**MOE, moe_renormalize=True, moe=(0, 1, 1), n_layers=3),
+        (*PRE, "head", "ffn.w1", "ffn.w3", "ffn.w2", "ffn.gate"),
     ),
     "many_experts": Architecture(
         _config(n_experts=300, n_experts_used=3, expert_dim=17, hidden_dim=0, gated=False), (*PRE, "head")

@@ -38,126 +38,130 @@ def run(cfg, weights, tokens, *, activations=lambda x: x, kv=np.float64):
     activations: what rounds the inputs of every matrix; kv: the type of keys and values. Rotary pairs
     are (2i, 2i + 1) of the first rotary_dim channels of a head, as complex numbers.
     """
-    w = {name: values.astype(np.float64) for name, values in weights.items()}
-    t = len(tokens)
-    act = ACTS[cfg.act]
+    return _Transformer(cfg, weights, activations, kv).run(np.asarray(tokens))
 
-    def product(x, name):
-        return activations(x) @ w[name].T + w.get(f"{name}.bias", 0)
 
-    def centered(x):
-        if cfg.norm == "layer":
+class _Transformer:
+    def __init__(self, cfg, weights, activations, kv):
+        self.cfg, self.activations, self.kv = cfg, activations, kv
+        self.w = {name: values.astype(np.float64) for name, values in weights.items()}
+
+    def run(self, tokens):
+        cfg = self.cfg
+        x = self.norm(self.embedded(tokens), "embed_norm")
+        hidden, maps = [x], []
+        for i in range(cfg.n_layers):
+            x, probabilities = self.layer(i, x, tokens)
+            hidden.append(x)
+            maps.append(probabilities)
+        x = self.norm(x, "final_norm")
+        return Outputs(self.logits(x) if cfg.head else None, [*hidden, x], maps)
+
+    def layer(self, i, x, tokens):
+        cfg, layer = self.cfg, f"layers.{i}"
+        before = x if cfg.norm_after else self.norm(x, f"{layer}.attn_norm")
+        out, probabilities = self.attention(i, before, tokens)
+        out = self.norm(self.product(out, f"{layer}.attn.wo"), f"{layer}.post_attn_norm")
+        if cfg.parallel:
+            h = self.norm(x, f"{layer}.ffn_norm") if f"{layer}.ffn_norm" in self.w else before
+            return x + cfg.residual_scale * (out + self.ffn(h, f"{layer}.ffn")), probabilities
+        x = x + cfg.residual_scale * out
+        x = self.norm(x, f"{layer}.attn_norm") if cfg.norm_after else x
+        h = x if cfg.norm_after else self.norm(x, f"{layer}.ffn_norm")
+        out = self.experts(h, layer) if cfg.layer_moe(i) else self.ffn(h, f"{layer}.ffn")
+        x = x + cfg.residual_scale * self.norm(out, f"{layer}.post_ffn_norm")
+        return self.norm(x, f"{layer}.ffn_norm") if cfg.norm_after else x, probabilities
+
+    def logits(self, x):
+        cfg, w = self.cfg, self.w
+        if "head.dense" in w:
+            x = self.norm(ACTS[cfg.act](self.product(x, "head.dense")), "head.norm")
+        logits = self.activations(x) @ w["head" if "head" in w else "embed"].T + w.get("head.bias", 0)
+        logits *= cfg.logit_scale
+        return cfg.logit_softcap * np.tanh(logits / cfg.logit_softcap) if cfg.logit_softcap else logits
+
+    # ---- parts
+
+    def product(self, x, name, pick=()):
+        return self.activations(x) @ self.w[name][pick].T + self.w.get(f"{name}.bias", 0)
+
+    def centered(self, x):
+        if self.cfg.norm == "layer":
             x = x - x.mean(axis=-1, keepdims=True)
-        return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + cfg.norm_eps)
+        return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + self.cfg.norm_eps)
 
-    def norm(x, name):
-        return centered(x) * w[name] + w.get(f"{name}.bias", 0) if name in w else x
+    def norm(self, x, name):
+        return self.centered(x) * self.w[name] + self.w.get(f"{name}.bias", 0) if name in self.w else x
 
-    def ffn(x, prefix, pick=()):
-        hidden = act(activations(x) @ w[f"{prefix}.w1"][pick].T + w.get(f"{prefix}.w1.bias", 0))
-        if cfg.gated:
-            hidden = hidden * (activations(x) @ w[f"{prefix}.w3"][pick].T + w.get(f"{prefix}.w3.bias", 0))
-        return activations(hidden) @ w[f"{prefix}.w2"][pick].T + w.get(f"{prefix}.w2.bias", 0)
+    def ffn(self, x, prefix, pick=()):
+        hidden = ACTS[self.cfg.act](self.product(x, f"{prefix}.w1", pick))
+        if self.cfg.gated:
+            hidden = hidden * self.product(x, f"{prefix}.w3", pick)
+        return self.product(hidden, f"{prefix}.w2", pick)
 
-    def experts(x, layer):
+    def experts(self, x, layer):
+        cfg, w = self.cfg, self.w
         scores = x @ w[f"{layer}.router"].T
         p = np.exp(scores - scores.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
         out = np.zeros_like(x)
         if f"{layer}.ffn.w1" in w:
-            out = ffn(x, f"{layer}.ffn")
+            out = self.ffn(x, f"{layer}.ffn")
             if f"{layer}.ffn.gate" in w:
                 out /= 1 + np.exp(-x @ w[f"{layer}.ffn.gate"].T)
-        for row in range(t):
+        for row in range(len(x)):
             best = np.argsort(-p[row], kind="stable")[: cfg.n_experts_used]
             share = p[row, best] / (p[row, best].sum() if cfg.moe_renormalize else 1)
-            out[row] += sum(s * ffn(x[row : row + 1], f"{layer}.experts", e)[0] for s, e in zip(share, best, strict=True))
+            for s, e in zip(share, best, strict=True):
+                out[row] += s * self.ffn(x[row : row + 1], f"{layer}.experts", e)[0]
         return out
 
-    x = _embedded(cfg, w, tokens)
-    x = norm(x, "embed_norm")
-    hidden, maps = [x], []
-    for i in range(cfg.n_layers):
-        layer = f"layers.{i}"
-        before = norm(x, f"{layer}.attn_norm") if not cfg.norm_after else x
-        out, probabilities = _attention(cfg, i, w, before, product, centered, kv, tokens)
-        maps.append(probabilities)
-        out = norm(product(out, f"{layer}.attn.wo"), f"{layer}.post_attn_norm")
-        if cfg.parallel:
-            h = norm(x, f"{layer}.ffn_norm") if f"{layer}.ffn_norm" in w else before
-            x = x + cfg.residual_scale * (out + ffn(h, f"{layer}.ffn"))
-        else:
-            x = x + cfg.residual_scale * out
-            x = norm(x, f"{layer}.attn_norm") if cfg.norm_after else x
-            h = x if cfg.norm_after else norm(x, f"{layer}.ffn_norm")
-            out = experts(h, layer) if cfg.layer_moe(i) else ffn(h, f"{layer}.ffn")
-            x = x + cfg.residual_scale * norm(out, f"{layer}.post_ffn_norm")
-            x = norm(x, f"{layer}.ffn_norm") if cfg.norm_after else x
-        hidden.append(x)
-    x = norm(x, "final_norm")
-    hidden.append(x)
-    if not cfg.head:
-        return Outputs(None, hidden, maps)
-    if "head.dense" in w:
-        x = norm(act(product(x, "head.dense")), "head.norm")
-    logits = activations(x) @ w["head" if "head" in w else "embed"].T + w.get("head.bias", 0)
-    logits *= cfg.logit_scale
-    if cfg.logit_softcap:
-        logits = cfg.logit_softcap * np.tanh(logits / cfg.logit_softcap)
-    return Outputs(logits, hidden, maps)
+    def embedded(self, ids):
+        cfg = self.cfg
+        x = self.w["embed"][ids] * cfg.embed_scale
+        if cfg.mask_token >= 0:  # fair-esm: token dropout
+            masked = ids == cfg.mask_token
+            x[masked] = 0
+            x *= (1 - 0.15 * 0.8) / (1 - masked.mean())
+        return x + self.w["positions"][: len(ids)] if cfg.positions else x
 
-
-def _embedded(cfg, w, tokens):
-    ids = np.asarray(tokens)
-    x = w["embed"][ids] * cfg.embed_scale
-    if cfg.mask_token >= 0:  # fair-esm: token dropout
-        masked = ids == cfg.mask_token
-        x[masked] = 0
-        x *= (1 - 0.15 * 0.8) / (1 - masked.mean())
-    return x + w["positions"][: len(ids)] if cfg.positions else x
-
-
-def _attention(cfg, i, w, x, product, centered, kv, tokens):
-    """Of layer i: (tokens, heads * head_dim), and the probabilities (heads, tokens, tokens)."""
-    t, layer = len(tokens), f"layers.{i}.attn"
-    shared, table = cfg.n_heads // cfg.n_kv_heads, ("", "rope.freqs", "rope.freqs_local")[cfg.layer_rope(i)]
-
-    def heads(name, norm_name, n):
-        y = product(x, f"{layer}.{name}")
-        weight = w.get(f"{layer}.{norm_name}")
-        if cfg.qk_norm == "row" and weight is not None:
-            y = centered(y) * weight
-        y = y.reshape(t, n, cfg.head_dim)
-        if cfg.qk_norm == "head" and weight is not None:
-            y = centered(y) * weight.reshape(n, cfg.head_dim)
+    def heads(self, x, i, name, n):
+        y = self.product(x, f"layers.{i}.attn.w{name}")
+        weight = self.w.get(f"layers.{i}.attn.{name}_norm")
+        if self.cfg.qk_norm == "row" and weight is not None:
+            y = self.centered(y) * weight
+        y = y.reshape(len(x), n, self.cfg.head_dim)
+        if self.cfg.qk_norm == "head" and weight is not None:
+            y = self.centered(y) * weight.reshape(n, self.cfg.head_dim)
         return y
 
-    def rotated(y):
-        r = cfg.rotary_dim
+    def rotated(self, y, i):
+        r, table = self.cfg.rotary_dim, self.cfg.layer_rope(i)
         if not table:
             return y
-        turns = cfg.rope_scale if table == "rope.freqs" else 1.0
-        turns = turns * np.exp(1j * np.outer(np.arange(t), rope_freqs(cfg, table)))[:, None, :]
+        angles = np.outer(np.arange(len(y)), rope_freqs(self.cfg, ("", "rope.freqs", "rope.freqs_local")[table]))
+        turns = (self.cfg.rope_scale if table == 1 else 1.0) * np.exp(1j * angles)[:, None, :]
         turned = (y[..., 0:r:2] + 1j * y[..., 1:r:2]) * turns
         out = y.copy()
         out[..., 0:r:2], out[..., 1:r:2] = turned.real, turned.imag
         return out
 
-    q = rotated(heads("wq", "q_norm", cfg.n_heads)) * cfg.attn_scale
-    k = rotated(heads("wk", "k_norm", cfg.n_kv_heads)).astype(kv).astype(np.float64)
-    v = heads("wv", "", cfg.n_kv_heads).astype(kv).astype(np.float64)
-    at = np.arange(t)
-    seen = np.ones((t, t), bool) if not cfg.causal else at <= at[:, None]
-    if window := cfg.layer_window(i):
-        seen = seen & (at[:, None] - at < window)
-    padded = np.asarray(tokens) == cfg.pad_token
-    scores = np.einsum("thc,shc->hts", q, np.repeat(k, shared, axis=1))
-    if cfg.attn_softcap:
-        scores = cfg.attn_softcap * np.tanh(scores / cfg.attn_softcap)
-    scores = np.where(seen, np.where(padded, -1e30, scores), -np.inf)
-    p = np.exp(scores - scores.max(axis=2, keepdims=True))
-    p /= p.sum(axis=2, keepdims=True)
-    return np.einsum("hts,shc->thc", p, np.repeat(v, shared, axis=1)).reshape(t, -1), p
+    def attention(self, i, x, tokens):
+        """Of layer i: (tokens, heads * head_dim), and the probabilities (heads, tokens, tokens)."""
+        cfg, at, shared = self.cfg, np.arange(len(x)), self.cfg.n_heads // self.cfg.n_kv_heads
+        q = self.rotated(self.heads(x, i, "q", cfg.n_heads), i) * cfg.attn_scale
+        k = self.rotated(self.heads(x, i, "k", cfg.n_kv_heads), i).astype(self.kv).astype(np.float64)
+        v = self.heads(x, i, "v", cfg.n_kv_heads).astype(self.kv).astype(np.float64)
+        seen = at <= at[:, None] if cfg.causal else np.ones((len(x), len(x)), bool)
+        if window := cfg.layer_window(i):
+            seen = seen & (at[:, None] - at < window)
+        scores = np.einsum("thc,shc->hts", q, np.repeat(k, shared, axis=1))
+        if cfg.attn_softcap:
+            scores = cfg.attn_softcap * np.tanh(scores / cfg.attn_softcap)
+        scores = np.where(seen, np.where(tokens == cfg.pad_token, -1e30, scores), -np.inf)
+        p = np.exp(scores - scores.max(axis=2, keepdims=True))
+        p /= p.sum(axis=2, keepdims=True)
+        return np.einsum("hts,shc->thc", p, np.repeat(v, shared, axis=1)).reshape(len(x), -1), p
 
 
 def attend(q, keys, values, seen):

@@ -218,9 +218,73 @@ def test_inspect_shows_config_and_every_tensor() -> None:
     assert re.search(r"embed +q8 +1024 x 128 ", out)
 
 
+def test_inspect_shows_a_folder(tmp_path: Path) -> None:
+    import numpy
+    import safetensors.numpy
+
+    (tmp_path / "config.json").write_text('{"architectures": ["SomethingModel"], "many": "' + "x" * 1000 + '"}')
+    tensors = {"a.weight": numpy.zeros((3, 5), numpy.float16), "b": numpy.zeros(7, numpy.float32)}
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    out, _ = fastllm("inspect", str(tmp_path))
+    assert re.search(r"architecture +SomethingModel\n", out)
+    assert re.search(r"a\.weight +f16 +3 x 5 +30 bytes\n", out)
+    assert out.endswith("2 tensors, 22 parameters, 58 bytes\n")
+    assert max(map(len, out.splitlines())) < 300
+
+
+def test_convert_then_run(tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    said, err = fastllm("convert", str(TINY), str(out), "--dtype", "q8", "--verify")
+    assert said == ""
+    size, found = err.splitlines()
+    assert size == f"{out}: {out.stat().st_size:,} bytes"
+    pattern = (
+        r"over \d+ tokens: logits differ by at most [\d.e-]+, by [\d.e-]+ in the mean; KL [\d.e-]+; top-1 .* \d+.*%"
+    )
+    assert re.fullmatch(pattern, found), found
+    words = ("-s", "3", "-n", "30", "-i", "a")
+    assert fastllm("run", str(out), *words)[0] == fastllm("run", str(TINY), "--dtype", "q8", *words)[0]
+    assert "llama2.c v0" in fastllm("inspect", str(out))[0]
+    back = tmp_path / "model.bin"
+    _, err = fastllm("convert", str(TINY), str(back), "--format", "llama2c", "--version", "1", "--verify")
+    assert "KL 0; top-1 agreement 100.0%" in err
+    assert back.read_bytes() == (DATA / "llama2c_gqa_tied" / "model_v1.bin").read_bytes()
+
+
+def test_convert_misses_a_tokenizer(tmp_path: Path) -> None:
+    model = tmp_path / "model.bin"
+    model.write_bytes(TINY.read_bytes())
+    _, err = fastllm("convert", str(model), "out", cwd=tmp_path)
+    assert "without a tokenizer: no tokenizer fits" in err
+
+
+def test_embed_prints_a_line_for_each_text() -> None:
+    texts = ["hi", "and again", "", "hi"]
+    by_argument, _ = fastllm("embed", str(TINY), *texts)
+    by_line, _ = fastllm("embed", str(TINY), stdin="".join(f"{text}\n" for text in texts))
+    assert by_argument == by_line
+    vectors = [json.loads(line) for line in by_line.splitlines()]
+    assert [len(vector) for vector in vectors] == [32] * 4
+    assert vectors[0] == vectors[3] != vectors[1]
+    unit, _ = fastllm("embed", str(TINY), "hi", "--normalize", "--pooling", "last", "--text")
+    assert abs(sum(float(x) ** 2 for x in unit.split()) - 1) < 1e-5
+    import fastllm as package
+
+    expected = package.load(TINY).embed(["hi"], pooling="last", normalize=True)
+    assert [float(x) for x in unit.split()] == [float(str(x)) for x in expected[0]]
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
+        (["convert", str(TINY), "out", "--dtype", "q4"], "dtype must be one of f32, f16, bf16, q8, not 'q4'"),
+        (["convert", str(TINY), "."], "cannot be written: it is a folder"),
+        (["convert", "nothing.bin", "out"], "nothing.bin does not exist"),
+        (["convert", str(TINY), str(TINY)], "it is what would be converted"),
+        (["convert", str(TINY), "out", "--version", "1"], "goes with the format llama2c"),
+        (["convert", str(TINY)], "OUT"),
+        (["embed", str(TINY), "hi", "--pooling", "sum"], "pooling"),
+        (["run", str(TINY), "--revision", "main"], "not a name of the hub"),
         (["run", "nothing.bin"], "nothing.bin does not exist"),
         (["run", "."], "folder"),
         (["run", str(TINY), "-z", "nothing.model"], "nothing.model does not exist"),
@@ -285,8 +349,23 @@ def test_start_is_quick() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
     loaded = done.stdout.decode().split()
     assert "fastllm._core" in loaded
-    for heavy in ("numpy", "sentencepiece", "safetensors", "tokenizers", "dataclasses", "tempfile"):
+    for heavy in _HEAVY:
         assert heavy not in loaded
+
+
+_HEAVY = ("numpy", "sentencepiece", "safetensors", "tokenizers", "dataclasses", "tempfile", "rich", "huggingface_hub")
+
+
+@pytest.mark.parametrize("name", ["model_v0.bin", "model_v2_q80.bin", "model.safetensors"])
+def test_files_start_as_quickly(tmp_path: Path, name: str) -> None:
+    """So it is for llama2.c's files and converted ones."""
+    model = DATA / "llama2c_gqa_tied" / name
+    if name == "model.safetensors":
+        model = tmp_path / name
+        fastllm("convert", str(TINY), str(model), "--dtype", "q8")
+    code = f"import sys; from fastllm import cli; cli.main(['run', {str(model)!r}, '-n', '2']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
+    assert not set(_HEAVY) & set(done.stdout.decode(errors="replace").split())
 
 
 def test_time_to_interrupt_is_short() -> None:

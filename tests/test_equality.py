@@ -73,7 +73,9 @@ def everything(model, cfg, texts, threads, chunk):
         sizes = [4 * len(t) ** 2 * cfg.n_heads for t in texts]
         maps = {1: _core.Buffer(sum(sizes))}
         logits = model.logits(len(texts))
-        model.forward([(cache.sequence(), t, wanted) for t in texts], logits, threads=threads, hidden=hidden, attention=maps)
+        model.forward(
+            [(cache.sequence(), t, wanted) for t in texts], logits, threads=threads, hidden=hidden, attention=maps
+        )
         streams = [np.frombuffer(b, np.float32).reshape(n, -1) for b in hidden.values()]
         for i, text in enumerate(texts):
             before = sum(map(len, texts[:i]))

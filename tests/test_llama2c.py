@@ -11,8 +11,8 @@ import writers
 from conftest import DATA, STORIES, needs_stories
 from fastllm import _core
 from fastllm.families import recipe
-from fastllm.formats import map_file, open_checkpoint
-from fastllm.llm import assemble
+from fastllm.formats import open_checkpoint
+from fastllm.packing import assemble
 from fastllm.sampling import Sampling
 
 MODELS = ("llama2c_gqa_tied", "llama2c_untied")
@@ -30,7 +30,7 @@ def greedy(llm, prompt, count):
 
 
 def load_weights(path):
-    return assemble(recipe(open_checkpoint(path, map_file(path))), dtype=None, threads=2)
+    return assemble(recipe(open_checkpoint(path)), dtype=None, threads=2)
 
 
 def rows(matrix):

@@ -14,8 +14,8 @@ import writers
 from conftest import SMALL, run
 from fastllm import CheckpointError, ContextError, OptionError, TokenizerError, _core, store
 from fastllm.families import recipe
-from fastllm.formats import map_file, open_checkpoint
-from fastllm.llm import assemble
+from fastllm.formats import open_checkpoint
+from fastllm.packing import assemble
 from fastllm.sampling import Sampling
 
 PROMPT = "the ocean once"
@@ -483,7 +483,7 @@ def test_weights_are_held_once(write_model, tmp_path):
     path = write_model()
     llm = fastllm.load(path)
     assert str(path) not in Path("/proc/self/maps").read_text()
-    checkpoint = open_checkpoint(path, map_file(path))
+    checkpoint = open_checkpoint(path)
     converted = tmp_path / "model.safetensors"
     store.save(converted, assemble(recipe(checkpoint), dtype=None, threads=1))
     mapped = fastllm.load(converted)

@@ -18,13 +18,13 @@ from conftest import SMALL, failure
 from fastllm import CheckpointError, OptionError, store
 from fastllm.families import recipe
 from fastllm.formats import map_file, open_checkpoint
-from fastllm.llm import assemble
+from fastllm.packing import assemble
 
 TINY = writers.config(8, 6, 2, 1, 261, n_layers=1, max_seq=16)
 
 
 def stored_from(path, dtype=None):
-    stored = assemble(recipe(open_checkpoint(path, map_file(path))), dtype=dtype, threads=1)
+    stored = assemble(recipe(open_checkpoint(path)), dtype=dtype, threads=1)
     return with_tokenizer(stored, ("llama2.c", (path.parent / "tokenizer.bin").read_bytes()))
 
 

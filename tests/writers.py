@@ -143,7 +143,11 @@ def pack(dtype, w, rows=None):
 
 
 def core_model(cfg, weights, dtype, *, kv_dtype="f32", isa=None):
-    """weights as random_weights makes them, with the rotary pairs (2i, 2i + 1) that the core wants apart."""
+    return _core.Model(cfg, core_tensors(cfg, weights, dtype), kv_dtype=kv_dtype, isa=isa)
+
+
+def core_tensors(cfg, weights, dtype):
+    """Of weights as random_weights makes them, with the rotary pairs (2i, 2i + 1) that the core wants apart."""
     rows = {
         "wq": half_split(cfg.n_heads, cfg.head_dim, cfg.rotary_dim),
         "wk": half_split(cfg.n_kv_heads, cfg.head_dim, cfg.rotary_dim),
@@ -165,7 +169,7 @@ def core_model(cfg, weights, dtype, *, kv_dtype="f32", isa=None):
             tensors[name] = _core.Matrix(dtype, d, n, buffer, count=count)
     for name in ("rope.freqs", "rope.freqs_local"):
         tensors[name] = _core.Vector(rope_freqs(cfg, name).astype(np.float32).tobytes())
-    return _core.Model(cfg, tensors, kv_dtype=kv_dtype, isa=isa)
+    return tensors
 
 
 def rope_freqs(cfg, name="rope.freqs"):

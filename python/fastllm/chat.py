@@ -1,22 +1,59 @@
-"""Turns of a conversation as tokens."""
+"""Conversations as tokens."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+from fastllm.errors import OptionError, TokenizerError
 from fastllm.llm import LLM
+from fastllm.tokenizer import Tokenizer, decode
+
+Message = Mapping[str, Any]
 
 
-class Llama2Chat:
-    """The prompt format of Llama 2's chat models, as llama2.c's chat mode writes it.
+class Chat(Protocol):
+    """A conversation with a model. tokens: all of it so far, ready to be continued by the model's reply.
 
-    tokens: the conversation so far, ready to be continued by the model's reply.
+    stop: the tokens that end a reply.
     """
 
-    def __init__(self, llm: LLM, system: str | None = None) -> None:
-        self._llm, self._system = llm, system
-        self.tokens: list[int] = []
+    tokens: list[int]
+    stop: tuple[int, ...]
 
     def say(self, text: str) -> list[int]:
         """Adds what the user says and returns the whole conversation."""
+
+    def reply(self, tokens: list[int]) -> None:
+        """Adds what the model has said."""
+
+
+def start_chat(llm: LLM, system: str | None = None) -> Chat:
+    """A conversation in the model's own format: its chat template's, or Llama 2's with Llama 2's vocabulary.
+
+    Raises TokenizerError for a model that has no chat template.
+    """
+    tokenizer = llm.tokenizer
+    if tokenizer.chat_template is not None:
+        return TemplateChat(llm, system)
+    if tokenizer.kind == "llama2.c" or (tokenizer.kind == "sentencepiece" and tokenizer.size == 32000):
+        return Llama2Chat(llm, system)
+    raise TokenizerError(
+        f"{llm.path} has no chat template: neither tokenizer_config.json, chat_template.jinja nor GGUF's "
+        "tokenizer.chat_template is there, so that it may be no chat model"
+    )
+
+
+class Llama2Chat(Chat):
+    """The prompt format of Llama 2's chat models, as llama2.c's chat mode writes it."""
+
+    def __init__(self, llm: LLM, system: str | None = None) -> None:
+        self._llm, self._system = llm, system
+        self.tokens = []
+        self.stop = llm.chat_stop
+
+    def say(self, text: str) -> list[int]:
         if self._system:
             text = f"<<SYS>>\n{self._system}\n<</SYS>>\n\n{text}"
             self._system = None  # in the first turn only
@@ -24,5 +61,134 @@ class Llama2Chat:
         return self.tokens
 
     def reply(self, tokens: list[int]) -> None:
-        """Adds what the model has said; EOS ends its turn."""
-        self.tokens += [*tokens, 2]
+        self.tokens += [*tokens, 2]  # EOS ends its turn
+
+
+class TemplateChat(Chat):
+    """A conversation by the model's chat template."""
+
+    def __init__(self, llm: LLM, system: str | None = None) -> None:
+        self._tokenizer, self._template = llm.tokenizer, ChatTemplate(llm.tokenizer)
+        self._messages: list[Message] = [{"role": "system", "content": system}] if system else []
+        self.tokens = []
+        self.stop = tuple(dict.fromkeys((*llm.chat_stop, *self._template.stop)))
+
+    def say(self, text: str) -> list[int]:
+        messages = [*self._messages, {"role": "user", "content": text}]
+        self.tokens = self._template.encode(messages)
+        self._messages = messages
+        return self.tokens
+
+    def reply(self, tokens: list[int]) -> None:
+        text = decode(self._tokenizer, tokens)
+        self._messages.append({"role": "assistant", "content": text})
+
+
+# ---- templates -------------------------------------------------------------------------------------------------------
+
+_ROLES = ("system", "developer", "user", "assistant", "model", "tool", "function", "ipython")
+# Tokens that end a turn by the families' conventions, where the template or the vocabulary's special tokens have them.
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|END_OF_TURN_TOKEN|>")
+# What people write is put between these while the template runs: characters that Unicode keeps for such inside uses.
+_MARK, _END = "\ufdd0", "\ufdd1"
+
+
+class ChatTemplate:
+    """A tokenizer's chat template. stop: tokens that end a turn.
+
+    Special tokens that the template writes become their ids. Those that are written inside a message stay text: each is
+    marked before the template runs, and what is marked is encoded as text; everything else is encoded as one text, so
+    that the ids of messages without such tokens are those that transformers gives. Tokens that are added but not
+    special, such as <tool_call>, count as special where the template names them, except in what the assistant says.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        if tokenizer.chat_template is None:
+            raise TokenizerError("the model has no chat template")
+        self._tokenizer, self._source = tokenizer, tokenizer.chat_template
+        named = [token for token in tokenizer.added if token.strip() and token in self._source]
+        self._control = _Marker(tokenizer.special)
+        self._named = _Marker([*tokenizer.special, *named])
+        ends = [tokenizer.token_id(text) for text in _TURN_ENDS if text in tokenizer.special]
+        self.stop = tuple(dict.fromkeys((*tokenizer.ends, *(i for i in ends if i is not None))))
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object) -> str:
+        """The text of a conversation. add_generation_prompt: whether the model's turn is begun.
+
+        variables: what else the template reads, such as tools or enable_thinking. Raises TokenizerError where the
+        template cannot be run, OptionError where it refuses the messages.
+        """
+        return self._run(list(messages), add_generation_prompt, variables)
+
+    def encode(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object
+    ) -> list[int]:
+        """The ids of a conversation: what `render` writes, with nothing put around it."""
+        marked = [self._marked_message(message) for message in messages]
+        extra = {name: self._named.mark(value) for name, value in variables.items()}
+        text = self._run(marked, add_generation_prompt, extra)
+        ids: list[int] = []
+        # Text and what is to stay text take turns: a mark, its end, or a lone one of them, where a template has cut.
+        for i, part in enumerate(re.split(f"{_MARK}([^{_MARK}{_END}]*){_END}", text)):
+            if i % 2:
+                ids += self._as_text(part)
+                continue
+            for piece in filter(None, re.split(f"[{_MARK}{_END}]", part)):
+                ids += self._tokenizer.encode(piece, special=True, start=not ids)
+        return ids
+
+    def _run(self, messages: list[Message], add_generation_prompt: bool, variables: Mapping[str, object]) -> str:
+        try:
+            from fastllm.sandbox import render
+        except ImportError:
+            raise TokenizerError("a chat template needs jinja2: pip install 'fastllm[hf]'") from None
+        for message in messages:
+            if message.get("role") not in _ROLES:
+                # A template may make a special token of it.
+                raise OptionError(f"a message has the role {message.get('role')!r}; roles are {', '.join(_ROLES)}")
+        known = {"messages": messages, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+        return render(self._source, {**self._tokenizer.roles, **known, **variables})
+
+    def _marked_message(self, message: Message) -> Message:
+        marker = self._control if message.get("role") == "assistant" else self._named
+        return {key: value if key == "role" else marker.mark(value) for key, value in message.items()}
+
+    def _as_text(self, token: str) -> list[int]:
+        """The ids of a special token's text, which are those of any text."""
+        ids = self._tokenizer.encode(token, start=False)
+        if self._tokenizer.token_id(token) in ids:  # taken whole all the same, so it is cut
+            return [i for character in token for i in self._tokenizer.encode(character, start=False)]
+        return ids
+
+
+class _Marker:
+    """Marks special tokens inside plain data, as templates see it."""
+
+    def __init__(self, tokens: Collection[str]) -> None:
+        texts = sorted(filter(None, tokens), key=len, reverse=True)
+        self._whole = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+        # Two values side by side may make a token of the end of one and the start of the other.
+        self._heads = {text[:n] for text in texts for n in range(2, len(text))}
+        self._tails = {text[-n:] for text in texts for n in range(2, len(text))}
+        self._most = len(texts[0]) if texts else 0
+
+    def mark(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._text(value)
+        if isinstance(value, Mapping):
+            return {str(key): self.mark(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.mark(item) for item in value]
+        if value is None or isinstance(value, (bool, int, float)):
+            return value
+        raise OptionError(f"a message has a {type(value).__name__}, which no template can write")
+
+    def _text(self, text: str) -> str:
+        text = text.replace(_MARK, "\ufffd").replace(_END, "\ufffd")
+        # Templates trim: a mark goes inside of the spaces around a text.
+        body = text.strip()
+        before, after = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :] if body else ""
+        first = any(body[:n] in self._tails for n in range(2, self._most))
+        last = any(body[-n:] in self._heads for n in range(2, self._most))
+        body = self._whole.sub(lambda found: f"{_MARK}{found[0]}{_END}", body)
+        return before + (_MARK + _END) * first + body + (_MARK + _END) * last + after

@@ -1,7 +1,7 @@
-"""The command line: run, chat, info, inspect.
+"""The command line: run, chat, embed, convert, info, inspect.
 
 Generated text goes to stdout, everything else to stderr. Exit codes: 0; 2 for a wrong option, file or model, with one
-sentence that names the cause; 130 for Ctrl-C.
+sentence that names the cause; 130 for Ctrl-C, but 2 where that leaves a conversion undone.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fastllm import __version__
-from fastllm.errors import FastLLMError, OptionError
+from fastllm.errors import CheckpointError, FastLLMError, OptionError
 
 if TYPE_CHECKING:
     from fastllm.engine import Generation
     from fastllm.llm import LLM
     from fastllm.sampling import Sampling
+
+
+_LONG = 200  # characters of a value that inspect shows
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,7 +64,10 @@ def _parser() -> _Parser:
     run = commands.add_parser("run", help="write text", description="Write text from a model.")
     run.set_defaults(command=_run)
     run.add_argument(
-        "model", nargs="?", metavar="MODEL", help="a checkpoint; without one, a little built-in storyteller"
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a checkpoint, or its name on the hub; without, a built-in storyteller",
     )
     run.add_argument("-i", "--prompt", default="", metavar="TEXT", help="text to continue")
     length = run.add_mutually_exclusive_group()
@@ -80,13 +86,48 @@ def _parser() -> _Parser:
     chat = commands.add_parser(
         "chat",
         help="talk to a model",
-        description="Talk to a model in Llama 2's chat format: a line is a turn, end with Ctrl-D.",
+        description="Talk to a model, in the format of its chat template: a line is a turn, end with Ctrl-D.",
     )
     chat.set_defaults(command=_chat)
     chat.add_argument("model", metavar="MODEL", help="a checkpoint of a chat model")
     chat.add_argument("-y", "--system", metavar="TEXT", help="a system prompt")
     _model_options(chat)
     _sampling_options(chat)
+
+    embed = commands.add_parser(
+        "embed",
+        help="texts as vectors",
+        description="Print one vector for each text, a line each: of the arguments, or of the lines of stdin.",
+    )
+    embed.set_defaults(command=_embed)
+    embed.add_argument("model", metavar="MODEL", help="a checkpoint, an encoder or not")
+    embed.add_argument("texts", nargs="*", metavar="TEXT")
+    embed.add_argument(
+        "--pooling", default="mean", metavar="HOW", help="of a text's tokens: mean (default), cls, last or max"
+    )
+    embed.add_argument("--normalize", action="store_true", help="to length 1")
+    form = embed.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="lines are JSON lists (default)")
+    form.add_argument("--text", action="store_true", help="lines are numbers with spaces between")
+    _model_options(embed)
+
+    convert = commands.add_parser(
+        "convert",
+        help="make the file that loads at once",
+        description="Convert a checkpoint to a file that is mapped and run as it lies on disk, tokenizer inside.",
+    )
+    convert.set_defaults(command=_convert)
+    convert.add_argument("model", metavar="PATH", help="a checkpoint: a file, a folder, or a name of the hub")
+    convert.add_argument("out", metavar="OUT", help="the file to write, OUT.safetensors")
+    convert.add_argument(
+        "--dtype", metavar="TYPE", help="f32, f16, bf16 or q8 (default: as in the file; quantized GGUF: q8)"
+    )
+    convert.add_argument("--format", default="fastllm", metavar="NAME", help="fastllm (default) or llama2c")
+    convert.add_argument("--version", type=int, metavar="N", help="llama2.c's: 0 (default) or 1 in f32, 2 in int8")
+    convert.add_argument("--verify", action="store_true", help="run both and say how they differ")
+    convert.add_argument("-z", "--tokenizer", metavar="FILE", help="default: beside the model, or in this folder")
+    convert.add_argument("--threads", type=int, metavar="N", help="default: see fastllm info")
+    convert.add_argument("--revision", metavar="NAME", help="of a model on the hub: branch, tag or commit")
 
     info = commands.add_parser(
         "info",
@@ -101,17 +142,20 @@ def _parser() -> _Parser:
         description="Config, tensors, types and sizes of a model file.",
     )
     inspect.set_defaults(command=_inspect)
-    inspect.add_argument("file", metavar="FILE")
+    inspect.add_argument("file", metavar="PATH", help="a file, a folder, or a name of the hub")
     return parser
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-z", "--tokenizer", metavar="FILE", help="default: beside the model, or in this folder")
     parser.add_argument(
-        "--dtype", metavar="TYPE", help="convert weights to f32, f16, bf16 or q8 (default: as in the file)"
+        "--dtype",
+        metavar="TYPE",
+        help="convert weights to f32, f16, bf16 or q8 (default: as in the file; quantized GGUF: q8)",
     )
     parser.add_argument("--context", type=int, metavar="N", help="positions a text may have (default: the model's)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: see fastllm info")
+    parser.add_argument("--revision", metavar="NAME", help="of a model on the hub: branch, tag or commit")
 
 
 def _sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -126,10 +170,19 @@ def _sampling_options(parser: argparse.ArgumentParser) -> None:
 
 def _load(args: argparse.Namespace) -> LLM:
     from fastllm.llm import load
+    from fastllm.progress import Bar
 
     built_in = Path(__file__).parent / "demo" / "stories.safetensors"
-    path = built_in if args.model is None else args.model
-    return load(path, dtype=args.dtype, threads=args.threads, context=args.context, tokenizer=args.tokenizer)
+    with Bar("packing") as bar:
+        return load(
+            built_in if args.model is None else args.model,
+            dtype=args.dtype,
+            threads=args.threads,
+            context=args.context,
+            tokenizer=args.tokenizer,
+            revision=args.revision,
+            progress=bar,
+        )
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:
@@ -168,8 +221,8 @@ def _run(args: argparse.Namespace) -> int:
             tokens = tokens[: steps + 1]
             max_tokens = steps + 1 - len(tokens)
     generation = llm.start(tokens, sampling, max_tokens=max_tokens, seed=seed)
-    prompt = decode(llm.tokenizer, tokens, bos=llm.bos)
-    pieces = TextStream(generation, llm.tokenizer, (), llm.bos)
+    prompt = decode(llm.tokenizer, tokens)
+    pieces = TextStream(generation, llm.tokenizer, ())
     text, interrupted = [], False
     try:
         if not args.json:
@@ -243,12 +296,12 @@ def _speed_line(speed: dict[str, float | int | str | None], seed: int) -> str:
 
 
 def _chat(args: argparse.Namespace) -> int:
-    from fastllm.chat import Llama2Chat
+    from fastllm.chat import start_chat
     from fastllm.llm import TextStream
 
     sampling, seed = _sampling(args), _seed(args)
     llm = _load(args)
-    conversation = Llama2Chat(llm, args.system)
+    conversation = start_chat(llm, args.system)
     asking = sys.stdin.isatty()
     if asking:
         print("A line is a turn; Ctrl-D ends.", file=sys.stderr)
@@ -261,15 +314,66 @@ def _chat(args: argparse.Namespace) -> int:
         if not line.strip():
             continue
         tokens = conversation.say(line.rstrip("\n"))
-        generation = llm.start(tokens, sampling, max_tokens=None, seed=seed, stop=llm.chat_stop)
+        generation = llm.start(tokens, sampling, max_tokens=None, seed=seed, stop=conversation.stop)
         try:
-            for piece in TextStream(generation, llm.tokenizer, (), llm.bos):
+            for piece in TextStream(generation, llm.tokenizer, ()):
                 _write(piece)
         except KeyboardInterrupt:  # ends this reply, not the conversation
             if not asking:
                 raise
         _write("\n")
         conversation.reply(generation.tokens)
+
+
+# ---- embed, convert ------------------------------------------------------------------------------------------------
+
+
+def _embed(args: argparse.Namespace) -> int:
+    import json
+
+    llm = _load(args)
+    texts = args.texts or [line.rstrip("\n") for line in sys.stdin]
+    for start in range(0, len(texts), 256):  # the first lines come before the last are computed
+        part = texts[start : start + 256]
+        for vector in llm.embed(part, pooling=args.pooling, normalize=args.normalize):
+            numbers = [str(x) for x in vector]  # the shortest that are these float32
+            print(" ".join(numbers) if args.text else json.dumps([float(x) for x in numbers]))
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    import signal
+
+    from fastllm.convert import convert, verify
+    from fastllm.progress import Bar
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing half-written is left then either
+    try:
+        with Bar("converting") as bar:
+            no_tokenizer = convert(
+                args.model,
+                args.out,
+                dtype=args.dtype,
+                format=args.format,
+                version=args.version,
+                tokenizer=args.tokenizer,
+                revision=args.revision,
+                threads=args.threads,
+                progress=bar,
+            )
+    except KeyboardInterrupt:
+        raise CheckpointError(f"{args.out} was not written: interrupted") from None
+    print(f"{args.out}: {Path(args.out).stat().st_size:,} bytes", file=sys.stderr)
+    if no_tokenizer:
+        print(f"without a tokenizer: {no_tokenizer}", file=sys.stderr)
+    if args.verify:
+        found = verify(args.model, args.out, revision=args.revision, threads=args.threads)
+        parts = [f"{found.what} differ by at most {found.largest:.3g}, by {found.mean:.3g} in the mean"]
+        if found.kl is not None and found.top1 is not None:
+            parts.append(f"KL {found.kl:.3g}")
+            parts.append(f"top-1 agreement {found.top1:.1%}")
+        print(f"over {found.tokens} tokens: {'; '.join(parts)}", file=sys.stderr)
+    return 0
 
 
 # ---- info, inspect -------------------------------------------------------------------------------------------------
@@ -295,27 +399,32 @@ def _info(_: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace) -> int:
     from fastllm import store
-    from fastllm.formats import map_file, open_checkpoint
+    from fastllm.formats import open_checkpoint
+    from fastllm.source import find_source
 
-    path = Path(args.file)
-    data = map_file(path)
+    path, _ = find_source(args.file, None)
     rows: list[tuple[str, str, tuple[int, ...], int]]
-    if store.is_store(data):
-        stored = store.load(path, data)
+    if (stored := store.open_file(path)) is not None:
         name, header = "fastllm", stored.config.to_json()
+        if stored.source:
+            header["source"] = stored.source
         rows = [(k, getattr(t, "dtype", "f32"), t.shape, t.nbytes) for k, t in stored.tensors.items()]
-        if stored.tokenizer:
-            header["tokenizer"] = f"{stored.tokenizer[0]}, {len(stored.tokenizer[1]):,} bytes"
+        tokenizer = stored.tokenizer
     else:
-        checkpoint = open_checkpoint(path, data)
-        name, header = checkpoint.format, dict(checkpoint.header)
+        checkpoint = open_checkpoint(path)
+        name, header, tokenizer = checkpoint.format, dict(checkpoint.header), checkpoint.tokenizer
+        header["architecture"] = checkpoint.architecture
         rows = [(k, t.dtype, t.shape, t.nbytes) for k, t in checkpoint.tensors.items()]
-    print(f"{path}: {name}, {len(data):,} bytes")
+    if tokenizer:
+        header["tokenizer"] = f"{tokenizer[0]}, {len(tokenizer[1]):,} bytes"
+    total = sum(nbytes for *_, nbytes in rows)
+    print(f"{path}: {name}, {total if path.is_dir() else path.stat().st_size:,} bytes")
     for key, value in header.items():
-        print(f"  {key:14} {value}")
-    width = max(len(key) for key, *_ in rows)
+        text = str(value).replace("\n", "\\n")
+        print(f"  {key:14} {text if len(text) <= _LONG else text[:_LONG] + ' ...'}")
+    width = max((len(key) for key, *_ in rows), default=0)
     for key, dtype, shape, nbytes in rows:
         print(f"  {key:{width}}  {dtype:6}  {' x '.join(map(str, shape)):>16}  {nbytes:>14,} bytes")
     parameters = sum(math.prod(shape) for _, _, shape, _ in rows)
-    print(f"{len(rows)} tensors, {parameters:,} parameters, {sum(r[3] for r in rows):,} bytes")
+    print(f"{len(rows)} tensors, {parameters:,} parameters, {total:,} bytes")
     return 0

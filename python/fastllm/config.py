@@ -124,6 +124,9 @@ class Config(_Fields):
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise CheckpointError(f"{name} {getattr(self, name)!r} is none of {', '.join(choices)}")
+        self._check_layers()
+
+    def _check_layers(self) -> None:
         if bool(self.n_experts) != bool(self.n_experts_used and self.expert_dim) or (
             self.n_experts_used > self.n_experts
         ):
@@ -133,7 +136,9 @@ class Config(_Fields):
         if not self.hidden_dim and not all(self.layer_moe(i) for i in range(self.n_layers)):
             raise CheckpointError("hidden_dim 0 leaves layers without a feed-forward")
         if 0 < self.positions < self.max_seq:
-            raise CheckpointError(f"{self.positions:,} learned positions are fewer than the context of {self.max_seq:,}")
+            raise CheckpointError(
+                f"{self.positions:,} learned positions are fewer than the context of {self.max_seq:,}"
+            )
         for name, most in (("windows", _MOST["max_seq"]), ("ropes", 2), ("moe", 1)):
             values = getattr(self, name)
             if values and (len(values) != self.n_layers or not all(0 <= v <= most for v in values)):
@@ -224,7 +229,10 @@ class Config(_Fields):
     def from_json(cls, data: object) -> "Config":
         """The inverse of to_json; raises CheckpointError for anything else."""
         kinds = _Fields.__annotations__
-        if not isinstance(data, dict) or not kinds.keys() - _Fields._field_defaults.keys() <= data.keys() <= kinds.keys():
+        if (
+            not isinstance(data, dict)
+            or not kinds.keys() - _Fields._field_defaults.keys() <= data.keys() <= kinds.keys()
+        ):
             raise CheckpointError("the config has not the fields that this version knows")
         values = dict(data)
         for name, value in data.items():

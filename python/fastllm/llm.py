@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastllm import _core, store
+from fastllm.config import Config
 from fastllm.engine import Engine, Generation
 from fastllm.errors import CheckpointError, ContextError, OptionError, TokenizerError
-from fastllm.families import Recipe, recipe
-from fastllm.formats import Tensor, map_file, open_checkpoint
 from fastllm.machine import check_threads
+from fastllm.packing import Progress, assemble, check_dtype, matrix_dtypes
 from fastllm.sampling import DEFAULTS, Sampling
-from fastllm.tokenizer import Tokenizer, decode, find, from_blob, read
+from fastllm.source import find_source, open_source, stored_tokenizer
+from fastllm.tokenizer import Tokenizer, decode
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-DTYPES = ("f32", "f16", "bf16", "q8")
+POOLINGS = ("mean", "cls", "last", "max")
 
 
 def load(
@@ -30,98 +31,42 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
 ) -> LLM:
-    """Loads a checkpoint.
+    """Loads a checkpoint: a file, a folder, or a name of the Hugging Face hub, owner/name or owner/name/file.
 
-    dtype: f32, f16, bf16 or q8 converts the weights; None keeps what the file has. threads: None takes as many as the
-    machine gives this process. context: positions a text may have, at most what the model was made for (None).
-    tokenizer: its file; None looks beside the checkpoint and in the current folder. A checkpoint for which none is
-    found loads all the same: token ids work, text raises TokenizerError.
+    dtype: f32, f16, bf16 or q8 converts the weights; None keeps what the file has, and makes q8 of GGUF's quantized
+    types. threads: None takes as many as the machine gives this process. context: positions a text may have, at most
+    what the model was made for (None); a model with two sets of rotary frequencies (LongRoPE) has the short context's
+    by default, and with a context beyond that computes everything with the long one's. tokenizer: its file; None looks
+    beside the checkpoint and in the current folder. A checkpoint for which none is found loads all the same: token ids
+    work, text raises TokenizerError. revision: a branch, tag or commit on the hub. progress: is called with the bytes
+    packed so far and in all; a converted file has nothing to pack.
 
     Raises CheckpointError, TokenizerError (a tokenizer that was named does not fit), OptionError.
     """
-    path = Path(path)
-    if dtype is not None and dtype not in DTYPES:
-        raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    check_dtype(dtype)
     count = check_threads(threads)
-    data = map_file(path)
-    if store.is_store(data):
-        stored = store.load(path, data)
-        _check_stored_dtype(path, stored, dtype)
+    found, from_hub = find_source(path, revision)
+    if (stored := store.open_file(found)) is not None:
+        _check_stored_dtype(found, stored, dtype)
+        words = stored_tokenizer(stored, found, tokenizer)
     else:
-        checkpoint = open_checkpoint(path, data)
+        source = open_source(found, tokenizer, from_hub=from_hub)
         try:
-            stored = assemble(recipe(checkpoint), dtype=dtype, threads=count)
+            stored = assemble(source.recipe, dtype=dtype or source.dtype, threads=count, progress=progress)
         except CheckpointError as error:
-            raise CheckpointError(f"{path} cannot be used: {error}") from None
-    words: Tokenizer | TokenizerError
-    vocab_size = stored.config.vocab_size
-    if tokenizer is not None:
-        words = read(Path(tokenizer), vocab_size)
-    elif stored.tokenizer is not None:
-        words = from_blob(*stored.tokenizer)
-    else:
-        try:
-            words = find(path, vocab_size)
-        except TokenizerError as error:
-            words = error
-    return LLM(stored, words, threads=count, context=context, path=path)
-
-
-def assemble(plan: Recipe, *, dtype: str | None, threads: int) -> store.Stored:
-    """Packs a recipe's weights, tensor by tensor, into one stretch of memory in the order a token reads them."""
-    tensors: dict[str, _core.Matrix | _core.Vector] = {}
-    shapes = {name: shape for name, shape in plan.config.matrices() if name in plan.matrices}
-    dtypes = {name: dtype or _kept_dtype(plan.matrices[name].tensor) for name in shapes}
-    sizes = {name: _core.matrix_bytes(dtypes[name], *shape) for name, shape in shapes.items()}
-    memory, at = memoryview(_core.Buffer(sum(sizes.values()))), 0
-    for name, (d, n) in shapes.items():
-        tensor, rows = plan.matrices[name].tensor, plan.matrices[name].rows
-        if tensor.shape != (d, n):
-            raise CheckpointError(f"{name} has the shape {tensor.shape}, the config needs {(d, n)}")
-        tensors[name] = _core.pack(
-            dtypes[name],
-            d,
-            n,
-            tensor.dtype,
-            tensor.data,
-            scales=tensor.scales,
-            group=tensor.group,
-            rows=rows,
-            out=memory[at : at + sizes[name]],
-            threads=threads,
-            name=name,
-        )
-        at += sizes[name]
-    for name, values in plan.vectors.items():
-        tensors[name] = _core.Vector(values)
-    return store.Stored(
-        config=plan.config,
-        tensors=tensors,
-        bos=plan.bos,
-        stop=plan.stop,
-        chat_stop=plan.chat_stop,
-        tokenizer=None,
-    )
-
-
-def _kept_dtype(tensor: Tensor) -> str:
-    """The type that holds a tensor's values exactly.
-
-    int8 with float scales stays as it is where its groups are whole groups of ours; otherwise f32 holds the same
-    weights.
-    """
-    if tensor.dtype == "q8_f32" and (tensor.group % _core.GROUP or tensor.shape[-1] % tensor.group):
-        return "f32"
-    return tensor.dtype
+            raise CheckpointError(f"{found} cannot be used: {error}") from None
+        words = source.tokenizer
+    return LLM(stored, words, threads=count, context=context, path=found)
 
 
 def _check_stored_dtype(path: Path, stored: store.Stored, dtype: str | None) -> None:
-    have = {t.dtype for t in stored.tensors.values() if isinstance(t, _core.Matrix)}
-    if dtype is not None and have != {dtype}:
+    have = matrix_dtypes(stored)
+    if dtype is not None and have != [dtype]:
         raise OptionError(
-            f"{path} is already converted to {', '.join(sorted(have))}: "
-            f"for {dtype}, load the checkpoint it was made from"
+            f"{path} is already converted to {', '.join(have)}: for {dtype}, load the checkpoint it was made from"
         )
 
 
@@ -131,11 +76,11 @@ class TextStream:
     generation: the tokens and times behind it; finish_reason: "stop" or "length" once it has ended.
     """
 
-    def __init__(self, generation: Generation, tokenizer: Tokenizer, stop: Sequence[str], bos: int | None) -> None:
+    def __init__(self, generation: Generation, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self.generation = generation
         self.finish_reason: str | None = None
         previous = generation.prompt[-1] if generation.prompt else None
-        self._decoder = tokenizer.stream(previous, bos=bos)
+        self._decoder = tokenizer.stream(previous)
         self._stop = stop
         self._pieces = self._run()
 
@@ -194,27 +139,31 @@ class LLM:
         context: int | None,
         path: Path,
     ) -> None:
-        self.config, self.bos = stored.config, stored.bos
+        config = stored.config
+        self.config, self.bos = config, stored.bos
         self.stop, self.chat_stop = stored.stop, stored.chat_stop
         self.path = path
-        longest = stored.config.max_seq
+        longest = config.max_seq
         if context is not None and not 1 <= context <= longest:
             raise OptionError(f"the context must be between 1 and the model's {longest:,}, not {context!r}")
-        self.context = context or longest
-        matrices = {k: t for k, t in stored.tensors.items() if isinstance(t, _core.Matrix)}
-        self.dtypes = sorted({t.dtype for t in matrices.values()})
+        self.context = context or config.rope_switch or longest
+        tensors = dict(stored.tensors)
+        if 0 < config.rope_switch < self.context:
+            tensors["rope.freqs"] = tensors["rope.freqs_long"]
+        self.dtypes = matrix_dtypes(stored)
         # f32 weights come with f32 keys and values, so that nothing is rounded that the reference does not round.
         kv_dtype = "f32" if "f32" in self.dtypes else "f16"
         isa = os.environ.get("FASTLLM_ISA")
         self._isa = isa
-        self._model = _core.Model(stored.config, dict(stored.tensors), kv_dtype=kv_dtype, isa=isa)
-        layers = sum(t.nbytes for name, t in matrices.items() if name.startswith("layers."))
-        self._engine = Engine(self._model, threads, layers // stored.config.n_layers)
+        self._model = _core.Model(config, tensors, kv_dtype=kv_dtype, isa=isa)
+        read = {name: _bytes_read(config, name, t) for name, t in tensors.items()}
+        layers = sum(nbytes for name, nbytes in read.items() if name.startswith("layers."))
+        self._engine = Engine(self._model, threads, layers // config.n_layers, causal=config.causal)
         self._tokenizer = tokenizer
         self.file_bytes = sum(t.nbytes for t in stored.tensors.values())
-        # What a token reads: all but an embedding that is not also the head, of which it reads one row.
-        untied = matrices["embed"].nbytes if "head" in matrices else 0
-        self.bytes_per_token = self.file_bytes - untied
+        # Of an embedding that is not also the head, one row.
+        is_head = config.head and "head" not in tensors
+        self.bytes_per_token = sum(read.values()) - (0 if is_head else read["embed"])
 
     @property
     def threads(self) -> int:
@@ -233,13 +182,28 @@ class LLM:
         return self._tokenizer
 
     def tokenize(self, text: str, *, bos: bool = True) -> list[int]:
-        """The token ids of a text, with the model's BOS in front unless bos=False."""
-        return self.tokenizer.encode(text, bos=self.bos if bos else None)
+        """The token ids of a text, unless bos=False with what belongs around it.
+
+        Before a text that is to be continued, that is BOS where the model has one; around an encoder's, what its
+        tokenizer says, such as [CLS] and [SEP]. An empty text is BOS also where texts do without it.
+        """
+        if not bos:
+            return self.tokenizer.encode(text)
+        ids = self._around(text, suffix=not self.config.causal)
+        if not ids and self.bos is not None:
+            ids = [self.bos]
+        return ids
+
+    def _around(self, text: str, *, suffix: bool) -> list[int]:
+        prefix = self.tokenizer.prefix
+        if prefix is None:
+            prefix = () if self.bos is None else (self.bos,)
+        return [*prefix, *self.tokenizer.encode(text), *((self.tokenizer.suffix or ()) if suffix else ())]
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids."""
         self._check_tokens(tokens)
-        return decode(self.tokenizer, tokens, bos=self.bos)
+        return decode(self.tokenizer, tokens)
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         size = self.config.vocab_size
@@ -260,12 +224,10 @@ class LLM:
 
         stop: token ids that end it; None is the model's own. max_tokens: None is to the end of the context.
         """
-        tokens = self.tokenize(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        if not tokens:
-            raise OptionError("the prompt is empty: it needs a token to begin with")
-        self._check_tokens(tokens)
-        if len(tokens) > self.context:
-            raise ContextError(f"the prompt has {len(tokens):,} tokens, the context {self.context:,}")
+        self._check_head()
+        if not self.config.causal:
+            raise OptionError(f"{self.path} is an encoder, which reads texts but cannot continue them")
+        tokens = self._ids(prompt, "the prompt")
         # The last new token need not be run through the model: one more than there are positions left.
         room = self.context - len(tokens) + 1
         if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 0):
@@ -324,18 +286,18 @@ class LLM:
         generation = self.start(prompt, sampling, max_tokens=max_tokens, seed=seed)
         if isinstance(self._tokenizer, TokenizerError) and not stops:
             return iter(generation) if stream else list(generation)
-        pieces = TextStream(generation, self.tokenizer, stops, self.bos)
+        pieces = TextStream(generation, self.tokenizer, stops)
         return pieces if stream else "".join(pieces)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The logits after every token: float32 [T, vocabulary]. Raises OptionError, ContextError."""
+        """The logits at every token: float32 [T, vocabulary]; of an encoder, the masked-token logits.
+
+        Raises OptionError, ContextError.
+        """
         import numpy
 
-        ids = [int(token) for token in tokens]
-        if not ids:
-            raise OptionError("logits of no tokens")
-        if len(ids) > self.context:
-            raise ContextError(f"{len(ids):,} tokens are more than the context of {self.context:,}")
+        self._check_head()
+        ids = self._ids(tokens, "the text")
         out = numpy.empty((len(ids), self.config.vocab_size), numpy.float32)
         at = 0
         for count, rows in self._engine.logits(ids):
@@ -343,3 +305,97 @@ class LLM:
             out[at : at + count] = block[:, : self.config.vocab_size]
             at += count
         return out
+
+    def hidden_states(self, tokens: Sequence[int], layer: int | None = None) -> NDArray[np.float32]:
+        """The stream at every token: float32 [T, dim].
+
+        layer: 0 is what enters the first block, i what leaves block i, n_layers + 1 (None) is after the final norm.
+        Raises OptionError, ContextError.
+        """
+        return next(self._streams([self._ids(tokens, "the text")], layer))
+
+    def attentions(self, tokens: Sequence[int], layer: int) -> NDArray[np.float32]:
+        """How much each head of block `layer`, from 0, looks from each token at each: float32 [heads, T, T].
+
+        Raises OptionError, ContextError.
+        """
+        _check_layer(layer, self.config.n_layers - 1)
+        return self._engine.attention(self._ids(tokens, "the text"), layer, self.config.n_heads)
+
+    def embed(
+        self,
+        texts: Sequence[str | Sequence[int]],
+        *,
+        pooling: str = "mean",
+        layer: int | None = None,
+        normalize: bool = False,
+    ) -> NDArray[np.float32]:
+        """One vector for each text, strings or token ids: float32 [n, dim].
+
+        pooling: of the hidden states at `layer` (see hidden_states): their mean, that of the first token ("cls"), that
+        of the last, or the largest of each channel. normalize: to length 1. A string gets what its tokenizer puts
+        around a text. Raises OptionError, ContextError, TokenizerError.
+        """
+        import numpy
+
+        if pooling not in POOLINGS:
+            raise OptionError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
+        if isinstance(texts, str):
+            raise OptionError("embed takes a list of texts, not one text")
+        ids = [
+            self._ids(self._around(text, suffix=True) if isinstance(text, str) else text, f"text {i}")
+            for i, text in enumerate(texts)
+        ]
+        out = numpy.empty((len(ids), self.config.dim), numpy.float32)
+        for i, stream in enumerate(self._streams(ids, layer)):
+            if pooling == "mean":
+                out[i] = stream.mean(axis=0, dtype=numpy.float64)
+            elif pooling == "max":
+                out[i] = stream.max(axis=0)
+            else:
+                out[i] = stream[0 if pooling == "cls" else -1]
+        if normalize:
+            lengths = numpy.sqrt((out.astype(numpy.float64) ** 2).sum(axis=1, keepdims=True))
+            out = (out / numpy.maximum(lengths, 1e-12)).astype(numpy.float32)
+        return out
+
+    def _streams(self, texts: list[list[int]], layer: int | None) -> Iterator[NDArray[np.float32]]:
+        """The hidden states of each text, [T, dim]."""
+        import numpy
+
+        last = self.config.n_layers + 1
+        layer = last if layer is None else layer
+        _check_layer(layer, last)
+        pieces: list[NDArray[np.float32]] = []
+        for text, rows in self._engine.hidden(texts, layer, self.config.dim):
+            pieces.append(rows)
+            if sum(map(len, pieces)) == len(texts[text]):
+                yield numpy.concatenate(pieces)
+                pieces = []
+
+    def _ids(self, text: str | Sequence[int], what: str) -> list[int]:
+        """The ids of a text, checked."""
+        ids = self.tokenize(text) if isinstance(text, str) else [int(token) for token in text]
+        if not ids:
+            raise OptionError(f"{what} is empty: it needs a token")
+        self._check_tokens(ids)
+        if len(ids) > self.context:
+            raise ContextError(f"{what} has {len(ids):,} tokens, the context {self.context:,}")
+        return ids
+
+    def _check_head(self) -> None:
+        if not self.config.head:
+            raise OptionError(f"{self.path} has no head, so there are no logits: only hidden states and embeddings")
+
+
+def _check_layer(layer: int, last: int) -> None:
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= last:
+        raise OptionError(f"layer must be between 0 and {last}, not {layer!r}")
+
+
+def _bytes_read(config: Config, name: str, tensor: _core.Matrix | _core.Vector) -> int:
+    """What a token reads of a tensor: of experts, those that it uses; of a table of positions, one row."""
+    if name == "positions":
+        return 0
+    share = config.n_experts_used / config.n_experts if ".experts." in name else 1
+    return int(tensor.nbytes * share)

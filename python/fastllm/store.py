@@ -8,103 +8,107 @@ tensor is one long, so that panels lie aligned in the map.
 from __future__ import annotations
 
 import json
-import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from fastllm import _core
 from fastllm.config import Config
 from fastllm.errors import CheckpointError
+from fastllm.formats import is_safetensors, map_file
+from fastllm.tensors import Bytes
 
 VERSION = 1
 LAYOUT = "panels16x32"
-_MOST_HEADER = 100 << 20  # the safetensors format's own limit
 
 
 class Stored(NamedTuple):
-    """What a converted file holds. tokenizer: its kind (see tokenizer.py) and its file's bytes."""
+    """What a converted file holds: a Recipe's fields, its tensors packed, and the tokenizer's.
+
+    tokenizer: its kind and its files' bytes (see tokenizer). source: the format and architecture it was made from, for
+    people.
+    """
 
     config: Config
     tensors: Mapping[str, _core.Matrix | _core.Vector]
     bos: int | None
     stop: tuple[int, ...]
     chat_stop: tuple[int, ...]
-    tokenizer: tuple[str, bytes] | None
+    tokenizer: tuple[str, bytes] | None = None
+    source: str = ""
 
 
-def is_store(data: memoryview) -> bool:
-    """Whether a file's bytes begin like a .safetensors file."""
-    if len(data) < 10:
-        return False
-    (length,) = struct.unpack_from("<Q", data)
-    return 2 <= length <= min(_MOST_HEADER, len(data) - 8) and data[8] == ord("{")
+class Part(NamedTuple):
+    """A tensor to be written, in pieces. dtype: a matrix's; None is a vector of f32."""
 
-
-def _padded(data: memoryview | bytes) -> bytes:
-    return bytes(-len(data) % _core.ALIGN)
+    dtype: str | None
+    shape: tuple[int, ...]
+    nbytes: int
+    pieces: Iterable[Bytes]
 
 
 def save(path: Path, stored: Stored) -> None:
     """Writes a converted file. The same content gives the same bytes; a failure leaves nothing at `path`."""
-    parts: dict[str, memoryview | bytes] = {n: t.data for n, t in stored.tensors.items()}
+    write(
+        path,
+        stored,
+        {
+            name: Part(getattr(tensor, "dtype", None), tensor.shape, len(tensor.data), (tensor.data,))
+            for name, tensor in stored.tensors.items()
+        },
+    )
+
+
+def write(path: Path, stored: Stored, parts: Mapping[str, Part]) -> None:
+    """Writes a converted file of `parts`, which need not exist before they are written, in place of stored.tensors."""
     about: dict[str, object] = {
         "version": VERSION,
         "layout": LAYOUT,
         "config": stored.config.to_json(),
-        "matrices": {
-            name: [tensor.dtype, *tensor.shape]
-            for name, tensor in stored.tensors.items()
-            if isinstance(tensor, _core.Matrix)
-        },
+        "matrices": {name: [part.dtype, *part.shape] for name, part in parts.items() if part.dtype},
         "bos": stored.bos,
         "stop": stored.stop,
         "chat_stop": stored.chat_stop,
+        "source": stored.source,
     }
     if stored.tokenizer:
         kind, blob = stored.tokenizer
-        parts["tokenizer"] = blob
+        parts = {**parts, "tokenizer": Part("u8", (len(blob),), len(blob), (blob,))}
         about["tokenizer"] = {"kind": kind, "bytes": len(blob)}
     header: dict[str, object] = {"__metadata__": {"fastllm": json.dumps(about, sort_keys=True)}}
     offset = 0
-    for name, data in parts.items():
-        end = offset + len(data) + len(_padded(data))
-        vector = isinstance(stored.tensors.get(name), _core.Vector)
-        shape = [(end - offset) // 4] if vector else [end - offset]
+    for name, part in parts.items():
+        end = offset + part.nbytes + -part.nbytes % _core.ALIGN
         header[name] = {
-            "dtype": "F32" if vector else "U8",
-            "shape": shape,
+            "dtype": "U8" if part.dtype else "F32",
+            "shape": [end - offset if part.dtype else (end - offset) // 4],
             "data_offsets": [offset, end],
         }
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _core.ALIGN)
-    import tempfile
+    from fastllm.files import replacing
 
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with open(handle, "wb") as file:
-                file.write(struct.pack("<Q", len(text)) + text)
-                for data in parts.values():
-                    file.write(data)
-                    file.write(_padded(data))
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from None
+    with replacing(path, 8 + len(text) + offset) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for part in parts.values():
+            for piece in part.pieces:
+                file.write(piece)
+            file.write(bytes(-part.nbytes % _core.ALIGN))
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def is_store(data: memoryview) -> bool:
+    """Whether a file's bytes begin like a converted file: a .safetensors header with our key."""
+    return is_safetensors(data) and b'"fastllm"' in bytes(data[8 : 8 + int.from_bytes(data[:8], "little")])
+
+
+def open_file(path: Path) -> Stored | None:
+    """A converted file, or None for anything else. Raises CheckpointError for what cannot be read, or is broken."""
+    if path.is_dir():
+        return None
+    data = map_file(path)
+    return load(path, data) if is_store(data) else None
 
 
 def load(path: Path, data: memoryview) -> Stored:
@@ -140,16 +144,19 @@ def _load(data: memoryview) -> Stored:
         return body[begin:end]
 
     tensors: dict[str, _core.Matrix | _core.Vector] = {}
-    for name, shape in config.matrices():
-        if name == "head" and name not in about["matrices"]:
-            continue
+    for name, shape, required in config.matrices():
         if name not in about["matrices"]:
-            raise CheckpointError(f"it has no matrix {name}")
-        dtype, d, n = about["matrices"][name]
-        if (d, n) != shape:
-            raise CheckpointError(f"{name} is {d} x {n}, the config needs {shape[0]} x {shape[1]}")
-        tensors[name] = _core.Matrix(dtype, d, n, part(name))
-    for name, size in config.vectors():
+            if required:
+                raise CheckpointError(f"it has no matrix {name}")
+            continue
+        dtype, *found = about["matrices"][name]
+        if tuple(found) != shape:
+            raise CheckpointError(f"{name} is {found}, the config needs {list(shape)}")
+        *stack, d, n = shape
+        tensors[name] = _core.Matrix(dtype, d, n, part(name), count=stack[0] if stack else None)
+    for name, size, required in config.vectors():
+        if name not in header and not required:
+            continue
         values = part(name)
         if len(values) < size * 4:
             raise CheckpointError(f"{name} has {len(values) // 4} values, the config needs {size}")
@@ -166,4 +173,5 @@ def _load(data: memoryview) -> Stored:
         stop=tuple(int(i) for i in about["stop"]),
         chat_stop=tuple(int(i) for i in about["chat_stop"]),
         tokenizer=tokenizer,
+        source=str(about.get("source", "")),  # which the first files did not have
     )

@@ -197,7 +197,11 @@ def transposed(tensor: Tensor) -> Tensor:
         while begin < end:  # row r of matrix m is column r of the stored one
             m, row = divmod(begin, d)
             stop = min(d, row + end - begin)
-            out.append(_contiguous(_raw(tensor, m * n, (m + 1) * n)[:, row:stop].T))
+            matrix = _raw(tensor, m * n, (m + 1) * n)[:, row:stop]
+            turned = numpy.empty((stop - row, n), matrix.dtype)
+            for i in range(0, n, 64):  # in blocks: columns a power of two apart push each other out of the cache
+                turned[:, i : i + 64] = _contiguous(matrix[i : i + 64]).T
+            out.append(turned)
             begin += stop - row
         return out[0] if len(out) == 1 else numpy.concatenate(out)
 

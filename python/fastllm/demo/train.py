@@ -27,8 +27,8 @@ from torch.nn import functional
 from fastllm import store
 from fastllm.demo.corpus import stories
 from fastllm.families import recipe
-from fastllm.formats import map_file, open_checkpoint
-from fastllm.llm import assemble
+from fastllm.formats import open_checkpoint
+from fastllm.packing import assemble
 
 DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, CONTEXT = 128, 352, 5, 4, 2, 1024, 384
 HEAD = DIM // HEADS
@@ -236,7 +236,7 @@ def round_to_int8(model: Llama) -> None:
 def package(out: Path) -> None:
     """Convert model.bin and tokenizer.model to the file the package ships: int8, mapped as it is."""
     path = out / "model.bin"
-    plan = recipe(open_checkpoint(path, map_file(path)))
+    plan = recipe(open_checkpoint(path))
     stored = assemble(plan._replace(stop=(BOS, EOS)), dtype="q8", threads=1)
     tokenizer = ("sentencepiece", (out / "tokenizer.model").read_bytes())
     store.save(out / "stories.safetensors", stored._replace(tokenizer=tokenizer))

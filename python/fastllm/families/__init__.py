@@ -179,46 +179,19 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "BertForMaskedLM": ("bert", "recipe"),
     "BertForPreTraining": ("bert", "recipe"),
     "BertModel": ("bert", "recipe"),
+    "CamembertForMaskedLM": ("bert", "roberta"),
+    "CamembertModel": ("bert", "roberta"),
     "CLIPModel": ("clip", "recipe"),
     "CLIPTextModel": ("clip", "recipe"),
     "CLIPTextModelWithProjection": ("clip", "recipe"),
-    "CamembertForMaskedLM": ("bert", "roberta"),
-    "CamembertModel": ("bert", "roberta"),
-    "EsmForMaskedLM": ("esm", "recipe"),
-    "EsmModel": ("esm", "recipe"),
-    "GPT2LMHeadModel": ("gpt2", "recipe"),
-    "GPT2Model": ("gpt2", "recipe"),
-    "GPTNeoForCausalLM": ("gpt_neo", "recipe"),
-    "GPTNeoModel": ("gpt_neo", "recipe"),
-    "GPTNeoXForCausalLM": ("gpt_neox", "recipe"),
-    "GPTNeoXModel": ("gpt_neox", "recipe"),
-    "RobertaForMaskedLM": ("bert", "roberta"),
-    "RobertaModel": ("bert", "roberta"),
-    "XLMRobertaForMaskedLM": ("bert", "roberta"),
-    "XLMRobertaModel": ("bert", "roberta"),
-    "minGPT": ("mingpt", "recipe"),
-    "grok-1": ("grok", "recipe"),
-    "llama": ("meta_llama", "recipe"),
     "Cohere2ForCausalLM": ("cohere", "cohere2"),
     "CohereForCausalLM": ("cohere", "cohere"),
+    "EsmForMaskedLM": ("esm", "recipe"),
+    "EsmModel": ("esm", "recipe"),
     "Gemma2ForCausalLM": ("gemma", "gemma2"),
     "Gemma3ForCausalLM": ("gemma", "gemma3"),
     "Gemma3ForConditionalGeneration": ("gemma", "gemma3_text"),
     "GemmaForCausalLM": ("gemma", "gemma"),
-    "GraniteForCausalLM": ("llama", "granite"),
-    "HeliumForCausalLM": ("llama", "helium"),
-    "LlamaForCausalLM": ("llama", "llama"),
-    "MistralForCausalLM": ("llama", "mistral"),
-    "MixtralForCausalLM": ("moe", "mixtral"),
-    "Olmo2ForCausalLM": ("olmo", "olmo2"),
-    "OlmoeForCausalLM": ("moe", "olmoe"),
-    "Phi3ForCausalLM": ("phi", "phi3"),
-    "Qwen2ForCausalLM": ("qwen", "qwen2"),
-    "Qwen2MoeForCausalLM": ("moe", "qwen2_moe"),
-    "Qwen3ForCausalLM": ("qwen", "qwen3"),
-    "Qwen3MoeForCausalLM": ("moe", "qwen3_moe"),
-    "SmolLM3ForCausalLM": ("llama", "smollm3"),
-    "StableLmForCausalLM": ("stablelm", "stablelm"),
     "gguf:bert": ("gguf", "recipe"),
     "gguf:cohere2": ("gguf", "recipe"),
     "gguf:command-r": ("gguf", "recipe"),
@@ -238,20 +211,67 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "gguf:qwen3moe": ("gguf", "recipe"),
     "gguf:smollm3": ("gguf", "recipe"),
     "gguf:stablelm": ("gguf", "recipe"),
+    "GPT2LMHeadModel": ("gpt2", "recipe"),
+    "GPT2Model": ("gpt2", "recipe"),
+    "GPTNeoForCausalLM": ("gpt_neo", "recipe"),
+    "GPTNeoModel": ("gpt_neo", "recipe"),
+    "GPTNeoXForCausalLM": ("gpt_neox", "recipe"),
+    "GPTNeoXModel": ("gpt_neox", "recipe"),
+    "GraniteForCausalLM": ("llama", "granite"),
+    "grok-1": ("grok", "recipe"),
+    "HeliumForCausalLM": ("llama", "helium"),
+    "LlamaForCausalLM": ("llama", "llama"),
+    "meta.llama": ("meta_llama", "recipe"),
     "mindformers.llama": ("mindformers", "recipe"),
+    "minGPT": ("mingpt", "recipe"),
+    "MistralForCausalLM": ("llama", "mistral"),
+    "MixtralForCausalLM": ("moe", "mixtral"),
+    "Olmo2ForCausalLM": ("olmo", "olmo2"),
+    "OlmoeForCausalLM": ("moe", "olmoe"),
+    "Phi3ForCausalLM": ("phi", "phi3"),
+    "Qwen2ForCausalLM": ("qwen", "qwen2"),
+    "Qwen2MoeForCausalLM": ("moe", "qwen2_moe"),
+    "Qwen3ForCausalLM": ("qwen", "qwen3"),
+    "Qwen3MoeForCausalLM": ("moe", "qwen3_moe"),
+    "RobertaForMaskedLM": ("bert", "roberta"),
+    "RobertaModel": ("bert", "roberta"),
+    "SmolLM3ForCausalLM": ("llama", "smollm3"),
+    "StableLmForCausalLM": ("stablelm", "stablelm"),
+    "XLMRobertaForMaskedLM": ("bert", "roberta"),
+    "XLMRobertaModel": ("bert", "roberta"),
+}
+
+# A config without "architectures" still has its "model_type": mostly the architecture's name in small letters.
+_MODEL_TYPES = {name.removesuffix("ForCausalLM").lower(): name for name in FAMILIES if name.endswith("ForCausalLM")} | {
+    "bert": "BertModel",
+    "clip": "CLIPModel",
+    "clip_text_model": "CLIPTextModel",
+    "esm": "EsmModel",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "gpt_neo": "GPTNeoForCausalLM",
+    "gpt_neox": "GPTNeoXForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "roberta": "RobertaModel",
+    "xlm-roberta": "XLMRobertaModel",
 }
 
 
 def recipe(checkpoint: Checkpoint) -> Recipe:
     """The recipe of the checkpoint's family. Raises CheckpointError for a family that is not known."""
-    architecture = checkpoint.architecture
+    architecture = _MODEL_TYPES.get(checkpoint.architecture, checkpoint.architecture)
     if architecture not in FAMILIES:
         from fastllm.families.mingpt import matches
 
         if not matches(checkpoint.tensors):
+            if not architecture:
+                raise CheckpointError(
+                    f"{checkpoint.path} does not say what family it is of, and has no config.json beside it that does"
+                )
             known = ", ".join(sorted(FAMILIES))
-            what = f"is of the family {architecture!r}" if architecture else "does not say what family it is of"
-            raise CheckpointError(f"{checkpoint.path} {what}; known are {known}")
+            raise CheckpointError(f"{checkpoint.path} is of the family {architecture!r}; known are {known}")
         architecture = "minGPT"  # its files do not say what they are
     module, function = FAMILIES[architecture]
     family: Family = getattr(import_module(f"fastllm.families.{module}"), function)

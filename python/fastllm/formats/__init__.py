@@ -18,7 +18,7 @@ class Checkpoint(NamedTuple):
 
     format: its name, for people. architecture: what families are registered by: the name the checkpoint itself gives
     (Hugging Face's "architectures", GGUF's "gguf:<general.architecture>"), or the format's own where all of it is one
-    family ("llama" in Meta's names, "grok-1", "mindformers.llama"). header: the config as the source has it. tensors:
+    family ("meta.llama", "grok-1", "mindformers.llama"). header: the config as the source has it. tensors:
     by its own names. tokenizer: kind and bytes (see tokenizer.py) where the checkpoint itself contains one.
     """
 
@@ -87,6 +87,8 @@ def _open_folder(path: Path) -> Checkpoint:
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1 or (files and "-00001-of-" in files[0].name):
         return open_checkpoint(files[0])
+    if files:
+        raise CheckpointError(f"{path} has {len(files)} .gguf files: name one of them")
     raise CheckpointError(f"{path} is a folder without a checkpoint that fastllm knows: no config.json with weights")
 
 
@@ -103,6 +105,12 @@ def _is_torch_legacy(data: memoryview) -> bool:
     return bytes(data[:15]) == b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
+def _only(path: Path, *kinds: str) -> bool:
+    """Whether the weights in a folder are files of these kinds, and none of Hugging Face's."""
+    found = {file.suffix for file in path.iterdir()}
+    return bool(found & set(kinds)) and not found & {".safetensors", ".bin", ".ot"}
+
+
 # Module -> whether a file is of its format, asked in this order. llama2.c's version 0 has no magic number: it is last.
 _FILES: dict[str, Callable[[Path, memoryview], bool]] = {
     "gguf": lambda _, data: bytes(data[:4]) == b"GGUF",
@@ -115,6 +123,6 @@ _FILES: dict[str, Callable[[Path, memoryview], bool]] = {
 _FOLDERS: dict[str, Callable[[Path], bool]] = {
     "grok": lambda path: (path / "ckpt-0").is_dir() or path.name == "ckpt-0",
     "meta": lambda path: (path / "params.json").exists() and any(path.glob("consolidated.*.pth")),
+    "huggingface": lambda path: (path / "config.json").exists() and not _only(path, ".gguf", ".ckpt"),
     "mindspore": lambda path: any(path.glob("*.ckpt")),
-    "huggingface": lambda path: (path / "config.json").exists(),
 }

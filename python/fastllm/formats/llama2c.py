@@ -45,7 +45,7 @@ def read(path: Path, data: memoryview) -> Checkpoint:
     for name in order:
         _take(reader, header, name, tensors, group if version == 2 else 0)
     extra = {"shared_head": bool(shared)} | ({"group_size": group} if version == 2 else {})
-    return Checkpoint(path, f"llama2.c v{version}", "llama", header | extra, tensors)
+    return Checkpoint(path, f"llama2.c v{version}", "meta.llama", header | extra, tensors)
 
 
 def _read_v0(path: Path, data: memoryview) -> Checkpoint:
@@ -73,7 +73,7 @@ def _read_v0(path: Path, data: memoryview) -> Checkpoint:
             f"{path} is no model that fastllm knows: as a llama2.c checkpoint it would end at byte {reader.offset:,}, "
             f"not {len(data):,}"
         )
-    return Checkpoint(path, "llama2.c v0", "llama", header | {"shared_head": shared}, tensors)
+    return Checkpoint(path, "llama2.c v0", "meta.llama", header | {"shared_head": shared}, tensors)
 
 
 def _header(path: Path, values: tuple[int, ...]) -> dict[str, int]:

@@ -1,0 +1,230 @@
+"""Converting a checkpoint: to the file that is mapped and run as it lies on disk, or to llama2.c's."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from glob import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from fastllm import _core, store
+from fastllm.errors import CheckpointError, OptionError, TokenizerError
+from fastllm.families import Recipe, Weight
+from fastllm.machine import check_threads
+from fastllm.packing import Plan, Progress, assemble, check_dtype, chunks, matrix_dtypes, pack, plan, vectors
+from fastllm.source import Source, find_source, open_source, stored_tokenizer
+from fastllm.tensors import Bytes, Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fastllm.llm import LLM
+
+FORMATS = ("fastllm", "llama2c")
+
+
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    format: str = "fastllm",  # noqa: A002  # the command line's word
+    version: int | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> TokenizerError | None:
+    """Converts a checkpoint, which load would take, to the file `out`.
+
+    dtype, tokenizer, revision, threads, progress: as for load. format: "fastllm", which has the tokenizer inside, or
+    "llama2c", whose version (0) is 0 or 1, in f32, or 2, in int8; it has no other dtype. The same input gives the same
+    bytes on any machine; the file appears whole or not at all, and memory is needed for one piece of a matrix.
+
+    Returns why there is no tokenizer inside, where there is none. Raises CheckpointError, TokenizerError (a tokenizer
+    that was named does not fit), OptionError.
+    """
+    check_dtype(dtype)
+    if format not in FORMATS:
+        raise OptionError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
+    if format == "llama2c" and dtype is not None:
+        raise OptionError("llama2.c's version says the dtype: 0 and 1 are f32, 2 is int8")
+    if format != "llama2c" and version is not None:
+        raise OptionError("a version is llama2.c's: it goes with the format llama2c")
+    count = check_threads(threads)
+    path, from_hub = find_source(source, revision)
+    target = Path(out)
+    _check_target(path, target)
+    sizes = _sizes(path)
+    if (stored := store.open_file(path)) is not None:
+        opened = _reopened(path, stored, tokenizer)
+    else:
+        opened = open_source(path, tokenizer, from_hub=from_hub)
+
+    def watched(done: int, total: int) -> None:
+        _check_sizes(path, sizes)
+        if progress:
+            progress(done, total)
+
+    try:
+        if format == "llama2c":
+            from fastllm.formats import llama2c_writer
+
+            llama2c_writer.write(target, opened.recipe, version or 0, progress=watched)
+        else:
+            plans = plan(opened.recipe, dtype or opened.dtype)
+            store.write(target, opened.stored(), _parts(opened.recipe, plans, count, watched))
+    except CheckpointError as error:
+        if str(path) in str(error) or str(target) in str(error):
+            raise
+        raise CheckpointError(f"{path} cannot be converted: {error}") from None
+    return opened.tokenizer if isinstance(opened.tokenizer, TokenizerError) and format == "fastllm" else None
+
+
+def _parts(recipe: Recipe, plans: dict[str, Plan], threads: int, progress: Progress) -> dict[str, store.Part]:
+    """What the file holds; a matrix is packed when its part is written."""
+    total, done = sum(p.nbytes for p in plans.values()), 0
+
+    def packed(name: str, matrix: Plan) -> Iterator[Bytes]:
+        nonlocal done
+        for rows in chunks(matrix):
+            out = memoryview(_core.Buffer(rows.nbytes))
+            pack(matrix, rows, out, threads=threads, name=name)
+            done += rows.nbytes
+            progress(done, total)
+            yield out
+
+    parts = {name: store.Part(p.dtype, p.shape, p.nbytes, packed(name, p)) for name, p in plans.items()}
+    for name, values in vectors(recipe).items():
+        parts[name] = store.Part(None, (len(values) // 4,), len(values), (values,))
+    return parts
+
+
+# ---- from a converted file -------------------------------------------------------------------------------------------
+
+
+def _reopened(path: Path, stored: store.Stored, tokenizer: str | os.PathLike[str] | None) -> Source:
+    """A converted file's floats as a source again."""
+    have = matrix_dtypes(stored)
+    if not set(have) <= {"f32", "f16", "bf16"}:
+        raise OptionError(f"{path} is already converted to {', '.join(have)}: convert the checkpoint it was made from")
+    matrices = {n: Weight(_unpacked(t)) for n, t in stored.tensors.items() if isinstance(t, _core.Matrix)}
+    values = {n: t.data for n, t in stored.tensors.items() if isinstance(t, _core.Vector)}
+    recipe = Recipe(stored.config, matrices, values, stored.bos, stored.stop, stored.chat_stop)
+    words = stored_tokenizer(stored, path, tokenizer)
+    return Source(stored.source, recipe, words, have[0] if len(have) == 1 else None)
+
+
+def _unpacked(matrix: _core.Matrix) -> Tensor:
+    *_, d, n = matrix.shape
+    size = _core.matrix_bytes(matrix.dtype, d, n)
+    stack = [_core.Matrix(matrix.dtype, d, n, matrix.data[at : at + size]) for at in range(0, len(matrix.data), size)]
+
+    def read(begin: int, end: int) -> Bytes:
+        import numpy
+
+        out = numpy.empty((end - begin, n), numpy.float32)
+        for i in range(begin, end):
+            stack[i // d].row(i % d, out[i - begin])
+        return out
+
+    return Tensor("f32", matrix.shape, read)
+
+
+# ---- what must not happen --------------------------------------------------------------------------------------------
+
+
+def _check_target(source: Path, target: Path) -> None:
+    """Nothing that is read is written over."""
+    if target.is_dir():
+        raise CheckpointError(f"{target} cannot be written: it is a folder")
+    if target.exists() and (target.samefile(source) or source.resolve() in target.resolve().parents):
+        raise CheckpointError(f"{target} cannot be written: it is what would be converted, or a part of it")
+
+
+def _sizes(source: Path) -> dict[Path, int]:
+    """The files a source is made of, and how long they are."""
+    if source.is_dir():
+        files = list(source.rglob("*"))
+    else:  # maybe one of several: name-00001-of-00003.gguf
+        files = list(source.parent.glob(re.sub(r"-\d{5}-of-(\d{5})", r"-*-of-\1", escape(source.name))))
+    return {file: file.stat().st_size for file in files if file.is_file()}
+
+
+def _check_sizes(source: Path, sizes: dict[Path, int]) -> None:
+    """Raises CheckpointError when a file has shrunk since: what was read past its new end is not what was there."""
+    for file, size in sizes.items():
+        try:
+            now = file.stat().st_size
+        except OSError:
+            continue  # deleted or renamed: what is mapped is still whole
+        if now < size:
+            raise CheckpointError(f"{source} cannot be converted: {file} was truncated meanwhile")
+
+
+# ---- verify ----------------------------------------------------------------------------------------------------------
+
+
+class Difference(NamedTuple):
+    """How two models differ over one text: in logits, without a head in hidden states, and in what they predict.
+
+    what: "logits" or "hidden states"; largest, mean: of the absolute differences; kl: mean of KL(source || result) in
+    nats; top1: share of positions where both find the same token likeliest. Without a head there are no kl and top1.
+    """
+
+    tokens: int
+    what: str
+    largest: float
+    mean: float
+    kl: float | None
+    top1: float | None
+
+
+def verify(
+    source: str | os.PathLike[str],
+    result: str | os.PathLike[str],
+    *,
+    tokens: int = 96,
+    revision: str | None = None,
+    threads: int | None = None,
+) -> Difference:
+    """Runs a checkpoint, in a type that holds it exactly, and what it was converted to over the same random tokens."""
+    import numpy
+
+    from fastllm.llm import LLM, load
+
+    path, _ = find_source(source, revision)
+    count = check_threads(threads)
+    if (stored := store.open_file(path)) is None:
+        stored = assemble(open_source(path, None).recipe, dtype=None, threads=count)
+    size = stored.config.vocab_size
+    llm = LLM(stored, TokenizerError("not needed"), threads=count, context=None, path=path)
+    ids = numpy.random.default_rng(0).integers(0, size, min(tokens, llm.context)).tolist()
+    p, has_head = _outputs(llm, ids), llm.config.head
+    del llm, stored  # one model at a time
+    q = _outputs(load(result, threads=count), ids)
+    gap = numpy.abs(p - q)
+    kl = top1 = None
+    if has_head:
+        log_p, log_q = _log_softmax(p), _log_softmax(q)
+        kl = float((numpy.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
+        top1 = float((p.argmax(axis=1) == q.argmax(axis=1)).mean())
+    what = "logits" if has_head else "hidden states"
+    return Difference(len(ids), what, float(gap.max()), float(gap.mean()), kl, top1)
+
+
+def _outputs(llm: LLM, ids: list[int]) -> NDArray[np.float64]:
+    import numpy
+
+    return (llm.logits(ids) if llm.config.head else llm.hidden_states(ids)).astype(numpy.float64)
+
+
+def _log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    import numpy
+
+    x = x - x.max(axis=1, keepdims=True)
+    sums: NDArray[np.float64] = numpy.log(numpy.exp(x).sum(axis=1, keepdims=True))
+    return x - sums

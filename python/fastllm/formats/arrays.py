@@ -1,0 +1,97 @@
+"""Numbers as numpy and torch lay them out: any type, any strides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from math import prod
+
+from fastllm.errors import CheckpointError
+from fastllm.tensors import Bytes, Tensor
+
+# numpy's name of a type -> ours; "V2" is what numpy calls ml_dtypes' bfloat16. The others are read as f32.
+_NATIVE = {"<f4": "f32", "<f2": "f16", "<V2": "bf16"}
+_CONVERTED = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+_MOST_AXES = 16
+_MOST_SPREAD = 1 << 16  # values that a tensor with strides of 0 may make of fewer
+
+Data = Callable[[int, int], memoryview]  # bytes begin .. end of an array's data
+
+
+def data(view: memoryview) -> Data:
+    return lambda begin, end: view[begin:end]
+
+
+def size(kind: str) -> int:
+    """Bytes of a value of numpy's type `kind`, such as <f4. Raises ValueError for what is no type."""
+    if not re.fullmatch(r"[<>][A-Za-z][1-9]\d{0,3}", kind, re.ASCII):
+        raise ValueError(f"{kind!r} is no type of numbers")
+    return int(kind[2:])
+
+
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides, in values, of a tensor that lies row after row."""
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def column_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of what numpy calls Fortran's order: the first axis moves fastest."""
+    return tuple(prod(shape[:axis]) for axis in range(len(shape)))
+
+
+def tensor(
+    kind: str,
+    shape: tuple[int, ...],
+    data: Data,
+    what: str,
+    *,
+    strides: tuple[int, ...],
+    count: int,
+    offset: int = 0,
+) -> Tensor:
+    """A tensor whose value (i, j, ...) is value number offset + i * strides[0] + j * strides[1] + ... of `count`.
+
+    kind: numpy's name of the type, byte order first. what: how errors call the tensor. A tensor that does not fit its
+    data raises CheckpointError at once, a type that fastllm cannot read when the tensor is read.
+    """
+    if len(shape) != len(strides) or len(shape) > _MOST_AXES or min((*shape, *strides, offset)) < 0:
+        raise CheckpointError(f"{what} has an impossible shape")
+    if prod(shape) == 0:
+        strides, offset = row_major(shape), 0
+    elif (last := offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) >= count:
+        raise CheckpointError(f"{what} needs value {last + 1:,} of data that has {count:,}")
+    elif prod(shape) > max(count, _MOST_SPREAD):
+        raise CheckpointError(f"{what} spreads {count:,} values over {prod(shape):,}")
+    if kind[1:] not in _CONVERTED and kind not in _NATIVE:
+
+        def unreadable(begin: int, end: int) -> Bytes:
+            raise CheckpointError(f"{what} has a type that fastllm cannot read")
+
+        return Tensor("f32", shape, unreadable)
+    in_rows = all(n == 1 or s == r for n, s, r in zip(shape, strides, row_major(shape), strict=True))
+    row = (shape[-1] if shape else 1) * size(kind)
+    first = offset * size(kind)
+
+    def rows(begin: int, end: int) -> Bytes:
+        return data(first + begin * row, first + end * row)
+
+    def gathered(begin: int, end: int) -> Bytes:
+        import numpy
+
+        values = numpy.frombuffer(data(first, count * size(kind)), numpy.dtype(kind.replace("V", "u")))
+        view = numpy.lib.stride_tricks.as_strided(values, shape, [s * size(kind) for s in strides], writeable=False)
+        if len(shape) < 2:
+            return numpy.ascontiguousarray(view).reshape(1, -1)[begin:end]
+        return numpy.ascontiguousarray(view[numpy.unravel_index(numpy.arange(begin, end), shape[:-1])])
+
+    read = rows if in_rows else gathered
+    if kind in _NATIVE:
+        return Tensor(_NATIVE[kind], shape, read)
+
+    def converted(begin: int, end: int) -> Bytes:
+        import numpy
+
+        with numpy.errstate(over="ignore", invalid="ignore"):  # what is too large for f32 is infinite
+            return numpy.frombuffer(read(begin, end), numpy.dtype(kind)).astype(numpy.float32)
+
+    return Tensor("f32", shape, converted)

@@ -1,0 +1,218 @@
+"""Grok-1's released checkpoint (github.com/xai-org/grok-1): a folder ckpt-0 with a pickle for every tensor.
+
+The files have numbers, not names: the order in which jax flattens the tree of parameters, whose keys are sorted, so
+that layer 10 comes before layer 2. A matrix is int8 (..., inputs, outputs) with scales (..., groups, outputs); its
+inputs fall evenly into the groups, which is how 8 devices had shared them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastllm.errors import CheckpointError
+from fastllm.formats import Checkpoint, arrays, map_file, pickles
+from fastllm.tensors import Bytes, Tensor, floats
+
+# The leaves of the tree, each sorted. A layer's come below transformer/decoder_layer_<i>.
+_MODEL = ("language_model/in_out_embed/embeddings", "language_model/rms_norm/scale")
+_LAYER = (
+    "moe/linear/w",
+    "moe/linear_1/w",
+    "moe/linear_v/w",
+    "multi_head_attention/key/w",
+    "multi_head_attention/linear/w",
+    "multi_head_attention/query/w",
+    "multi_head_attention/value/w",
+    "rms_norm/scale",
+    "rms_norm_1/scale",
+    "rms_norm_2/scale",
+    "rms_norm_3/scale",
+    "router/w",
+)
+
+# The release has its constants in run.py. Shapes that tell the release from any other checkpoint:
+_RELEASE = {
+    "vocab_size": 131072,
+    "pad_token": 0,
+    "eos_token": 2,
+    "sequence_len": 8192,
+    "output_multiplier_scale": 0.5773502691896257,
+    "embedding_multiplier_scale": 78.38367176906169,
+    "model": {
+        "emb_size": 6144,
+        "key_size": 128,
+        "num_q_heads": 48,
+        "num_kv_heads": 8,
+        "num_layers": 64,
+        "attn_output_multiplier": 0.08838834764831845,
+        "num_experts": 8,
+        "num_selected_experts": 2,
+    },
+}
+_RELEASE_LAYER = {
+    "moe/linear/w": (8, 6144, 32768),
+    "moe/linear_1/w": (8, 32768, 6144),
+    "moe/linear_v/w": (8, 6144, 32768),
+    "multi_head_attention/key/w": (6144, 1024),
+    "multi_head_attention/linear/w": (6144, 6144),
+    "multi_head_attention/query/w": (6144, 6144),
+    "multi_head_attention/value/w": (6144, 1024),
+    "router/w": (6144, 8),
+}
+
+
+def read_folder(path: Path) -> Checkpoint:
+    """Opens ckpt-0, or the folder that contains it.
+
+    Raises CheckpointError when files are missing or broken, or nothing says what the model's constants are.
+    """
+    folder = path if path.name == "ckpt-0" else path / "ckpt-0"
+    files = sorted(folder.glob("tensor*"))
+    layers, rest = divmod(len(files) - len(_MODEL), len(_LAYER))
+    if layers < 1 or rest:
+        raise CheckpointError(
+            f"{folder} has {len(files)} tensor files, not {len(_MODEL)} and {len(_LAYER)} for each layer"
+        )
+    names = [*_MODEL]
+    for layer in sorted(map(str, range(layers))):
+        names += [f"transformer/decoder_layer_{layer}/{leaf}" for leaf in _LAYER]
+    last, tensors = _Last(), {}
+    for i, (name, file) in enumerate(zip(names, files, strict=True)):
+        if file.name != f"tensor{i:05}_000":
+            raise CheckpointError(f"{folder} lacks tensor{i:05}_000, or has a part of it: next is {file.name}")
+        tensors[name] = _tensor(file, name, last)
+    return Checkpoint(path, "Grok-1", "grok-1", _header(folder, tensors, layers), tensors)
+
+
+def _header(folder: Path, tensors: dict[str, Tensor], layers: int) -> dict[str, Any]:
+    """config.json beside ckpt-0, in the released code's names; the release has none, but its shapes."""
+    from fastllm.formats.huggingface import config
+
+    beside = folder.absolute().parent
+    if (beside / "config.json").exists():
+        return config(beside)
+    shapes = {f"transformer/decoder_layer_{i}/{k}": shape for k, shape in _RELEASE_LAYER.items() for i in range(layers)}
+    shapes[_MODEL[0]] = (131072, 6144)
+    if layers == 64 and all(tensors[name].shape == shape for name, shape in shapes.items()):
+        return dict(_RELEASE)
+    raise CheckpointError(
+        f"{folder} is not the released Grok-1, so it needs a config.json beside it with the names of run.py: "
+        "vocab_size, sequence_len, model.emb_size and so on"
+    )
+
+
+# ---- what a pickle may build
+
+
+class _Dtype(pickles.Built):
+    """numpy.dtype: its name, then a state whose second value is the byte order."""
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        self.kind = "<V2" if name is _BFLOAT16 else f"<{name:.8}"
+        arrays.size(self.kind)
+
+    def build(self, state: Any) -> None:
+        order = state[1]
+        if order not in ("<", ">", "|", "="):
+            raise ValueError
+        self.kind = (">" if order == ">" and self.kind != "<V2" else "<") + self.kind[1:]
+
+
+class _Array(pickles.Built):
+    """numpy.ndarray: (version, shape, dtype, whether the first axis moves fastest, bytes)."""
+
+    state: tuple[tuple[int, ...], _Dtype, bool, memoryview] | None = None
+
+    def build(self, state: Any) -> None:
+        _, shape, dtype, in_columns, data = state
+        if not isinstance(dtype, _Dtype) or not isinstance(data, memoryview):
+            raise TypeError
+        self.state = (pickles.numbers(shape), dtype, bool(in_columns), data)
+
+
+class _Quantized(pickles.Built):
+    """The released code's QuantizedWeight8bit: weight and scales."""
+
+    weight: Any = None
+    scales: Any = None
+
+    def build(self, state: Any) -> None:
+        self.weight, self.scales = state["weight"], state["scales"]
+
+
+_BFLOAT16 = object()  # ml_dtypes.bfloat16, a type that is not called
+_GLOBALS: dict[str, Any] = {
+    "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
+    "numpy._core.multiarray._reconstruct": lambda *_: _Array(),
+    "numpy.ndarray": _Array,
+    "numpy.dtype": _Dtype,
+    "ml_dtypes.bfloat16": _BFLOAT16,
+    "ml_dtypes._ml_dtypes_ext.bfloat16": _BFLOAT16,
+    "__main__.QuantizedWeight8bit": _Quantized,
+    "model.QuantizedWeight8bit": _Quantized,
+}
+
+
+# ---- from objects to tensors
+
+
+def _tensor(file: Path, name: str, last: _Last) -> Tensor:
+    value, _ = pickles.load(file, map_file(file), _GLOBALS.get)
+    if not isinstance(value, _Quantized):
+        return _array(file, name, value)
+    weight, scales = _array(file, name, value.weight, "<i1"), _array(file, f"{name}'s scales", value.scales)
+    *stack, inputs, outputs = weight.shape if len(weight.shape) > 1 else (0, 0)
+    *scale_stack, groups, scale_outputs = scales.shape if len(scales.shape) > 1 else (0, 0)
+    if scale_stack != stack or scale_outputs != outputs or groups < 1 or inputs % groups:
+        raise CheckpointError(f"{file} is broken: {name} of {weight.shape} has scales of {scales.shape}")
+
+    def read(begin: int, end: int) -> Bytes:
+        return last.get(weight, scales, inputs // groups, begin, end)
+
+    return Tensor("f32", weight.shape, read)
+
+
+def _array(file: Path, name: str, array: Any, only: str | None = None) -> Tensor:
+    if not isinstance(array, _Array) or array.state is None:
+        raise CheckpointError(f"{file} is broken: it does not hold an array for {name}")
+    shape, dtype, in_columns, data = array.state
+    if only and dtype.kind != only:
+        raise CheckpointError(f"{file} is broken: {name} is of the type {dtype.kind[1:]!r}, not {only[1:]!r}")
+    return arrays.tensor(
+        dtype.kind,
+        shape,
+        arrays.data(data),
+        f"{name} of {file}",
+        strides=arrays.column_major(shape) if in_columns else arrays.row_major(shape),
+        count=len(data) // arrays.size(dtype.kind),
+    )
+
+
+class _Last:
+    """The rows that were dequantized last: an expert is asked for again for every part of it, transposed."""
+
+    def __init__(self) -> None:
+        self.weight: Tensor | None = None
+        self.begin = self.end = 0
+        self.rows: Bytes = None
+
+    def get(self, weight: Tensor, scales: Tensor, group: int, begin: int, end: int) -> Bytes:
+        """Rows begin .. end of weight * scales as f32; `group` rows share a row of scales."""
+        if self.weight is not weight or (self.begin, self.end) != (begin, end):
+            self.weight = self.rows = None  # free it before there is another
+            self.rows = _dequantized(weight, scales, group, begin, end)
+            self.weight, self.begin, self.end = weight, begin, end
+        return self.rows
+
+
+def _dequantized(weight: Tensor, scales: Tensor, group: int, begin: int, end: int) -> Bytes:
+    import numpy
+
+    rows, at = floats(weight, begin, end), begin
+    with numpy.errstate(over="ignore", invalid="ignore"):  # what is no number is found when it is packed
+        while at < end:
+            stop = min(end, at - at % group + group)
+            rows[at - begin : stop - begin] *= floats(scales, at // group, at // group + 1)
+            at = stop
+    return rows

@@ -1,0 +1,92 @@
+"""A folder as Hugging Face's transformers saves it: config.json, and the weights in one file or in several."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastllm.errors import CheckpointError
+from fastllm.formats import Checkpoint, map_file, safetensors
+from fastllm.tensors import Tensor
+
+# In the order transformers looks for them.
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "rust_model.ot",
+)
+
+
+def read_folder(path: Path) -> Checkpoint:
+    """Opens the weights of a folder. Raises CheckpointError for a file that is missing or broken."""
+    name = next((name for name in _WEIGHTS if (path / name).exists()), None)
+    if name is None:
+        single = sorted(path.glob("*.safetensors"))
+        if len(single) != 1:
+            found = f"{len(single)} .safetensors files and no index" if single else "none of " + ", ".join(_WEIGHTS)
+            raise CheckpointError(f"{path} has no weights that fastllm can find: {found}")
+        name = single[0].name
+    kind = f"Hugging Face {'safetensors' if '.safetensors' in name else name.partition('.index')[0]}"
+    if not name.endswith(".json"):
+        return checkpoint(path, path, kind, _tensors(path / name))
+    places = _index(path / name)
+    files = list(dict.fromkeys(places.values()))
+    shards = {file: _tensors(path / file) for file in files}
+    for tensor, file in places.items():
+        if tensor not in shards[file]:
+            raise CheckpointError(f"{path / file} has not the tensor {tensor!r} that {name} says it holds")
+    return checkpoint(path, path, f"{kind}, {len(files)} files", {t: shards[f][t] for t, f in places.items()})
+
+
+def config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json, and generation_config.json and tokenizer_config.json under those names, if present."""
+    if not (folder / "config.json").exists():
+        raise CheckpointError(f"{folder} has no config.json, which says what the model is")
+    values = _json(folder / "config.json")
+    for name in ("generation_config", "tokenizer_config"):
+        if (folder / f"{name}.json").exists():
+            values[name] = _json(folder / f"{name}.json")
+    return values
+
+
+def checkpoint(path: Path, folder: Path, kind: str, tensors: Mapping[str, Tensor]) -> Checkpoint:
+    """Weights found at `path` with the config of `folder`; a file that lies alone may be of a family without one."""
+    header = config(folder) if path == folder or (folder / "config.json").exists() else {}
+    names = header.get("architectures")
+    architecture = names[0] if isinstance(names, list) and names else header.get("model_type")
+    return Checkpoint(path, kind, architecture if isinstance(architecture, str) else "", header, tensors)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    data = map_file(path)
+    if path.suffix == ".safetensors":
+        return safetensors.tensors(path, data)
+    from fastllm.formats.torch import tensors
+
+    return tensors(path, data)
+
+
+def _index(path: Path) -> dict[str, str]:
+    """Tensor -> name of the file in the folder that holds it."""
+    places = _json(path).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{path} is broken: it has no weight_map")
+    for file in places.values():
+        plain = isinstance(file, str) and file not in ("", ".", "..") and not any(c in file for c in "/\\\0")
+        if not plain:
+            raise CheckpointError(f"{path} is broken: {file!r} is not the name of a file in the folder")
+    return places
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(bytes(map_file(path)))
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path} is broken: it is not JSON") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is broken: it is not a JSON object")
+    return values

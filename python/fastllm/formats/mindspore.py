@@ -1,0 +1,246 @@
+"""MindSpore's .ckpt: a protobuf message of named tensors; mindformers' .yaml beside it says what the model is.
+
+The message is (mindspore, ccsrc/utils/checkpoint.proto): Checkpoint { repeated Value value = 1 }, Value { tag = 1,
+tensor = 2 }, Tensor { repeated dims = 1, type = 2, content = 3 }. A tensor above 512 MiB is written as consecutive
+values of one tag, each with all of its dims and a slice of its bytes. A file may end in "crc_num" and the rest's CRC.
+
+A tag that comes again after its tensor is complete starts it anew: the last one counts, as for MindSpore's own loader.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastllm.errors import CheckpointError
+from fastllm.formats import Checkpoint, map_file
+from fastllm.formats.safetensors import as_f32
+from fastllm.tensors import SIZES, Bytes, Tensor, mapped
+
+_OURS = {"Float32": "f32", "Float16": "f16", "BFloat16": "bf16"}
+_KINDS = {
+    "Float64": "f8",
+    "Int64": "i8",
+    "Int32": "i4",
+    "Int16": "i2",
+    "Int8": "i1",
+    "UInt64": "u8",
+    "UInt32": "u4",
+    "UInt16": "u2",
+    "UInt8": "u1",
+    "Bool": "?",
+}
+_MOST_AXES = 16
+_MOST_ENTRIES = 1 << 16
+# Bytes and brackets of a config, several times what it takes: reading YAML is slow, and slower the more they nest.
+_MOST_YAML, _MOST_BRACKETS = 1 << 15, 500
+_TRAILER = 17  # "crc_num" and the sum in 10 bytes, big-endian
+
+
+def read(path: Path, data: memoryview) -> Checkpoint:
+    """Opens one file. Raises CheckpointError for what is no such file, or is cut short, encrypted or corrupt."""
+    return Checkpoint(path, "MindSpore", "mindformers.llama", _config(path.parent), _tensors(path, data))
+
+
+def read_folder(path: Path) -> Checkpoint:
+    """Opens the .ckpt files of a folder, which hold different tensors of one model."""
+    tensors: dict[str, Tensor] = {}
+    files = sorted(path.glob("*.ckpt"))
+    for file in files:
+        more = _tensors(file, map_file(file))
+        if both := tensors.keys() & more.keys():
+            raise CheckpointError(
+                f"{path} has several checkpoints: {file.name} holds {min(both)!r}, as one before it does; name the file"
+            )
+        tensors |= more
+    name = "MindSpore" if len(files) == 1 else f"MindSpore, {len(files)} files"
+    return Checkpoint(path, name, "mindformers.llama", _config(path), tensors)
+
+
+class _Stored(NamedTuple):
+    kind: str
+    shape: tuple[int, ...]
+    slices: list[memoryview]
+
+
+def _tensors(path: Path, data: memoryview) -> dict[str, Tensor]:
+    if bytes(data[1:4]) == b"\x5e\x3a\x7f":
+        raise CheckpointError(f"{path} is encrypted; save it again without a key")
+    if bytes(data[-_TRAILER:-10]) == b"crc_num":
+        expected = int.from_bytes(data[-10:], "big")
+        data = data[:-_TRAILER]
+        if zlib.crc32(data) != expected:
+            raise CheckpointError(f"{path} is corrupt: its contents do not have the CRC that it ends with")
+    found: dict[str, _Stored] = {}
+    last, missing = "", 0  # the tensor that is being read, and how many of its bytes are still to come
+    for count, (number, value) in enumerate(_fields(path, data)):
+        if count == _MOST_ENTRIES:
+            raise CheckpointError(f"{path} is no model: it holds more than {count:,} entries")
+        entry = _entry(path, value) if number == 1 else None
+        if entry is None:
+            continue
+        tag, stored = entry
+        if missing and (tag != last or stored[:2] != found[tag][:2]):
+            raise CheckpointError(f"{path} is broken: {last!r} lacks {missing:,} bytes before {tag!r}")
+        if missing:
+            found[tag].slices.extend(stored.slices)
+        else:
+            found[tag], missing = stored, prod(stored.shape) * _size(stored.kind)
+        missing -= len(stored.slices[0])
+        if missing < 0:
+            raise CheckpointError(f"{path} is broken: {tag!r} of {stored.kind} {stored.shape} has too many bytes")
+        last = tag
+    if missing:
+        raise CheckpointError(f"{path} is truncated: {last!r} lacks {missing:,} bytes")
+    if not found:
+        raise CheckpointError(f"{path} is no MindSpore checkpoint: it holds no tensor")
+    return {tag: _tensor(stored) for tag, stored in found.items()}
+
+
+def _entry(path: Path, value: memoryview | int) -> tuple[str, _Stored] | None:
+    """A Value's tag and tensor. None for what is no tensor: a string, a table that maps."""
+    tag, tensor = "", None
+    for number, part in _fields(path, value):
+        if number == 1:
+            tag = _text(path, part)
+        elif number == 2:
+            tensor = part
+    kind, dims, content = "", [], memoryview(b"")
+    for number, part in _fields(path, tensor if tensor is not None else content):
+        if number == 1:  # one number, or all of them packed
+            dims += [part] if isinstance(part, int) else _numbers(path, part)
+        elif number == 2:
+            kind = _text(path, part)
+        elif number == 3 and not isinstance(part, int):
+            content = part
+    if tensor is None or kind == "str":
+        return None
+    if kind not in _OURS and kind not in _KINDS:
+        raise CheckpointError(f"{path} holds {tag!r} as {kind!r}, a type that fastllm cannot read")
+    if len(dims) > _MOST_AXES or any(n >= 1 << 63 for n in dims):
+        raise CheckpointError(f"{path} is broken: {tag!r} has an impossible shape")
+    return tag, _Stored(kind, () if dims == [0] else tuple(dims), [content])
+
+
+def _tensor(stored: _Stored) -> Tensor:
+    kind, shape, slices = stored
+    size = sum(map(len, slices))
+    whole = slices[0] if len(slices) == 1 else memoryview(b"")
+    if kind not in _OURS:  # counters and flags of the training: small
+        return as_f32(_KINDS[kind], shape, whole if len(slices) == 1 else memoryview(b"".join(slices)))
+    if len(slices) == 1:
+        return mapped(_OURS[kind], shape, whole)
+    width = size // max(1, prod(shape[:-1]))  # of a row, which slices do not respect
+
+    def rows(begin: int, end: int) -> Bytes:
+        pieces, start = [], 0
+        for piece in slices:
+            pieces.append(piece[max(0, begin * width - start) : max(0, end * width - start)])
+            start += len(piece)
+        return b"".join(pieces)
+
+    return Tensor(_OURS[kind], shape, rows)
+
+
+def _size(kind: str) -> int:
+    return SIZES[_OURS[kind]] if kind in _OURS else int(_KINDS[kind].replace("?", "1")[-1])
+
+
+# ---- protobuf's wire format
+
+
+def _varint(path: Path, data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data) and shift < 64:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+    raise CheckpointError(f"{path} is truncated, or no MindSpore checkpoint")
+
+
+def _numbers(path: Path, data: memoryview) -> list[int]:
+    numbers: list[int] = []
+    at = 0
+    while at < len(data) and len(numbers) <= _MOST_AXES:
+        number, at = _varint(path, data, at)
+        numbers.append(number)
+    return numbers
+
+
+def _fields(path: Path, data: memoryview | int) -> Iterator[tuple[int, memoryview | int]]:
+    """The number and value of each field of a message: a number, or bytes."""
+    if isinstance(data, int):
+        raise CheckpointError(f"{path} is no MindSpore checkpoint")
+    at = 0
+    while at < len(data):
+        key, at = _varint(path, data, at)
+        kind = key & 7
+        if kind == 0:
+            number, at = _varint(path, data, at)
+            yield key >> 3, number
+            continue
+        if kind not in (1, 2, 5):
+            raise CheckpointError(f"{path} is no MindSpore checkpoint, or it is broken or encrypted")
+        length = {1: 8, 5: 4}.get(kind, 0)
+        if kind == 2:
+            length, at = _varint(path, data, at)
+        if length > len(data) - at:
+            raise CheckpointError(f"{path} is truncated, or no MindSpore checkpoint")
+        yield key >> 3, data[at : at + length]
+        at += length
+
+
+def _text(path: Path, data: memoryview | int) -> str:
+    try:
+        return str(data, "utf-8")  # type: ignore[arg-type]  # a number raises TypeError
+    except (TypeError, ValueError):
+        raise CheckpointError(f"{path} is broken: a name in it is no text") from None
+
+
+# ---- mindformers' config
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """model.model_config of the folder's .yaml, without what is no plain value; empty when there is no such file."""
+    configs = {file.name: config for file in sorted(folder.glob("*.yaml")) if (config := _model_config(file))}
+    values = list(configs.values())
+    if any(config != values[0] for config in values):
+        raise CheckpointError(f"{folder} has several configs of a model that differ: {', '.join(configs)}; leave one")
+    return values[0] if values else {}
+
+
+def _model_config(path: Path) -> dict[str, Any]:
+    try:
+        import yaml
+    except ImportError:
+        raise CheckpointError(f"{path} needs PyYAML to be read: pip install 'fastllm[hf]'") from None
+    text = bytes(map_file(path))
+    if len(text) > _MOST_YAML or text.count(b"[") + text.count(b"{") > _MOST_BRACKETS:
+        raise CheckpointError(f"{path} is no mindformers config: it is too long")
+    if b"<<" in text:  # merges of merges grow without bounds
+        raise CheckpointError(f"{path} merges keys with <<, which fastllm does not read")
+    try:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else "not YAML"
+        raise CheckpointError(f"{path} is broken: it is {reason}") from None
+    for key in ("model", "model_config"):
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return {}
+    return {key: value for key, value in found.items() if _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a number, a text, or a table of those, as scaling_factor is."""
+    if isinstance(value, dict):
+        return all(_is_plain(v) and not isinstance(v, dict) for v in value.values())
+    if isinstance(value, int):
+        return abs(value) < 1 << 63
+    return value is None or isinstance(value, (float, str))

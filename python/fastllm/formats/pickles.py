@@ -1,0 +1,258 @@
+"""Pickles, read without executing any: a small machine that builds plain objects and what its caller allows.
+
+Python's own unpickler imports whatever a file names and calls it. This one knows the opcodes that tensors are written
+with (protocols 2 to 5), and asks its caller for every name: what the caller has no builder for is refused by name.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastllm.errors import CheckpointError
+
+_MOST_OPCODES = 1 << 19  # some 30 make a tensor: 16,000 tensors, and half a second of work
+# What a few opcodes can have done over and over to something large that they remember: so nothing is large.
+_MOST_NAME, _MOST_ARGUMENTS = 1024, 64
+_MOST_DIGITS = 16  # bytes of a long integer; torch.save's magic number has 10
+
+
+class Built:
+    """An object that is made empty and given its state later."""
+
+    def build(self, state: Any) -> None:
+        raise NotImplementedError
+
+
+class _RefusedError(CheckpointError):
+    """What the file asks for; the message lacks the file yet."""
+
+
+def load(
+    path: Path,
+    data: memoryview,
+    find: Callable[[str], Any],
+    persistent: Callable[[Any], Any] | None = None,
+    *,
+    begin: int = 0,
+) -> tuple[Any, int]:
+    """The object that the pickle in data[begin:] describes, and where the pickle ends.
+
+    find: what a global's name ("module.name") stands for, None to refuse it; if it is callable, the pickle may call it
+    with any arguments. persistent: the same for what torch calls storages. Bytes come as memoryviews of `data`. What
+    the builders raise for arguments that make no sense (TypeError, ValueError and the like) says that the file is
+    broken.
+    """
+    machine = _Machine(data, begin, find, persistent)
+    try:
+        return machine.run(), machine.at
+    except _RefusedError as error:
+        raise CheckpointError(f"{path} is refused: its pickle {error}") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is broken: {error}") from None
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, struct.error):
+        raise CheckpointError(
+            f"{path} is broken: its pickle makes no sense at byte {machine.at:,} of {len(data):,}"
+        ) from None
+
+
+class _Machine:
+    def __init__(
+        self, data: memoryview, begin: int, find: Callable[[str], Any], persistent: Callable[[Any], Any] | None
+    ) -> None:
+        self.data, self.at = data, begin
+        self.find, self.persistent = find, persistent
+        self.stack: list[Any] = []
+        self.marked: list[list[Any]] = []  # the stacks below each mark
+        self.memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        data, opcodes = self.data, _OPCODES
+        for _ in range(_MOST_OPCODES):
+            code = data[self.at]
+            self.at += 1
+            if code == _STOP:
+                return self.stack.pop()
+            if code not in opcodes:
+                raise _RefusedError(f"has the opcode {bytes([code])!r}, which no tensor needs")
+            opcodes[code](self)
+        raise _RefusedError(f"has more than {_MOST_OPCODES:,} steps")
+
+    # ---- reading
+
+    def take(self, count: int) -> memoryview:
+        part = self.data[self.at : self.at + count]
+        if len(part) != count:
+            raise CheckpointError(f"its pickle is truncated at byte {len(self.data):,}")
+        self.at += count
+        return part
+
+    def number(self, layout: str) -> Any:
+        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+
+    def sized(self, layout: str) -> memoryview:
+        return self.take(self.number(layout))
+
+    def text(self, layout: str) -> str:
+        return str(self.sized(layout), "utf-8", "surrogatepass")
+
+    def line(self) -> str:
+        line, end, _ = bytes(self.data[self.at : self.at + _MOST_NAME]).partition(b"\n")
+        if not end:
+            raise CheckpointError("a name in its pickle does not end")
+        self.at += len(line) + 1
+        return line.decode()
+
+    # ---- the stack
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def mark(self) -> None:
+        self.marked.append(self.stack)
+        self.stack = []
+
+    def to_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.marked.pop()
+        return items
+
+    def pop(self, count: int) -> tuple[Any, ...]:
+        if len(self.stack) < count:
+            raise IndexError
+        items = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        return items
+
+    def put(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    def long(self, layout: str) -> int:
+        digits = self.sized(layout)
+        if len(digits) > _MOST_DIGITS:
+            raise CheckpointError(f"a number in its pickle has {len(digits):,} bytes")
+        return int.from_bytes(digits, "little", signed=True)
+
+    # ---- containers
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict) or len(items) % 2:
+            raise TypeError
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # Others could take long to hash, or be made to collide.
+            if not (key is None or isinstance(key, str) or (isinstance(key, int) and abs(key) < 1 << 63)):
+                raise CheckpointError("a key of a dict in its pickle is neither a name nor a number")
+            target[key] = value
+
+    def make_dict(self) -> None:
+        items = self.to_mark()
+        self.push({})
+        self.set_items(items)
+
+    def append(self, items: list[Any]) -> None:
+        if not isinstance(self.stack[-1], list):
+            raise TypeError
+        self.stack[-1].extend(items)
+
+    # ---- what would import and call
+
+    def look_up(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > _MOST_NAME:
+            raise TypeError
+        found = self.find(f"{module}.{name}")
+        if found is None:
+            raise _RefusedError(f"would import {f'{module}.{name}'!r}, which no tensor needs")
+        self.push(found)
+
+    def call(self) -> None:
+        function, args = self.pop(2)
+        if not callable(function) or not isinstance(args, tuple) or len(args) > _MOST_ARGUMENTS:
+            raise TypeError
+        self.push(function(*args))
+
+    def build(self) -> None:
+        (state,) = self.pop(1)
+        target = self.stack[-1]
+        if isinstance(target, Built):
+            target.build(state)
+        elif not isinstance(target, dict):  # of a dict it would set attributes, such as a state_dict's _metadata
+            raise TypeError
+
+    def instance(self) -> None:
+        self.look_up(self.line(), self.line())
+        raise _RefusedError("makes an instance as protocol 0 does, which no tensor needs")
+
+    def persist(self) -> None:
+        if self.persistent is None:
+            raise _RefusedError("refers to something outside of it")
+        self.push(self.persistent(self.stack.pop()))
+
+
+def numbers(values: Any) -> tuple[int, ...]:
+    """A shape, or the like, out of a pickle. Raises TypeError for anything else."""
+    if (
+        not isinstance(values, (tuple, list))
+        or len(values) > _MOST_ARGUMENTS
+        or any(type(n) is not int for n in values)
+    ):
+        raise TypeError
+    return tuple(values)
+
+
+_STOP = ord(".")
+_OPCODES: dict[int, Callable[[_Machine], object]] = {
+    code[0]: action
+    for code, action in {
+        b"\x80": lambda m: m.take(1),  # PROTO
+        b"\x95": lambda m: m.take(8),  # FRAME: its length says nothing new
+        b"(": _Machine.mark,
+        b"0": lambda m: m.stack.pop() if m.stack else m.to_mark(),  # POP, also of a mark
+        b"1": _Machine.to_mark,  # POP_MARK
+        b"2": lambda m: m.push(m.stack[-1]),  # DUP
+        b"N": lambda m: m.push(None),
+        b"\x88": lambda m: m.push(True),
+        b"\x89": lambda m: m.push(False),
+        b"J": lambda m: m.push(m.number("<i")),  # BININT
+        b"K": lambda m: m.push(m.number("<B")),
+        b"M": lambda m: m.push(m.number("<H")),
+        b"\x8a": lambda m: m.push(m.long("<B")),  # LONG1
+        b"\x8b": lambda m: m.push(m.long("<I")),
+        b"G": lambda m: m.push(m.number(">d")),  # BINFLOAT
+        b"X": lambda m: m.push(m.text("<I")),  # BINUNICODE
+        b"\x8c": lambda m: m.push(m.text("<B")),
+        b"\x8d": lambda m: m.push(m.text("<Q")),
+        b"U": lambda m: m.push(m.text("<B")),  # SHORT_BINSTRING: Python 2's text
+        b"T": lambda m: m.push(m.text("<I")),
+        b"C": lambda m: m.push(m.sized("<B")),  # SHORT_BINBYTES
+        b"B": lambda m: m.push(m.sized("<I")),
+        b"\x8e": lambda m: m.push(m.sized("<Q")),
+        b"\x96": lambda m: m.push(m.sized("<Q")),  # BYTEARRAY8
+        b")": lambda m: m.push(()),
+        b"\x85": lambda m: m.push(m.pop(1)),  # TUPLE1
+        b"\x86": lambda m: m.push(m.pop(2)),
+        b"\x87": lambda m: m.push(m.pop(3)),
+        b"t": lambda m: m.push(tuple(m.to_mark())),
+        b"]": lambda m: m.push([]),
+        b"l": lambda m: m.push(m.to_mark()),  # LIST
+        b"a": lambda m: m.append(list(m.pop(1))),
+        b"e": lambda m: m.append(m.to_mark()),
+        b"}": lambda m: m.push({}),
+        b"d": _Machine.make_dict,
+        b"s": lambda m: m.set_items(list(m.pop(2))),
+        b"u": lambda m: m.set_items(m.to_mark()),
+        b"h": lambda m: m.push(m.memo[m.number("<B")]),  # BINGET
+        b"j": lambda m: m.push(m.memo[m.number("<I")]),
+        b"q": lambda m: m.put(m.number("<B")),  # BINPUT
+        b"r": lambda m: m.put(m.number("<I")),
+        b"\x94": lambda m: m.put(len(m.memo)),  # MEMOIZE
+        b"c": lambda m: m.look_up(m.line(), m.line()),  # GLOBAL
+        b"\x93": lambda m: m.look_up(*m.pop(2)),  # STACK_GLOBAL
+        b"R": _Machine.call,  # REDUCE
+        b"\x81": _Machine.call,  # NEWOBJ
+        b"b": _Machine.build,
+        b"i": _Machine.instance,  # INST
+        b"Q": _Machine.persist,  # BINPERSID
+    }.items()
+}

@@ -1,0 +1,152 @@
+"""The .safetensors format: the length of a JSON header, the header, then tensors at the places it names.
+
+https://github.com/huggingface/safetensors. A file that fastllm wrote itself is one of these too; store.py reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastllm.errors import CheckpointError
+from fastllm.formats import Checkpoint
+from fastllm.tensors import Bytes, Tensor, mapped
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_MOST_HEADER = 100 << 20  # the format's own limit
+_MOST_TENSORS, _MOST_AXES = 1 << 17, 16
+_OURS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+# What is read as f32: the name of numpy's type, of the bytes for the two of 8 bits that numpy has not.
+_KINDS = {
+    "F64": "f8",
+    "I64": "i8",
+    "I32": "i4",
+    "I16": "i2",
+    "I8": "i1",
+    "U64": "u8",
+    "U32": "u4",
+    "U16": "u2",
+    "U8": "u1",
+    "BOOL": "?",
+    "F8_E4M3": "float8_e4m3",
+    "F8_E5M2": "float8_e5m2",
+}
+
+
+def read(path: Path, data: memoryview) -> Checkpoint:
+    """A lone file, with the config.json that lies beside it."""
+    from fastllm.formats.huggingface import checkpoint
+
+    return checkpoint(path, path.parent, "Hugging Face safetensors", tensors(path, data))
+
+
+def tensors(path: Path, data: memoryview) -> dict[str, Tensor]:
+    """The tensors of a mapped file. Raises CheckpointError for a header that does not fit the file.
+
+    Numbers that fastllm has no type for are read as f32; a type that is not known raises when the tensor is read.
+    """
+    header, body = _header(path, data)
+    found: dict[str, Tensor] = {}
+    places: list[tuple[int, int, str]] = []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError(f"{path} is broken: its header does not say where tensor {name!r} lies") from None
+        if not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, begin, end)) or len(shape) > _MOST_AXES:
+            raise CheckpointError(f"{path} is broken: tensor {name!r} has an impossible shape or place")
+        if not begin <= end:
+            raise CheckpointError(f"{path} is broken: tensor {name!r} ends before it begins")
+        if end > len(body):
+            raise CheckpointError(f"{path} is truncated: tensor {name!r} ends past the end of the file")
+        places.append((begin, end, name))
+        found[name] = _tensor(path, name, str(dtype), shape, body[begin:end])
+    places.sort()
+    for (_, end, name), (begin, _, other) in pairwise(places):
+        if begin < end:
+            raise CheckpointError(f"{path} is broken: tensors {name!r} and {other!r} overlap")
+    return found
+
+
+def _header(path: Path, data: memoryview) -> tuple[dict[str, Any], memoryview]:
+    if len(data) < 8:
+        raise CheckpointError(f"{path} is no safetensors file: it has {len(data)} bytes")
+    (length,) = struct.unpack_from("<Q", data)
+    if length > _MOST_HEADER:
+        raise CheckpointError(f"{path} is no safetensors file: its header would take {length:,} bytes")
+    if length > len(data) - 8:
+        raise CheckpointError(f"{path} is truncated: its header takes {length:,} bytes, the file has {len(data):,}")
+    try:
+        header = json.loads(bytes(data[8 : 8 + length]))
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path} is broken: its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} is broken: its header is not a JSON object")
+    if len(header) > _MOST_TENSORS:
+        raise CheckpointError(f"{path} is no model: it holds {len(header):,} tensors")
+    return header, data[8 + length :]
+
+
+def _tensor(path: Path, name: str, dtype: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
+    if dtype in _OURS:
+        tensor = mapped(_OURS[dtype], shape, data)
+        size = tensor.nbytes
+    elif dtype in _KINDS:
+        tensor = as_f32(_KINDS[dtype], shape, data)
+        size = prod(shape) * _size(_KINDS[dtype])
+    else:
+
+        def unknown(begin: int, end: int) -> Bytes:
+            raise CheckpointError(f"{path} holds tensor {name!r} as {dtype!r}, a type that fastllm cannot read")
+
+        return Tensor("f32", shape, unknown)
+    if size != len(data):
+        raise CheckpointError(
+            f"{path} is broken: tensor {name!r} of {dtype} {shape} takes {size:,} bytes, not {len(data):,}"
+        )
+    return tensor
+
+
+def as_f32(kind: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
+    """A tensor of numbers that fastllm has no type for, row-major in `data`, that is read as f32.
+
+    kind: numpy's name of the type, little-endian, or float8_e4m3, float8_e5m2 (Micikevicius et al., 2022).
+    """
+    width = (shape[-1] if shape else 1) * _size(kind)
+
+    def values(begin: int, end: int) -> Bytes:
+        import numpy
+
+        part = data[begin * width : end * width]
+        if kind.startswith("float8"):
+            return _float8(kind)[numpy.frombuffer(part, numpy.uint8)]
+        with numpy.errstate(over="ignore", invalid="ignore"):  # what is too large for f32 is infinite
+            return numpy.frombuffer(part, numpy.dtype(kind).newbyteorder("<")).astype(numpy.float32)
+
+    return Tensor("f32", shape, values)
+
+
+def _size(kind: str) -> int:
+    return 1 if kind == "?" or kind.startswith("float8") else int(kind[1:])
+
+
+def _float8(kind: str) -> NDArray[np.float32]:
+    """The values of the 256 bytes."""
+    import numpy
+
+    byte = numpy.arange(256)
+    if kind == "float8_e5m2":  # the upper half of an f16
+        return (byte.astype(numpy.uint16) << 8).view(numpy.float16).astype(numpy.float32)
+    exponent, mantissa = byte >> 3 & 15, byte & 7
+    values = numpy.where(exponent, (8 + mantissa) * 2.0 ** (exponent - 10), mantissa * 2.0**-9)
+    values[byte & 127 == 127] = numpy.nan  # there is no infinity
+    return numpy.where(byte < 128, values, -values).astype(numpy.float32)

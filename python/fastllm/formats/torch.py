@@ -1,0 +1,284 @@
+"""torch.save's files, read without torch: .pth, .pt, .bin, and what libtorch (so tch, as .ot) and TorchScript save.
+
+A zip archive: data.pkl is a pickle of the object, whose tensors name their storages; storage k is the archive's file
+data/k, as it is. Before torch 1.6: four pickles (a magic number, a version, the machine's sizes, the object), a fifth
+of the storages' names, then the storages. https://pytorch.org/docs/stable/notes/serialization.html
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastllm.errors import CheckpointError
+from fastllm.formats import Checkpoint, arrays, pickles, zips
+from fastllm.tensors import Tensor
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_MOST_DEPTH, _MOST_NAMES, _MOST_NAME = (
+    64,
+    1 << 17,
+    1024,
+)  # of the modules of a TorchScript archive, which may contain each other
+
+
+def read(path: Path, data: memoryview) -> Checkpoint:
+    """A lone file, with the config.json that lies beside it; a part of Meta's layout with its other parts."""
+    if re.fullmatch(r"consolidated\.\d+\.pth", path.name) and (path.parent / "params.json").exists():
+        from fastllm.formats import meta
+
+        return meta.read_folder(path.parent)
+    from fastllm.formats.huggingface import checkpoint
+
+    return checkpoint(path, path.parent, "torch.save", tensors(path, data))
+
+
+def tensors(path: Path, data: memoryview) -> dict[str, Tensor]:
+    """The tensors of a file by name. Raises CheckpointError for a broken file, or one whose pickle wants more.
+
+    The object is a dict of tensors, or a dict with one under state_dict, model_state_dict or model, or a TorchScript
+    module, whose tensors have dotted names. Two names of the same values are the same Tensor.
+    """
+    views = _read_zip(path, data) if bytes(data[:2]) == b"PK" else _read_legacy(path, data)
+    if not views:
+        raise CheckpointError(f"{path} has no tensors by name: it is neither a state_dict nor a module")
+    same: dict[_View, Tensor] = {}
+    for name, view in views.items():
+        if view not in same:
+            same[view] = _tensor(path, name, view)
+    return {name: same[view] for name, view in views.items()}
+
+
+# ---- what a pickle may build
+
+
+class _Kind(NamedTuple):
+    """A type of numbers by numpy's name (see arrays.py); unknown ones have a size of 1 and V."""
+
+    name: str
+
+
+class _Storage:
+    """Values that tensors lie in. Where they are is known when the whole pickle has been read."""
+
+    def __init__(self, kind: str, key: str, count: int) -> None:
+        self.kind, self.key, self.count = kind, key, count
+        self.data: arrays.Data | None = None
+        self.base, self.offset = self, 0  # in old files one may be a part of another
+
+
+class _View(NamedTuple):
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    kind: str
+
+
+class _Module(pickles.Built):
+    """An object of a TorchScript class."""
+
+    attributes: dict[Any, Any]
+
+    def __init__(self) -> None:
+        self.attributes = {}
+
+    def build(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise TypeError
+        self.attributes = state
+
+
+def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> _View:
+    """torch._utils._rebuild_tensor, _v2 (what follows: gradient, hooks) and _v3 (and then the type)."""
+    if not isinstance(storage, _Storage) or type(offset) is not int:
+        raise TypeError
+    kind = rest[2].name if len(rest) > 2 and isinstance(rest[2], _Kind) else storage.kind
+    return _View(storage, offset, pickles.numbers(shape), pickles.numbers(strides), kind)
+
+
+def _ordered_dict() -> dict[Any, Any]:  # dict itself would copy what it is given
+    return {}
+
+
+def _first(value: Any, *_: Any) -> Any:
+    return value
+
+
+_KINDS = {
+    "f4": ("FloatStorage", "float32", "float"),
+    "f2": ("HalfStorage", "float16", "half"),
+    "V2": ("BFloat16Storage", "bfloat16"),
+    "f8": ("DoubleStorage", "float64", "double"),
+    "i8": ("LongStorage", "int64", "long"),
+    "i4": ("IntStorage", "int32", "int"),
+    "i2": ("ShortStorage", "int16", "short"),
+    "i1": ("CharStorage", "int8"),
+    "u1": ("ByteStorage", "uint8"),
+    "u2": ("uint16",),
+    "u4": ("uint32",),
+    "u8": ("uint64",),
+    "b1": ("BoolStorage", "bool"),
+    "c8": ("ComplexFloatStorage", "complex64", "cfloat"),
+    "c16": ("ComplexDoubleStorage", "complex128", "cdouble"),
+    "V1": ("storage.UntypedStorage", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"),
+}
+_GLOBALS: dict[str, Any] = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch._utils._rebuild_tensor": _rebuild,
+    "torch._utils._rebuild_tensor_v2": _rebuild,
+    "torch._utils._rebuild_tensor_v3": _rebuild,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch.jit._pickle.restore_type_tag": _first,
+    "torch.Size": pickles.numbers,
+    **{f"torch.{name}": _Kind(f"<{kind}") for kind, names in _KINDS.items() for name in names},
+}
+
+
+def _find(name: str) -> Any:
+    return _Module if name.startswith("__torch__.") else _GLOBALS.get(name)
+
+
+def _storages(found: dict[str, _Storage]) -> Callable[[Any], _Storage]:
+    """What a pickle's references to storages stand for, noted in `found`."""
+
+    def refer(what: Any) -> _Storage:
+        if not isinstance(what, tuple) or len(what) not in (5, 6):
+            raise TypeError
+        word, kind, key, _, count, *view = what
+        if (
+            word != "storage"
+            or not isinstance(kind, _Kind)
+            or type(count) is not int
+            or count < 0
+            or not isinstance(key, str)
+        ):
+            raise TypeError
+        if key not in found:
+            found[key] = _Storage(kind.name, key, count)
+        if not view or view[0] is None:
+            return found[key]
+        _, offset, count = view[0]
+        if type(offset) is not int or type(count) is not int or not 0 <= offset <= offset + count <= found[key].count:
+            raise ValueError
+        part = _Storage(kind.name, key, count)
+        part.base, part.offset = found[key], offset
+        return part
+
+    return refer
+
+
+# ---- the two kinds of file
+
+
+def _read_zip(path: Path, data: memoryview) -> dict[str, _View]:
+    files = zips.entries(path, data)
+    root = next((name[: -len("data.pkl")] for name in files if re.fullmatch("([^/]+/)?data.pkl", name)), None)
+    if root is None:
+        raise CheckpointError(f"{path} is a zip archive without data.pkl: torch.save did not write it")
+    order = files.get(f"{root}byteorder")
+    if order is not None and bytes(order.reader(path)(0, min(order.size, 8))) != b"little":
+        raise CheckpointError(f"{path} was saved on a big-endian machine, which fastllm does not read")
+    found: dict[str, _Storage] = {}
+    top, _ = pickles.load(path, _content(path, files[f"{root}data.pkl"]), _find, _storages(found))
+    for key, storage in found.items():
+        file = files.get(f"{root}data/{key}")
+        if file is None:
+            raise CheckpointError(f"{path} is broken: its storage {key!r} is missing")
+        if storage.count * arrays.size(storage.kind) > file.size:
+            raise CheckpointError(
+                f"{path} is broken: its storage {key!r} would hold {storage.count:,} values in {file.size:,} bytes"
+            )
+        storage.data = file.reader(path)
+    return _named(path, top)
+
+
+def _content(path: Path, file: zips.Entry) -> memoryview:
+    return file.reader(path)(0, file.size)
+
+
+def _read_legacy(path: Path, data: memoryview) -> dict[str, _View]:
+    found: dict[str, _Storage] = {}
+    at, parts = 0, []
+    for _ in range(5):
+        part, at = pickles.load(path, data, _find, _storages(found), begin=at)
+        parts.append(part)
+    magic, _, machine, top, keys = parts
+    if magic != _LEGACY_MAGIC or not isinstance(machine, dict) or not isinstance(keys, list):
+        raise CheckpointError(f"{path} is broken: it does not begin as torch.save's files do")
+    if machine.get("little_endian") is not True:
+        raise CheckpointError(f"{path} was saved on a big-endian machine, which fastllm does not read")
+    for key in keys:
+        storage = found.get(key) if isinstance(key, str) else None
+        if storage is None or storage.data is not None:
+            raise CheckpointError(f"{path} is broken: it has storages that its tensors do not name, or has one twice")
+        size = storage.count * arrays.size(storage.kind)
+        if at + 8 + size > len(data):
+            raise CheckpointError(
+                f"{path} is truncated: storage {key!r} ends at byte {at + 8 + size:,}, the file at {len(data):,}"
+            )
+        if struct.unpack_from("<q", data, at) != (storage.count,):
+            raise CheckpointError(f"{path} is broken: storage {key!r} is not of {storage.count:,} values")
+        storage.data = arrays.data(data[at + 8 : at + 8 + size])
+        at += 8 + size
+    return _named(path, top)
+
+
+# ---- from objects to tensors
+
+
+def _named(path: Path, top: Any) -> dict[str, _View]:
+    if isinstance(top, _Module):
+        return dict(_attributes(path, top))
+    if not isinstance(top, dict):
+        return {}
+    for candidate in (*(top.get(key) for key in ("state_dict", "model_state_dict", "model")), top):
+        if isinstance(candidate, dict):
+            views = {k: v for k, v in candidate.items() if isinstance(k, str) and isinstance(v, _View)}
+            if views:
+                return views
+    return {}
+
+
+def _attributes(path: Path, module: _Module) -> list[tuple[str, _View]]:
+    """The tensors of a module and of those inside it. tch writes one module, with | for the dots of its names."""
+    found: list[tuple[str, _View]] = []
+    waiting = [("", module, 0)]
+    while waiting:
+        prefix, part, depth = waiting.pop()
+        for key, value in part.attributes.items():
+            name = prefix + str(key)[:_MOST_NAME].replace("|", ".")
+            if isinstance(value, _View):
+                found.append((name, value))
+            elif isinstance(value, _Module):
+                waiting.append((f"{name}.", value, depth + 1))
+        if depth > _MOST_DEPTH or len(prefix) > _MOST_NAME or len(found) + len(waiting) > _MOST_NAMES:
+            raise CheckpointError(f"{path} is broken: its modules contain each other without end")
+    return found
+
+
+def _tensor(path: Path, name: str, view: _View) -> Tensor:
+    """A view on its storage. Both may have a type: where they differ, the storage is of bytes."""
+    storage = view.storage
+    source = storage.base.data
+    if source is None:
+        raise CheckpointError(f"{path} is truncated: the storage of tensor {name!r} is missing")
+    width, own = arrays.size(view.kind), arrays.size(storage.kind)
+    start, size = storage.offset * own, storage.count * own
+
+    def data(begin: int, end: int) -> memoryview:
+        return source(start + begin, start + end)
+
+    return arrays.tensor(
+        view.kind,
+        view.shape,
+        data,
+        f"tensor {name!r} of {path}",
+        strides=view.strides,
+        count=size // width,
+        offset=view.offset,
+    )

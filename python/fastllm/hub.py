@@ -1,0 +1,136 @@
+"""Models by their name on the Hugging Face hub, through huggingface_hub: its cache, tokens and offline mode."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from glob import escape
+from pathlib import Path, PurePosixPath
+
+from fastllm.errors import CheckpointError
+
+# llama2.c's files of 32,000 words come without a tokenizer: it is Llama's, of which this is a copy open to everybody.
+LLAMA_TOKENIZER = ("hf-internal-testing/llama-tokenizer", "tokenizer.model")
+
+# What a folder's weights may be, the best first: the first pattern that anything matches is taken, and nothing else.
+_WEIGHTS = (
+    "model*.safetensors",
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "consolidated.*.pth",
+    "*.ckpt",
+    "ckpt-0/*",
+    "*.gguf",
+)
+_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "*.yaml", "tok*.bin")  # configs, tokenizers, templates, indexes
+_PATIENCE = 10  # seconds for the hub to answer
+_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+
+
+def fetch(name: str, revision: str | None) -> Path:
+    """The folder of owner/name, or the file of owner/name/file, in the cache, downloaded when it is not there.
+
+    Raises CheckpointError.
+    """
+    owner, repo, *rest = name.split("/")
+    repo, file = f"{owner}/{repo}", "/".join(rest)
+    with _one_sentence(name, repo, revision):
+        from huggingface_hub import HfApi, errors, snapshot_download
+
+        try:
+            # One request, which is not repeated for half a minute where there is no network.
+            about = HfApi(library_name="fastllm").model_info(repo, revision=revision, timeout=_PATIENCE)
+            names = [file.rfilename for file in about.siblings or ()]
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+            raise
+        except Exception:  # offline, by wish or not
+            if (known := _cached(repo, file, revision)) is None:
+                raise
+            return known
+        chosen = _of_file(repo, names, file) if file else _of_folder(repo, names)
+        patterns = [escape(name) for name in chosen]
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, library_name="fastllm"))
+    return folder / file if file else folder
+
+
+def _cached(repo: str, file: str, revision: str | None) -> Path | None:
+    """What an earlier run has chosen, which lies together in the cache."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=["/"])
+    except Exception:  # the cache has nothing of it; why the hub has nothing either is what is worth saying
+        return None
+    return Path(found) / file if (Path(found) / file).exists() else None
+
+
+def llama_tokenizer() -> Path:
+    """Llama's tokenizer.model. Raises CheckpointError."""
+    repo, file = LLAMA_TOKENIZER
+    with _one_sentence(f"{repo}/{file}", repo, None):
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(repo, file, library_name="fastllm"))
+
+
+def _of_folder(repo: str, names: Sequence[str]) -> list[str]:
+    """Of a model's files, those that it takes to run it."""
+    weights = next((found for p in _WEIGHTS if (found := [n for n in names if _matches(n, p)])), [])
+    single = [n for n in weights if n.endswith(".gguf") and not _PART.search(n)]
+    if not weights or len(single) > 1:
+        what = f"{len(single)} models" if weights else "no weights of a form that fastllm knows"
+        such = next((n for n in names if n.endswith((".gguf", ".bin"))), None)
+        raise CheckpointError(f"{repo} has {what} on the hub: name a file{f', such as {repo}/{such}' if such else ''}")
+    return [*weights, *(n for n in names if any(_matches(n, p) for p in _BESIDE))]
+
+
+def _of_file(repo: str, names: Sequence[str], file: str) -> list[str]:
+    """A file, the others of its model when it is one of several, and what may belong to it in its folder."""
+    if file not in names:
+        raise CheckpointError(f"{repo} has no file {file} on the hub")
+    parts = _PART.sub(r"-?????-of-\1.gguf", escape(file))
+    folder = PurePosixPath(file).parent
+    beside = [
+        n for n in names if PurePosixPath(n).parent == folder and any(fnmatchcase(Path(n).name, p) for p in _BESIDE)
+    ]
+    return [*(n for n in names if fnmatchcase(n, parts)), *beside]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Like a shell's, where a star matches no slash."""
+    return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
+
+
+@contextmanager
+def _one_sentence(name: str, repo: str, revision: str | None) -> Iterator[None]:
+    """Turns what huggingface_hub raises into a CheckpointError."""
+    try:
+        from huggingface_hub import errors
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+    except ImportError:
+        raise CheckpointError(
+            f"{name} does not exist here; to get it from the Hugging Face hub: pip install 'fastllm[hub]'"
+        ) from None
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    at = f" at {revision!r}" if revision else ""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except errors.GatedRepoError:
+        raise CheckpointError(
+            f"{repo} is gated: accept its terms at https://huggingface.co/{repo} and set HF_TOKEN"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise CheckpointError(f"{name} is neither a file here nor a model on the hub (or it is private)") from None
+    except errors.RevisionNotFoundError:
+        raise CheckpointError(f"{repo} has no revision {revision!r} on the hub") from None
+    except errors.HFValidationError:
+        raise CheckpointError(f"{name} does not exist") from None
+    except Exception as error:  # its HTTP library's, which depends on its version
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{name}{at} is not here, and the hub cannot be reached: {reason}") from None

@@ -1,0 +1,49 @@
+"""A bar for what takes long, where somebody watches."""
+
+from __future__ import annotations
+
+import sys
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+_PATIENCE = 1.0  # seconds before a bar appears
+
+
+class Bar:
+    """Called with the bytes done and in all, shows them and the time left: on a terminal, after a second.
+
+    Needs rich, and stays silent without it.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text, self._start = text, monotonic()
+        self._wanted = sys.stderr.isatty()
+        self._bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None and self._wanted and monotonic() - self._start > _PATIENCE:
+            self._wanted = False
+            try:
+                self._bar = _rich_bar()
+            except ImportError:
+                return
+            self._bar.start()
+            self._bar.add_task(self._text)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: tuple[type[BaseException], BaseException, TracebackType] | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _rich_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,0 +1,117 @@
+"""From what a user names to a checkpoint, its recipe and its tokenizer."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from fastllm import families, store
+from fastllm.errors import CheckpointError, OptionError, TokenizerError
+from fastllm.families import Recipe
+from fastllm.formats import Checkpoint, open_checkpoint
+from fastllm.tokenizer import Tokenizer, find, from_blob, read
+
+_GGUF_FLOATS = (0, 1, 32)  # llama.cpp's LLAMA_FTYPE of F32, F16 and BF16
+_LLAMA_WORDS = 32000  # llama2.c's files with so many have Llama's
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
+
+
+class Source(NamedTuple):
+    """A checkpoint, opened.
+
+    about: its format and architecture, for people. dtype: what its weights become where nobody says, None for what they
+    are.
+    """
+
+    about: str
+    recipe: Recipe
+    tokenizer: Tokenizer | TokenizerError
+    dtype: str | None
+
+    def stored(self) -> store.Stored:
+        """What a converted file says of it, without tensors."""
+        recipe, words = self.recipe, self.tokenizer
+        return store.Stored(
+            recipe.config,
+            {},
+            recipe.bos,
+            recipe.stop,
+            recipe.chat_stop,
+            tokenizer=None if isinstance(words, TokenizerError) else (words.kind, words.blob),
+            source=self.about,
+        )
+
+
+def find_source(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, bool]:
+    """The file or folder of that name, and whether it came from the hub, which is asked where nothing is here."""
+    path = Path(name)
+    if path.exists() or not _HUB_NAME.fullmatch(path.as_posix()) or ".." in path.parts:
+        if revision is not None:
+            raise OptionError(f"{path} is not a name of the hub: only those have revisions")
+        return path, False
+    from fastllm import hub
+
+    return hub.fetch(path.as_posix(), revision), True
+
+
+def open_source(path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hub: bool = False) -> Source:
+    """Opens a checkpoint and finds its tokenizer, the one that is named if one is.
+
+    Raises CheckpointError, and TokenizerError for a tokenizer that was named and does not fit.
+    """
+    checkpoint = open_checkpoint(path)
+    try:
+        recipe = families.recipe(checkpoint)
+    except CheckpointError as error:
+        if str(path) in str(error):
+            raise
+        raise CheckpointError(f"{path} cannot be used: {error}") from None
+    vocab_size = recipe.config.vocab_size
+    words: Tokenizer | TokenizerError
+    if tokenizer is not None:
+        words = read(Path(tokenizer), vocab_size)
+    elif checkpoint.tokenizer is not None:
+        words = _from_blob(path, *checkpoint.tokenizer)
+    else:
+        try:
+            words = find(path, vocab_size)
+        except TokenizerError as error:
+            words = error
+            if from_hub and vocab_size == _LLAMA_WORDS and checkpoint.format.startswith("llama2.c"):
+                from fastllm import hub
+
+                words = read(hub.llama_tokenizer(), vocab_size)
+    about = f"{checkpoint.format}, {checkpoint.architecture}"
+    return Source(about, recipe, words, _natural_dtype(checkpoint))
+
+
+def stored_tokenizer(
+    stored: store.Stored, path: Path, tokenizer: str | os.PathLike[str] | None
+) -> Tokenizer | TokenizerError:
+    """The tokenizer of a converted file, the one that is named if one is."""
+    vocab_size = stored.config.vocab_size
+    if tokenizer is not None:
+        return read(Path(tokenizer), vocab_size)
+    if stored.tokenizer is not None:
+        return _from_blob(path, *stored.tokenizer)
+    try:
+        return find(path, vocab_size)
+    except TokenizerError as error:
+        return error
+
+
+def _from_blob(path: Path, kind: str, blob: bytes) -> Tokenizer | TokenizerError:
+    """A tokenizer inside a checkpoint; one that cannot be used leaves the model with token ids."""
+    try:
+        return from_blob(kind, blob)
+    except TokenizerError as error:
+        return TokenizerError(f"{path} has no usable tokenizer: {error}")
+
+
+def _natural_dtype(checkpoint: Checkpoint) -> str | None:
+    """q8 for GGUF's quantized types, which are read as floats: as floats they would take several times the memory."""
+    if not checkpoint.architecture.startswith("gguf:"):
+        return None
+    return None if checkpoint.header.get("general.file_type", 0) in _GGUF_FLOATS else "q8"

@@ -1,0 +1,242 @@
+"""Text to token ids and back, through the libraries that own the formats.
+
+A kind of tokenizer is a module here with `read(files) -> Tokenizer`. Nothing heavy is imported before it is needed:
+a run without a prompt waits for no library where the vocabulary is SentencePiece's or llama2.c's.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
+
+from fastllm.errors import TokenizerError
+
+
+class Stream:
+    """Turns tokens into text one by one; the pieces joined are what decoding all of them gives.
+
+    pieces: the bytes of each token, none for a token that is not shown. at_start: whether one space before the first
+    bytes is left out.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], *, at_start: bool = False) -> None:
+        self._pieces, self._at_start = pieces, at_start
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """The text that is certain with this token: maybe none, never half a character."""
+        # A model's vocabulary may be padded past the tokenizer's.
+        piece = self._pieces[token] if token < len(self._pieces) else b""
+        if self._at_start and piece:
+            piece = piece.removeprefix(b" ")
+            self._at_start = False
+        return self._utf8.decode(piece)
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD where a character is incomplete."""
+        return self._utf8.decode(b"", final=True)
+
+
+class Tokenizer(Protocol):
+    """A vocabulary.
+
+    kind, blob: what a converted file keeps of it; from_blob(kind, blob) gives it back.
+    size: its ids are 0 .. size - 1. A model may have more, then the rest is padding.
+    plain: ids that a text without special tokens may have are 0 .. plain - 1; a model needs as many.
+    exact: whether the model must have exactly `size`.
+    prefix, suffix: the ids that the tokenizer's own files put before and after a text (BOS; [CLS] and [SEP]); None
+    where they do not say, so that the model's family decides.
+    special: the special tokens by their text. added: tokens that are taken whole wherever they are written, though not
+    special.
+    roles: the text of "bos_token", "eos_token" and so on, as far as the files say. ends: ids that end what a model
+    says, as far as the files say.
+    chat_template: a Jinja template of a conversation, where the files have one.
+    """
+
+    kind: str = ""
+    blob: bytes = b""
+    size: int
+    plain: int
+    exact: bool = False
+    prefix: tuple[int, ...] | None = None
+    suffix: tuple[int, ...] | None = None
+    special: Collection[str] = ()
+    added: Collection[str] = ()
+    roles: Mapping[str, str] = MappingProxyType({})
+    ends: tuple[int, ...] = ()
+    chat_template: str | None = None
+
+    def encode(self, text: str, *, special: bool = False, start: bool = True) -> list[int]:
+        """The ids of a text, without prefix and suffix. Raises TokenizerError where the vocabulary cannot say it.
+
+        special: whether special tokens written in the text ("<|im_start|>", "[MASK]") become their ids; else they are
+        text like any other. start: whether this begins a text: some vocabularies put a space there.
+        """
+
+    def stream(self, previous: int | None = None) -> Stream:
+        """A decoder of what follows the token `previous`; None: of a text from its start."""
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the token that is written exactly so, such as "<|im_end|>"."""
+
+
+def decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """The text of tokens from the start of a text, without special tokens."""
+    stream = tokenizer.stream()
+    return "".join([stream.push(token) for token in tokens]) + stream.flush()
+
+
+# ---- files and blobs -------------------------------------------------------------------------------------------------
+
+Files = Mapping[str, bytes]
+
+# Kind -> its module in this package, and the name under which its `read` finds the main file.
+_KINDS: dict[str, tuple[str, str]] = {
+    "llama2.c": ("pieces", "tokenizer.bin"),
+    "sentencepiece": ("pieces", "tokenizer.model"),
+    "tokenizer.json": ("tokenizer_json", "tokenizer.json"),
+    "tiktoken": ("tiktoken_ranks", "tokenizer.model"),
+    "gpt2": ("gpt2", "vocab.json"),
+    "wordpiece": ("wordpiece", "vocab.txt"),
+    "letters": ("letters", "vocab.txt"),
+    "characters": ("characters", "characters"),
+    "gguf": ("gguf", "metadata"),
+}
+# What Hugging Face puts beside the vocabulary: the policy, the chat template, the tokens that end a text.
+_POLICY = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+_BESIDE = (*_POLICY, "chat_template.jinja", "chat_template.json")
+_PACKED = b'{"files": '
+
+
+def from_blob(kind: str, blob: bytes) -> Tokenizer:
+    """A tokenizer from its kind and the bytes of its file, or of `pack` where it has several. Raises TokenizerError."""
+    if kind not in _KINDS:
+        raise TokenizerError(f"no tokenizer of the kind {kind!r} is known")
+    module, name = _KINDS[kind]
+    files = _unpack(blob) if blob.startswith(_PACKED) else {name: blob}
+    if name not in files:
+        raise TokenizerError(f"it has no {name}")
+    function = "read_llama2c" if kind == "llama2.c" else "read"
+    reader: Callable[[Files], Tokenizer] = getattr(import_module(f"fastllm.tokenizer.{module}"), function)
+    tokenizer = reader(files)
+    tokenizer.kind, tokenizer.blob = kind, blob
+    return tokenizer
+
+
+def pack(files: Files) -> bytes:
+    """Several files as one blob: JSON, with base64 of those that are no text."""
+    from base64 import b64encode
+
+    def text(blob: bytes) -> str | list[str]:
+        try:
+            return blob.decode()
+        except UnicodeDecodeError:
+            return [b64encode(blob).decode()]
+
+    packed = {name: text(blob) for name, blob in files.items()}
+    return json.dumps({"files": packed}, ensure_ascii=False).encode()
+
+
+def _unpack(blob: bytes) -> dict[str, bytes]:
+    from base64 import b64decode
+
+    try:
+        packed = json.loads(blob.decode())["files"]
+        return {
+            name: text.encode() if isinstance(text, str) else b64decode(text[0], validate=True)
+            for name, text in packed.items()
+        }
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise TokenizerError(f"its files cannot be unpacked: {error}") from None
+
+
+def _load(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise TokenizerError(f"{path} is no regular file")  # opening a pipe would wait for a writer
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise TokenizerError(f"{path} does not exist") from None
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _kind_of(path: Path, blob: bytes, vocab_size: int) -> str:
+    """The kind of a file, by its name and its first bytes."""
+    if path.suffix == ".json":
+        if path.name == "vocab.json" and (path.parent / "merges.txt").exists():
+            return "gpt2"
+        return "characters" if path.name in ("vocab.json", "chars.json") else "tokenizer.json"
+    if blob[:1] == b"{":
+        return "tokenizer.json"
+    if path.suffix == ".txt":
+        kind: str = import_module("fastllm.tokenizer.letters").kind_of(blob, vocab_size, path.name)
+        return kind
+    # A SentencePiece model begins with field 1, a piece of a few bytes; a tiktoken one with base64 and a rank; a
+    # tokenizer.bin with a small int32.
+    if blob[:1] == b"\x0a" and blob[2:3] == b"\x0a":
+        return "sentencepiece"
+    line = blob[:400].split(b"\n", 1)[0].split()
+    return "tiktoken" if len(line) == 2 and line[1].isdigit() else "llama2.c"
+
+
+def read(path: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer in a file, with what lies beside it; it must fit a model of vocab_size words.
+
+    Raises TokenizerError, naming the file.
+    """
+    blob = _load(path)
+    try:
+        kind = _kind_of(path, blob, vocab_size)
+        files = {_KINDS[kind][1]: blob}
+        if kind not in ("llama2.c", "characters"):
+            names = (*_BESIDE, "merges.txt") if kind == "gpt2" else _BESIDE
+            files |= {name: _load(path.parent / name) for name in names if (path.parent / name).exists()}
+        tokenizer = from_blob(kind, blob if len(files) == 1 else pack(files))
+    except TokenizerError as error:
+        raise TokenizerError(f"{path} is no usable tokenizer: {error}") from None
+    check_fit(tokenizer, vocab_size, str(path))
+    return tokenizer
+
+
+def check_fit(tokenizer: Tokenizer, vocab_size: int, where: str, *, exact: bool = False) -> None:
+    """Raises TokenizerError unless every id of plain text is the model's; exact: unless there are as many as it has."""
+    if tokenizer.plain > vocab_size or ((exact or tokenizer.exact) and tokenizer.size < vocab_size):
+        raise TokenizerError(f"{where} has {tokenizer.size:,} words, the model {vocab_size:,}")
+
+
+def find(checkpoint: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a checkpoint, a file or a folder: the first of the names below that fits.
+
+    A folder, or a file with a config.json beside it, has its own. For another file the current folder is a place too,
+    where llama2.c's users have it; nothing says that what is found is the model's but its size: it must be the same.
+    Raises TokenizerError that names every place looked at and what was wrong there.
+    """
+    ours = ("tokenizer.bin", f"tok{vocab_size}.bin")
+    shared = ("tokenizer.model", "tokenizer.json")
+    theirs: tuple[str, ...] = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    theirs += ("amplify_vocab.txt", "chars.json", "chars.txt")
+    inside = checkpoint.is_dir() and checkpoint.name != "ckpt-0"  # Grok-1's tokenizer is beside its ckpt-0
+    folder = checkpoint if inside else checkpoint.parent
+    own = checkpoint.is_dir() or (folder / "config.json").exists()
+    places = [folder / name for name in dict.fromkeys((*theirs, *ours) if own else (*ours, *shared, *theirs))]
+    if not own and folder.resolve() != Path.cwd():
+        places += [Path.cwd() / name for name in (*ours, *shared)]
+    looked: list[str] = []
+    for path in places:
+        if not path.exists():
+            looked.append(f"{path} does not exist")
+            continue
+        try:
+            tokenizer = read(path, vocab_size)
+            check_fit(tokenizer, vocab_size, str(path), exact=not own)
+        except TokenizerError as error:
+            looked.append(str(error))
+        else:
+            return tokenizer
+    raise TokenizerError(f"no tokenizer fits {checkpoint} (looked at: {'; '.join(looked)})")

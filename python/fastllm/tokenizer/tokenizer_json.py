@@ -1,0 +1,131 @@
+"""Hugging Face's tokenizer.json, and every vocabulary that its tokenizers library (the extra "hf") runs.
+
+The library encodes. Decoding is a table of bytes made from the file's own decoder, so that a text in pieces is the
+text as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from fastllm.errors import TokenizerError
+from fastllm.tokenizer import Files, Stream, Tokenizer
+from fastllm.tokenizer.decoding import decoding_table
+from fastllm.tokenizer.settings import ROLES, Settings
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+def library(what: str) -> Any:
+    """The tokenizers library. Raises TokenizerError, naming the extra, where it is missing."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise TokenizerError(f"{what} needs the tokenizers library: pip install 'fastllm[hf]'") from None
+    return tokenizers
+
+
+@contextmanager
+def refusals(name: str) -> Iterator[None]:
+    """Turns what a library raises into TokenizerError. Panics of the Rust ones are BaseExceptions of their own."""
+    try:
+        yield
+    except (TokenizerError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        said = " ".join(str(error).split())[:300]
+        raise TokenizerError(f"the {name} library refuses it: {said}") from None
+
+
+def read(files: Files) -> LibraryTokenizer:
+    """A tokenizer.json, with the policy that lies beside it."""
+    hf = library("tokenizer.json")
+    with refusals("tokenizers"):
+        return LibraryTokenizer(hf.Tokenizer.from_buffer(files["tokenizer.json"]), Settings(files))
+
+
+class LibraryTokenizer(Tokenizer):
+    """A tokenizer of the library. What is put before and after a text is what its template puts there, and what
+    `settings` ask for."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, settings: Settings) -> None:
+        self._tokenizer, self._lock = tokenizer, Lock()
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._add_tokens(settings)
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        self._special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        self.size = max(vocabulary.values(), default=-1) + 1
+        if self.size > 4 * len(vocabulary) + (1 << 16):
+            raise TokenizerError(f"it has ids up to {self.size - 1:,} for {len(vocabulary):,} tokens")
+        self.plain = max((i for i in vocabulary.values() if i not in self._special), default=-1) + 1
+        self._table: tuple[list[bytes], bool] | None = None
+        self._spaced = self._puts_a_space()
+        self.prefix, self.suffix = settings.affixes(self.token_id, *self._template())
+        added = tokenizer.get_added_tokens_decoder().values()
+        self.special = [token.content for token in added if token.special]
+        self.added = [token.content for token in added if not token.special]
+        settings.describe(self)
+
+    def _add_tokens(self, settings: Settings) -> None:
+        """Older files name special tokens beside the vocabulary only; as transformers does, they are made special."""
+        hf, tokenizer = library("tokenizer.json"), self._tokenizer
+        known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+        for i, (text, special) in sorted(settings.added.items()):
+            inside = tokenizer.token_to_id(text)
+            if text not in known and inside in (None, i) and (inside == i or i == tokenizer.get_vocab_size()):
+                tokenizer.add_tokens([hf.AddedToken(text, special=special, normalized=not special)])
+                known.add(text)
+        for role in ROLES:
+            named = settings.token(role)
+            if named is not None and named not in known and tokenizer.token_to_id(named) is not None:
+                tokenizer.add_special_tokens([hf.AddedToken(named, special=True, normalized=False)])
+
+    def _puts_a_space(self) -> bool:
+        """Whether a text's first word is made to look like one after a space."""
+        text = "a"
+        if self._tokenizer.normalizer is not None:
+            text = self._tokenizer.normalizer.normalize_str(text)
+        if self._tokenizer.pre_tokenizer is not None:
+            text = "".join(word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text))
+        return text[:1] in (" ", "\u2581", "\u0120")
+
+    def _template(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that are put around a text."""
+        for text in ("a", "A", "0", "."):
+            encoding = self._tokenizer.encode(text, add_special_tokens=True)
+            ids, added = list(encoding.ids), list(encoding.special_tokens_mask)
+            if 0 in added:
+                end = len(ids) - added[::-1].index(0)
+                return tuple(ids[: added.index(0)]), tuple(ids[end:])
+        return (), ()
+
+    def encode(self, text: str, *, special: bool = False, start: bool = True) -> list[int]:
+        # Lone surrogates are bytes that were not UTF-8 to begin with.
+        text = text.encode("utf-8", "replace").decode()
+        if start or not self._spaced:
+            return self._ids(text, special=special)
+        # After a line break no space is put; its own tokens are cut off again.
+        line, ids = self._ids("\n", special=False), self._ids("\n" + text, special=special)
+        return ids[len(line) :] if ids[: len(line)] == line else self._ids(text, special=special)
+
+    def _ids(self, text: str, *, special: bool) -> list[int]:
+        with self._lock, refusals("tokenizers"):  # how special tokens are taken is a state of the library's object
+            self._tokenizer.encode_special_tokens = not special
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def stream(self, previous: int | None = None) -> Stream:
+        if self._table is None:
+            shown = {i: text for text, i in self._tokenizer.get_vocab().items() if i not in self._special}
+            self._table = decoding_table(self._tokenizer, shown, self.size)
+        pieces, space = self._table
+        hidden = previous in self._special
+        return Stream(pieces, at_start=space and (previous is None or hidden))
+
+    def token_id(self, text: str) -> int | None:
+        found: int | None = self._tokenizer.token_to_id(text)
+        return found
