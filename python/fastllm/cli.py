@@ -414,7 +414,7 @@ def _inspect(args: argparse.Namespace) -> int:
         checkpoint = open_checkpoint(path)
         name, header, tokenizer = checkpoint.format, dict(checkpoint.header), checkpoint.tokenizer
         header["architecture"] = checkpoint.architecture
-        rows = [(k, t.dtype, t.shape, t.nbytes) for k, t in checkpoint.tensors.items()]
+        rows = [(k, t.stored or t.dtype, t.shape, t.nbytes) for k, t in checkpoint.tensors.items()]
     if tokenizer:
         header["tokenizer"] = f"{tokenizer[0]}, {len(tokenizer[1]):,} bytes"
     total = sum(nbytes for *_, nbytes in rows)
@@ -426,5 +426,5 @@ def _inspect(args: argparse.Namespace) -> int:
     for key, dtype, shape, nbytes in rows:
         print(f"  {key:{width}}  {dtype:6}  {' x '.join(map(str, shape)):>16}  {nbytes:>14,} bytes")
     parameters = sum(math.prod(shape) for _, _, shape, _ in rows)
-    print(f"{len(rows)} tensors, {parameters:,} parameters, {total:,} bytes")
+    print(f"{len(rows)} tensors, {parameters:,} parameters, {total:,} bytes as they are read")
     return 0

@@ -142,6 +142,8 @@ class LLM:
         config = stored.config
         self.config, self.bos = config, stored.bos
         self.stop, self.chat_stop = stored.stop, stored.chat_stop
+        if not self.stop and not isinstance(tokenizer, TokenizerError):
+            self.stop = tokenizer.ends
         self.path = path
         longest = config.max_seq
         if context is not None and not 1 <= context <= longest:

@@ -13,7 +13,6 @@ from fastllm.families import Recipe
 from fastllm.formats import Checkpoint, open_checkpoint
 from fastllm.tokenizer import Tokenizer, find, from_blob, read
 
-_GGUF_FLOATS = (0, 1, 32)  # llama.cpp's LLAMA_FTYPE of F32, F16 and BF16
 _LLAMA_WORDS = 32000  # llama2.c's files with so many have Llama's
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
 
@@ -111,7 +110,5 @@ def _from_blob(path: Path, kind: str, blob: bytes) -> Tokenizer | TokenizerError
 
 
 def _natural_dtype(checkpoint: Checkpoint) -> str | None:
-    """q8 for GGUF's quantized types, which are read as floats: as floats they would take several times the memory."""
-    if not checkpoint.architecture.startswith("gguf:"):
-        return None
-    return None if checkpoint.header.get("general.file_type", 0) in _GGUF_FLOATS else "q8"
+    """q8 for weights of a few bits, which are read as floats: as floats they would take several times the memory."""
+    return "q8" if any(tensor.stored for tensor in checkpoint.tensors.values()) else None

@@ -27,6 +27,7 @@ class Tensor(NamedTuple):
 
     dtype: f32, f16, bf16, or q8_f32: int8 values, one f32 of `scales` for each `group` consecutive ones of the whole
     flattened tensor. read(begin, end): rows begin .. end as contiguous bytes, row-major; end is at most `rows`.
+    stored: what the file calls its own type, where that takes fewer bits than what it is read as.
     """
 
     dtype: str
@@ -34,6 +35,7 @@ class Tensor(NamedTuple):
     read: Callable[[int, int], Bytes]
     scales: memoryview | None = None
     group: int = 0
+    stored: str | None = None
 
     @property
     def rows(self) -> int:

@@ -170,7 +170,7 @@ def _tensor(file: Path, name: str, last: _Last) -> Tensor:
     def read(begin: int, end: int) -> Bytes:
         return last.get(weight, scales, inputs // groups, begin, end)
 
-    return Tensor("f32", weight.shape, read)
+    return Tensor("f32", weight.shape, read, stored="int8")
 
 
 def _array(file: Path, name: str, array: Any, only: str | None = None) -> Tensor:

@@ -42,7 +42,7 @@ def tensor(kind: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
                 out[at : at + step] = block.decode(rows).reshape(len(rows), -1)
         return out
 
-    return Tensor("f32", shape, read)
+    return Tensor("f32", shape, read, stored=kind)
 
 
 def _f16(blocks: Blocks, at: int) -> Array:
