@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fastllm
+from fastllm.chat import start_chat
 from fastllm.sampling import DEFAULTS
 
 FOLDER = Path(os.environ.get("FASTLLM_TEST_WEIGHTS", "/nowhere"))
@@ -23,6 +24,7 @@ def needs(path):
     return pytest.mark.skipif(not path.exists(), reason="the weights are not here")
 
 
+GREEDY = DEFAULTS._replace(temperature=0)
 BOTH = [pytest.param(path, marks=needs(path), id=path.name) for path in (SMOLLM2, GEMMA)]
 
 
@@ -49,7 +51,7 @@ def test_logits_of_dequantized_weights(path):
     assert np.abs(found - expected).max() < 1e-3 * expected.std()
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
     greedy = model.generate(torch.tensor([ids]), max_new_tokens=20, do_sample=False)[0, len(ids) :].tolist()
-    assert list(llm.start(ids, DEFAULTS._replace(temperature=0), max_tokens=20, seed=0, stop=())) == greedy
+    assert list(llm.start(ids, GREEDY, max_tokens=20, seed=0, stop=())) == greedy
 
 
 @pytest.mark.parametrize("path", BOTH)
@@ -61,6 +63,19 @@ def test_int8_is_close(path):
     divergence = (np.exp(p) * (p - q)).sum(axis=1)
     assert divergence.mean() < 0.01
     assert (p.argmax(axis=1) == q.argmax(axis=1)).mean() > 0.9
+
+
+@needs(SMOLLM2)
+def test_chat():
+    """Questions whose answers a model of this size knows, in its own template; f16 holds its weights as they are."""
+    conversation = start_chat(llm := fastllm.load(SMOLLM2, dtype="f16"))
+    for question, word in (("What is the capital of France?", "Paris"), ("And of Italy?", "Rome")):
+        tokens = conversation.say(question)
+        generation = llm.start(tokens, GREEDY, max_tokens=40, seed=0, stop=conversation.stop)
+        reply = list(generation)
+        assert generation.finish_reason == "stop"
+        assert word in llm.detokenize(reply)
+        conversation.reply(reply)
 
 
 def log_softmax(logits):

@@ -404,6 +404,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
     path, _ = find_source(args.file, None)
     rows: list[tuple[str, str, tuple[int, ...], int]]
+    as_read = ""
     if (stored := store.open_file(path)) is not None:
         name, header = "fastllm", stored.config.to_json()
         if stored.source:
@@ -415,6 +416,7 @@ def _inspect(args: argparse.Namespace) -> int:
         name, header, tokenizer = checkpoint.format, dict(checkpoint.header), checkpoint.tokenizer
         header["architecture"] = checkpoint.architecture
         rows = [(k, t.stored or t.dtype, t.shape, t.nbytes) for k, t in checkpoint.tensors.items()]
+        as_read = " as they are read" if any(t.stored for t in checkpoint.tensors.values()) else ""
     if tokenizer:
         header["tokenizer"] = f"{tokenizer[0]}, {len(tokenizer[1]):,} bytes"
     total = sum(nbytes for *_, nbytes in rows)
@@ -426,5 +428,5 @@ def _inspect(args: argparse.Namespace) -> int:
     for key, dtype, shape, nbytes in rows:
         print(f"  {key:{width}}  {dtype:6}  {' x '.join(map(str, shape)):>16}  {nbytes:>14,} bytes")
     parameters = sum(math.prod(shape) for _, _, shape, _ in rows)
-    print(f"{len(rows)} tensors, {parameters:,} parameters, {total:,} bytes as they are read")
+    print(f"{len(rows)} tensors, {parameters:,} parameters, {total:,} bytes{as_read}")
     return 0
