@@ -14,7 +14,7 @@ from fastllm.errors import CheckpointError, OptionError, TokenizerError
 from fastllm.families import Recipe, Weight
 from fastllm.machine import check_threads
 from fastllm.packing import Plan, Progress, assemble, check_dtype, chunks, matrix_dtypes, pack, plan, vectors
-from fastllm.source import Source, find_source, open_source, stored_tokenizer
+from fastllm.source import Opened, find_source, open_source, stored_tokenizer
 from fastllm.tensors import Bytes, Tensor
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _parts(recipe: Recipe, plans: dict[str, Plan], threads: int, progress: Progr
 # ---- from a converted file -------------------------------------------------------------------------------------------
 
 
-def _reopened(path: Path, stored: store.Stored, tokenizer: str | os.PathLike[str] | None) -> Source:
+def _reopened(path: Path, stored: store.Stored, tokenizer: str | os.PathLike[str] | None) -> Opened:
     """A converted file's floats as a source again."""
     have = matrix_dtypes(stored)
     if not set(have) <= {"f32", "f16", "bf16"}:
@@ -115,7 +115,7 @@ def _reopened(path: Path, stored: store.Stored, tokenizer: str | os.PathLike[str
     values = {n: t.data for n, t in stored.tensors.items() if isinstance(t, _core.Vector)}
     recipe = Recipe(stored.config, matrices, values, stored.bos, stored.stop, stored.chat_stop)
     words = stored_tokenizer(stored, path, tokenizer)
-    return Source(stored.source, recipe, words, have[0] if len(have) == 1 else None)
+    return Opened(stored.source, recipe, words, have[0] if len(have) == 1 else None)
 
 
 def _unpacked(matrix: _core.Matrix) -> Tensor:

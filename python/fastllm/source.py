@@ -17,7 +17,7 @@ _LLAMA_WORDS = 32000  # llama2.c's files with so many have Llama's
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
 
 
-class Source(NamedTuple):
+class Opened(NamedTuple):
     """A checkpoint, opened.
 
     about: its format and architecture, for people. dtype: what its weights become where nobody says, None for what they
@@ -55,7 +55,7 @@ def find_source(name: str | os.PathLike[str], revision: str | None) -> tuple[Pat
     return hub.fetch(path.as_posix(), revision), True
 
 
-def open_source(path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hub: bool = False) -> Source:
+def open_source(path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hub: bool = False) -> Opened:
     """Opens a checkpoint and finds its tokenizer, the one that is named if one is.
 
     Raises CheckpointError, and TokenizerError for a tokenizer that was named and does not fit.
@@ -83,7 +83,7 @@ def open_source(path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hu
 
                 words = read(hub.llama_tokenizer(), vocab_size)
     about = f"{checkpoint.format}, {checkpoint.architecture}"
-    return Source(about, recipe, words, _natural_dtype(checkpoint))
+    return Opened(about, recipe, words, _natural_dtype(checkpoint))
 
 
 def stored_tokenizer(
