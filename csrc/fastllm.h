@@ -76,6 +76,11 @@ float fl_f32_from_f16(uint16_t h);
 uint16_t fl_bf16_from_f32(float x); // round to nearest even
 float fl_f32_from_bf16(uint16_t h);
 
+// GGUF's block types: the i-th one's name, values of a block and their bytes; NULL past the end. And `count` blocks of
+// it as floats.
+const char *fl_block(size_t i, size_t *values, size_t *bytes);
+fl_status fl_dequantize(size_t block, const void *data, size_t count, size_t threads, float *out);
+
 // ---- instruction sets ----------------------------------------------------------------------------------------------
 
 typedef struct fl_kernels fl_kernels;

@@ -214,6 +214,35 @@ def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::
     return matrix
 
 
+def block_types():
+    """GGUF's block types that dequantize knows: name -> (values of a block, their bytes)."""
+    cdef size_t i = 0, values = 0, nbytes = 0
+    cdef const char *name
+    found = {}
+    while True:
+        name = fl_block(i, &values, &nbytes)
+        if name is NULL:
+            return found
+        found[name.decode()] = (values, nbytes)
+        i += 1
+
+
+def dequantize(str block, const unsigned char[::1] data, float[::1] out, *, size_t threads=1):
+    """GGUF's blocks of a type as floats: `data` whole blocks, `out` room for their values."""
+    types = block_types()
+    if block not in types:
+        raise OptionError(f"{block!r} is none of GGUF's block types: {', '.join(types)}")
+    cdef size_t number = list(types).index(block), values = types[block][0], nbytes = types[block][1]
+    cdef size_t count = <size_t>data.shape[0] // nbytes
+    if <size_t>data.shape[0] != count * nbytes or <size_t>out.shape[0] != count * values:
+        raise OptionError(f"{data.shape[0]:,} bytes of {block} blocks are not {out.shape[0]:,} values")
+    if count == 0:
+        return
+    with nogil:
+        status = fl_dequantize(number, &data[0], count, threads, &out[0])
+    check(status, block)
+
+
 cdef class Vector:
     """n floats, aligned and zero-padded to a multiple of 16: norm weights, frequencies. Copies `data`, f32 bytes."""
     cdef Buffer buffer

@@ -159,6 +159,9 @@ cdef extern from "fastllm.h" nogil:
     fl_status fl_pack(fl_type type, void *panels, const fl_source *source, size_t threads)
     void fl_matrix_row(const fl_matrix *w, size_t r, float *out)
 
+    const char *fl_block(size_t i, size_t *values, size_t *bytes)
+    fl_status fl_dequantize(size_t block, const void *data, size_t count, size_t threads, float *out)
+
     fl_status fl_kernels_find(const char *name, const fl_kernels **out)
     const char *fl_kernels_name(const fl_kernels *k)
     const char *fl_isa_built(size_t i, int *supported)

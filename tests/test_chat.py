@@ -284,10 +284,10 @@ HARMFUL = [
 
 @pytest.mark.parametrize("source", HARMFUL, ids=lambda source: source[:40].strip())
 def test_harmful_templates(source, tmp_path):
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(TokenizerError, match=r"the chat template (is|cannot)") as error:
         template(source, tmp_path).render([{"role": "user", "content": "hi"}])
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2
     assert "\n" not in str(error.value)
 
 

@@ -72,6 +72,6 @@ def test_mutated(case, checkpoints, values, shapes):
         else:
             tensors[names[which % len(names)]] = zeros(shape)
     mutated = checkpoint._replace(header=header, tensors=tensors)
-    start = time.monotonic()
+    start = time.process_time()
     failure(lambda: assemble(recipe(mutated), dtype=None, threads=1))  # any error that is not ours fails the test
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2

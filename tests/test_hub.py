@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+import fastllm
 import writers
 from conftest import SMALL
 from fastllm.source import find_source
@@ -260,3 +261,11 @@ def test_what_is_here_comes_first(tmp_path, monkeypatch):
     path, from_hub = find_source("someone/folder", None)
     assert path.is_dir()
     assert not from_hub
+
+
+def test_a_path_is_no_name(tmp_path, monkeypatch):
+    """What begins like a path is one, though the hub could have a model of the rest of it."""
+    monkeypatch.chdir(tmp_path)
+    for path in ("./owner/model", "../owner/model", str(tmp_path / "model")):
+        with pytest.raises(fastllm.CheckpointError, match="does not exist"):
+            fastllm.load(path)

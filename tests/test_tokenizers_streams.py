@@ -198,10 +198,10 @@ def use(kind, blob):
 
 
 def refused_or_usable(kind, blob):
-    begin = time.monotonic()
+    begin = time.process_time()
     error = failure(lambda: use(kind, blob))
     assert error is None or (isinstance(error, TokenizerError) and "\n" not in str(error))
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

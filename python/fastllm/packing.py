@@ -15,7 +15,7 @@ DTYPES = ("f32", "f16", "bf16", "q8")
 
 Progress = Callable[[int, int], None]  # bytes packed so far, bytes in all
 
-_CHUNK = 64 << 20  # bytes of a source matrix that are read and packed at once
+_CHUNK = 2 << 20  # bytes of a source matrix that are read and packed at once: what the caches hold
 
 
 def check_dtype(dtype: str | None) -> None:

@@ -14,7 +14,7 @@ from fastllm.formats import Checkpoint, open_checkpoint
 from fastllm.tokenizer import Tokenizer, find, from_blob, read
 
 _LLAMA_WORDS = 32000  # llama2.c's files with so many have Llama's
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/[\w./-]+)?")  # ./owner/name is a path
 
 
 class Opened(NamedTuple):
@@ -46,7 +46,7 @@ class Opened(NamedTuple):
 def find_source(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, bool]:
     """The file or folder of that name, and whether it came from the hub, which is asked where nothing is here."""
     path = Path(name)
-    if path.exists() or not _HUB_NAME.fullmatch(path.as_posix()) or ".." in path.parts:
+    if path.exists() or not _HUB_NAME.fullmatch(os.fspath(name).replace(os.sep, "/")) or ".." in path.parts:
         if revision is not None:
             raise OptionError(f"{path} is not a name of the hub: only those have revisions")
         return path, False

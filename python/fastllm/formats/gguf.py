@@ -130,10 +130,10 @@ def _tensor(reader: Reader, name: str, shape: tuple[int, ...], number: int) -> T
     if kind not in BLOCKS:
         known = ", ".join([*_FLOATS, *BLOCKS])
         raise CheckpointError(f"{reader.path} holds {what} as {kind}; fastllm reads {known}")
-    block = BLOCKS[kind]
-    if not shape or shape[-1] % block.values:
-        raise CheckpointError(f"{reader.path} is broken: {what} of {shape} is not in blocks of {block.values}")
-    return quantized(kind, shape, reader.take(prod(shape) // block.values * block.nbytes, what))
+    values, nbytes = BLOCKS[kind]
+    if not shape or shape[-1] % values:
+        raise CheckpointError(f"{reader.path} is broken: {what} of {shape} is not in blocks of {values}")
+    return quantized(kind, shape, reader.take(prod(shape) // values * nbytes, what))
 
 
 class _Metadata(Reader):
