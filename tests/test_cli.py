@@ -383,3 +383,28 @@ def test_readme_shows_stories_unedited() -> None:
     quoted = "\n".join(line[2:] for line in readme.splitlines() if line.startswith(">"))
     for seed in "123":
         assert fastllm("run", "-s", seed)[0].rstrip("\n") in quoted
+
+
+def test_stdin_that_is_no_text() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fastllm", "embed", str(DATA / "amplify_tiny")],
+        input=b"MKV\n\xff\xfe\n",
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        check=True,
+    )
+    assert len(done.stdout.splitlines()) == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fastllm", "run", str(TINY), "-n", "3"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert "No space left" in one_sentence(done.stderr.decode().splitlines(keepends=True)[-1])
+    assert "Traceback" not in done.stderr.decode()

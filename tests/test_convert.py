@@ -451,3 +451,18 @@ def test_the_bar_is_for_terminals(write_model, tmp_path):
     assert b"converting" in seen
     assert re.search(rb"[\d.]+/[\d.]+ kB", seen), seen
     assert re.search(rb"0:00:\d\d", seen)
+
+
+def test_a_text_without_bos_begins_after_the_end_of_one(tmp_path):
+    """Families whose texts have no BOS: what comes first is the token that training put between texts."""
+    cfg = writers.config(40, 56, 4, 2, 300, max_seq=64)
+    folder = write_folder(tmp_path / "granite", cfg, writers.random_weights(cfg, tied=True))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["GraniteForCausalLM"], "model_type": "granite", "bos_token_id": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.bin").write_bytes(writers.tokenizer_bin(writers.tokenizer_words(300)))
+    llm = fastllm.load(folder)
+    assert llm.bos is None
+    assert llm.tokenize("the ocean") == llm.tokenizer.encode("the ocean")
+    assert llm.tokenize("") == [2]
+    assert llm.generate("", max_tokens=3, temperature=0)

@@ -55,6 +55,15 @@ def zeros(shape):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_numbers_without_end(case, checkpoints):
+    """A recipe or one of our errors; any other fails the test."""
+    checkpoint = checkpoints(case)
+    for key, value in checkpoint.header.items():
+        if type(value) is int:
+            failure(lambda key=key: recipe(checkpoint._replace(header={**checkpoint.header, key: 10**400})))
+
+
+@pytest.mark.parametrize("case", CASES)
 @settings(max_examples=60)
 @given(
     values=st.lists(st.tuples(WHICH, VALUES), max_size=2),

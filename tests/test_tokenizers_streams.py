@@ -204,6 +204,41 @@ def refused_or_usable(kind, blob):
     assert time.process_time() - begin < 2
 
 
+DOUBLING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+LONGER = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1200}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"normalizer": {"type": "Sequence", "normalizers": [DOUBLING] * 30}},
+        {"decoder": {"type": "Sequence", "decoders": [LONGER] * 3}},
+    ],
+    ids=("normalizer", "decoder"),
+)
+def test_steps_that_would_fill_all_memory(blobs, step):
+    kind, blob = blobs["tokenizer.json"]
+    begin = time.process_time()
+    with pytest.raises(TokenizerError, match=r"times longer|characters long"):
+        use(kind, json.dumps(json.loads(blob) | step).encode())
+    assert time.process_time() - begin < 2
+
+
+def test_many_added_tokens(blobs):
+    """Beside the vocabulary, thousands of them, in no more than linear time."""
+    kind, blob = blobs["tokenizer.json"]
+    size = from_blob(kind, blob).size
+    added = {str(size + i): {"content": f"<extra_{i}>", "special": True} for i in range(4000)}
+    begin = time.process_time()
+    tokenizer = from_blob(
+        kind,
+        pack({"tokenizer.json": blob, "tokenizer_config.json": json.dumps({"added_tokens_decoder": added}).encode()}),
+    )
+    assert time.process_time() - begin < 2
+    assert tokenizer.size == size + 4000
+    assert tokenizer.token_id("<extra_3999>") == size + 3999
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_truncated(blobs, kind):
     name, blob = blobs[kind]

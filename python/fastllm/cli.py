@@ -34,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     args = _parser().parse_args(argv)
@@ -53,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"fastllm: {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
+        return 2
     return code
 
 
@@ -120,7 +124,7 @@ def _parser() -> _Parser:
     convert.add_argument("model", metavar="PATH", help="a checkpoint: a file, a folder, or a name of the hub")
     convert.add_argument("out", metavar="OUT", help="the file to write, OUT.safetensors")
     convert.add_argument(
-        "--dtype", metavar="TYPE", help="f32, f16, bf16 or q8 (default: as in the file; quantized GGUF: q8)"
+        "--dtype", metavar="TYPE", help="f32, f16, bf16 or q8 (default: as in the file; weights of a few bits: q8)"
     )
     convert.add_argument("--format", default="fastllm", metavar="NAME", help="fastllm (default) or llama2c")
     convert.add_argument("--version", type=int, metavar="N", help="llama2.c's: 0 (default) or 1 in f32, 2 in int8")
@@ -151,7 +155,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         metavar="TYPE",
-        help="convert weights to f32, f16, bf16 or q8 (default: as in the file; quantized GGUF: q8)",
+        help="convert weights to f32, f16, bf16 or q8 (default: as in the file; weights of a few bits: q8)",
     )
     parser.add_argument("--context", type=int, metavar="N", help="positions a text may have (default: the model's)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: see fastllm info")

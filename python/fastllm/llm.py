@@ -187,14 +187,22 @@ class LLM:
         """The token ids of a text, unless bos=False with what belongs around it.
 
         Before a text that is to be continued, that is BOS where the model has one; around an encoder's, what its
-        tokenizer says, such as [CLS] and [SEP]. An empty text is BOS also where texts do without it.
+        tokenizer says, such as [CLS] and [SEP]. An empty text is BOS also where texts do without it, or the token that
+        ends one.
         """
         if not bos:
             return self.tokenizer.encode(text)
         ids = self._around(text, suffix=not self.config.causal)
-        if not ids and self.bos is not None:
-            ids = [self.bos]
-        return ids
+        first = self._first() if not ids else None
+        return ids if first is None else [first]
+
+    def _first(self) -> int | None:
+        """What a text of the model's own begins after: BOS, else what training put between texts."""
+        if self.bos is not None:
+            return self.bos
+        words = self.tokenizer
+        named = (words.token_id(words.roles[role]) for role in ("bos_token", "eos_token") if role in words.roles)
+        return next((i for i in named if i is not None), self.stop[0] if self.stop else None)
 
     def _around(self, text: str, *, suffix: bool) -> list[int]:
         prefix = self.tokenizer.prefix

@@ -61,7 +61,7 @@ class Source:
 
     def integer(self, key: str, default: int | None = None) -> int:
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 1 << 63:
             raise self.error(f"has no whole number {key} in its config" if value is None else f"has {key} {value!r}")
         return value
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastllm.config import Config, rope_freqs
 from fastllm.families import Recipe, Source, half_split
-from fastllm.families.huggingface import act, head_width
+from fastllm.families.huggingface import ACTS, head_width
 from fastllm.tensors import columns, part
 
 
@@ -13,6 +13,8 @@ def recipe(source: Source) -> Recipe:
     head_dim = head_width(source, dim, heads)
     kind, hidden = source.text("hidden_act", "SwiGLU").lower(), source.integer("intermediate_size")
     gated = kind == "swiglu"
+    if not gated and kind not in ("relu", "gelu"):
+        raise source.error(f"has hidden_act {kind!r}; known are SwiGLU, ReLU and GELU")
     if gated:  # as many weights as two matrices of intermediate_size, the width a multiple of 8
         hidden = -(-int(2 * hidden / 3) // 8) * 8
     config = Config(
@@ -27,7 +29,7 @@ def recipe(source: Source) -> Recipe:
         rotary_dim=head_dim,
         norm="rms" if source.flag("rms_norm", True) else "layer",
         norm_eps=source.number("norm_eps", 1e-5),
-        act="silu" if gated else act(source),
+        act="silu" if gated else ACTS[kind],
         gated=gated,
         causal=False,
         attn_scale=head_dim**-0.5,

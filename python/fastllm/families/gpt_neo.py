@@ -53,7 +53,8 @@ def _windows(source: Source, layers: int) -> tuple[int, ...]:
     types = source.get("attention_types", [[["global", "local"], layers // 2]])
     window = {"global": 0, "local": source.integer("window_size", 256)}
     try:
-        if sum(len(kinds) * times for kinds, times in types) != layers or layers > len(source.tensors):
+        count = sum(len(kinds) * times for kinds, times in types)
+        if any(times < 0 for _, times in types) or count != layers or layers > len(source.tensors):
             raise source.error(f"has attention_types {types!r}, which are not one for each of {layers:,} layers")
         return tuple(window[kind] for kinds, times in types for kind in kinds * times)
     except (TypeError, ValueError, KeyError):

@@ -39,11 +39,12 @@ def recipe(source: Source) -> Recipe:
         attn_scale=head_dim**-0.5,
     )
     source.vectors["rope.freqs"] = _freqs(source, dim, head_dim, config.max_seq)
+    q_rows, k_rows = half_split(heads, head_dim), half_split(kv_heads, head_dim)
     for i in range(config.n_layers):
         theirs, ours = f"layers.{i}.attention", f"layers.{i}.attn"
         source.norm(f"layers.{i}.attn_norm", f"layers.{i}.attention_norm")
-        source.linear(f"{ours}.wq", f"{theirs}.wq", rows=half_split(heads, head_dim))
-        source.linear(f"{ours}.wk", f"{theirs}.wk", rows=half_split(kv_heads, head_dim))
+        source.linear(f"{ours}.wq", f"{theirs}.wq", rows=q_rows)
+        source.linear(f"{ours}.wk", f"{theirs}.wk", rows=k_rows)
         source.linear(f"{ours}.wv", f"{theirs}.wv")
         source.linear(f"{ours}.wo", f"{theirs}.wo")
         source.norm(f"layers.{i}.ffn_norm", f"layers.{i}.ffn_norm")

@@ -103,9 +103,10 @@ def _routing(source: Source, *, used: int) -> dict[str, Any]:
 def _sparse_layers(source: Source) -> tuple[int, ...]:
     """Which layers have experts, as Config.moe."""
     step, dense = source.integer("decoder_sparse_step", 1), source.get("mlp_only_layers", [])
-    if step < 1 or not isinstance(dense, list):
+    if step < 1 or not isinstance(dense, list) or not all(type(i) is int for i in dense):
         raise source.error(f"has decoder_sparse_step {step} and mlp_only_layers {dense!r}")
-    return tuple(int(i not in dense and (i + 1) % step == 0) for i in range(depth(source)))
+    skipped = frozenset(dense)
+    return tuple(int(i not in skipped and (i + 1) % step == 0) for i in range(depth(source)))
 
 
 def experts(

@@ -14,6 +14,8 @@ from fastllm.tokenizer.pieces import byte_or
 
 Step = dict[str, Any]
 
+_MOST_TEXT = 1 << 12  # characters of a token that its decoder replaces something in
+
 
 def decoding_table(tokenizer: Any, words: Mapping[int, str], size: int) -> tuple[list[bytes], bool]:
     """The bytes of tokens 0 .. size - 1, none for those that are not in `words`, and whether a space at the start of a
@@ -57,7 +59,10 @@ def _steps(decoder: Step) -> list[Step]:
 def _replaced(text: str, step: Step) -> str:
     if "String" not in step["pattern"]:
         raise TokenizerError("its decoder replaces by a regular expression, which is not known here")
-    return text.replace(step["pattern"]["String"], step["content"])
+    text = text.replace(step["pattern"]["String"], step["content"][:_MOST_TEXT])
+    if len(text) > _MOST_TEXT:
+        raise TokenizerError(f"its decoder makes a token more than {_MOST_TEXT:,} characters long")
+    return text
 
 
 def _word_piece(text: str, step: Step) -> str:

@@ -6,8 +6,10 @@ text as a whole.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,9 @@ from fastllm.tokenizer.settings import ROLES, Settings
 
 if TYPE_CHECKING:
     import tokenizers
+
+
+_MOST_GROWTH = 64
 
 
 def library(what: str) -> Any:
@@ -45,7 +50,21 @@ def read(files: Files) -> LibraryTokenizer:
     """A tokenizer.json, with the policy that lies beside it."""
     hf = library("tokenizer.json")
     with refusals("tokenizers"):
+        _check_growth(files["tokenizer.json"])
         return LibraryTokenizer(hf.Tokenizer.from_buffer(files["tokenizer.json"]), Settings(files))
+
+
+def _check_growth(blob: bytes) -> None:
+    """Steps that each double a text would fill all memory: the library does not look."""
+    if _growth(json.loads(blob).get("normalizer") or {}) > _MOST_GROWTH:
+        raise TokenizerError(f"its normalizer makes texts more than {_MOST_GROWTH} times longer")
+
+
+def _growth(step: dict[str, Any]) -> int:
+    """How many times longer a step may make a text."""
+    inner = step.get("normalizers") or []
+    own = len(step.get("content") or step.get("prepend") or "") if step.get("type") in ("Replace", "Prepend") else 1
+    return max(1, own) * prod(map(_growth, inner))
 
 
 class LibraryTokenizer(Tokenizer):
@@ -75,11 +94,14 @@ class LibraryTokenizer(Tokenizer):
         """Older files name special tokens beside the vocabulary only; as transformers does, they are made special."""
         hf, tokenizer = library("tokenizer.json"), self._tokenizer
         known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+        added, size = [], tokenizer.get_vocab_size()
         for i, (text, special) in sorted(settings.added.items()):
             inside = tokenizer.token_to_id(text)
-            if text not in known and inside in (None, i) and (inside == i or i == tokenizer.get_vocab_size()):
-                tokenizer.add_tokens([hf.AddedToken(text, special=special, normalized=not special)])
+            if text not in known and inside in (None, i) and i in (inside, size):
+                added.append(hf.AddedToken(text, special=special, normalized=not special))
                 known.add(text)
+                size += inside is None
+        tokenizer.add_tokens(added)
         for role in ROLES:
             named = settings.token(role)
             if named is not None and named not in known and tokenizer.token_to_id(named) is not None:
