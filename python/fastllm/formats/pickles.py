@@ -7,6 +7,7 @@ with (protocols 2 to 5), and asks its caller for every name: what the caller has
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ _MOST_NAME, _MOST_ARGUMENTS = 1024, 64
 _MOST_DIGITS = 16  # bytes of a long integer; torch.save's magic number has 10
 
 
-class Built:
+class Built(ABC):
     """An object that is made empty and given its state later."""
 
-    def build(self, state: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def build(self, state: Any) -> None: ...
 
 
 class _RefusedError(CheckpointError):
