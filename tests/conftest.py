@@ -1,7 +1,10 @@
 """Where the fixtures are, and files of random models."""
 
+import os
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,14 @@ settings.register_profile("fastllm", deadline=None, max_examples=50, derandomize
 settings.load_profile("fastllm")
 
 SMALL = writers.config(40, 57, 4, 2, 300, max_seq=160)
+
+
+@contextmanager
+def soon():
+    """A broken file is refused within two seconds of the processor's time; sanitizers take several times as long."""
+    start = time.process_time()
+    yield
+    assert time.process_time() - start < (10 if "ASAN_OPTIONS" in os.environ else 2)
 
 
 def run(code, *args):

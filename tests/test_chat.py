@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 import vocabularies
 import writers
+from conftest import soon
 from fastllm import OptionError, TokenizerError
 from fastllm.chat import ChatTemplate, Llama2Chat, TemplateChat, start_chat
 from fastllm.tokenizer import decode, find, from_blob
@@ -284,10 +284,8 @@ HARMFUL = [
 
 @pytest.mark.parametrize("source", HARMFUL, ids=lambda source: source[:40].strip())
 def test_harmful_templates(source, tmp_path):
-    begin = time.process_time()
-    with pytest.raises(TokenizerError, match=r"the chat template (is|cannot)") as error:
+    with soon(), pytest.raises(TokenizerError, match=r"the chat template (is|cannot)") as error:
         template(source, tmp_path).render([{"role": "user", "content": "hi"}])
-    assert time.process_time() - begin < 2
     assert "\n" not in str(error.value)
 
 

@@ -1,14 +1,12 @@
 """Whatever a config says, and whatever shape a tensor has: a model, or one of our errors."""
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import test_families_encoders as encoders
 import test_families_gpt as gpt
-from conftest import DATA, failure
+from conftest import DATA, failure, soon
 from fastllm.families import recipe
 from fastllm.formats import open_checkpoint
 from fastllm.packing import assemble
@@ -81,6 +79,5 @@ def test_mutated(case, checkpoints, values, shapes):
         else:
             tensors[names[which % len(names)]] = zeros(shape)
     mutated = checkpoint._replace(header=header, tensors=tensors)
-    start = time.process_time()
-    failure(lambda: assemble(recipe(mutated), dtype=None, threads=1))  # any error that is not ours fails the test
-    assert time.process_time() - start < 2
+    with soon():
+        failure(lambda: assemble(recipe(mutated), dtype=None, threads=1))  # any error that is not ours fails the test

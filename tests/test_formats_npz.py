@@ -2,7 +2,6 @@
 
 import io
 import json
-import time
 import zipfile
 
 import numpy as np
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from conftest import failure
+from conftest import failure, soon
 from fastllm import CheckpointError
 from fastllm.formats import map_file, npz, open_checkpoint
 from fastllm.tensors import floats
@@ -28,10 +27,8 @@ def values(tensor):
 
 
 def refused(path, word):
-    start = time.process_time()
-    with pytest.raises(CheckpointError, match=word) as error:
+    with soon(), pytest.raises(CheckpointError, match=word) as error:
         tensors(path)
-    assert time.process_time() - start < 2
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -5,7 +5,6 @@ import json
 import pickle
 import re
 import struct
-import time
 import zipfile
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import DATA, failure
+from conftest import DATA, failure, soon
 from fastllm import CheckpointError
 from fastllm.formats import map_file, open_checkpoint, pickles
 from fastllm.formats import torch as torch_format
@@ -30,10 +29,8 @@ def values(tensor):
 
 def refused(path, word):
     """The file is refused at once, by one line that names it and has the word."""
-    start = time.process_time()
-    with pytest.raises(CheckpointError, match=word) as error:
+    with soon(), pytest.raises(CheckpointError, match=word) as error:
         tensors(path)
-    assert time.process_time() - start < 2
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 

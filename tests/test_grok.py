@@ -5,7 +5,6 @@ import os
 import pickle
 import shutil
 import struct
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastllm
-from conftest import DATA, failure
+from conftest import DATA, failure, soon
 from fastllm import CheckpointError
 from fastllm.families import recipe
 from fastllm.formats import open_checkpoint
@@ -176,9 +175,8 @@ def write_release(folder, layers=64, layer=LAYER):
 def test_the_release_needs_no_config(tmp_path):
     """318 GB, of which only the pickles' own bytes are read."""
     write_release(tmp_path / "ckpt-0")
-    start = time.process_time()
-    open_checkpoint(tmp_path)
-    assert time.process_time() - start < 2
+    with soon():
+        open_checkpoint(tmp_path)
     tracemalloc.start()
     found = open_checkpoint(tmp_path)
     made = recipe(found).config
@@ -214,10 +212,8 @@ def folder(tmp_path):
 
 
 def refused(path, word):
-    start = time.process_time()
-    with pytest.raises(CheckpointError, match=word) as error:
+    with soon(), pytest.raises(CheckpointError, match=word) as error:
         fastllm.load(path, threads=1)
-    assert time.process_time() - start < 2
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 

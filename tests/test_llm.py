@@ -360,7 +360,7 @@ import gc, sys
 import fastllm
 from fastllm import _core
 llm = fastllm.load(sys.argv[1], threads=1)
-stream = llm.generate([1], stream=True, max_tokens=50)
+stream = llm.generate([1], stream=True, max_tokens=50, seed=1)
 next(stream)
 stream.itself = stream
 del stream, llm
