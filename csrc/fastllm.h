@@ -38,8 +38,12 @@ static inline size_t fl_round_up(size_t n, size_t to) { return (n + to - 1) / to
 //                   16 rows x 4 k int8, 64 bytes each
 //                   (scales apart, so that no tile straddles two cache lines: 13 % more from L2 with AVX-512)
 //   Q8_F32          the same with f32 scales: int8 checkpoints with float scales stay exact
+//   Q4              scales as with Q8, then per group 4 tiles of 64 bytes: tile i holds codes of what would be the int8
+//                   tiles 2 i (low four bits of each byte) and 2 i + 1 (high four bits), into fl_q4_values
 // A weight of an int8 panel is value * scale.
-typedef enum fl_type { FL_F32 = 0, FL_F16, FL_BF16, FL_Q8, FL_Q8_F32, FL_TYPES } fl_type;
+typedef enum fl_type { FL_F32 = 0, FL_F16, FL_BF16, FL_Q8, FL_Q8_F32, FL_Q4, FL_TYPES } fl_type;
+
+extern const int8_t fl_q4_values[16];
 
 typedef struct fl_matrix {
     const void *data; // panels, FL_ALIGN-ed; fl_matrix_bytes long; NULL where a model has none here

@@ -15,7 +15,7 @@ typedef struct fl_job {
     const fl_outputs *out;
 } fl_job;
 
-static inline int fl_is_integer(fl_type type) { return type == FL_Q8 || type == FL_Q8_F32; }
+static inline int fl_is_integer(fl_type type) { return type == FL_Q8 || type == FL_Q8_F32 || type == FL_Q4; }
 
 // Rows of x as the inputs of matrices: normed if there is a norm, quantized if a matrix is int8. `rows` picks rows of
 // x; NULL takes the first `tokens`. Ends with a barrier unless each thread did it all for itself.

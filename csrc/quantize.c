@@ -69,6 +69,7 @@ size_t fl_panel_bytes(fl_type type, size_t n) {
     case FL_BF16: return values * 2;
     case FL_Q8:
     case FL_Q8_F32: return fl_scales_bytes(type, groups) + values;
+    case FL_Q4: return fl_scales_bytes(type, groups) + values / 2;
     default: return 0;
     }
 }
@@ -165,6 +166,34 @@ static fl_status store_q8(void *panel, size_t groups, size_t g, float (*x)[FL_GR
     return FL_OK;
 }
 
+// Not an even grid: finer where more weights are.
+const int8_t fl_q4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+// Code of (row `lane`, column k) of a group: its byte, and how far to shift.
+static size_t code_index(size_t lane, size_t k, unsigned *shift) {
+    const size_t at = tile_index(lane, k);
+    *shift = at / 64 % 2 * 4;
+    return at / 128 * 64 + at % 64;
+}
+
+static fl_status store_q4(void *panel, size_t groups, size_t g, float (*x)[FL_GROUP]) {
+    uint16_t *scales = (uint16_t *)panel + g * FL_LANES;
+    uint8_t *tiles = (uint8_t *)panel + fl_scales_bytes(FL_Q4, groups) + g * FL_GROUP * FL_LANES / 2;
+    for (size_t lane = 0; lane < FL_LANES; lane++) {
+        int8_t q[FL_GROUP];
+        const fl_status status = quantize_group(x[lane], q, &scales[lane]);
+        if (status != FL_OK) return status;
+        for (size_t k = 0; k < FL_GROUP; k++) {
+            unsigned best = 0, shift;
+            for (unsigned c = 1; c < 16; c++)
+                if (abs(q[k] - fl_q4_values[c]) < abs(q[k] - fl_q4_values[best])) best = c;
+            uint8_t *byte = &tiles[code_index(lane, k, &shift)];
+            *byte = (uint8_t)(*byte | best << shift);
+        }
+    }
+    return FL_OK;
+}
+
 // Group g of 16 rows of int8 with float scales, value by value.
 static fl_status copy_q8(const fl_source *s, const size_t *rows, size_t count, void *panel, size_t g) {
     const size_t groups = s->n / FL_GROUP;
@@ -187,7 +216,7 @@ static fl_status pack_panel(fl_type type, void *panels, const fl_source *s, size
     size_t rows[FL_LANES];
     for (size_t lane = 0; lane < count; lane++)
         rows[lane] = s->rows ? (size_t)s->rows[first + lane] : first + lane;
-    if (type == FL_Q8 || type == FL_Q8_F32) memset(panel, 0, bytes); // scales and rows that are only padding
+    if (type == FL_Q8 || type == FL_Q8_F32 || type == FL_Q4) memset(panel, 0, bytes); // scales and rows that are only padding
     for (size_t g = 0; g < groups; g++) {
         const size_t k = g * FL_GROUP, n = s->n - k < FL_GROUP ? s->n - k : FL_GROUP;
         float x[FL_LANES][FL_GROUP] = {{0}};
@@ -196,7 +225,9 @@ static fl_status pack_panel(fl_type type, void *panels, const fl_source *s, size
             status = copy_q8(s, rows, count, panel, g);
         } else {
             for (size_t lane = 0; lane < count; lane++) load_group(s, rows[lane], k, n, x[lane]);
-            status = type == FL_Q8 ? store_q8(panel, groups, g, x) : store_floats(type, panel, g, x);
+            status = type == FL_Q8   ? store_q8(panel, groups, g, x)
+                     : type == FL_Q4 ? store_q4(panel, groups, g, x)
+                                     : store_floats(type, panel, g, x);
         }
         if (status != FL_OK) return status;
     }
@@ -246,6 +277,13 @@ void fl_matrix_row(const fl_matrix *w, size_t r, float *out) {
         case FL_F16: out[k] = fl_f32_from_f16(((const uint16_t *)panel)[at]); break;
         case FL_BF16: out[k] = fl_f32_from_bf16(((const uint16_t *)panel)[at]); break;
         case FL_Q8: out[k] = (float)tiles[q] * fl_f32_from_f16(((const uint16_t *)panel)[scale]); break;
+        case FL_Q4: {
+            unsigned shift;
+            const size_t code = k / FL_GROUP * FL_GROUP * FL_LANES / 2 + code_index(lane, k % FL_GROUP, &shift);
+            const unsigned byte = (uint8_t)tiles[code];
+            out[k] = (float)fl_q4_values[byte >> shift & 15] * fl_f32_from_f16(((const uint16_t *)panel)[scale]);
+            break;
+        }
         default: out[k] = (float)tiles[q] * ((const float *)panel)[scale];
         }
     }

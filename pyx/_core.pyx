@@ -21,7 +21,7 @@ GROUP = FL_GROUP
 BLOCK = FL_BLOCK
 ALIGN = FL_ALIGN
 
-TYPES = ("f32", "f16", "bf16", "q8", "q8_f32")
+TYPES = ("f32", "f16", "bf16", "q8", "q8_f32", "q4")
 
 
 cdef fl_type type_of(str name) except *:
@@ -193,7 +193,7 @@ def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::
     cdef size_t size = 4 if source_type == FL_F32 else 1 if source_type == FL_Q8_F32 else 2
     cdef fl_source source = fl_source(NULL, source_type, NULL, group, d, n, NULL)
     cdef fl_status status
-    if source_type == FL_Q8 or d == 0 or n == 0 or fl_matrix_bytes(type, d, n) == 0 \
+    if source_type in (FL_Q8, FL_Q4) or d == 0 or n == 0 or fl_matrix_bytes(type, d, n) == 0 \
             or n > <size_t>data.shape[0] or <size_t>data.shape[0] != d * n * size:
         raise CheckpointError(f"{name} of {d} x {n} {source_dtype} values cannot be {data.shape[0]:,} bytes")
     source.data = &data[0]

@@ -18,6 +18,7 @@ cdef extern from "fastllm.h" nogil:
         FL_BF16
         FL_Q8
         FL_Q8_F32
+        FL_Q4
         FL_TYPES
 
     enum:

@@ -6,7 +6,7 @@
 
 // Bytes of the scales at the head of an int8 panel; its tiles follow.
 static inline size_t fl_scales_bytes(fl_type type, size_t groups) {
-    return fl_round_up(groups * FL_LANES * (type == FL_Q8 ? 2 : 4), FL_ALIGN);
+    return fl_round_up(groups * FL_LANES * (type == FL_Q8_F32 ? 4 : 2), FL_ALIGN);
 }
 
 // 32 activations of a token with their scale. `bias` is -128 * sum(q): what turns a product of (w + 128) and q back

@@ -64,6 +64,11 @@ static inline vb vb_load(const int8_t *p) {
     const __m256i flip = _mm256_set1_epi8((char)0x80), *q = (const void *)p;
     return (vb){_mm256_xor_si256(_mm256_loadu_si256(q), flip), _mm256_xor_si256(_mm256_loadu_si256(q + 1), flip)};
 }
+static inline __m256i fl_codebook(void) {
+    const __m128i values = _mm_loadu_si128((const void *)fl_q4_values);
+    return _mm256_xor_si256(_mm256_broadcastsi128_si256(values), _mm256_set1_epi8((char)0x80));
+}
+static inline vb fl_tile(__m256i l, __m256i h) { return (vb){l, h}; }
 static inline vi vi_dot(vi c, vb w, int32_t a4) {
     const __m256i a = _mm256_set1_epi32(a4);
     return (vi){_mm256_dpbusd_avx_epi32(c.l, w.l, a), _mm256_dpbusd_avx_epi32(c.h, w.h, a)};
@@ -76,6 +81,10 @@ static inline vb vb_load(const int8_t *p) {
     const __m256i *q = (const void *)p, l = _mm256_loadu_si256(q), h = _mm256_loadu_si256(q + 1);
     return (vb){l, h, _mm256_abs_epi8(l), _mm256_abs_epi8(h)};
 }
+static inline __m256i fl_codebook(void) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)fl_q4_values));
+}
+static inline vb fl_tile(__m256i l, __m256i h) { return (vb){l, h, _mm256_abs_epi8(l), _mm256_abs_epi8(h)}; }
 static inline __m256i fl_dot_half(__m256i c, __m256i w, __m256i abs_w, __m256i a) {
     const __m256i pairs = _mm256_maddubs_epi16(abs_w, _mm256_sign_epi8(a, w));
     return _mm256_add_epi32(c, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
@@ -86,3 +95,11 @@ static inline vi vi_dot(vi c, vb w, int32_t a4) {
 }
 static inline vi vi_dot_start(int32_t bias) { (void)bias; return vi_set1(0); }
 #endif
+static inline void vb_load_codes(const uint8_t *p, vb *low, vb *high) {
+    const __m256i *q = (const void *)p, l = _mm256_loadu_si256(q), h = _mm256_loadu_si256(q + 1);
+    const __m256i four = _mm256_set1_epi8(15), values = fl_codebook();
+    *low = fl_tile(_mm256_shuffle_epi8(values, _mm256_and_si256(l, four)),
+                   _mm256_shuffle_epi8(values, _mm256_and_si256(h, four)));
+    *high = fl_tile(_mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16(l, 4), four)),
+                    _mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16(h, 4), four)));
+}

@@ -43,5 +43,12 @@ static inline void vi_store_i8(int8_t *p, vi a) { _mm_storeu_si128((void *)p, _m
 static inline vb vb_load(const int8_t *p) {
     return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8((char)0x80));
 }
+static inline void vb_load_codes(const uint8_t *p, vb *low, vb *high) {
+    const __m512i four = _mm512_set1_epi8(15), codes = _mm512_loadu_si512(p);
+    const __m512i values = _mm512_xor_si512(_mm512_broadcast_i32x4(_mm_loadu_si128((const void *)fl_q4_values)),
+                                            _mm512_set1_epi8((char)0x80));
+    *low = _mm512_shuffle_epi8(values, _mm512_and_si512(codes, four));
+    *high = _mm512_shuffle_epi8(values, _mm512_and_si512(_mm512_srli_epi16(codes, 4), four));
+}
 static inline vi vi_dot(vi c, vb w, int32_t a4) { return _mm512_dpbusd_epi32(c, w, _mm512_set1_epi32(a4)); }
 static inline vi vi_dot_start(int32_t bias) { return _mm512_set1_epi32(bias); }

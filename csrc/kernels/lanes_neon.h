@@ -49,6 +49,14 @@ static inline vb vb_load(const int8_t *p) {
     for (int j = 0; j < 4; j++) o.v[j] = vld1q_s8(p + 16 * j);
     return o;
 }
+static inline void vb_load_codes(const uint8_t *p, vb *low, vb *high) {
+    const int8x16_t values = vld1q_s8(fl_q4_values);
+    for (int j = 0; j < 4; j++) {
+        const uint8x16_t codes = vld1q_u8(p + 16 * j);
+        low->v[j] = vqtbl1q_s8(values, vandq_u8(codes, vdupq_n_u8(15)));
+        high->v[j] = vqtbl1q_s8(values, vshrq_n_u8(codes, 4));
+    }
+}
 static inline vi vi_dot(vi c, vb w, int32_t a4) {
     const int8x16_t a = vreinterpretq_s8_s32(vdupq_n_s32(a4));
     EACH_I(vdotq_s32(c.v[j], w.v[j], a));

@@ -11,7 +11,7 @@
 
 typedef struct { float v[16]; } vf;
 typedef struct { int32_t v[16]; } vi;
-typedef struct { const int8_t *p; } vb; // 64 bytes: 16 rows x 4 k
+typedef struct { int8_t w[64]; } vb; // 64 bytes: 16 rows x 4 k
 
 #define EACH(expr) vf o; for (int j = 0; j < 16; j++) o.v[j] = (expr); return o
 #define EACH_I(expr) vi o; for (int j = 0; j < 16; j++) o.v[j] = (expr); return o
@@ -48,12 +48,23 @@ static inline vf vf_exp2i(vi n) {
 }
 static inline void vi_store_i8(int8_t *p, vi a) { for (int j = 0; j < 16; j++) p[j] = (int8_t)a.v[j]; }
 
-static inline vb vb_load(const int8_t *p) { return (vb){p}; }
+static inline vb vb_load(const int8_t *p) {
+    vb o;
+    memcpy(o.w, p, sizeof o.w);
+    return o;
+}
+// The two tiles whose codes are in the low and in the high four bits of 64 bytes.
+static inline void vb_load_codes(const uint8_t *p, vb *low, vb *high) {
+    for (int j = 0; j < 64; j++) {
+        low->w[j] = fl_q4_values[p[j] & 15];
+        high->w[j] = fl_q4_values[p[j] >> 4];
+    }
+}
 // c[j] + sum of w[j][0..3] * a[0..3], a the four bytes of a4.
 static inline vi vi_dot(vi c, vb w, int32_t a4) {
     int8_t a[4];
     memcpy(a, &a4, 4);
-    EACH_I(c.v[j] + w.p[4 * j] * a[0] + w.p[4 * j + 1] * a[1] + w.p[4 * j + 2] * a[2] + w.p[4 * j + 3] * a[3]);
+    EACH_I(c.v[j] + w.w[4 * j] * a[0] + w.w[4 * j + 1] * a[1] + w.w[4 * j + 2] * a[2] + w.w[4 * j + 3] * a[3]);
 }
 // What an accumulator of vi_dot starts with; see fl_q8_group.
 static inline vi vi_dot_start(int32_t bias) { (void)bias; return vi_set1(0); }

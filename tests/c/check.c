@@ -50,7 +50,7 @@ static const struct {
 } oracles[ORACLES] = {
     [PACK] = {"pack q8", "steps", 0.5005},
     [MATMUL_FLOAT] = {"matmul f32 f16 bf16", "of sum |w x|", 2e-6},
-    [MATMUL_INT8] = {"matmul q8 q8_f32", "of sum |w x|", 1e-6},
+    [MATMUL_INT8] = {"matmul q8 q8_f32 q4", "of sum |w x|", 1e-6},
     [QUANTIZE] = {"quantize", "steps", 0.50001},
     [NORM] = {"norm", "of the largest", 1e-6},
     [ACT] = {"act", "of the input", 1e-6},
@@ -123,11 +123,11 @@ void *take(size_t bytes) {
 }
 
 const char *type_name(fl_type type) {
-    static const char *const names[FL_TYPES] = {"f32", "f16", "bf16", "q8", "q8_f32"};
+    static const char *const names[FL_TYPES] = {"f32", "f16", "bf16", "q8", "q8_f32", "q4"};
     return names[type];
 }
 
-int is_int8(fl_type type) { return type == FL_Q8 || type == FL_Q8_F32; }
+int is_int8(fl_type type) { return type == FL_Q8 || type == FL_Q8_F32 || type == FL_Q4; }
 
 // int8 with float scales takes every byte, -128 too, and is packed with n rounded up.
 fl_matrix random_matrix(fl_type type, size_t d, size_t n, float scale) {

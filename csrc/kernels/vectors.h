@@ -1,0 +1,65 @@
+// What the kernels compute with, over the 16 lanes of FL_LANES_H, which comes first.
+#ifndef FL_VECTORS_H
+#define FL_VECTORS_H
+
+static inline float lanes_sum(vf a) {
+    float t[16];
+    vf_store(t, a);
+    for (size_t s = 8; s > 0; s /= 2)
+        for (size_t j = 0; j < s; j++) t[j] += t[j + s];
+    return t[0];
+}
+
+static inline float lanes_max(vf a) {
+    float t[16];
+    vf_store(t, a);
+    for (size_t s = 8; s > 0; s /= 2)
+        for (size_t j = 0; j < s; j++) t[j] = t[j] > t[j + s] ? t[j] : t[j + s];
+    return t[0];
+}
+
+static inline vf lanes_index(void) {
+    static const float index[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return vf_load(index);
+}
+
+// The first `count` lanes of a, `fill` in the others.
+static inline vf lanes_first(vf a, size_t count, float fill) {
+    return vf_select_gt(vf_set1((float)count), lanes_index(), a, vf_set1(fill));
+}
+
+// e^x within 1.5 ulp, for x <= 88; 0 below -87.3. x = n ln2 + r, |r| <= ln2 / 2, e^r by Cephes' polynomial.
+static inline vf vf_exp(vf x) {
+    const vf low = vf_set1(-87.3f);
+    const vf clamped = vf_max(vf_min(x, vf_set1(88.0f)), low);
+    const vi n = vi_from_vf(vf_mul(clamped, vf_set1(1.44269504f)));
+    const vf nf = vf_from_vi(n);
+    vf r = vf_fma(nf, vf_set1(-0.693359375f), clamped);
+    r = vf_fma(nf, vf_set1(2.12194440e-4f), r);
+    vf p = vf_set1(1.9875691500e-4f);
+    p = vf_fma(p, r, vf_set1(1.3981999507e-3f));
+    p = vf_fma(p, r, vf_set1(8.3334519073e-3f));
+    p = vf_fma(p, r, vf_set1(4.1665795894e-2f));
+    p = vf_fma(p, r, vf_set1(1.6666665459e-1f));
+    p = vf_fma(p, r, vf_set1(5.0000001201e-1f));
+    p = vf_fma(p, vf_mul(r, r), vf_add(r, vf_set1(1.0f)));
+    return vf_select_gt(x, low, vf_mul(p, vf_exp2i(n)), vf_set1(0.0f));
+}
+
+static inline vf vf_tanh(vf x) {
+    const vf one = vf_set1(1.0f), a = vf_min(vf_abs(x), vf_set1(20.0f)); // 1 to the last bit from 9.1 on
+    const vf e = vf_exp(vf_mul(a, vf_set1(-2.0f)));
+    const vf y = vf_div(vf_sub(one, e), vf_add(one, e));
+    return vf_select_gt(vf_set1(0.0f), x, vf_sub(vf_set1(0.0f), y), y);
+}
+
+// cap * tanh(x / cap)
+static inline vf capped(vf x, float cap) { return vf_mul(vf_set1(cap), vf_tanh(vf_div(x, vf_set1(cap)))); }
+
+static FL_INLINE vf load_float(fl_type type, const void *p, size_t i) {
+    if (type == FL_F32) return vf_load((const float *)p + i);
+    if (type == FL_F16) return vf_load_f16((const uint16_t *)p + i);
+    return vf_load_bf16((const uint16_t *)p + i);
+}
+
+#endif
