@@ -178,7 +178,7 @@ void fl_attention(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t
                 for (size_t head = 0; head < c->n_kv_heads; head++)
                     store(&v, lane, row + t, spans[i].blocks[pos / FL_BLOCK], pos, head);
             }
-        fl_barrier(team);
+        fl_barrier(team, id);
     }
     size_t number = 0;
     row = 0;

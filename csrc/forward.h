@@ -26,13 +26,17 @@ fl_inputs fl_prepare(const fl_job *f, fl_team *team, size_t id, const float *x, 
 void fl_multiply_panels(const fl_job *f, const fl_matrix *w, size_t begin, size_t end, const fl_inputs *in,
                         size_t tokens, float *out, size_t stride, int add);
 
-// This thread's share of the panels.
-void fl_multiply_share(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w, const fl_inputs *in,
+// All panels, dealt out to the team.
+void fl_multiply_dealt(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w, const fl_inputs *in,
                        size_t tokens, float *out, size_t stride, int add);
 
 // out = act(w1 . in) * (w3 . in), or act(w1 . in) without w3, for panels [begin, end); `up` is working memory.
 void fl_gate_panels(const fl_job *f, const fl_matrix *w1, const fl_matrix *w3, size_t begin, size_t end,
                     const fl_inputs *in, size_t tokens, float *out, float *up, size_t stride);
+
+// The same for all panels, dealt out to the team.
+void fl_gate_dealt(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w1, const fl_matrix *w3,
+                   const fl_inputs *in, size_t tokens, float *out, float *up, size_t stride);
 
 // Rows of y, normed if there is a norm, are added to those of x, for the tokens [begin, end).
 void fl_add_branch(const fl_job *f, const fl_norm *norm, size_t begin, size_t end);
@@ -41,5 +45,13 @@ void fl_add_branch(const fl_job *f, const fl_norm *norm, size_t begin, size_t en
 void fl_moe(const fl_job *f, const fl_layer *l, fl_team *team, size_t id);
 
 static inline size_t fl_panels(const fl_matrix *w) { return (w->d + FL_LANES - 1) / FL_LANES; }
+
+enum { FL_CHUNK = 8 }; // panels that a kernel reads best at once
+
+// So many panels, dealt out in chunks; in smaller ones where a thread's share would be but a few of them.
+static inline fl_deal fl_deal_panels(fl_team *team, size_t id, size_t panels) {
+    const size_t few = panels / (4 * team->threads), chunk = few < 4 ? 4 : few < FL_CHUNK ? few : FL_CHUNK;
+    return fl_deal_start(team, id, panels, chunk);
+}
 
 #endif

@@ -98,7 +98,7 @@ fl_inputs fl_prepare(const fl_job *f, fl_team *team, size_t id, const float *x, 
         if (copied) row = out + t * stride;
         if (quantize) k->quantize(row, stride, q8 + t * groups);
     }
-    if (!alone) fl_barrier(team);
+    if (!alone) fl_barrier(team, id);
     return (fl_inputs){.f = copied ? out : x, .f_stride = stride, .q = q8, .q_stride = groups};
 }
 
@@ -111,11 +111,11 @@ void fl_multiply_panels(const fl_job *f, const fl_matrix *w, size_t begin, size_
         for (size_t r = begin * FL_LANES; r < end * FL_LANES; r++) out[t * stride + r] += w->bias[r];
 }
 
-void fl_multiply_share(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w, const fl_inputs *in,
+void fl_multiply_dealt(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w, const fl_inputs *in,
                        size_t tokens, float *out, size_t stride, int add) {
-    size_t begin, end;
-    fl_share(fl_panels(w), team, id, &begin, &end);
-    fl_multiply_panels(f, w, begin, end, in, tokens, out, stride, add);
+    fl_deal deal = fl_deal_panels(team, id, fl_panels(w));
+    for (size_t begin, end; fl_deal_next(&deal, &begin, &end);)
+        fl_multiply_panels(f, w, begin, end, in, tokens, out, stride, add);
 }
 
 void fl_gate_panels(const fl_job *f, const fl_matrix *w1, const fl_matrix *w3, size_t begin, size_t end,
@@ -130,6 +130,13 @@ void fl_gate_panels(const fl_job *f, const fl_matrix *w1, const fl_matrix *w3, s
     }
 }
 
+void fl_gate_dealt(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w1, const fl_matrix *w3,
+                   const fl_inputs *in, size_t tokens, float *out, float *up, size_t stride) {
+    fl_deal deal = fl_deal_panels(team, id, fl_panels(w1));
+    for (size_t begin, end; fl_deal_next(&deal, &begin, &end);)
+        fl_gate_panels(f, w1, w3, begin, end, in, tokens, out, up, stride);
+}
+
 void fl_add_branch(const fl_job *f, const fl_norm *norm, size_t begin, size_t end) {
     const size_t dim = f->m->config.dim;
     const float scale = f->m->config.residual_scale;
@@ -142,18 +149,20 @@ void fl_add_branch(const fl_job *f, const fl_norm *norm, size_t begin, size_t en
 
 // ---- phases --------------------------------------------------------------------------------------------------------
 
-// Queries, keys and values in one phase: their panels are shared out as if they were one matrix.
+// Queries, keys and values in one phase: their panels are dealt out as if they were one matrix.
 static void multiply_qkv(const fl_job *f, fl_team *team, size_t id, const fl_layer *l, const fl_inputs *in) {
     const fl_matrix *const w[] = {&l->wq, &l->wk, &l->wv};
     float *const out[] = {f->s->q, f->s->k, f->s->v};
     const size_t stride[] = {f->s->q_dim, f->s->kv_dim, f->s->kv_dim};
-    size_t begin, end, first = 0;
-    fl_share(fl_panels(w[0]) + fl_panels(w[1]) + fl_panels(w[2]), team, id, &begin, &end);
-    for (size_t i = 0; i < 3; i++) {
-        const size_t n = fl_panels(w[i]);
-        const size_t from = begin > first ? begin - first : 0, to = end > first ? end - first : 0;
-        fl_multiply_panels(f, w[i], from, to < n ? to : n, in, f->tokens, out[i], stride[i], 0);
-        first += n;
+    fl_deal deal = fl_deal_panels(team, id, fl_panels(w[0]) + fl_panels(w[1]) + fl_panels(w[2]));
+    for (size_t begin, end; fl_deal_next(&deal, &begin, &end);) {
+        size_t first = 0;
+        for (size_t i = 0; i < 3; i++) {
+            const size_t n = fl_panels(w[i]);
+            const size_t from = begin > first ? begin - first : 0, to = end > first ? end - first : 0;
+            fl_multiply_panels(f, w[i], from, to < n ? to : n, in, f->tokens, out[i], stride[i], 0);
+            first += n;
+        }
     }
 }
 
@@ -167,7 +176,7 @@ static void norm_rows(const fl_job *f, fl_team *team, size_t id, const fl_layer 
         f->m->kernels->norm[c->norm](q, q, l->q_norm, NULL, c->n_heads * c->head_dim, c->norm_eps);
         f->m->kernels->norm[c->norm](k, k, l->k_norm, NULL, c->n_kv_heads * c->head_dim, c->norm_eps);
     }
-    fl_barrier(team);
+    fl_barrier(team, id);
 }
 
 // What ESM-2 multiplies a text's embeddings with: masks, which are zero, count as 12 % of it in training
@@ -218,7 +227,7 @@ static void embed(const fl_job *f, fl_team *team, size_t id) {
             }
         }
     }
-    fl_barrier(team);
+    fl_barrier(team, id);
 }
 
 // s->x (+)= w . in, straight or by way of a norm and a factor; or, with `parallel`, into s->y for later. Ends with a
@@ -230,15 +239,15 @@ static void add_block(const fl_job *f, fl_team *team, size_t id, const fl_matrix
     size_t begin, end;
     fl_share(f->tokens, team, id, &begin, &end);
     const int straight = !c->parallel && !after_block->weight && c->residual_scale == 1.0f;
-    fl_multiply_share(f, team, id, w, in, f->tokens, straight ? s->x : s->y, s->dim, straight || (c->parallel && last));
-    fl_barrier(team);
+    fl_multiply_dealt(f, team, id, w, in, f->tokens, straight ? s->x : s->y, s->dim, straight || (c->parallel && last));
+    fl_barrier(team, id);
     if (!straight && (!c->parallel || last)) {
         fl_add_branch(f, after_block, begin, end);
-        fl_barrier(team);
+        fl_barrier(team, id);
     }
     if (after_sum) {
         for (size_t t = begin; t < end; t++) apply_norm(f->m, after_sum, s->x + t * s->dim, s->x + t * s->dim);
-        fl_barrier(team);
+        fl_barrier(team, id);
     }
 }
 
@@ -248,10 +257,10 @@ static void attention_block(const fl_job *f, const fl_layer *l, size_t layer, fl
     const int quantize = fl_is_integer(l->wq.type) || fl_is_integer(l->wk.type) || fl_is_integer(l->wv.type);
     fl_inputs in = fl_prepare(f, team, id, s->x, s->dim, NULL, f->tokens, c->norm_after ? NULL : &l->attn_norm, quantize);
     multiply_qkv(f, team, id, l, &in);
-    fl_barrier(team);
+    fl_barrier(team, id);
     if (c->qk_norm == FL_QK_ROW) norm_rows(f, team, id, l);
     fl_attention(f->m, s, f->spans, f->n_spans, layer, f->out->attention ? f->out->attention[layer] : NULL, team, id);
-    fl_barrier(team);
+    fl_barrier(team, id);
     in = fl_prepare(f, team, id, s->att, s->q_dim, NULL, f->tokens, NULL, fl_is_integer(l->wo.type));
     add_block(f, team, id, &l->wo, &in, &l->post_attn_norm, c->norm_after ? &l->attn_norm : NULL, 0);
 }
@@ -262,10 +271,8 @@ static void ffn_block(const fl_job *f, const fl_layer *l, fl_team *team, size_t 
     const fl_norm *norm = c->norm_after ? NULL : c->parallel && !l->ffn_norm.weight ? &l->attn_norm : &l->ffn_norm;
     const int quantize = fl_is_integer(l->w1.type) || fl_is_integer(l->w3.type);
     fl_inputs in = fl_prepare(f, team, id, s->x, s->dim, NULL, f->tokens, norm, quantize);
-    size_t begin, end;
-    fl_share(fl_panels(&l->w1), team, id, &begin, &end);
-    fl_gate_panels(f, &l->w1, &l->w3, begin, end, &in, f->tokens, s->gate, s->up, s->hidden);
-    fl_barrier(team);
+    fl_gate_dealt(f, team, id, &l->w1, &l->w3, &in, f->tokens, s->gate, s->up, s->hidden);
+    fl_barrier(team, id);
     in = fl_prepare(f, team, id, s->gate, s->hidden, NULL, f->tokens, NULL, fl_is_integer(l->w2.type));
     add_block(f, team, id, &l->w2, &in, &l->post_ffn_norm, c->norm_after ? &l->ffn_norm : NULL, 1);
 }
@@ -298,26 +305,26 @@ static void head(const fl_job *f, fl_team *team, size_t id) {
     const fl_config *c = &m->config;
     const size_t stride = fl_logits_stride(m);
     fl_inputs in;
-    size_t begin, end;
     if (m->head_dense.data) {
         in = fl_prepare(f, team, id, f->s->x, f->s->dim, f->s->wanted, f->n_logits, &m->final_norm,
                         fl_is_integer(m->head_dense.type));
-        fl_share(fl_panels(&m->head_dense), team, id, &begin, &end);
-        fl_gate_panels(f, &m->head_dense, &(fl_matrix){0}, begin, end, &in, f->n_logits, f->s->y, NULL, f->s->dim);
-        fl_barrier(team);
+        fl_gate_dealt(f, team, id, &m->head_dense, &(fl_matrix){0}, &in, f->n_logits, f->s->y, NULL, f->s->dim);
+        fl_barrier(team, id);
         in = fl_prepare(f, team, id, f->s->y, f->s->dim, NULL, f->n_logits, &m->head_norm, fl_is_integer(m->head.type));
     } else {
         in = fl_prepare(f, team, id, f->s->x, f->s->dim, f->s->wanted, f->n_logits, &m->final_norm,
                         fl_is_integer(m->head.type));
     }
-    fl_share(fl_panels(&m->head), team, id, &begin, &end);
-    fl_multiply_panels(f, &m->head, begin, end, &in, f->n_logits, f->out->logits, stride, 0);
-    for (size_t t = 0; t < f->n_logits && begin < end; t++) {
-        float *row = f->out->logits + t * stride + begin * FL_LANES;
-        const size_t n = (end - begin) * FL_LANES;
-        if (c->logit_scale != 1.0f)
-            for (size_t i = 0; i < n; i++) row[i] *= c->logit_scale;
-        if (c->logit_softcap > 0) m->kernels->softcap(row, n, c->logit_softcap);
+    fl_deal deal = fl_deal_panels(team, id, fl_panels(&m->head));
+    for (size_t begin, end; fl_deal_next(&deal, &begin, &end);) {
+        fl_multiply_panels(f, &m->head, begin, end, &in, f->n_logits, f->out->logits, stride, 0);
+        for (size_t t = 0; t < f->n_logits; t++) {
+            float *row = f->out->logits + t * stride + begin * FL_LANES;
+            const size_t n = (end - begin) * FL_LANES;
+            if (c->logit_scale != 1.0f)
+                for (size_t i = 0; i < n; i++) row[i] *= c->logit_scale;
+            if (c->logit_softcap > 0) m->kernels->softcap(row, n, c->logit_softcap);
+        }
     }
 }
 
@@ -356,6 +363,7 @@ fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, siz
         row += spans[i].n;
         for (size_t t = spans[i].n_logits; t > 0; t--) s->wanted[f.n_logits++] = row - t;
     }
-    fl_parallel(threads, run, &f);
+    threads = fl_pace_threads(&s->pace, threads);
+    if (fl_parallel(threads, run, &f)) fl_pace_stalled(&s->pace, threads);
     return FL_OK;
 }

@@ -39,13 +39,16 @@ static void choose(const fl_job *f, size_t t) {
 // Where each token's rows lie: by expert, and within an expert by token.
 static void group(const fl_job *f) {
     const size_t experts = f->m->config.n_experts, pairs = f->tokens * f->m->config.n_experts_used;
-    const fl_routes *r = &f->s->routes;
+    fl_routes *r = &f->s->routes;
     memset(r->begin, 0, (experts + 1) * sizeof *r->begin);
     for (size_t i = 0; i < pairs; i++) r->begin[r->expert[i] + 1]++;
     for (size_t e = 0; e < experts; e++) r->begin[e + 1] += r->begin[e];
     for (size_t i = 0; i < pairs; i++) r->row[i] = r->begin[r->expert[i]]++;
     for (size_t e = experts; e > 0; e--) r->begin[e] = r->begin[e - 1]; // each start had moved to its end
     r->begin[0] = 0;
+    r->n_active = 0;
+    for (size_t e = 0; e < experts; e++)
+        if (r->begin[e + 1] > r->begin[e]) r->active[r->n_active++] = e;
 }
 
 static fl_matrix expert_of(const fl_matrix *w, size_t e) {
@@ -54,17 +57,21 @@ static fl_matrix expert_of(const fl_matrix *w, size_t e) {
     return one;
 }
 
-// This thread's share of the work of all experts on a matrix of `panels` panels each: which panels of expert e. Work is
-// counted in panels times rows; `done` is that of the experts before e.
-static void share_expert(const fl_job *f, const fl_team *team, size_t id, size_t panels, size_t e, size_t *begin,
-                         size_t *end) {
-    const fl_routes *r = &f->s->routes;
-    const size_t rows = r->begin[e + 1] - r->begin[e], done = r->begin[e] * panels;
-    const size_t all = f->tokens * f->m->config.n_experts_used * panels;
-    const size_t from = all * id / team->threads, to = all * (id + 1) / team->threads;
-    *begin = from > done ? (from - done + rows - 1) / rows : 0;
-    *end = to > done ? (to - done + rows - 1) / rows : 0;
-    if (*end > panels) *end = panels;
+// A deal of the panels of a matrix of every expert that has rows: pieces of FL_CHUNK panels, expert after expert.
+static size_t pieces(const fl_matrix *w) { return (fl_panels(w) + FL_CHUNK - 1) / FL_CHUNK; }
+
+static fl_deal deal_experts(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w) {
+    return fl_deal_start(team, id, f->s->routes.n_active * pieces(w), 1);
+}
+
+// The next piece: of which expert, and which of its panels.
+static int next_piece(const fl_job *f, fl_deal *deal, const fl_matrix *w, size_t *e, size_t *begin, size_t *end) {
+    size_t piece, stop;
+    if (!fl_deal_next(deal, &piece, &stop)) return 0;
+    *e = f->s->routes.active[piece / pieces(w)];
+    *begin = piece % pieces(w) * FL_CHUNK;
+    *end = *begin + FL_CHUNK < fl_panels(w) ? *begin + FL_CHUNK : fl_panels(w);
+    return 1;
 }
 
 // The rows' inputs, brought together by expert. A single token needs none of it: its rows are all the same.
@@ -81,7 +88,7 @@ static fl_inputs gather(const fl_job *f, fl_team *team, size_t id, const fl_inpu
             if (quantized)
                 memcpy(r->q8 + row * in->q_stride, in->q + t * in->q_stride, in->q_stride * sizeof(fl_q8_group));
         }
-    fl_barrier(team);
+    fl_barrier(team, id);
     return (fl_inputs){.f = r->x, .f_stride = in->f_stride, .q = r->q8, .q_stride = in->q_stride};
 }
 
@@ -95,16 +102,14 @@ static fl_inputs rows_from(const fl_inputs *in, size_t row) {
 // The shared expert's output for all tokens, into s->y. Ends with a barrier.
 static void shared_expert(const fl_job *f, const fl_layer *l, fl_team *team, size_t id, const fl_inputs *in) {
     fl_scratch *s = f->s;
-    size_t begin, end;
     if (l->shared_gate.data && id == 0)
         fl_multiply_panels(f, &l->shared_gate, 0, 1, in, f->tokens, s->routes.shared, FL_LANES, 0);
-    fl_share(fl_panels(&l->w1), team, id, &begin, &end);
-    fl_gate_panels(f, &l->w1, &l->w3, begin, end, in, f->tokens, s->gate, s->up, s->hidden);
-    fl_barrier(team);
+    fl_gate_dealt(f, team, id, &l->w1, &l->w3, in, f->tokens, s->gate, s->up, s->hidden);
+    fl_barrier(team, id);
     const fl_inputs hidden =
         fl_prepare(f, team, id, s->gate, s->hidden, NULL, f->tokens, NULL, fl_is_integer(l->w2.type));
-    fl_multiply_share(f, team, id, &l->w2, &hidden, f->tokens, s->y, s->dim, 0);
-    fl_barrier(team);
+    fl_multiply_dealt(f, team, id, &l->w2, &hidden, f->tokens, s->y, s->dim, 0);
+    fl_barrier(team, id);
 }
 
 // 1 / (1 + exp(-x)), by the kernel whose bits do not depend on the machine: the softmax of x and 0.
@@ -139,45 +144,44 @@ void fl_moe(const fl_job *f, const fl_layer *l, fl_team *team, size_t id) {
     size_t begin, end;
 
     const fl_inputs in = fl_prepare(f, team, id, s->x, s->dim, NULL, f->tokens, &l->ffn_norm, quantize);
-    fl_multiply_share(f, team, id, &l->router, &in, f->tokens, r->scores, scores, 0);
-    fl_barrier(team);
+    fl_multiply_dealt(f, team, id, &l->router, &in, f->tokens, r->scores, scores, 0);
+    fl_barrier(team, id);
     fl_share(f->tokens, team, id, &begin, &end);
     for (size_t t = begin; t < end; t++) choose(f, t);
-    if (f->tokens > 1) fl_barrier(team);
+    if (f->tokens > 1) fl_barrier(team, id);
     if (id == (f->tokens > 1 ? 0 : team->threads - 1)) group(f); // who chose for a single token goes on
-    fl_barrier(team);
+    fl_barrier(team, id);
 
     const fl_inputs x = gather(f, team, id, &in, quantize);
-    for (size_t e = 0; e < c->n_experts; e++) {
+    size_t e;
+    fl_deal gates = deal_experts(f, team, id, &l->e1);
+    while (next_piece(f, &gates, &l->e1, &e, &begin, &end)) {
         const size_t row = r->begin[e], count = r->begin[e + 1] - row;
-        if (count == 0) continue;
         const fl_matrix w1 = expert_of(&l->e1, e), w3 = expert_of(&l->e3, e);
         const fl_inputs mine = rows_from(&x, row);
-        share_expert(f, team, id, fl_panels(&w1), e, &begin, &end);
         fl_gate_panels(f, &w1, &w3, begin, end, &mine, count, r->gate + row * r->width, r->up + row * r->width,
                        r->width);
     }
-    fl_barrier(team);
+    fl_barrier(team, id);
     if (fl_is_integer(l->e2.type)) {
         const size_t groups = r->width / FL_GROUP;
         fl_share(rows * groups, team, id, &begin, &end); // rows lie one after the other: groups are as good a share
         if (begin < end)
             f->m->kernels->quantize(r->gate + begin * FL_GROUP, (end - begin) * FL_GROUP, r->hidden8 + begin);
-        fl_barrier(team);
+        fl_barrier(team, id);
     }
     const fl_inputs hidden = {.f = r->gate, .f_stride = r->width, .q = r->hidden8, .q_stride = r->width / FL_GROUP};
-    for (size_t e = 0; e < c->n_experts; e++) {
+    fl_deal downs = deal_experts(f, team, id, &l->e2);
+    while (next_piece(f, &downs, &l->e2, &e, &begin, &end)) {
         const size_t row = r->begin[e], count = r->begin[e + 1] - row;
-        if (count == 0) continue;
         const fl_matrix w2 = expert_of(&l->e2, e);
         const fl_inputs mine = rows_from(&hidden, row);
-        share_expert(f, team, id, fl_panels(&w2), e, &begin, &end);
         fl_multiply_panels(f, &w2, begin, end, &mine, count, r->out + row * s->dim, s->dim, 0);
     }
-    if (l->w1.data) shared_expert(f, l, team, id, &in); // ends with a barrier
-    else fl_barrier(team);
+    fl_barrier(team, id);
+    if (l->w1.data) shared_expert(f, l, team, id, &in);
     fl_share(f->tokens, team, id, &begin, &end);
     for (size_t t = begin; t < end; t++) combine(f, l, t);
     fl_add_branch(f, &l->post_ffn_norm, begin, end);
-    fl_barrier(team);
+    fl_barrier(team, id);
 }

@@ -36,6 +36,7 @@ static void lay_out_routes(fl_routes *r, const fl_config *c, size_t t, size_t di
     r->weight = carve(at, rows, sizeof(float));
     r->row = carve(at, rows, sizeof(size_t));
     r->begin = carve(at, c->n_experts + 1, sizeof(size_t));
+    r->active = carve(at, c->n_experts, sizeof(size_t));
     r->x = carve(at, rows * dim, sizeof(float));
     r->q8 = carve(at, rows * dim / FL_GROUP, sizeof(fl_q8_group));
     r->gate = carve(at, rows * r->width, sizeof(float));
@@ -87,6 +88,7 @@ fl_status fl_scratch_reserve(fl_scratch *s, const fl_model *m, size_t tokens, si
     const fl_config *c = &m->config;
     if (s->memory && tokens <= s->tokens && threads <= s->threads) return FL_OK;
     fl_scratch next = {
+        .pace = s->pace,
         .tokens = largest(tokens, s->tokens),
         .threads = largest(threads, s->threads),
         .dim = fl_round_up(c->dim, FL_GROUP),

@@ -3,6 +3,7 @@
 #define FL_SCRATCH_H
 
 #include "kernels/kernels.h"
+#include "threads.h"
 
 enum { FL_ATTEND_ROWS = 32 }; // queries that share a pass over the keys and values
 
@@ -27,6 +28,8 @@ typedef struct fl_routes {
     float *weight;    // (tokens, n_experts_used)
     size_t *row;      // (tokens, n_experts_used) where that pair's row is
     size_t *begin;    // (n_experts + 1,) rows of expert e: begin[e] to begin[e + 1]
+    size_t *active;   // (n_experts,) those that have rows
+    size_t n_active;
     float *x;         // (rows, dim) inputs of the experts, and
     fl_q8_group *q8;  // (rows, dim / 32), for the types that the experts' matrices have
     float *gate, *up; // (rows, width)
@@ -51,6 +54,7 @@ struct fl_scratch {
     float *cos[2], *sin[2]; // (tokens, rotary_dim / 2), by each of the model's frequencies
     size_t *wanted;     // (tokens,) rows whose logits are computed
     fl_routes routes;
+    fl_pace pace;
     fl_lane_scratch *lanes; // (threads,)
 };
 

@@ -1,6 +1,7 @@
 #include "threads.h"
 
 #include <stdint.h>
+#include <time.h>
 
 #include "compiler.h"
 #include "fastllm.h"
@@ -33,8 +34,18 @@ static void yield_cpu(void) {
 #endif
 }
 
-void fl_barrier(fl_team *team) {
-    enum { SPINS = 1000 }; // some microseconds: longer than a phase is uneven, shorter than a time slice
+static double now(void) {
+    struct timespec t;
+    timespec_get(&t, TIME_UTC);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// Threads end a phase about a chunk's time apart. Who waits for much longer waits for one that another program's time
+// slice, of milliseconds, keeps from running.
+static double patience(const fl_queue *queue) { return 300e-6 + 4 * queue->longest; }
+
+void fl_barrier(fl_team *team, size_t id) {
+    enum { SPINS = 256 };
     if (team->threads == 1) return;
     const size_t round = atomic_load_explicit(&team->round, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&team->waiting, 1, memory_order_acq_rel) + 1 == team->threads) {
@@ -42,20 +53,71 @@ void fl_barrier(fl_team *team) {
         atomic_store_explicit(&team->round, round + 1, memory_order_release);
         return;
     }
-    for (size_t i = 0; atomic_load_explicit(&team->round, memory_order_acquire) == round; i++) {
-        if (i < SPINS)
+    double start = 0;
+    int stalled = 0;
+    for (size_t i = 1; atomic_load_explicit(&team->round, memory_order_acquire) == round; i++) {
+        if (stalled) {
+            yield_cpu(); // that one may need this very core; before, it would give a time slice away each time
+        } else if (i % SPINS) {
             relax();
-        else
-            yield_cpu(); // the one we wait for may need this very core
+        } else if (start == 0) {
+            start = now();
+        } else if (now() - start > patience(&team->queues[id])) {
+            stalled = 1;
+            atomic_store_explicit(&team->stalled, 1, memory_order_relaxed);
+        }
     }
 }
 
-void fl_parallel(size_t threads, fl_work *work, void *arg) {
-    fl_team team = {.threads = 1};
+fl_deal fl_deal_start(fl_team *team, size_t id, size_t n, size_t chunk) {
+    const fl_deal deal = {.team = team, .n = n, .chunk = chunk, .id = id, .from = id};
+    if (team->threads > 1) {
+        const uint64_t round = atomic_load_explicit(&team->round, memory_order_relaxed);
+        team->queues[id].begun = 0;
+        team->queues[id].longest = 0;
+        atomic_store_explicit(&team->queues[id].next, round << 32, memory_order_relaxed);
+    }
+    return deal;
+}
+
+int fl_deal_next(fl_deal *deal, size_t *begin, size_t *end) {
+    fl_team *team = deal->team;
+    if (team->threads == 1) {
+        *begin = deal->from;
+        *end = deal->n - *begin < deal->chunk ? deal->n : *begin + deal->chunk;
+        deal->from = *end;
+        return *begin < *end;
+    }
+    const uint64_t round = atomic_load_explicit(&team->round, memory_order_relaxed) & UINT32_MAX;
+    fl_queue *mine = &team->queues[deal->id];
+    const double begun = now();
+    if (mine->begun > 0 && begun - mine->begun > mine->longest) mine->longest = begun - mine->begun;
+    mine->begun = begun;
+    for (; deal->from < deal->id + team->threads; deal->from++) {
+        const size_t whose = deal->from % team->threads;
+        size_t first, last;
+        fl_share(deal->n, team, whose, &first, &last);
+        // What is not of this phase is of one before it: its owner has yet to begin, and then begins at its first chunk.
+        const uint64_t next = atomic_fetch_add_explicit(&team->queues[whose].next, 1, memory_order_relaxed);
+        const size_t at = (size_t)(next & UINT32_MAX) * deal->chunk;
+        if (next >> 32 != round || at >= last - first) continue;
+        *begin = first + at;
+        *end = last - *begin < deal->chunk ? last : *begin + deal->chunk;
+        return 1;
+    }
+    return 0;
+}
+
+int fl_parallel(size_t threads, fl_work *work, void *arg) {
+    fl_queue queues[FL_TEAM];
+    fl_team team = {.threads = 1, .queues = queues};
     atomic_init(&team.waiting, 0);
     atomic_init(&team.round, 0);
+    atomic_init(&team.stalled, 0);
 #ifdef _OPENMP
+    if (threads > FL_TEAM) threads = FL_TEAM;
     if (threads > 1) {
+        for (size_t i = 0; i < threads; i++) atomic_init(&queues[i].next, (uint64_t)UINT32_MAX << 32); // of no phase
 #pragma omp parallel num_threads((int)threads)
         {
             // The runtime may grant fewer than we ask for.
@@ -63,12 +125,29 @@ void fl_parallel(size_t threads, fl_work *work, void *arg) {
             team.threads = (size_t)omp_get_num_threads();
             work(arg, &team, (size_t)omp_get_thread_num());
         }
-        return;
+        return atomic_load(&team.stalled);
     }
 #else
     (void)threads;
 #endif
     work(arg, &team, 0);
+    return 0;
+}
+
+// ---- pace ----------------------------------------------------------------------------------------------------------
+
+size_t fl_pace_threads(fl_pace *pace, size_t threads) {
+    if (pace->fewer > 0 && now() >= pace->until) pace->fewer--;
+    return threads > pace->fewer ? threads - pace->fewer : 1;
+}
+
+void fl_pace_stalled(fl_pace *pace, size_t threads) {
+    // A try costs a time slice of some milliseconds: up to a second apart where all fail.
+    const double time = now(), first = 0.05, most = 0.8;
+    const int again = time < pace->until + first;
+    pace->patience = !again ? first : pace->patience * 2 < most ? pace->patience * 2 : most;
+    pace->until = time + pace->patience;
+    if (pace->fewer + 1 < threads) pace->fewer++;
 }
 
 int fl_has_threads(void) {

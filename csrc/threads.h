@@ -1,29 +1,67 @@
-// One parallel region per forward: the threads of a team pass from phase to phase through a barrier of their own.
+// One parallel region per forward: the threads of a team pass from phase to phase through a barrier of their own, and
+// within a phase take work in chunks, so that a slow core, or one that another program wants too, holds up nobody.
 #ifndef FL_THREADS_H
 #define FL_THREADS_H
 
 #include <stdatomic.h>
 #include <stddef.h>
+#include <stdint.h>
+
+enum { FL_TEAM = 256 }; // threads of a team at most
+
+// One thread's part of a phase, on a cache line of its own: others look only when theirs is empty.
+typedef struct fl_queue {
+    _Alignas(64) atomic_uint_least64_t next; // the number of the phase in the high half, the next chunk in the low half
+    double begun, longest;                   // seconds: when its thread began a chunk, and how long its longest took
+} fl_queue;
 
 typedef struct fl_team {
     size_t threads;
+    fl_queue *queues; // (threads,)
     // On cache lines of their own: waiting is written by all, round is read by the spinning.
     _Alignas(64) atomic_size_t waiting;
     _Alignas(64) atomic_size_t round;
+    atomic_int stalled; // a thread waited so long for another that that one cannot have been running
 } fl_team;
 
 typedef void fl_work(void *arg, fl_team *team, size_t id);
 
-// Calls work(arg, team, id) on each of up to `threads` threads, the caller being id 0.
-void fl_parallel(size_t threads, fl_work *work, void *arg);
+// Calls work(arg, team, id) on each of up to `threads` threads, the caller being id 0. Returns whether one stalled.
+int fl_parallel(size_t threads, fl_work *work, void *arg);
 
 // Returns when every thread of the team has called it.
-void fl_barrier(fl_team *team);
+void fl_barrier(fl_team *team, size_t id);
 
 // The part of n items that belongs to thread id: [*begin, *end), sizes differing by one at most.
 static inline void fl_share(size_t n, const fl_team *team, size_t id, size_t *begin, size_t *end) {
     *begin = n * id / team->threads;
     *end = n * (id + 1) / team->threads;
 }
+
+// n items dealt out in chunks: each thread begins with its share, and goes on with what is left of others'. Between two
+// deals of a team lies a barrier.
+typedef struct fl_deal {
+    fl_team *team;
+    size_t n, chunk, id;
+    size_t from; // whose chunks it takes: id, id + 1, ...; for a thread alone, the next item
+} fl_deal;
+
+fl_deal fl_deal_start(fl_team *team, size_t id, size_t n, size_t chunk);
+
+// The next items, [*begin, *end), at most a chunk of them; 0 when all are taken.
+int fl_deal_next(fl_deal *deal, size_t *begin, size_t *end);
+
+// How many threads to run where some are asked for: as many as lately did not stall each other. A core that another
+// program keeps busy stops a whole team at each barrier; the team is faster without it.
+typedef struct fl_pace {
+    size_t fewer;    // than asked for
+    double until;    // seconds on the clock: when to try with one more
+    double patience; // seconds from a stall to the next try
+} fl_pace;
+
+size_t fl_pace_threads(fl_pace *pace, size_t threads);
+
+// A forward with so many threads stalled.
+void fl_pace_stalled(fl_pace *pace, size_t threads);
 
 #endif
