@@ -60,8 +60,17 @@ def test_threads_that_cannot_be():
             machine.check_threads(threads)
 
 
-def test_memory_is_read_to_the_end():
-    data = _core.Buffer(4096)
-    memoryview(data)[8 * 100] = 5
-    assert _core.read_memory(data, 1) == 5
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("lines", [1, 7, 8, 64, 101])
+def test_all_memory_is_read_once(lines, threads):
+    data = _core.Buffer(64 * lines)
+    words = memoryview(data).cast("B").cast("Q")
+    for i in range(len(words)):
+        words[i] = i * i + 1
+    assert _core.read_memory(data, threads) == sum(i * i + 1 for i in range(len(words)))
+
+
+def test_bandwidth():
     assert machine.read_bandwidth(1, nbytes=1 << 20, repeats=1) > 0
+    largest = machine._largest_cache()
+    assert largest == 0 or 16 << 10 <= largest < 16 << 30

@@ -11,6 +11,7 @@ from fastllm import _core
 from fastllm.errors import OptionError
 
 MOST_THREADS = 1024
+_LEAST_READ, _MOST_READ = 64 << 20, 512 << 20  # bytes read to measure memory
 
 
 def thread_count() -> tuple[int, str]:
@@ -88,8 +89,10 @@ def _quota_of(folder: Path) -> float:
         return inf
 
 
-def read_bandwidth(threads: int, *, nbytes: int = 64 << 20, repeats: int = 3) -> float:
-    """GB/s at which `threads` threads read memory: the best of a few passes over `nbytes`, far more than a cache."""
+def read_bandwidth(threads: int, *, nbytes: int | None = None, repeats: int = 3) -> float:
+    """GB/s at which `threads` threads read memory: the best of a few passes over `nbytes`, twice the largest cache."""
+    if nbytes is None:
+        nbytes = min(max(_LEAST_READ, 2 * _largest_cache()), _MOST_READ)
     data = _core.Buffer(nbytes)
     memoryview(data)[::4096] = bytes([1]) * len(range(0, nbytes, 4096))  # pages of their own, not the zero page
     best = inf
@@ -98,3 +101,14 @@ def read_bandwidth(threads: int, *, nbytes: int = 64 << 20, repeats: int = 3) ->
         _core.read_memory(data, threads)
         best = min(best, time.perf_counter() - start)
     return nbytes / best / 1e9
+
+
+def _largest_cache() -> int:
+    """Bytes of this machine's largest cache; 0 where Linux's files about it are missing."""
+    sizes = [0]
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        try:
+            sizes.append(int(file.read_text().strip().removesuffix("K")) << 10)
+        except (OSError, ValueError):
+            continue
+    return max(sizes)
