@@ -1,4 +1,4 @@
-"""The command line: run, chat, embed, convert, info, inspect.
+"""The command line: run, chat, embed, convert, bench, info, inspect.
 
 Generated text goes to stdout, everything else to stderr. Exit codes: 0; 2 for a wrong option, file or model, with one
 sentence that names the cause; 130 for Ctrl-C, but 2 where that leaves a conversion undone.
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _LONG = 200  # characters of a value that inspect shows
+_BUILT_IN = Path(__file__).parent / "demo" / "stories.safetensors"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -133,6 +134,8 @@ def _parser() -> _Parser:
     convert.add_argument("--threads", type=int, metavar="N", help="default: see fastllm info")
     convert.add_argument("--revision", metavar="NAME", help="of a model on the hub: branch, tag or commit")
 
+    _add_bench(commands)
+
     info = commands.add_parser(
         "info",
         help="what this machine and build can do",
@@ -148,6 +151,24 @@ def _parser() -> _Parser:
     inspect.set_defaults(command=_inspect)
     inspect.add_argument("file", metavar="PATH", help="a file, a folder, or a name of the hub")
     return parser
+
+
+def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="how fast a model runs, and the machine",
+        description="Measure prompts and writing for each combination of types, threads and batches, in turns, beside "
+        "what the machine reads and multiplies.",
+    )
+    bench.set_defaults(command=_bench)
+    bench.add_argument("model", nargs="?", metavar="MODEL", help="a checkpoint; without, the built-in storyteller")
+    bench.add_argument("--prompt", type=int, metavar="N", help="tokens of a prompt (default 512, if they fit)")
+    bench.add_argument("--gen", type=int, metavar="N", help="tokens to write after it (default 128, if they fit)")
+    bench.add_argument("--batch", default="1,4,16", metavar="N,...", help="texts at once (default 1,4,16)")
+    bench.add_argument("--threads", metavar="N,...", help="default: 1, and as fastllm info says")
+    bench.add_argument("--dtype", metavar="TYPE,...", help="convert weights to these (default: as in the file)")
+    bench.add_argument("--json", action="store_true", help="print one JSON list of objects instead of a table")
+    bench.add_argument("--plot", metavar="FILE", help="draw it, .png, .svg or .pdf; needs 'fastllm[plot]'")
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
@@ -176,10 +197,9 @@ def _load(args: argparse.Namespace) -> LLM:
     from fastllm.llm import load
     from fastllm.progress import Bar
 
-    built_in = Path(__file__).parent / "demo" / "stories.safetensors"
     with Bar("packing") as bar:
         return load(
-            built_in if args.model is None else args.model,
+            _BUILT_IN if args.model is None else args.model,
             dtype=args.dtype,
             threads=args.threads,
             context=args.context,
@@ -377,6 +397,40 @@ def _convert(args: argparse.Namespace) -> int:
             parts.append(f"KL {found.kl:.3g}")
             parts.append(f"top-1 agreement {found.top1:.1%}")
         print(f"over {found.tokens} tokens: {'; '.join(parts)}", file=sys.stderr)
+    return 0
+
+
+# ---- bench ---------------------------------------------------------------------------------------------------------
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from fastllm.bench import bench, check_plot, plot, table
+
+    def numbers(name: str, text: str) -> list[int]:
+        try:
+            return [int(number) for number in text.split(",")]
+        except ValueError:
+            raise OptionError(f"--{name} takes whole numbers with commas between, not {text!r}") from None
+
+    if args.plot is not None:
+        check_plot(args.plot)
+    model = _BUILT_IN if args.model is None else args.model
+    rows = bench(
+        model,
+        prompt=args.prompt,
+        gen=args.gen,
+        batches=numbers("batch", args.batch),
+        threads=None if args.threads is None else numbers("threads", args.threads),
+        dtypes=[None] if args.dtype is None else args.dtype.split(","),
+    )
+    if args.json:
+        import json
+
+        print(json.dumps(rows))
+    else:
+        print(table(rows))
+    if args.plot is not None:
+        plot(rows, args.plot, title=Path(model).name)
     return 0
 
 

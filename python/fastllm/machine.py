@@ -105,10 +105,24 @@ def read_bandwidth(threads: int, *, nbytes: int | None = None, repeats: int = 3)
 
 def _largest_cache() -> int:
     """Bytes of this machine's largest cache; 0 where Linux's files about it are missing."""
-    sizes = [0]
-    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        try:
-            sizes.append(int(file.read_text().strip().removesuffix("K")) << 10)
-        except (OSError, ValueError):
-            continue
-    return max(sizes)
+    files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    try:
+        return max((int(file.read_text().strip().removesuffix("K")) << 10 for file in files), default=0)
+    except (OSError, ValueError):
+        return 0
+
+
+def int8_peak(threads: int) -> float:
+    """G int8 multiply-adds a second that `threads` threads reach. A stand-in: a product that stays in the caches."""
+    rows, columns, tokens = 256, 1024, 96
+    shape = (tokens, columns)
+    data = _core.Buffer(_core.matrix_bytes("q8", rows, columns))
+    matrix = _core.Matrix("q8", rows, columns, data)
+    x = memoryview(_core.Buffer(tokens * columns * 4)).cast("f", shape)
+    out = memoryview(_core.Buffer(tokens * rows * 4)).cast("f", (tokens, rows))
+    best = inf
+    for _ in range(20):
+        start = time.perf_counter()
+        matrix.multiply(x, out, threads=threads)
+        best = min(best, time.perf_counter() - start)
+    return rows * columns * tokens / best / 1e9
