@@ -76,8 +76,9 @@ def bench(
     the `weight_bytes` of a token read once a forward (of a batch of a model with experts, more is read). first_token_s:
     seconds from the prompts to when every text has a first token. read_gbps, int8_gops: what as many threads reach in
     this run if they only read, GB/s, or only multiply, G multiply-adds/s. read_share: weight_gbps / read_gbps.
-    int8_share: of int8_gops, the weights' multiply-adds in the prompts. rss_mb: the peak of resident memory while it
-    runs, in 10^6 bytes, mapped weights included but not what loading took.
+    prefill_limit_tps: what the weights' multiply-adds at int8_gops would allow; decode_limit_tps: the same, or reading
+    the weights, whichever is less. int8_share: prefill_tps / prefill_limit_tps. rss_mb: the peak of resident memory
+    while it runs, in 10^6 bytes, mapped weights included but not what loading took.
 
     Raises OptionError for what is impossible, and whatever load raises.
     """
@@ -96,7 +97,9 @@ def bench(
         prompt, gen = _lengths(path, workers[0].model.context, prompt, gen)
         # Batches ascend: the KV cache of a process grows to the largest so far and does not shrink.
         works = [(w, t, b) for b in sorted(set(batches)) for t in dict.fromkeys(threads) for w in workers]
-        return _report(_rounds(works, prompt, gen), prompt, gen)
+        found = _rounds(works, prompt, gen)
+        works.sort(key=lambda work: (workers.index(work[0]), threads.index(work[1])))
+        return [_report(found, work, prompt, gen) for work in works]
 
 
 def _lengths(path: str | os.PathLike[str], context: int, prompt: int | None, gen: int | None) -> tuple[int, int]:
@@ -185,39 +188,39 @@ def _progress(text: str) -> None:
         sys.stderr.flush()
 
 
-def _report(found: _Found, prompt: int, gen: int) -> list[dict[str, Any]]:
-    rows = []
-    for (worker, threads, batch), samples in found.samples.items():
-        model = worker.model
-        prefill = batch * prompt / median(s.prefill for s in samples)
-        decode = batch * gen / median(s.decode for s in samples)
-        weights = decode / batch * model.weight_bytes / 1e9
-        read, int8 = median(found.read[threads]), median(found.int8[threads])
-        work = model.layer_work + model.head_work / prompt  # of a prompt, the last token has logits
-        rows.append(
-            {
-                "dtype": model.dtype,
-                "isa": model.isa,
-                "threads": threads,
-                "batch": batch,
-                "prompt": prompt,
-                "gen": gen,
-                "prefill_tps": prefill,
-                "decode_tps": decode,
-                "weight_gbps": weights,
-                "read_gbps": read,
-                "read_share": weights / read,
-                "int8_gops": int8,
-                "int8_share": prefill * work / 1e9 / int8,
-                "first_token_s": median(s.first_token for s in samples),
-                # The first time, before larger batches have left their memory.
-                "rss_mb": samples[0].rss / 1e6,
-                "weight_bytes": model.weight_bytes,
-                "multiply_adds": work,
-                "samples": len(samples),
-            }
-        )
-    return rows
+def _report(found: _Found, work: _Work, prompt: int, gen: int) -> dict[str, Any]:
+    (worker, threads, batch), samples = work, found.samples[work]
+    model = worker.model
+    prefill = batch * prompt / median(s.prefill for s in samples)
+    decode = batch * gen / median(s.decode for s in samples)
+    weights = decode / batch * model.weight_bytes / 1e9
+    read, int8 = median(found.read[threads]), median(found.int8[threads])
+    prefill_limit = int8 * 1e9 / (model.layer_work + model.head_work / prompt)  # a prompt's last token has logits
+    decode_limit = min(
+        int8 * 1e9 / (model.layer_work + model.head_work),
+        batch * read * 1e9 / model.weight_bytes,
+    )
+    return {
+        "dtype": model.dtype,
+        "isa": model.isa,
+        "threads": threads,
+        "batch": batch,
+        "prompt": prompt,
+        "gen": gen,
+        "prefill_tps": prefill,
+        "prefill_limit_tps": prefill_limit,
+        "decode_tps": decode,
+        "decode_limit_tps": decode_limit,
+        "weight_bytes": model.weight_bytes,
+        "weight_gbps": weights,
+        "read_gbps": read,
+        "read_share": weights / read,
+        "int8_gops": int8,
+        "int8_share": prefill / prefill_limit,
+        "first_token_s": median(s.first_token for s in samples),
+        "rss_mb": samples[0].rss / 1e6,  # the first time, before larger batches leave their memory
+        "samples": len(samples),
+    }
 
 
 # ---- in the worker -------------------------------------------------------------------------------------------------
@@ -405,23 +408,19 @@ def check_plot(path: str | os.PathLike[str]) -> None:
 
 
 def plot(rows: Sequence[dict[str, Any]], path: str | os.PathLike[str], *, title: str) -> None:
-    """Draws what bench found: bars of tokens/s, and where reading or int8 alone would end."""
+    """Draws what bench found: bars of tokens/s, before what the machine's limits would allow."""
     from matplotlib.figure import Figure
 
     names = [f"{row['dtype']}, threads {row['threads']}, batch {row['batch']}" for row in rows]
-    limits = {
-        "decode": [row["batch"] * row["read_gbps"] * 1e9 / row["weight_bytes"] for row in rows],
-        "prefill": [row["int8_gops"] * 1e9 / row["multiply_adds"] for row in rows],
-    }
     figure = Figure(figsize=(12, 1.8 + 0.35 * len(rows)), layout="constrained")
-    for axes, (kind, limit) in zip(figure.subplots(1, 2, sharey=True), limits.items(), strict=True):
-        bars = axes.barh(names, [row[f"{kind}_tps"] for row in rows], color="tab:blue")
+    for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("decode", "prefill"), strict=True):
+        limits = axes.barh(names, [row[f"{kind}_limit_tps"] for row in rows], color="mistyrose", edgecolor="tab:red")
+        bars = axes.barh(names, [row[f"{kind}_tps"] for row in rows], height=0.5, color="tab:blue")
         axes.bar_label(bars, fmt="{:,.0f}", padding=3)
-        what = "reading the weights alone" if kind == "decode" else "their int8 multiply-adds alone"
-        axes.plot(limit, names, "|", color="tab:red", markersize=14, markeredgewidth=2, label=what)
+        what = "int8 multiply-adds, or reading the weights, alone" if kind == "decode" else "int8 multiply-adds alone"
+        axes.legend([limits], [what], loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
         axes.set_xlabel(f"{kind}, tokens/s")
         axes.margins(x=0.15)
-        axes.legend(loc="lower right", fontsize="small")
     axes.invert_yaxis()
     figure.suptitle(f"{title}: prompt {rows[0]['prompt']}, then {rows[0]['gen']} tokens")
     figure.savefig(path, dpi=120)
