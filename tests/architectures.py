@@ -1,9 +1,13 @@
 """Small models of every kind of transformer that a Config can say, for tests of the core: odd sizes everywhere."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import writers
 from fastllm.config import Config
+from fastllm.errors import TokenizerError
+from fastllm.llm import LLM
+from fastllm.store import Stored
 
 PRE = ("attn_norm", "ffn_norm", "final_norm")
 POST = ("post_attn_norm", "post_ffn_norm")
@@ -101,3 +105,11 @@ ARCHITECTURES = {
         _config(n_experts=300, n_experts_used=3, expert_dim=17, hidden_dim=0, gated=False), (*PRE, "head")
     ),
 }
+
+
+def random_llm(name, dtype, *, threads=1):
+    """A random model of a kind, which takes and gives token ids."""
+    config, optional, tied = ARCHITECTURES[name]
+    tensors = writers.core_tensors(config, writers.random_weights(config, 3, tied=tied, optional=optional), dtype)
+    stored = Stored(config, tensors, bos=1, stop=(), chat_stop=())
+    return LLM(stored, TokenizerError("none"), threads=threads, context=None, path=Path(name))

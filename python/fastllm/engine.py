@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from fastllm import _core
+from fastllm.speculative import MOST, Costs, Proposer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,7 @@ class Engine:
         """
         self.model, self.threads, self._causal = model, threads, causal
         self._phase_bytes = layer_bytes // 5  # a layer has five barriers
+        self.costs = Costs()
         self._cache = _core.KVCache(model)
         self._idle: list[tuple[list[int], _core.Sequence]] = []
         self._lock = threading.Lock()
@@ -64,14 +66,12 @@ class Engine:
     def _threads(self, count: int) -> int:
         return min(self.threads, 1 + self._phase_bytes * count // _WORTH)
 
-    def prefill(self, sequence: _core.Sequence, tokens: Sequence[int]) -> _core.Buffer:
-        """Appends tokens, at least one, and returns the logits after the last."""
-        logits = self.model.logits()
+    def prefill(self, sequence: _core.Sequence, tokens: Sequence[int], logits: _core.Buffer) -> None:
+        """Appends tokens, at least one, and writes the logits after the last."""
         for start in range(0, len(tokens), CHUNK):
             part = tokens[start : start + CHUNK]
             last = start + CHUNK >= len(tokens)
             self.forward(sequence, part, logits, int(last))
-        return logits
 
     def logits(self, tokens: Sequence[int]) -> Iterator[tuple[int, _core.Buffer]]:
         """Logits after every token, chunk by chunk: how many rows, and the rows."""
@@ -144,11 +144,12 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 class Generation:
-    """One text being written: iterate over its new tokens.
+    """One text being written: iterate over its new tokens, or add it to a Batch.
 
     prompt: the ids before; tokens: the new ones so far; finish_reason: "stop" at a stop token, "length" at max_tokens
     or the end of the context, None before the end. prompt_seconds, decode_seconds: time in the model and sampler;
-    cached: prompt tokens that an earlier text had left in the cache.
+    cached: prompt tokens that an earlier text had left in the cache. proposed, accepted: tokens that `proposer`
+    guessed, and those of them that are in the text.
     """
 
     def __init__(
@@ -159,44 +160,85 @@ class Generation:
         *,
         max_tokens: int,
         stop: Sequence[int],
+        proposer: Proposer | None = None,
     ) -> None:
         self.prompt, self.tokens = list(prompt), list[int]()
-        self.finish_reason: str | None = None
+        self.finish_reason: str | None = None if max_tokens else "length"
         self.prompt_seconds = self.decode_seconds = 0.0
-        self.cached = 0
+        self.cached = self.proposed = self.accepted = 0
         self._engine, self._sampler, self._max, self._stop = engine, sampler, max_tokens, stop
+        self._proposer = proposer
 
     def __iter__(self) -> Iterator[int]:
-        engine, sampler = self._engine, self._sampler
-        if self._max == 0:
-            self.finish_reason = "length"
+        if self.finish_reason:
             return
-        sequence = engine.take(self.prompt)
-        self.cached = sequence.length
+        engine, proposer = self._engine, self._proposer
+        text = self.prompt.copy()
+        start = perf_counter()
+        sequence = self.begin()
         try:
-            start = perf_counter()
-            logits = engine.prefill(sequence, self.prompt[sequence.length :])
-            for token in self.prompt:
-                sampler.accept(token, generated=False)
+            logits = engine.model.logits(1 if proposer is None else MOST + 1)
+            engine.prefill(sequence, self.prompt[sequence.length :], logits)
+            if proposer is not None:
+                proposer.begin(self.prompt)
+            guesses: list[int] = []
             now = perf_counter()
             self.prompt_seconds = now - start
             while True:
                 start = now
                 if self.tokens:
-                    engine.forward(sequence, self.tokens[-1:], logits, 1)
-                token = sampler.draw(logits)
-                now = perf_counter()
-                self.decode_seconds += now - start
-                if token in self._stop:
-                    self.finish_reason = "stop"
-                    return
-                sampler.accept(token, generated=True)
-                self.tokens.append(token)
-                if len(self.tokens) == self._max:
-                    self.finish_reason = "length"
-                yield token
-                if self.finish_reason:
-                    return
-                now = perf_counter()
+                    if proposer is not None:
+                        guesses = proposer.propose(text, min(MOST, self._max - len(self.tokens) - 1))
+                    self._forward(sequence, text[-1:] + guesses, logits)
+                # Row after row, for as long as all guesses before it are right.
+                for row in range(len(guesses) + 1):
+                    token = self.draw(logits, row)
+                    right = row < len(guesses) and token == guesses[row]
+                    if not right and guesses:
+                        sequence.truncate(len(text))
+                    now = perf_counter()
+                    self.decode_seconds += now - start
+                    if token is None:
+                        return
+                    self.accepted += right
+                    text.append(token)
+                    yield token
+                    if self.finish_reason:
+                        return
+                    start = now = perf_counter()
+                    if not right:
+                        break
         finally:
-            engine.give(self.prompt + self.tokens, sequence)
+            engine.give(text, sequence)
+            if proposer is not None:
+                proposer.end(text)
+
+    def begin(self) -> _core.Sequence:
+        """A sequence with as much of the prompt as there is; the sampler knows of the prompt."""
+        for token in self.prompt:
+            self._sampler.accept(token, generated=False)
+        sequence = self._engine.take(self.prompt)
+        self.cached = sequence.length
+        return sequence
+
+    def _forward(self, sequence: _core.Sequence, tokens: list[int], logits: _core.Buffer) -> None:
+        """Logits after each of the tokens: the last one and the guesses."""
+        if self._proposer is None:
+            self._engine.forward(sequence, tokens, logits, 1)
+            return
+        start = perf_counter()
+        self._engine.forward(sequence, tokens, logits, len(tokens))
+        self._engine.costs.note(len(tokens), perf_counter() - start)
+        self.proposed += len(tokens) - 1
+
+    def draw(self, logits: _core.Buffer, row: int) -> int | None:
+        """The next token of the text, from a row of logits; None at a stop token."""
+        token = self._sampler.draw(logits, row)
+        if token in self._stop:
+            self.finish_reason = "stop"
+            return None
+        self._sampler.accept(token, generated=True)
+        self.tokens.append(token)
+        if len(self.tokens) == self._max:
+            self.finish_reason = "length"
+        return token

@@ -15,6 +15,7 @@ from fastllm.machine import check_threads
 from fastllm.packing import Progress, assemble, check_dtype, matrix_dtypes
 from fastllm.sampling import DEFAULTS, Sampling
 from fastllm.source import find_source, open_source, stored_tokenizer
+from fastllm.speculative import DraftModel, PromptLookup, Proposer
 from fastllm.tokenizer import Tokenizer, decode
 
 if TYPE_CHECKING:
@@ -229,6 +230,8 @@ class LLM:
         max_tokens: int | None,
         seed: int | None,
         stop: Sequence[int] | None = None,
+        lookup: bool = False,
+        draft: LLM | None = None,
     ) -> Generation:
         """A Generation of token ids: what generate runs on, without a tokenizer where the prompt is ids.
 
@@ -247,8 +250,36 @@ class LLM:
             seed = int.from_bytes(os.urandom(8), "little")
         elif not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise OptionError(f"seed must be between 0 and 2^64 - 1, not {seed!r}")
-        sampler = _core.Sampler(self.config.vocab_size, sampling, seed=seed, bias=sampling.logit_bias, isa=self._isa)
-        return Generation(self._engine, tokens, sampler, max_tokens=count, stop=self.stop if stop is None else stop)
+        return Generation(
+            self._engine,
+            tokens,
+            self._sampler(sampling, seed),
+            max_tokens=count,
+            stop=self.stop if stop is None else stop,
+            proposer=self._proposer(lookup, draft),
+        )
+
+    def _sampler(self, sampling: Sampling, seed: int) -> _core.Sampler:
+        return _core.Sampler(self.config.vocab_size, sampling, seed=seed, bias=sampling.logit_bias, isa=self._isa)
+
+    def _proposer(self, lookup: bool, draft: LLM | None) -> Proposer | None:
+        """Who guesses tokens of a text, if anybody."""
+        if draft is None:
+            return PromptLookup(self._engine.costs) if lookup else None
+        if lookup:
+            raise OptionError("guesses come from lookup or from a draft model, not from both")
+        if not draft.config.head or not draft.config.causal:
+            raise OptionError(f"{draft.path} writes no text, so it cannot be the draft of {self.path}")
+        ours, theirs = self.config.vocab_size, draft.config.vocab_size
+        if ours != theirs:
+            raise OptionError(
+                f"{draft.path} has a vocabulary of {theirs:,}, {self.path} one of {ours:,}: a draft needs the same one"
+            )
+        words = [t.stream().pieces for t in (self._tokenizer, draft._tokenizer) if not isinstance(t, TokenizerError)]
+        if len(words) == 2 and words[0] != words[1]:
+            raise OptionError(f"{draft.path} has other tokens than {self.path}: a draft needs the same vocabulary")
+        greedy = draft._sampler(Sampling(temperature=0), 0)
+        return DraftModel(self._engine.costs, draft._engine, greedy, draft.context)
 
     @overload
     def generate(self, prompt: str | Sequence[int], *, stream: Literal[True], **options: Any) -> TextStream: ...
@@ -270,13 +301,17 @@ class LLM:
         logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
+        lookup: bool = False,
+        draft: LLM | None = None,
         stream: bool = False,
     ) -> str | TextStream | list[int] | Iterator[int]:
         """Continues a prompt, text or token ids, and returns the new text; with stream, an iterator of its pieces.
 
         max_tokens: at most so many new tokens; None is to the end of the context. stop: strings that end the text,
-        themselves left out. seed: the same seed gives the same text, on any machine; None takes a new one. The others
-        are Sampling's. A model without a tokenizer takes ids and gives ids: a list, or with stream their iterator.
+        themselves left out. seed: the same seed gives the same text, on any machine; None takes a new one. lookup,
+        draft: write the same text, faster where much of it stands in the prompt or in the text before (lookup), or
+        where a smaller model with the same vocabulary guesses well (draft); see fastllm.speculative. The others are
+        Sampling's. A model without a tokenizer takes ids and gives ids: a list, or with stream their iterator.
         Raises OptionError, ContextError, TokenizerError (text where there is no tokenizer).
         """
         stops = [stop] if isinstance(stop, str) else list(stop)
@@ -293,7 +328,7 @@ class LLM:
             frequency_penalty=frequency_penalty,
             logit_bias=logit_bias or {},
         )
-        generation = self.start(prompt, sampling, max_tokens=max_tokens, seed=seed)
+        generation = self.start(prompt, sampling, max_tokens=max_tokens, seed=seed, lookup=lookup, draft=draft)
         if isinstance(self._tokenizer, TokenizerError) and not stops:
             return iter(generation) if stream else list(generation)
         pieces = TextStream(generation, self.tokenizer, stops)

@@ -25,13 +25,13 @@ class Stream:
     """
 
     def __init__(self, pieces: Sequence[bytes], *, at_start: bool = False) -> None:
-        self._pieces, self._at_start = pieces, at_start
+        self.pieces, self._at_start = pieces, at_start
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
         """The text that is certain with this token: maybe none, never half a character."""
         # A model's vocabulary may be padded past the tokenizer's.
-        piece = self._pieces[token] if token < len(self._pieces) else b""
+        piece = self.pieces[token] if token < len(self.pieces) else b""
         if self._at_start and piece:
             piece = piece.removeprefix(b" ")
             self._at_start = False

@@ -1,0 +1,220 @@
+"""Speculative decoding: several guessed tokens in one forward, and of them those that plain decoding gives too.
+
+A forward of the last token and k guesses has the logits after each. The sampler draws from one row after the other, as
+it would from one forward after the other, and a row counts as long as all tokens before it were guessed right. Rows of
+one forward are to the bit those of several, so the text is that of plain decoding, whatever is guessed: a guess only
+costs or saves time. (Leviathan et al., 2023, and Chen et al., 2023, keep the distribution; here it is the very text.)
+
+Who guesses is a Proposer: PromptLookup finds the end of the text earlier in the text (Saxena, 2023), DraftModel asks a
+smaller model. How many guesses are worth a try follows from what forwards were seen to cost and guesses to be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from fastllm import _core
+    from fastllm.engine import Engine
+
+MOST = 15  # guesses in a forward: with the last token 16 rows
+_SIZES = (1, 3, 7, 15)  # guesses that are tried: with the last token, powers of two
+_GAIN = 1.03  # times as fast, for guesses to be worth their trouble
+_LEARN = 1 / 8  # weight of the newest observation
+_PLACES = 32  # earlier places that are looked at, the latest
+_LONGEST = 16  # tokens in common that are counted
+_HOPE = 0.7  # how often a draft's guess may be right, before it is known
+
+
+class Costs:
+    """What forwards of 1, 2, 4, 8 and 16 rows cost on a model, learned from those that ran."""
+
+    def __init__(self) -> None:
+        self._seconds = [0.0] * (len(_SIZES) + 1)  # 0: not seen yet
+
+    def note(self, rows: int, seconds: float) -> None:
+        """Learns what a forward took; rows is a power of two."""
+        known, i = self._seconds, rows.bit_length() - 1
+        known[i] = _smooth(known[i], seconds)
+        if i == 0:
+            # What looked dear, maybe by accident, gets another chance after some hundred tokens.
+            for j in range(1, len(known)):
+                known[j] *= 0.995
+
+    def best(self, chances: Sequence[float], each: float = 0.0) -> int:
+        """How many guesses give most tokens a second; 0 where none do.
+
+        chances: of the first guess to be right, of the second if the first is, and so on. each: seconds for a guess.
+        """
+        alone = seconds = self._seconds[0]
+        if alone == 0:
+            return 0
+        best, most = 0, _GAIN / alone
+        reach = expected = 1.0
+        done = 0
+        for count, seen in zip(_SIZES, self._seconds[1:], strict=True):
+            if count > len(chances):
+                break
+            for chance in chances[done:count]:
+                reach *= chance
+                expected += reach
+            done = count
+            # What has not been tried is hoped to cost no more; nothing costs more than the half of it twice.
+            seconds = min(max(seen, seconds), 2 * seconds)
+            rate = expected / (seconds + count * each)
+            if rate > most:
+                best, most = count, rate
+        return best
+
+
+def _smooth(known: float, seconds: float) -> float:
+    """A time that follows what is measured: down at once, up slowly, since others make a machine only slower."""
+    return seconds if known == 0 or seconds < known else known + (seconds - known) * _LEARN
+
+
+class Proposer(Protocol):
+    """Guesses how one text goes on."""
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        """Reads the prompt; called once, before all else."""
+
+    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
+        """At most `most` guesses of what follows, as many as pay: none, 1, 3, 7 or 15.
+
+        tokens: the whole text so far, prompt included, which begins with what it was before.
+        """
+
+    def end(self, tokens: Sequence[int]) -> None:
+        """The text has ended with these."""
+
+
+class PromptLookup(Proposer):
+    """Guesses that what followed the end of the text where it stood before, in prompt or text, follows again.
+
+    Of the places that have the text's last tokens before them, the one with most of them in common, of equals the
+    latest, as in LZ77; it is kept for as long as it is right. length: tokens in common, 0 where fewer than 2 are.
+    """
+
+    def __init__(self, costs: Costs) -> None:
+        self._costs = costs
+        self._read = self.length = self._place = 0
+        self._latest: dict[tuple[int, int], int] = {}  # two tokens -> where the text went on after them, the last time
+        self._before = [0]  # place -> the one before it that follows the same two tokens; 0: there is none
+        # By length.bit_length(), how often a place with so many tokens in common was right. At first a cautious guess.
+        self._right = [0.0, 0.0, 0.3, 0.5, 0.65, 0.8]
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        self.follow(prompt)
+
+    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
+        self.follow(tokens)
+        if not self.length:
+            return []
+        right, longest = self._right, len(self._right) - 1
+        chances = [right[min((self.length + i).bit_length(), longest)] for i in range(most)]
+        return self.continuation(tokens, self._costs.best(chances))
+
+    def end(self, tokens: Sequence[int]) -> None:
+        """Nothing is held."""
+
+    def follow(self, tokens: Sequence[int]) -> None:
+        """Reads what is new, and finds the place with most tokens in common with the end."""
+        for i in range(self._read, len(tokens)):
+            if self.length:
+                self._learn(tokens[self._place] == tokens[i])
+            # Place i + 1 follows tokens i - 1 and i.
+            pair = (tokens[i - 1], tokens[i]) if i else (-1, tokens[i])
+            self._before.append(self._latest.get(pair, 0))
+            self._latest[pair] = i + 1
+        self._read = len(tokens)
+        if not self.length:
+            self._find(tokens)
+
+    def _learn(self, right: bool) -> None:
+        """Keeps the place if it was right, and how often places like it are; also of guesses that nobody tried."""
+        kind = min(self.length.bit_length(), len(self._right) - 1)
+        self._right[kind] += (right - self._right[kind]) * _LEARN
+        self._place += 1
+        self.length = self.length + 1 if right else 0
+
+    def _find(self, tokens: Sequence[int]) -> None:
+        end, place = len(tokens), self._before[len(tokens)]
+        for _ in range(_PLACES):
+            if place == 0:
+                return
+            length = 2
+            while length < min(_LONGEST, place) and tokens[place - 1 - length] == tokens[end - 1 - length]:
+                length += 1
+            if length > self.length:
+                self.length, self._place = length, place
+            place = self._before[place]
+
+    def continuation(self, tokens: Sequence[int], count: int) -> list[int]:
+        """What followed at the place, `count` tokens: where the text ends before them, its guesses follow, too."""
+        found, distance = list(tokens[self._place : self._place + count]), len(tokens) - self._place
+        while len(found) < count:
+            found.append(found[-distance])
+        return found
+
+
+class DraftModel(Proposer):
+    """Guesses what a smaller model of the same vocabulary finds most likely."""
+
+    def __init__(self, costs: Costs, engine: Engine, greedy: _core.Sampler, context: int) -> None:
+        """engine, greedy, context: the draft's, with a sampler that takes the most likely token."""
+        self._costs, self._engine, self._sampler, self._context = costs, engine, greedy, context
+        self._sequence: _core.Sequence | None = None
+        self._logits = engine.model.logits()
+        self._known = 0  # tokens of the text that its sequence may hold; then come the guesses
+        self._guesses: list[int] = []
+        self._each = 0.0  # seconds for a guess
+        self._right = _HOPE
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        if len(prompt) > self._context:
+            return
+        self._sequence = self._engine.take(prompt)
+        if rest := prompt[self._sequence.length : -1]:
+            self._engine.prefill(self._sequence, rest, self._logits)
+        self._known = len(prompt)
+
+    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
+        if self._sequence is None:
+            return []
+        self._compare(self._sequence, tokens)
+        room = self._context - len(tokens) + 1  # the last guess is not run through the model
+        count = self._costs.best([self._right] * min(most, room), self._each)
+        if count == 0:
+            self._right += (_HOPE - self._right) * 0.01  # it is asked again some day
+            return []
+        start = perf_counter()
+        self._guesses = self._draft(self._sequence, tokens, count)
+        self._each = _smooth(self._each, (perf_counter() - start) / count)
+        return self._guesses
+
+    def _draft(self, sequence: _core.Sequence, tokens: Sequence[int], count: int) -> list[int]:
+        self._engine.prefill(sequence, tokens[sequence.length :], self._logits)
+        guesses = [self._sampler.draw(self._logits)]
+        while len(guesses) < count:
+            self._engine.forward(sequence, guesses[-1:], self._logits, 1)
+            guesses.append(self._sampler.draw(self._logits))
+        return guesses
+
+    def _compare(self, sequence: _core.Sequence, tokens: Sequence[int]) -> None:
+        """Learns which guesses were right, and forgets the keys and values of those that were not."""
+        for guess, token in zip(self._guesses, tokens[self._known :], strict=False):
+            right = guess == token
+            self._right += (right - self._right) * _LEARN
+            if not right:
+                break
+            self._known += 1
+        sequence.truncate(min(sequence.length, self._known))
+        self._known, self._guesses = len(tokens), []
+
+    def end(self, tokens: Sequence[int]) -> None:
+        if self._sequence is not None:
+            self._compare(self._sequence, tokens)
+            self._engine.give(tokens, self._sequence)
+            self._sequence = None
