@@ -86,6 +86,7 @@ def _parser() -> _Parser:
     length.add_argument("--max-tokens", type=int, metavar="N", help="write at most N new tokens")
     _model_options(run)
     _sampling_options(run)
+    _guessing_options(run)
     run.add_argument("--json", action="store_true", help="print one JSON object at the end instead of text")
 
     chat = commands.add_parser(
@@ -98,6 +99,7 @@ def _parser() -> _Parser:
     chat.add_argument("-y", "--system", metavar="TEXT", help="a system prompt")
     _model_options(chat)
     _sampling_options(chat)
+    _guessing_options(chat)
 
     embed = commands.add_parser(
         "embed",
@@ -193,6 +195,18 @@ def _sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-s", "--seed", type=int, metavar="N", help="the same seed gives the same text")
 
 
+def _guessing_options(parser: argparse.ArgumentParser) -> None:
+    guesses = parser.add_mutually_exclusive_group()
+    guesses.add_argument(
+        "--lookup",
+        action="store_true",
+        help="guess tokens from the text so far: the same text, faster if it repeats",
+    )
+    guesses.add_argument(
+        "--draft", metavar="MODEL", help="guess tokens with a smaller model of the same vocabulary: the same text"
+    )
+
+
 def _load(args: argparse.Namespace) -> LLM:
     from fastllm.llm import load
     from fastllm.progress import Bar
@@ -207,6 +221,12 @@ def _load(args: argparse.Namespace) -> LLM:
             revision=args.revision,
             progress=bar,
         )
+
+
+def _load_draft(args: argparse.Namespace) -> LLM | None:
+    from fastllm.llm import load
+
+    return None if args.draft is None else load(args.draft, threads=args.threads)
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:
@@ -244,7 +264,8 @@ def _run(args: argparse.Namespace) -> int:
             # As llama2.c counts: each step takes one token and shows the next.
             tokens = tokens[: steps + 1]
             max_tokens = steps + 1 - len(tokens)
-    generation = llm.start(tokens, sampling, max_tokens=max_tokens, seed=seed)
+    draft = _load_draft(args)
+    generation = llm.start(tokens, sampling, max_tokens=max_tokens, seed=seed, lookup=args.lookup, draft=draft)
     prompt = decode(llm.tokenizer, tokens)
     pieces = TextStream(generation, llm.tokenizer, ())
     text, interrupted = [], False
@@ -258,6 +279,8 @@ def _run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         interrupted = True
     speed = _speed(llm, generation)
+    if args.lookup or draft:
+        speed |= {"proposed_tokens": generation.proposed, "accepted_tokens": generation.accepted}
     if args.json:
         import json
 
@@ -287,7 +310,10 @@ def _speed(llm: LLM, generation: Generation) -> dict[str, float | int | str | No
     # The first new token comes with the prompt.
     decode_tps = rate(len(generation.tokens) - 1, generation.decode_seconds)
     read_gbps = read_bandwidth(llm.threads)
-    weight_gbps = decode_tps * llm.bytes_per_token / 1e9 if decode_tps else None
+    # A guess that was right spares reading the weights.
+    forwards = len(generation.tokens) - 1 - generation.accepted
+    forward_tps = rate(forwards, generation.decode_seconds)
+    weight_gbps = forward_tps * llm.bytes_per_token / 1e9 if forward_tps else None
     return {
         "prompt_tokens": len(generation.prompt),
         "generated_tokens": len(generation.tokens),
@@ -307,6 +333,8 @@ def _speed_line(speed: dict[str, float | int | str | None], seed: int) -> str:
         tps = speed["prompt_tps" if name == "prompt" else "decode_tps"]
         rate = f", {tps:,.0f} tokens/s" if isinstance(tps, float) else ""
         parts.append(f"{name} {speed[f'{name}_tokens']} tokens{rate}")
+    if "proposed_tokens" in speed:
+        parts.append(f"guessed {speed['proposed_tokens']}, {speed['accepted_tokens']} of them right")
     used, read = speed["weight_gbps"], speed["read_gbps"]
     if isinstance(used, float) and isinstance(read, float):
         parts.append(f"weights {used:.1f} GB/s, {used / read:.0%} of memory's {read:.1f}")
@@ -325,6 +353,7 @@ def _chat(args: argparse.Namespace) -> int:
 
     sampling, seed = _sampling(args), _seed(args)
     llm = _load(args)
+    draft = _load_draft(args)
     conversation = start_chat(llm, args.system)
     asking = sys.stdin.isatty()
     if asking:
@@ -338,7 +367,15 @@ def _chat(args: argparse.Namespace) -> int:
         if not line.strip():
             continue
         tokens = conversation.say(line.rstrip("\n"))
-        generation = llm.start(tokens, sampling, max_tokens=None, seed=seed, stop=conversation.stop)
+        generation = llm.start(
+            tokens,
+            sampling,
+            max_tokens=None,
+            seed=seed,
+            stop=conversation.stop,
+            lookup=args.lookup,
+            draft=draft,
+        )
         try:
             for piece in TextStream(generation, llm.tokenizer, ()):
                 _write(piece)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from fastllm import _core
 from fastllm.speculative import MOST, Costs, Proposer
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 CHUNK = 256  # tokens of a prompt in one forward: enough to compute at full speed, few enough to stop soon on Ctrl-C
 _BATCH = 1024  # tokens of several texts in one forward
 _WORTH = 64 << 10  # bytes of weights times tokens between two barriers that are worth one more thread
+TOGETHER = 16  # texts written at once: by then a forward computes as long as it reads
 _IDLE = 4  # finished texts kept for the next request that begins alike
+
+# A sequence, the tokens it is to get, and after how many of the last of them logits are wanted.
+Span: TypeAlias = tuple[_core.Sequence, Sequence[int], int]
 
 
 class Engine:
@@ -59,9 +64,10 @@ class Engine:
             self._idle.append((list(tokens[: sequence.length]), sequence))
             del self._idle[:-_IDLE]
 
-    def forward(self, sequence: _core.Sequence, tokens: Sequence[int], logits: _core.Buffer, rows: int) -> None:
-        """Appends tokens to a sequence and writes the logits after the last `rows` of them."""
-        self.model.forward([(sequence, tokens, rows)], logits, threads=self._threads(len(tokens)))
+    def forward(self, spans: list[Span], logits: _core.Buffer) -> None:
+        """Appends tokens to sequences and writes the logits that are wanted, row after row."""
+        count = sum([len(tokens) for _, tokens, _ in spans])
+        self.model.forward(spans, logits, threads=self._threads(count))
 
     def _threads(self, count: int) -> int:
         return min(self.threads, 1 + self._phase_bytes * count // _WORTH)
@@ -71,7 +77,7 @@ class Engine:
         for start in range(0, len(tokens), CHUNK):
             part = tokens[start : start + CHUNK]
             last = start + CHUNK >= len(tokens)
-            self.forward(sequence, part, logits, int(last))
+            self.forward([(sequence, part, int(last))], logits)
 
     def logits(self, tokens: Sequence[int]) -> Iterator[tuple[int, _core.Buffer]]:
         """Logits after every token, chunk by chunk: how many rows, and the rows."""
@@ -80,7 +86,7 @@ class Engine:
         for start in range(0, len(tokens), step):
             part = tokens[start : start + step]
             rows = self.model.logits(len(part))
-            self.forward(sequence, part, rows, len(part))
+            self.forward([(sequence, part, len(part))], rows)
             yield len(part), rows
 
     def hidden(self, texts: Sequence[Sequence[int]], layer: int, dim: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -224,10 +230,10 @@ class Generation:
     def _forward(self, sequence: _core.Sequence, tokens: list[int], logits: _core.Buffer) -> None:
         """Logits after each of the tokens: the last one and the guesses."""
         if self._proposer is None:
-            self._engine.forward(sequence, tokens, logits, 1)
+            self._engine.forward([(sequence, tokens, 1)], logits)
             return
         start = perf_counter()
-        self._engine.forward(sequence, tokens, logits, len(tokens))
+        self._engine.forward([(sequence, tokens, len(tokens))], logits)
         self._engine.costs.note(len(tokens), perf_counter() - start)
         self.proposed += len(tokens) - 1
 
@@ -242,3 +248,102 @@ class Generation:
         if len(self.tokens) == self._max:
             self.finish_reason = "length"
         return token
+
+
+class Batch:
+    """Texts written together: in one forward the last token of each, and parts of the prompts of those that join.
+
+    Each text is what it is alone. At most `most` are being written, the others wait until one has ended.
+    """
+
+    def __init__(self, engine: Engine, most: int = TOGETHER) -> None:
+        self._engine, self._most = engine, most
+        self._waiting: deque[Generation] = deque()
+        self._running: dict[Generation, _Running] = {}
+        self._logits = engine.model.logits(most)
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self._waiting or self._running)
+
+    def add(self, generation: Generation) -> None:
+        """Takes in a text that nobody has begun to iterate over. Its proposer is not asked."""
+        self._waiting.append(generation)
+
+    def drop(self, generation: Generation) -> None:
+        """Ends a text early, if it has not ended."""
+        if (running := self._running.pop(generation, None)) is not None:
+            self._engine.give(generation.prompt + generation.tokens, running.sequence)
+        elif generation in self._waiting:
+            self._waiting.remove(generation)
+
+    def close(self) -> None:
+        """Ends all texts."""
+        self._waiting.clear()
+        for generation in list(self._running):
+            self.drop(generation)
+
+    def step(self) -> list[tuple[Generation, int | None]]:
+        """One forward: the texts that have got a token, and the token; None for a text that has ended without.
+
+        A text with a finish_reason has left the batch. After an error only close is left to do.
+        """
+        out = self._join()
+        start = perf_counter()
+        spans, drawing = self._spans()
+        if not spans:
+            return out
+        self._engine.forward(spans, self._logits)
+        before = [(generation, bool(generation.tokens)) for generation in self._running]
+        for row, generation in enumerate(drawing):
+            token = generation.draw(self._logits, row)
+            out.append((generation, token))
+            if generation.finish_reason is not None:
+                self.drop(generation)
+            elif token is not None:
+                self._running[generation].rest = [token]
+        seconds = perf_counter() - start
+        for generation, writing in before:
+            if writing:
+                generation.decode_seconds += seconds
+            else:
+                generation.prompt_seconds += seconds
+        return out
+
+    def _join(self) -> list[tuple[Generation, int | None]]:
+        """Lets those that wait take free places; returns those that need none, since they are to have no tokens."""
+        ended: list[tuple[Generation, int | None]] = []
+        while self._waiting and len(self._running) < self._most:
+            generation = self._waiting.popleft()
+            if generation.finish_reason is not None:
+                ended.append((generation, None))
+            else:
+                sequence = generation.begin()
+                self._running[generation] = _Running(sequence, generation.prompt[sequence.length :])
+        return ended
+
+    def _spans(self) -> tuple[list[Span], list[Generation]]:
+        """What goes through the model next, and whose last rows of logits come out of it.
+
+        A text that is being written always takes part; the prompts share CHUNK tokens, first come, first served.
+        """
+        spans: list[Span] = []
+        drawing: list[Generation] = []
+        room = CHUNK
+        for generation, running in self._running.items():
+            count = 1 if generation.tokens else min(room, len(running.rest))
+            if count == 0:
+                continue
+            room -= 0 if generation.tokens else count
+            part, running.rest = running.rest[:count], running.rest[count:]
+            spans.append((running.sequence, part, int(not running.rest)))
+            if not running.rest:
+                drawing.append(generation)
+        return spans, drawing
+
+
+class _Running:
+    """A text in a batch. rest: its tokens that are still to go through the model."""
+
+    def __init__(self, sequence: _core.Sequence, rest: list[int]) -> None:
+        self.sequence, self.rest = sequence, rest

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastllm import _core, store
 from fastllm.config import Config
-from fastllm.engine import Engine, Generation
+from fastllm.engine import Batch, Engine, Generation
 from fastllm.errors import CheckpointError, ContextError, OptionError, TokenizerError
 from fastllm.machine import check_threads
 from fastllm.packing import Progress, assemble, check_dtype, matrix_dtypes
@@ -82,7 +82,7 @@ class TextStream:
         self.finish_reason: str | None = None
         previous = generation.prompt[-1] if generation.prompt else None
         self._decoder = tokenizer.stream(previous)
-        self._stop = stop
+        self._stop, self._held = stop, ""  # what may be the beginning of a stop string
         self._pieces = self._run()
 
     def __iter__(self) -> Iterator[str]:
@@ -96,24 +96,37 @@ class TextStream:
         self._pieces.close()
 
     def _run(self) -> Generator[str, None, None]:
-        held = ""
         for token in self.generation:
-            held += self._decoder.push(token)
-            cut = self._found(held)
-            if cut is not None:
-                self.finish_reason = "stop"
-                if held[:cut]:
-                    yield held[:cut]
+            if piece := self.push(token):
+                yield piece
+            if self.finish_reason:
                 return
-            keep = self._could_begin(held)
-            if len(held) > keep:
-                ready, held = held[: len(held) - keep], held[len(held) - keep :]
-                yield ready
-        held += self._decoder.flush()
+        if piece := self.end():
+            yield piece
+
+    def push(self, token: int) -> str:
+        """Takes the next token, for those who do not iterate: returns the text that is certain with it, maybe none.
+
+        finish_reason is "stop" from then on if it completes a stop string.
+        """
+        piece = self._decoder.push(token)
+        if not self._stop:
+            return piece
+        held = self._held + piece
+        cut = self._found(held)
+        if cut is not None:
+            self.finish_reason = "stop"
+            return held[:cut]
+        ready = len(held) - self._could_begin(held)
+        self._held = held[ready:]
+        return held[:ready]
+
+    def end(self) -> str:
+        """The rest of the text, after the last token."""
+        held = self._held + self._decoder.flush()
         cut = self._found(held)
         self.finish_reason = self.generation.finish_reason if cut is None else "stop"
-        if held[:cut]:
-            yield held[:cut]
+        return held[:cut]
 
     def _found(self, text: str) -> int | None:
         """Where the first stop string begins."""
@@ -314,9 +327,7 @@ class LLM:
         Sampling's. A model without a tokenizer takes ids and gives ids: a list, or with stream their iterator.
         Raises OptionError, ContextError, TokenizerError (text where there is no tokenizer).
         """
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        if not all(isinstance(s, str) and s for s in stops):
-            raise OptionError("a stop string must not be empty")
+        stops = _stop_strings(stop)
         sampling = Sampling(
             temperature=temperature,
             top_p=top_p,
@@ -333,6 +344,41 @@ class LLM:
             return iter(generation) if stream else list(generation)
         pieces = TextStream(generation, self.tokenizer, stops)
         return pieces if stream else "".join(pieces)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        max_tokens: int | None = 256,
+        seed: int | Sequence[int] | None = None,
+        stop: str | Sequence[str] = (),
+        **sampling: Any,
+    ) -> list[str] | list[list[int]]:
+        """Continues several prompts at once and returns the new texts, in order; of a model without a tokenizer, ids.
+
+        Each text is what generate gives for its prompt alone, but n of them take far less time than n times one: see
+        fastllm.engine.Batch. seed: one for all, or one for each. sampling: the fields of Sampling, such as temperature.
+        Raises OptionError, ContextError, TokenizerError.
+        """
+        if isinstance(prompts, str):
+            raise OptionError("generate_batch takes a list of prompts, not one prompt")
+        seeds = list(seed) if isinstance(seed, Sequence) else [seed] * len(prompts)
+        if len(seeds) != len(prompts):
+            raise OptionError(f"{len(prompts)} prompts need as many seeds, or one, not {len(seeds)}")
+        stops, checked = _stop_strings(stop), Sampling(**sampling)
+        generations = [
+            self.start(prompt, checked, max_tokens=max_tokens, seed=one)
+            for prompt, one in zip(prompts, seeds, strict=True)
+        ]
+        batch = Batch(self._engine)
+        for generation in generations:
+            batch.add(generation)
+        if isinstance(self._tokenizer, TokenizerError) and not stops:
+            _write(batch, {})
+            return [generation.tokens for generation in generations]
+        streams = {generation: TextStream(generation, self.tokenizer, stops) for generation in generations}
+        texts = _write(batch, streams)
+        return [texts[generation] for generation in generations]
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """The logits at every token: float32 [T, vocabulary]; of an encoder, the masked-token logits.
@@ -431,6 +477,32 @@ class LLM:
     def _check_head(self) -> None:
         if not self.config.head:
             raise OptionError(f"{self.path} has no head, so there are no logits: only hidden states and embeddings")
+
+
+def _write(batch: Batch, streams: Mapping[Generation, TextStream]) -> dict[Generation, str]:
+    """Runs a batch to its end and returns the texts of the streams."""
+    pieces: dict[Generation, list[str]] = {generation: [] for generation in streams}
+    try:
+        while batch:
+            for generation, token in batch.step():
+                if (stream := streams.get(generation)) is None:
+                    continue
+                if token is not None:
+                    pieces[generation].append(stream.push(token))
+                if stream.finish_reason:
+                    batch.drop(generation)
+                elif generation.finish_reason:
+                    pieces[generation].append(stream.end())
+    finally:
+        batch.close()
+    return {generation: "".join(parts) for generation, parts in pieces.items()}
+
+
+def _stop_strings(stop: str | Sequence[str]) -> list[str]:
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    if not all(isinstance(s, str) and s for s in stops):
+        raise OptionError("a stop string must not be empty")
+    return stops
 
 
 def _check_layer(layer: int, last: int) -> None:

@@ -198,7 +198,7 @@ class DraftModel(Proposer):
         self._engine.prefill(sequence, tokens[sequence.length :], self._logits)
         guesses = [self._sampler.draw(self._logits)]
         while len(guesses) < count:
-            self._engine.forward(sequence, guesses[-1:], self._logits, 1)
+            self._engine.forward([(sequence, guesses[-1:], 1)], self._logits)
             guesses.append(self._sampler.draw(self._logits))
         return guesses
 
