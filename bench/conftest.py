@@ -26,7 +26,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out the largest shapes where nothing is timed: they would run no other code."""
     if config.getoption("benchmark_disable"):
-        large = [item for item in items if any(shape in item.name for shape in ("110M", "32000x2048"))]
+        large = [
+            item for item in items if any(shape in item.name for shape in ("110M", "1.1B", "SmolLM2", "32000x2048"))
+        ]
         config.hook.pytest_deselected(items=large)
         items[:] = [item for item in items if item not in large]
 

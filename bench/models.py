@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from functools import cache, lru_cache
 from math import prod
@@ -10,14 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm import _core
+from fastllm import _core, store
 from fastllm.config import Config, rope_freqs
 from fastllm.errors import TokenizerError
 from fastllm.families import Recipe, Weight
 from fastllm.llm import LLM
 from fastllm.machine import thread_count
 from fastllm.packing import assemble
-from fastllm.store import Stored
 from fastllm.tensors import mapped
 
 _KV_BYTES = {"f32": 4, "f16": 2}
@@ -54,6 +54,9 @@ def config(
 CONFIGS = {
     "stories15M": config(dim=288, hidden_dim=768, n_layers=6, n_heads=6, n_kv_heads=6, vocab_size=32000, max_seq=1024),
     "110M": config(dim=768, hidden_dim=2048, n_layers=12, n_heads=12, n_kv_heads=12, vocab_size=32000, max_seq=1024),
+    # Of larger ones, as many layers as make them larger than caches, and rounds short: 4 of 22, 6 of 30.
+    "1.1B/4": config(dim=2048, hidden_dim=5632, n_layers=4, n_heads=32, n_kv_heads=4, vocab_size=32000, max_seq=2048),
+    "SmolLM2/6": config(dim=576, hidden_dim=1536, n_layers=6, n_heads=9, n_kv_heads=3, vocab_size=49152, max_seq=8192),
 }
 
 # The matrices of a model of 1.1 billion parameters: attention, gate and up, down, head. (rows, columns)
@@ -93,7 +96,7 @@ def _norms(config: Config) -> list[tuple[str, int]]:
     return [(name, n) for name, n, _ in config.vectors() if name.endswith((".attn_norm", ".ffn_norm", "final_norm"))]
 
 
-def stored(config: Config, dtype: str) -> Stored:
+def stored(config: Config, dtype: str) -> store.Stored:
     """A model with a tied head, in one stretch of memory like any that is loaded."""
     matrices = {
         name: Weight(mapped("f32", shape, _bytes(weights(*shape))))
@@ -107,7 +110,7 @@ def stored(config: Config, dtype: str) -> Stored:
 
 
 @lru_cache(maxsize=1)
-def named(name: str, dtype: str) -> Stored:
+def named(name: str, dtype: str) -> store.Stored:
     return stored(CONFIGS[name], dtype)
 
 
@@ -127,6 +130,27 @@ def write_llama2c(path: Path, config: Config) -> None:
         file.write(_bytes(weights(count)))
 
 
+def write_words(path: Path, vocab_size: int) -> None:
+    """A tokenizer.bin of random words, as long as words are, with llama2.c's special tokens and bytes before them."""
+    draw = random.Random(1)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % byte for byte in range(256))]
+    while len(words) < vocab_size:
+        words.append("".join(draw.choices(letters, k=draw.randint(1, 10))).encode())
+    with open(path, "wb") as file:
+        file.write(struct.pack("<i", max(map(len, words))))
+        for i, word in enumerate(words):
+            file.write(struct.pack("<fi", -float(i), len(word)) + word)
+
+
+def write_converted(path: Path, name: str, dtype: str = "q8") -> Path:
+    """A converted file with a tokenizer as large as the model's vocabulary."""
+    words = path.with_suffix(".words")
+    write_words(words, CONFIGS[name].vocab_size)
+    store.save(path, named(name, dtype)._replace(tokenizer=("llama2.c", words.read_bytes())))
+    return path
+
+
 # ---- what a forward does -------------------------------------------------------------------------------------------
 
 
@@ -140,12 +164,12 @@ def attention_work(config: Config, start: int, tokens: int, kv_dtype: str) -> di
     }
 
 
-def forward_work(llm: LLM, start: int, tokens: int) -> dict[str, int]:
-    """A forward of `tokens` new tokens after `start` others with logits for the last: every weight read once."""
+def forward_work(llm: LLM, start: int, tokens: int, texts: int = 1) -> dict[str, int]:
+    """A forward of `tokens` new tokens of each text after `start` others, logits for its last: weights read once."""
     work = attention_work(llm.config, start, tokens, "f32" if "f32" in llm.dtypes else "f16")
     layers = sum(prod(shape) for name, shape, _ in llm.config.matrices() if name.startswith("layers."))
     head = llm.config.vocab_size * llm.config.dim
     return {
-        "bytes": work["bytes"] + llm.bytes_per_token,
-        "multiply_adds": work["multiply_adds"] + layers * tokens + head,
+        "bytes": work["bytes"] * texts + llm.bytes_per_token,
+        "multiply_adds": (work["multiply_adds"] + layers * tokens + head) * texts,
     }

@@ -11,18 +11,25 @@ import pytest
 
 import fastllm
 from fastllm import store
+from fastllm.bench import Batch
 from fastllm.sampling import Sampling
 
 from . import models
 
 GREEDY = Sampling(temperature=0)
-DEMO = Path(fastllm.__file__).parent / "demo" / "stories.safetensors"
 
 
-@pytest.mark.parametrize("threads", [1, 2], ids=["1 thread", "2 threads"])
+THREADS = pytest.mark.parametrize("threads", [1, 2], ids=["1 thread", "2 threads"])
+
+
+@THREADS
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [*(("stories15M", dtype) for dtype in ("f32", "bf16", "f16", "q8")), ("110M", "f32"), ("110M", "q8")],
+    [
+        *(("stories15M", dtype) for dtype in ("f32", "bf16", "f16", "q8", "q4")),
+        *(("110M", dtype) for dtype in ("f32", "q8", "q4")),
+        *(("1.1B/4", dtype) for dtype in ("q8", "q4")),
+    ],
 )
 def test_decode(benchmark: Any, shape: str, dtype: str, threads: int) -> None:
     """One token after a hundred, the most likely one taken: what a user waits for between two pieces of text."""
@@ -39,9 +46,33 @@ def test_decode(benchmark: Any, shape: str, dtype: str, threads: int) -> None:
     benchmark.pedantic(next, setup=start, teardown=_close, rounds=rounds, warmup_rounds=2)
 
 
-@pytest.mark.parametrize("threads", [1, 2], ids=["1 thread", "2 threads"])
+@THREADS
+def test_decode_far(benchmark: Any, threads: int) -> None:
+    """One token at position 8,000, where more keys and values are read than weights."""
+    llm = models.llm("SmolLM2/6", "q8", threads)
+    batch = Batch(llm, [[i % 1000 for i in range(8000)]])
+    batch.prefill()
+    benchmark.extra_info.update(models.forward_work(llm, 8000, 1), threads=threads)
+    benchmark.pedantic(batch.step, rounds=20, warmup_rounds=2)
+
+
+@THREADS
+@pytest.mark.parametrize(("shape", "dtype"), [("stories15M", "q8"), ("1.1B/4", "q8"), ("1.1B/4", "q4")])
+def test_decode_batch(benchmark: Any, shape: str, dtype: str, threads: int) -> None:
+    """The next token of each of 16 texts."""
+    llm = models.llm(shape, dtype, threads)
+    batch = Batch(llm, [list(range(i, i + 32)) for i in range(16)])
+    batch.prefill()
+    benchmark.extra_info.update(models.forward_work(llm, 32, 1, texts=16), threads=threads)
+    benchmark.pedantic(batch.step, rounds=20, warmup_rounds=2)
+
+
+@THREADS
 @pytest.mark.parametrize("length", [128, 512])
-@pytest.mark.parametrize(("shape", "dtype"), [("110M", "q8"), ("stories15M", "f32"), ("stories15M", "q8")])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [("110M", "q8"), ("stories15M", "f32"), ("stories15M", "q8"), ("1.1B/4", "q8"), ("1.1B/4", "q4")],
+)
 def test_prefill(benchmark: Any, shape: str, dtype: str, length: int, threads: int) -> None:
     """A prompt to its first token."""
     llm = models.llm(shape, dtype, threads)
@@ -54,7 +85,8 @@ def test_prefill(benchmark: Any, shape: str, dtype: str, length: int, threads: i
 
     benchmark.extra_info.update(models.forward_work(llm, 0, length), threads=threads)
     # As many to warm up as the engine keeps texts: from then on the cache's memory is memory used before.
-    benchmark.pedantic(next, setup=start, teardown=_close, rounds=10, warmup_rounds=5)
+    rounds, warmup = (5, 1) if shape == "1.1B/4" else (10, 5)
+    benchmark.pedantic(next, setup=start, teardown=_close, rounds=rounds, warmup_rounds=warmup)
 
 
 def _close(tokens: Iterator[int]) -> None:
@@ -78,10 +110,12 @@ def test_load_converted(benchmark: Any, tmp_path: Path) -> None:
     benchmark.pedantic(fastllm.load, (path,), {"threads": 1}, rounds=50, warmup_rounds=1)
 
 
-@pytest.mark.skipif(not DEMO.exists(), reason="the built-in model is not there")
-def test_start(benchmark: Any) -> None:
-    """From the start of the process to the first byte of the built-in model's text."""
+@pytest.mark.parametrize("name", ["built-in", "stories15M", "1.1B/4"])
+def test_start(benchmark: Any, tmp_path: Path, name: str) -> None:
+    """From the start of the process to the first byte of text: of the built-in model, or a converted file, mapped."""
     command = [sys.executable, "-m", "fastllm", "run", "-n", "1"]
+    if name != "built-in":
+        command[4:4] = [str(models.write_converted(tmp_path / "model.safetensors", name))]
 
     def first_byte() -> bytes:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -91,3 +125,9 @@ def test_start(benchmark: Any) -> None:
             return byte
 
     assert benchmark.pedantic(first_byte, rounds=10, warmup_rounds=1)
+
+
+def test_import(benchmark: Any) -> None:
+    """A Python that imports what a run needs, and ends."""
+    command = [sys.executable, "-c", "import fastllm.cli, fastllm.llm"]
+    benchmark.pedantic(subprocess.run, (command,), {"check": True}, rounds=10, warmup_rounds=1)

@@ -267,7 +267,7 @@ def _visit(llm: LLM, threads: int, batch: int, prompt: int, gen: int) -> list[Sa
 
 def run(llm: LLM, prompts: Sequence[Sequence[int]], gen: int) -> tuple[list[list[int]], Sample]:
     """Continues texts of token ids together, greedily: each text's first new token and the `gen` after it."""
-    batch = _Batch(llm, prompts)
+    batch = Batch(llm, prompts)
     start = perf_counter()
     prefill = batch.prefill()
     first_token = perf_counter()
@@ -280,8 +280,8 @@ def run(llm: LLM, prompts: Sequence[Sequence[int]], gen: int) -> tuple[list[list
 _Span = tuple[_core.Sequence, Sequence[int], int]  # a sequence, its next tokens, for how many of them logits
 
 
-class _Batch:
-    """Texts that advance together."""
+class Batch:
+    """Texts that advance together; `new` holds what each has got so far."""
 
     def __init__(self, llm: LLM, prompts: Sequence[Sequence[int]]) -> None:
         self._engine: Engine = llm._engine
