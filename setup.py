@@ -23,6 +23,7 @@ HEADERS = sorted(str(p) for p in CSRC.rglob("*.h"))
 SOURCES = sorted(str(p) for p in CSRC.glob("*.c"))
 MSVC = sys.platform == "win32"
 
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"]
 # Instruction set -> (header of lanes, macros, flags of GCC and Clang, flags of MSVC, a line that needs all of them).
 X86 = {
     "avx2": (
@@ -42,9 +43,16 @@ X86 = {
     "avx512": (
         "lanes_avx512.h",
         [],
-        ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"],
+        AVX512,
         ["/arch:AVX512"],
         "__m512i z = _mm512_setzero_si512(); z = _mm512_dpbusd_epi32(z, z, z);",
+    ),
+    "amx": (
+        "lanes_avx512.h",
+        [("FL_AMX", "1")],
+        [*AVX512, "-mavx512vbmi", "-mamx-tile", "-mamx-int8"],
+        ["/arch:AVX512"],
+        "_tile_dpbssd(0, 1, 2);",
     ),
 }
 ARM = {

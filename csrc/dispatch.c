@@ -3,7 +3,12 @@
 
 #include "kernels/kernels.h"
 
-#if defined(FL_HAVE_AVX2) || defined(FL_HAVE_AVXVNNI) || defined(FL_HAVE_AVX512)
+#if defined(FL_HAVE_AMX) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#if defined(FL_HAVE_AVX2) || defined(FL_HAVE_AVXVNNI) || defined(FL_HAVE_AVX512) || defined(FL_HAVE_AMX)
 #ifdef _MSC_VER
 #include <intrin.h>
 static void cpuid(unsigned leaf, unsigned sub, unsigned r[4]) { __cpuidex((int *)r, (int)leaf, (int)sub); }
@@ -41,12 +46,31 @@ static int has_avxvnni(void) {
 }
 #endif
 
-#ifdef FL_HAVE_AVX512
+#if defined(FL_HAVE_AVX512) || defined(FL_HAVE_AMX)
 static int has_avx512(void) {
     unsigned r[4];
     if (!has_avx2() || (xgetbv() & 0xe6) != 0xe6) return 0; // opmask, zmm
     cpuid(7, 0, r);
     return bit(r[1], 16) && bit(r[1], 17) && bit(r[1], 30) && bit(r[1], 31) && bit(r[2], 11); // F, DQ, BW, VL, VNNI
+}
+#endif
+
+#ifdef FL_HAVE_AMX
+// Linux keeps the tiles' 8 KiB from processes until they ask. Asking again is fine, and being told no is too.
+static int tiles_granted(void) {
+#ifdef __linux__
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return 0;
+#endif
+}
+
+static int has_amx(void) {
+    unsigned r[4];
+    if (!has_avx512() || (xgetbv() >> 17 & 3) != 3) return 0; // tile configuration, tile data
+    cpuid(7, 0, r);
+    return bit(r[2], 1) && bit(r[3], 24) && bit(r[3], 25) && tiles_granted(); // VBMI, AMX-TILE, AMX-INT8
 }
 #endif
 #endif
@@ -77,7 +101,8 @@ typedef struct isa {
     int (*supported)(void);
 } isa;
 
-extern const fl_kernels fl_kernels_scalar, fl_kernels_avx2, fl_kernels_avxvnni, fl_kernels_avx512, fl_kernels_neon;
+extern const fl_kernels fl_kernels_scalar, fl_kernels_avx2, fl_kernels_avxvnni, fl_kernels_avx512, fl_kernels_amx,
+    fl_kernels_neon;
 
 // Worst first. The build says which objects there are.
 static const isa built[] = {
@@ -90,6 +115,9 @@ static const isa built[] = {
 #endif
 #ifdef FL_HAVE_AVX512
     {&fl_kernels_avx512, has_avx512},
+#endif
+#ifdef FL_HAVE_AMX
+    {&fl_kernels_amx, has_amx},
 #endif
 #ifdef FL_HAVE_NEON
     {&fl_kernels_neon, has_dotprod},

@@ -90,7 +90,7 @@ fl_status fl_dequantize(size_t block, const void *data, size_t count, size_t thr
 typedef struct fl_kernels fl_kernels;
 
 // The kernels of the best instruction set that was built and that both CPU and operating system support (name NULL or
-// ""), or of the named one: "scalar", "avx2", "avxvnni", "avx512", "neon". All of them give the same bits.
+// ""), or of the named one: "scalar", "avx2", "avxvnni", "avx512", "amx", "neon". All of them give the same bits.
 fl_status fl_kernels_find(const char *name, const fl_kernels **out);
 const char *fl_kernels_name(const fl_kernels *k);
 
@@ -269,6 +269,10 @@ void fl_free(void *p);
 
 // Reads `bytes` of memory with `threads` threads; the sum keeps the compiler honest. For measuring bandwidth.
 uint64_t fl_read(const void *p, size_t bytes, size_t threads);
+
+// Int8 multiply-adds by `threads` threads at once, the instruction set's best and nothing else, for measuring its
+// peak: returns how many there were, in proportion to `rounds`.
+uint64_t fl_int8_peak(const fl_kernels *k, size_t rounds, size_t threads);
 
 // 1 where the build has OpenMP.
 int fl_has_threads(void);

@@ -41,6 +41,29 @@ fl_status fl_multiply(const fl_kernels *k, const fl_matrix *w, const float *x, s
     return status;
 }
 
+typedef struct peak_job {
+    const fl_kernels *k;
+    size_t rounds;
+    atomic_uint_least64_t done;
+    atomic_int sum;
+} peak_job;
+
+static void peak_share(void *arg, fl_team *team, size_t id) {
+    (void)team, (void)id;
+    peak_job *job = arg;
+    int32_t sum = 0;
+    atomic_fetch_add(&job->done, job->k->peak(job->rounds, &sum));
+    atomic_fetch_add(&job->sum, sum);
+}
+
+uint64_t fl_int8_peak(const fl_kernels *k, size_t rounds, size_t threads) {
+    peak_job job = {.k = k, .rounds = rounds};
+    atomic_init(&job.done, 0);
+    atomic_init(&job.sum, 0);
+    fl_parallel(threads, peak_share, &job);
+    return atomic_load(&job.done);
+}
+
 // Keys and values of up to 64 positions as a KV block holds them.
 static void fill_block(const fl_kernels *k, fl_type type, size_t n, size_t head_dim, const float *keys,
                        const float *values, char *block) {

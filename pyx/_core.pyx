@@ -90,6 +90,15 @@ def read_memory(const unsigned char[::1] data, size_t threads=1):
     return total
 
 
+def int8_peak(size_t rounds, size_t threads=1, isa=None):
+    """Runs int8 multiply-adds that wait for nothing, on `threads` threads at once, and returns how many: for timing."""
+    cdef const fl_kernels *kernels = find_kernels(isa)
+    cdef uint64_t done
+    with nogil:
+        done = fl_int8_peak(kernels, rounds, threads)
+    return done
+
+
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
 cdef class Buffer:

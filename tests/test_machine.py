@@ -74,3 +74,20 @@ def test_bandwidth():
     assert machine.read_bandwidth(1, nbytes=1 << 20, repeats=1) > 0
     largest = machine._largest_cache()
     assert largest == 0 or 16 << 10 <= largest < 16 << 30
+
+
+def test_peak_counts_what_it_does():
+    for isa, supported in _core.isas():
+        if not supported:
+            continue
+        one = _core.int8_peak(1, 1, isa)
+        assert one > 0
+        assert _core.int8_peak(6, 1, isa) == 6 * one
+        if _core.has_threads():
+            assert _core.int8_peak(3, 2, isa) == 6 * one
+    with pytest.raises(OptionError, match="instruction set"):
+        _core.int8_peak(1, 1, "abacus")
+
+
+def test_peak_is_a_speed():
+    assert machine.int8_peak(1, seconds=1e-4, repeats=1) > 0

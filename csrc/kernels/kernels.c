@@ -13,6 +13,9 @@
 #include "attend.h"
 #include "matmul.h"
 #include "vectors.h"
+#ifdef FL_AMX
+#include "amx.h"
+#endif
 
 // ---- vectors -------------------------------------------------------------------------------------------------------
 
@@ -168,6 +171,28 @@ static void softmax(float *out, float *sums, const float *x, size_t n, float tem
     }
 }
 
+// ---- the machine ---------------------------------------------------------------------------------------------------
+
+#ifndef FL_AMX
+static uint64_t peak(size_t rounds, int32_t *sum) {
+    enum { SUMS = FL_TILE * FL_TILE_PANELS, LOOPS = 64 };
+    int32_t a[LOOPS + SUMS], tile[FL_LANES];
+    for (size_t i = 0; i < LOOPS + SUMS; i++) a[i] = (int32_t)(rounds & i & 1);
+    memcpy(tile, a, sizeof tile);
+    const vb w = vb_load((const int8_t *)tile);
+    vi s[SUMS];
+    FL_UNROLL for (size_t i = 0; i < SUMS; i++) s[i] = vi_set1(0);
+    for (size_t r = 0; r < rounds; r++)
+        for (size_t loop = 0; loop < LOOPS; loop++)
+            FL_UNROLL for (size_t i = 0; i < SUMS; i++) s[i] = vi_dot(s[i], w, a[loop + i]);
+    FL_UNROLL for (size_t i = 0; i < SUMS; i++) {
+        memcpy(tile, &s[i], sizeof tile);
+        *sum ^= tile[i % FL_LANES];
+    }
+    return (uint64_t)rounds * LOOPS * SUMS * FL_LANES * 4;
+}
+#endif
+
 // ---- the table -----------------------------------------------------------------------------------------------------
 
 #define NAME2(isa) fl_kernels_##isa
@@ -190,4 +215,5 @@ const fl_kernels NAME(FL_ISA) = {
     .to_f16 = to_f16,
     .max = max_index,
     .softmax = softmax,
+    .peak = peak,
 };

@@ -1,7 +1,11 @@
-// 16 lanes in one zmm. AVX-512 F, BW, VL, DQ and VNNI.
+// 16 lanes in one zmm. AVX-512 F, BW, VL, DQ and VNNI; with FL_AMX also VBMI and the tiles of amx.h.
 #include <immintrin.h>
 
+#ifdef FL_AMX
+#define FL_ISA amx
+#else
 #define FL_ISA avx512
+#endif
 #define FL_TILE 8
 #define FL_TILE_PANELS 2
 #define FL_MUL_VECTORS 4

@@ -112,17 +112,17 @@ def _largest_cache() -> int:
         return 0
 
 
-def int8_peak(threads: int) -> float:
-    """G int8 multiply-adds a second that `threads` threads reach. A stand-in: a product that stays in the caches."""
-    rows, columns, tokens = 256, 1024, 96
-    shape = (tokens, columns)
-    data = _core.Buffer(_core.matrix_bytes("q8", rows, columns))
-    matrix = _core.Matrix("q8", rows, columns, data)
-    x = memoryview(_core.Buffer(tokens * columns * 4)).cast("f", shape)
-    out = memoryview(_core.Buffer(tokens * rows * 4)).cast("f", (tokens, rows))
-    best = inf
-    for _ in range(20):
+def int8_peak(threads: int, *, isa: str | None = None, seconds: float = 0.02, repeats: int = 3) -> float:
+    """Billions of int8 multiply-adds a second that `threads` threads do at most: the best of a few runs of about
+    `seconds` with nothing but the best such instruction of `isa` (None: of the machine). Raises OptionError for an
+    instruction set that is not there."""
+    rounds, best, took = 64, 0.0, 0.0
+    while repeats > 0:
         start = time.perf_counter()
-        matrix.multiply(x, out, threads=threads)
-        best = min(best, time.perf_counter() - start)
-    return rows * columns * tokens / best / 1e9
+        done = _core.int8_peak(rounds, threads, isa)
+        took = time.perf_counter() - start
+        if took < seconds:
+            rounds *= 2
+            continue
+        best, repeats = max(best, done / took / 1e9), repeats - 1
+    return best
