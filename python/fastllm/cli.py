@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastllm import __version__
 from fastllm.errors import CheckpointError, FastLLMError, OptionError
@@ -27,7 +27,20 @@ _LONG = 200  # characters of a value that inspect shows
 _BUILT_IN = Path(__file__).parent / "demo" / "stories.safetensors"
 
 
+class _Help(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        """As wide as the terminal. argparse makes one for every option, and would import shutil to ask: 4 ms."""
+        try:
+            width = int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size().columns
+        except (ValueError, OSError):
+            width = 80
+        super().__init__(prog, width=width - 2)
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_Help, **options)
+
     def error(self, message: str) -> NoReturn:
         """One sentence, as for every other mistake."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")

@@ -115,25 +115,29 @@ def read_llama2c(files: Files) -> PieceTokenizer:
     model made of the same pieces and scores. BOS is 1, EOS 2.
     """
     blob = files["tokenizer.bin"]
+    # What a start waits for: no more is done here for each of 32,000 words than must be.
     words: list[bytes] = []
-    scores: list[float] = []
-    offset = 4
-    while offset < len(blob):
-        if offset + 8 > len(blob):
+    offset, size, unpack = 4, len(blob), struct.Struct("<i").unpack_from
+    while offset < size:
+        if offset + 8 > size:
             raise TokenizerError(f"it is truncated after {len(words):,} words")
-        score, length = struct.unpack_from("<fi", blob, offset)
+        (length,) = unpack(blob, offset + 4)
         offset += 8
-        if not 0 <= length <= len(blob) - offset:
+        if not 0 <= length <= size - offset:
             raise TokenizerError(f"word {len(words):,} would be {length:,} bytes long: truncated, or no tokenizer.bin")
         words.append(blob[offset : offset + length])
-        scores.append(score)
         offset += length
     if len(words) < 4:
         raise TokenizerError(f"it has {len(words)} words: no tokenizer.bin")
-    pieces = [byte_or(word, word) for word in words]
+    pieces = [byte_or(word, word) if word.startswith(b"<0x") else word for word in words]
     pieces[1] = b""  # run.c shows all but BOS
 
     def model() -> bytes:
+        scores: list[float] = []
+        offset = 4
+        for word in words:
+            scores += struct.unpack_from("<f", blob, offset)
+            offset += 8 + len(word)
         all_bytes = {b"<0x%02X>" % b for b in range(256)} <= set(words)
         types = [BYTE if all_bytes and _BYTE_NAME.fullmatch(word) else NORMAL for word in words]
         types[:3] = [UNKNOWN, CONTROL, CONTROL]
