@@ -1,4 +1,4 @@
-// From logits to a token. No full sort: candidates stand in a heap, and only those that are kept leave it.
+// From logits to a token. No full sort: only tokens that may be kept are looked at, and only those that are kept sorted.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -6,7 +6,7 @@
 #include "kernels/kernels.h"
 
 typedef struct candidate {
-    float key; // the heap's order: largest first, lowest id among equals
+    float key; // their order: largest first, lowest id among equals
     int32_t id;
 } candidate;
 
@@ -28,8 +28,9 @@ struct fl_sampler {
     float *logits;     // (vocab rounded up to 16) after penalties
     float *probs;      // the same size
     float *sums;       // of runs of FL_SUM_RUN probabilities
-    candidate *heap;   // (vocab,)
-    candidate *kept;   // (vocab,) in the order they left the heap
+    float *parts;      // of runs, the sums of those that are likely enough
+    candidate *found;  // (vocab,)
+    candidate *kept;   // (vocab,) the likeliest first
 };
 
 fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t seed, fl_sampler **out) {
@@ -45,9 +46,11 @@ fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t 
     s->logits = fl_alloc(padded * sizeof(float));
     s->probs = fl_alloc(padded * sizeof(float));
     s->sums = calloc(vocab_size / FL_SUM_RUN + 1, sizeof *s->sums);
-    s->heap = calloc(vocab_size, sizeof *s->heap);
+    s->parts = calloc(vocab_size / FL_SUM_RUN + 1, sizeof *s->parts);
+    s->found = calloc(vocab_size, sizeof *s->found);
     s->kept = calloc(vocab_size, sizeof *s->kept);
-    if (!s->counts || !s->seen || !s->history || !s->logits || !s->probs || !s->sums || !s->heap || !s->kept) {
+    if (!s->counts || !s->seen || !s->history || !s->logits || !s->probs || !s->sums || !s->parts || !s->found ||
+        !s->kept) {
         fl_sampler_free(s);
         return FL_NO_MEMORY;
     }
@@ -64,7 +67,8 @@ void fl_sampler_free(fl_sampler *s) {
     fl_free(s->logits);
     fl_free(s->probs);
     free(s->sums);
-    free(s->heap);
+    free(s->parts);
+    free(s->found);
     free(s->kept);
     free(s);
 }
@@ -97,33 +101,86 @@ static float draw(fl_sampler *s) {
     return (float)(high >> 8) / 16777216.0f;
 }
 
-// ---- the heap ------------------------------------------------------------------------------------------------------
+// ---- order ---------------------------------------------------------------------------------------------------------
 
 static int before(candidate a, candidate b) { return a.key > b.key || (a.key == b.key && a.id < b.id); }
 
-// The best candidate at the root, or, with `worst`, the worst one.
-static void sift_down(candidate *heap, size_t n, size_t i, int worst) {
+// The last in order at the root.
+static void sift_down(candidate *heap, size_t n, size_t i) {
     const candidate moving = heap[i];
     for (;;) {
         size_t child = 2 * i + 1;
         if (child >= n) break;
-        if (child + 1 < n && before(heap[child + 1], heap[child]) != worst) child++;
-        if (before(heap[child], moving) == worst) break;
+        if (child + 1 < n && before(heap[child], heap[child + 1])) child++;
+        if (!before(moving, heap[child])) break;
         heap[i] = heap[child];
         i = child;
     }
     heap[i] = moving;
 }
 
-static void make_heap(candidate *heap, size_t n, int worst) {
-    for (size_t i = n / 2; i-- > 0;) sift_down(heap, n, i, worst);
+static void sort(candidate *c, size_t n) {
+    if (n > 32) {
+        for (size_t i = n / 2; i-- > 0;) sift_down(c, n, i);
+        while (n > 1) {
+            const candidate last = c[0];
+            c[0] = c[--n];
+            c[n] = last;
+            sift_down(c, n, 0);
+        }
+        return;
+    }
+    for (size_t i = 1; i < n; i++) {
+        const candidate moving = c[i];
+        size_t at = i;
+        for (; at > 0 && before(moving, c[at - 1]); at--) c[at] = c[at - 1];
+        c[at] = moving;
+    }
 }
 
-static candidate pop(candidate *heap, size_t *n) {
-    const candidate top = heap[0];
-    heap[0] = heap[--*n];
-    if (*n > 0) sift_down(heap, *n, 0, 0);
-    return top;
+// Candidates by the size of their key, in about as many buckets as there are candidates. Those of a bucket are sorted
+// when they are wanted: as a rule the first few hold all that is drawn from.
+enum { FL_BUCKETS = 2048 };
+
+typedef struct buckets {
+    uint32_t ends[FL_BUCKETS]; // where bucket b ends in s->kept
+    unsigned shift;
+    size_t next;   // the first bucket that is not sorted
+    size_t sorted; // candidates in order
+} buckets;
+
+// How far a key in [0, 1] is from 1, in steps that are finer for smaller keys.
+static uint32_t distance(float key) {
+    uint32_t bits;
+    memcpy(&bits, &key, sizeof bits);
+    return 0x3F800000u - bits;
+}
+
+// n candidates of s->found, whose keys are above `bound`, into s->kept.
+static void fill(buckets *b, fl_sampler *s, size_t n, float bound) {
+    size_t count = 16;
+    while (count < n && count < FL_BUCKETS) count *= 2;
+    b->shift = 0;
+    b->next = b->sorted = 0;
+    while (distance(bound) >> b->shift >= count) b->shift++;
+    memset(b->ends, 0, count * sizeof *b->ends);
+    for (size_t i = 0; i < n; i++) b->ends[distance(s->found[i].key) >> b->shift]++;
+    uint32_t at = 0;
+    for (size_t i = 0; i < count; i++) {
+        const uint32_t size = b->ends[i];
+        b->ends[i] = at;
+        at += size;
+    }
+    for (size_t i = 0; i < n; i++) s->kept[b->ends[distance(s->found[i].key) >> b->shift]++] = s->found[i];
+}
+
+// Sees to it that the first `count` of s->kept are in order.
+static void order(buckets *b, fl_sampler *s, size_t count) {
+    while (b->sorted < count) {
+        const size_t end = b->ends[b->next++];
+        sort(s->kept + b->sorted, end - b->sorted);
+        b->sorted = end;
+    }
 }
 
 // ---- filters -------------------------------------------------------------------------------------------------------
@@ -145,41 +202,57 @@ static double natural_log(double x) {
     return 2 * s * sum + e * 0.69314718055994530942;
 }
 
-// The k most likely tokens into s->heap: the worst of those so far stands at its root, to be replaced.
-static size_t most_likely(fl_sampler *s, size_t k) {
+// The tokens above a bound into s->found, in no order; s->parts as `above` makes it of that bound.
+static size_t collect(fl_sampler *s, float bound) {
+    const size_t padded = fl_round_up(s->vocab, FL_LANES);
     size_t n = 0;
-    for (size_t i = 0; i < s->vocab; i++) {
-        const candidate c = {s->probs[i], (int32_t)i};
-        if (c.key <= 0) continue;
-        if (n < k) {
-            s->heap[n++] = c;
-            if (n == k) make_heap(s->heap, k, 1);
-        } else if (before(c, s->heap[0])) {
-            s->heap[0] = c;
-            sift_down(s->heap, k, 0, 1);
+    for (size_t i = 0; i < padded; i += FL_LANES) {
+        if (s->parts[i / FL_SUM_RUN] <= 0) {
+            i += FL_SUM_RUN - FL_LANES;
+            continue;
         }
+        int any = 0;
+        for (size_t j = i; j < i + FL_LANES; j++) any |= s->probs[j] > bound;
+        for (size_t j = i; any && j < i + FL_LANES; j++)
+            if (s->probs[j] > bound) s->found[n++] = (candidate){s->probs[j], (int32_t)j};
     }
     return n;
 }
 
-// The tokens with at least this probability into s->heap.
-static size_t likely(fl_sampler *s, float least) {
-    size_t n = 0;
-    for (size_t i = 0; i < s->vocab; i++)
-        if (s->probs[i] >= least && s->probs[i] > 0) s->heap[n++] = (candidate){s->probs[i], (int32_t)i};
+// Tokens by buckets: at least the `count` most likely, and the most likely that together hold more than `mass`; all
+// that have `least` where those are fewer. Tries ever lower bounds: few tokens hold most of the mass.
+static size_t likely(fl_sampler *s, const fl_kernels *k, buckets *b, size_t count, double mass, float least) {
+    const float lowest = least > 0 ? nextafterf(least, 0.0f) : 0.0f;
+    float bound = mass < INFINITY ? 2.0f : 0.0f;
+    size_t n;
+    for (;;) {
+        bound = bound > 1e-9f ? bound / 16 : 0.0f;
+        if (bound < lowest) bound = lowest;
+        k->above(s->parts, s->probs, s->vocab, bound);
+        double sum = 0;
+        for (size_t run = 0; run * FL_SUM_RUN < s->vocab; run++) sum += (double)s->parts[run];
+        // Added up one by one they may round to a little less.
+        if (bound > lowest && sum <= mass * 1.0001) continue;
+        n = collect(s, bound);
+        if (bound <= lowest || n >= count) break;
+    }
+    fill(b, s, n, bound);
     return n;
 }
 
 // Candidates in descending order of probability until top_k, top_p or min_p says enough. Returns how many are in
 // s->kept; *total is the sum of their probabilities. `all` is the sum over the vocabulary, the largest being 1.
-static size_t keep_likely(fl_sampler *s, double all, double *total) {
+static size_t keep_likely(fl_sampler *s, const fl_kernels *k, double all, double *total) {
     const int nucleus = is_fraction(s->p.top_p);
     double whole = all;
+    buckets b;
     size_t n;
     if (s->p.top_k && s->p.top_k < s->vocab) {
-        n = most_likely(s, s->p.top_k);
+        n = likely(s, k, &b, s->p.top_k, 0, 0);
+        n = n < s->p.top_k ? n : s->p.top_k;
+        order(&b, s, n);
         whole = 0;
-        for (size_t i = 0; i < n; i++) whole += (double)s->heap[i].key;
+        for (size_t i = 0; i < n; i++) whole += (double)s->kept[i].key;
     } else {
         // Tokens under the nucleus' share of the rest cannot be in it: there are too few of them to fill it.
         float least = s->p.min_p;
@@ -187,15 +260,16 @@ static size_t keep_likely(fl_sampler *s, double all, double *total) {
             const float share = (float)((1.0 - (double)s->p.top_p) / (double)(s->vocab - 1) * all);
             least = share > least ? share : least;
         }
-        n = likely(s, least < 1.0f ? least : 1.0f); // the best is always a candidate
+        const double mass = nucleus ? (double)s->p.top_p * all : INFINITY;
+        n = likely(s, k, &b, 0, mass, least < 1.0f ? least : 1.0f); // the best is always a candidate
     }
-    make_heap(s->heap, n, 0);
     size_t kept = 0;
     double sum = 0;
-    while (n > 0) {
-        const candidate next = pop(s->heap, &n);
+    while (kept < n) {
+        order(&b, s, kept + 1);
+        const candidate next = s->kept[kept];
         if (kept > 0 && next.key < s->p.min_p) break;
-        s->kept[kept++] = next;
+        kept++;
         sum += (double)next.key;
         if (nucleus && sum > (double)s->p.top_p * whole) break;
     }
@@ -213,13 +287,13 @@ static size_t keep_typical(fl_sampler *s, size_t count, double *total) {
     }
     for (size_t i = 0; i < count; i++) {
         const double surprise = log_total - natural_log((double)s->kept[i].key);
-        s->heap[i] = (candidate){(float)-fabs(surprise - entropy), s->kept[i].id};
+        s->found[i] = (candidate){(float)-fabs(surprise - entropy), s->kept[i].id};
     }
-    make_heap(s->heap, count, 0);
-    size_t n = count, kept = 0;
+    sort(s->found, count);
+    size_t kept = 0;
     double sum = 0;
-    while (n > 0 && sum < (double)s->p.typical_p * *total) {
-        const int32_t id = pop(s->heap, &n).id;
+    while (kept < count && sum < (double)s->p.typical_p * *total) {
+        const int32_t id = s->found[kept].id;
         s->kept[kept] = (candidate){s->probs[id], id};
         sum += (double)s->kept[kept++].key;
     }
@@ -281,7 +355,7 @@ fl_status fl_sampler_draw(fl_sampler *s, const fl_kernels *k, const float *logit
         *token = draw_any(s, (double)coin * total);
         return FL_OK;
     }
-    size_t kept = keep_likely(s, total, &total);
+    size_t kept = keep_likely(s, k, total, &total);
     if (typical) kept = keep_typical(s, kept, &total);
     const double target = (double)coin * total;
     double sum = 0;

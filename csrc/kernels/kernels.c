@@ -145,24 +145,40 @@ static void to_f16(uint16_t *out, const float *x, size_t n) {
 
 // ---- sampling ------------------------------------------------------------------------------------------------------
 
+// The largest, stretch by stretch: where it is then needs a search in one of them only.
 static float max_index(const float *x, size_t n, size_t *index) {
-    vf largest = vf_set1(-INFINITY);
-    size_t i = 0;
-    for (; i + FL_LANES <= n; i += FL_LANES) largest = vf_max(vf_load(x + i), largest);
-    float max = lanes_max(largest);
-    for (; i < n; i++) max = x[i] > max ? x[i] : max;
-    for (i = 0; i + 1 < n && x[i] != max; i++) {}
-    *index = x[i] == max ? i : 0;
+    enum { STRETCH = 1024 };
+    float max = -INFINITY;
+    size_t best = 0;
+    for (size_t start = 0; start < n; start += STRETCH) {
+        const size_t end = start + STRETCH < n ? start + STRETCH : n;
+        vf a = vf_set1(-INFINITY), b = a;
+        size_t i = start;
+        for (; i + 2 * FL_LANES <= end; i += 2 * FL_LANES) {
+            a = vf_max(vf_load(x + i), a);
+            b = vf_max(vf_load(x + i + FL_LANES), b);
+        }
+        float largest = lanes_max(vf_max(a, b));
+        for (; i < end; i++) largest = x[i] > largest ? x[i] : largest;
+        if (largest > max) {
+            max = largest;
+            best = start;
+        }
+    }
+    while (max > -INFINITY && x[best] != max) best++;
+    *index = best;
     return max;
 }
 
-static void softmax(float *out, float *sums, const float *x, size_t n, float temperature, float max) {
+static FL_INLINE void softmax_runs(float *out, float *sums, const float *x, size_t n, float temperature, float max) {
     for (size_t start = 0; start < n; start += FL_SUM_RUN) {
         const size_t end = start + FL_SUM_RUN < n ? start + FL_SUM_RUN : n;
         vf total = vf_set1(0.0f);
         for (size_t i = start; i < end; i += FL_LANES) {
             const size_t count = end - i < FL_LANES ? end - i : FL_LANES;
-            vf p = vf_exp(vf_sub(vf_div(vf_load(x + i), vf_set1(temperature)), vf_set1(max)));
+            vf a = vf_load(x + i);
+            if (temperature != 1.0f) a = vf_div(a, vf_set1(temperature));
+            vf p = vf_exp(vf_sub(a, vf_set1(max)));
             if (count < FL_LANES) p = lanes_first(p, count, 0.0f);
             vf_store(out + i, p);
             total = vf_add(total, p);
@@ -193,6 +209,27 @@ static uint64_t peak(size_t rounds, int32_t *sum) {
 }
 #endif
 
+// The usual temperature needs no division, which is half of the work.
+static void softmax(float *out, float *sums, const float *x, size_t n, float temperature, float max) {
+    if (temperature == 1.0f)
+        softmax_runs(out, sums, x, n, 1.0f, max);
+    else
+        softmax_runs(out, sums, x, n, temperature, max);
+}
+
+static void above(float *sums, const float *x, size_t n, float least) {
+    const vf bound = vf_set1(least), zero = vf_set1(0.0f);
+    for (size_t start = 0; start < n; start += FL_SUM_RUN) {
+        const size_t end = start + FL_SUM_RUN < n ? start + FL_SUM_RUN : fl_round_up(n, FL_LANES);
+        vf total = zero;
+        for (size_t i = start; i < end; i += FL_LANES) {
+            const vf p = vf_load(x + i);
+            total = vf_add(total, vf_select_gt(p, bound, p, zero));
+        }
+        *sums++ = lanes_sum(total);
+    }
+}
+
 // ---- the table -----------------------------------------------------------------------------------------------------
 
 #define NAME2(isa) fl_kernels_##isa
@@ -215,5 +252,6 @@ const fl_kernels NAME(FL_ISA) = {
     .to_f16 = to_f16,
     .max = max_index,
     .softmax = softmax,
+    .above = above,
     .peak = peak,
 };

@@ -39,7 +39,7 @@ class Costs:
         known, i = self._seconds, rows.bit_length() - 1
         known[i] = _smooth(known[i], seconds)
         if i == 0:
-            # What looked dear, maybe by accident, gets another chance after some hundred tokens.
+            # What looked dear, maybe by accident, gets another chance some hundred tokens later.
             for j in range(1, len(known)):
                 known[j] *= 0.995
 
@@ -70,8 +70,8 @@ class Costs:
 
 
 def _smooth(known: float, seconds: float) -> float:
-    """A time that follows what is measured: down at once, up slowly, since others make a machine only slower."""
-    return seconds if known == 0 or seconds < known else known + (seconds - known) * _LEARN
+    """A time that follows what is measured: down at once, up by halves, since a machine that is shared errs upwards."""
+    return seconds if known == 0 or seconds < known else (known + seconds) / 2
 
 
 class Proposer(Protocol):
