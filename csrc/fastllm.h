@@ -65,12 +65,20 @@ typedef struct fl_source {
     size_t group;        // FL_Q8_F32 only
     size_t d, n;         // rows, columns
     const int32_t *rows; // row r of the result is row rows[r] of the source; NULL: rows in order
+    const float *importance; // FL_Q4 only: (n,) what a column's squared error counts; NULL: a guess
+    const float *feedback;   // FL_Q4 only, with importance: (n, n), see fl_factor; NULL: columns do not depend
 } fl_source;
 
 // Packs `source` into `panels`, fl_matrix_bytes long. Floats to int8: per group of 32, scale = max|w| / 127 rounded to
 // f16 (one step up where a subnormal scale would cut values off), values rounded to nearest even. int8 to FL_Q8_F32 copies values and scales (source.group must be a multiple of
-// 32 that divides n). FL_BAD_VALUE: a weight is not finite, or too large for the type.
+// 32 that divides n). Floats to FL_Q4: scale and codes
+// of the least squared error that a search finds. FL_BAD_VALUE: a weight is not finite, or too large for the type.
 fl_status fl_pack(fl_type type, void *panels, const fl_source *source, size_t threads);
+
+// What the inputs of a matrix say of its errors: h (n, n), the sum of x x^T over rows x of inputs, whose diagonal a
+// hundredth of its mean is added to, becomes U diag(importance) U^T. U, unit upper triangular, takes the place of h's
+// part above the diagonal, in which fl_pack's feedback lies; the rest of h is working memory. FL_BAD_VALUE: not finite.
+fl_status fl_factor(size_t n, double *h, float *importance, size_t threads);
 
 // Writes row r of a matrix as n floats: the embedding lookup.
 void fl_matrix_row(const fl_matrix *w, size_t r, float *out);
@@ -225,6 +233,8 @@ typedef struct fl_outputs {
     float *const *hidden;    // n_layers + 2 pointers, each NULL or (tokens of all spans, dim): the stream before layer 0,
                              // after each layer, and that after the final norm
     float *const *attention; // n_layers pointers, each NULL or, for each span, (n_heads, n, pos + n) probabilities
+    float *const *inputs;    // 4 n_layers pointers, each NULL or (tokens of all spans, n): what multiply wq, wk and wv;
+                             // wo; w1 and w3; w2 of a layer. Those of experts are not written
 } fl_outputs;
 
 // Runs the new tokens of all spans through the model, appends their keys and values to the blocks, and writes what is

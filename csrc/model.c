@@ -251,29 +251,41 @@ static void add_block(const fl_job *f, fl_team *team, size_t id, const fl_matrix
     }
 }
 
+// What a layer's matrices multiply, where it is wanted, for this thread's tokens.
+static void keep_inputs(const fl_job *f, fl_team *team, size_t id, size_t i, const fl_inputs *in, size_t n) {
+    float *out = f->out->inputs ? f->out->inputs[i] : NULL;
+    size_t begin, end;
+    fl_share(f->tokens, team, id, &begin, &end);
+    for (size_t t = begin; out && t < end; t++) memcpy(out + t * n, in->f + t * in->f_stride, n * sizeof(float));
+}
+
 static void attention_block(const fl_job *f, const fl_layer *l, size_t layer, fl_team *team, size_t id) {
     fl_scratch *s = f->s;
     const fl_config *c = &f->m->config;
     const int quantize = fl_is_integer(l->wq.type) || fl_is_integer(l->wk.type) || fl_is_integer(l->wv.type);
     fl_inputs in = fl_prepare(f, team, id, s->x, s->dim, NULL, f->tokens, c->norm_after ? NULL : &l->attn_norm, quantize);
+    keep_inputs(f, team, id, 4 * layer, &in, c->dim);
     multiply_qkv(f, team, id, l, &in);
     fl_barrier(team, id);
     if (c->qk_norm == FL_QK_ROW) norm_rows(f, team, id, l);
     fl_attention(f->m, s, f->spans, f->n_spans, layer, f->out->attention ? f->out->attention[layer] : NULL, team, id);
     fl_barrier(team, id);
     in = fl_prepare(f, team, id, s->att, s->q_dim, NULL, f->tokens, NULL, fl_is_integer(l->wo.type));
+    keep_inputs(f, team, id, 4 * layer + 1, &in, c->n_heads * c->head_dim);
     add_block(f, team, id, &l->wo, &in, &l->post_attn_norm, c->norm_after ? &l->attn_norm : NULL, 0);
 }
 
-static void ffn_block(const fl_job *f, const fl_layer *l, fl_team *team, size_t id) {
+static void ffn_block(const fl_job *f, const fl_layer *l, size_t layer, fl_team *team, size_t id) {
     fl_scratch *s = f->s;
     const fl_config *c = &f->m->config;
     const fl_norm *norm = c->norm_after ? NULL : c->parallel && !l->ffn_norm.weight ? &l->attn_norm : &l->ffn_norm;
     const int quantize = fl_is_integer(l->w1.type) || fl_is_integer(l->w3.type);
     fl_inputs in = fl_prepare(f, team, id, s->x, s->dim, NULL, f->tokens, norm, quantize);
+    keep_inputs(f, team, id, 4 * layer + 2, &in, c->dim);
     fl_gate_dealt(f, team, id, &l->w1, &l->w3, &in, f->tokens, s->gate, s->up, s->hidden);
     fl_barrier(team, id);
     in = fl_prepare(f, team, id, s->gate, s->hidden, NULL, f->tokens, NULL, fl_is_integer(l->w2.type));
+    keep_inputs(f, team, id, 4 * layer + 3, &in, c->hidden_dim);
     add_block(f, team, id, &l->w2, &in, &l->post_ffn_norm, c->norm_after ? &l->ffn_norm : NULL, 1);
 }
 
@@ -336,7 +348,7 @@ static void run(void *arg, fl_team *team, size_t id) {
         keep_hidden(f, team, id, i);
         attention_block(f, l, i, team, id);
         if (l->router.data) fl_moe(f, l, team, id);
-        else ffn_block(f, l, team, id);
+        else ffn_block(f, l, i, team, id);
     }
     keep_hidden(f, team, id, f->m->config.n_layers);
     keep_last(f, team, id);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "kernels/kernels.h"
+#include "q4.h"
 #include "threads.h"
 
 float fl_f32_from_f16(uint16_t h) {
@@ -166,34 +167,6 @@ static fl_status store_q8(void *panel, size_t groups, size_t g, float (*x)[FL_GR
     return FL_OK;
 }
 
-// Not an even grid: finer where more weights are.
-const int8_t fl_q4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-
-// Code of (row `lane`, column k) of a group: its byte, and how far to shift.
-static size_t code_index(size_t lane, size_t k, unsigned *shift) {
-    const size_t at = tile_index(lane, k);
-    *shift = at / 64 % 2 * 4;
-    return at / 128 * 64 + at % 64;
-}
-
-static fl_status store_q4(void *panel, size_t groups, size_t g, float (*x)[FL_GROUP]) {
-    uint16_t *scales = (uint16_t *)panel + g * FL_LANES;
-    uint8_t *tiles = (uint8_t *)panel + fl_scales_bytes(FL_Q4, groups) + g * FL_GROUP * FL_LANES / 2;
-    for (size_t lane = 0; lane < FL_LANES; lane++) {
-        int8_t q[FL_GROUP];
-        const fl_status status = quantize_group(x[lane], q, &scales[lane]);
-        if (status != FL_OK) return status;
-        for (size_t k = 0; k < FL_GROUP; k++) {
-            unsigned best = 0, shift;
-            for (unsigned c = 1; c < 16; c++)
-                if (abs(q[k] - fl_q4_values[c]) < abs(q[k] - fl_q4_values[best])) best = c;
-            uint8_t *byte = &tiles[code_index(lane, k, &shift)];
-            *byte = (uint8_t)(*byte | best << shift);
-        }
-    }
-    return FL_OK;
-}
-
 // Group g of 16 rows of int8 with float scales, value by value.
 static fl_status copy_q8(const fl_source *s, const size_t *rows, size_t count, void *panel, size_t g) {
     const size_t groups = s->n / FL_GROUP;
@@ -208,8 +181,15 @@ static fl_status copy_q8(const fl_source *s, const size_t *rows, size_t count, v
     return FL_OK;
 }
 
-// One panel: its 16 rows, group by group.
-static fl_status pack_panel(fl_type type, void *panels, const fl_source *s, size_t p) {
+static fl_status store_q4(void *panel, const fl_source *s, size_t g, float (*x)[FL_GROUP], float *errors) {
+    const size_t groups = (s->n + FL_GROUP - 1) / FL_GROUP;
+    uint16_t *scales = (uint16_t *)panel + g * FL_LANES;
+    uint8_t *tiles = (uint8_t *)panel + fl_scales_bytes(FL_Q4, groups) + g * FL_GROUP * FL_LANES / 2;
+    return fl_q4_store(scales, tiles, s, g * FL_GROUP, x, errors);
+}
+
+// One panel: its 16 rows, group by group. errors: see fl_q4_store.
+static fl_status pack_panel(fl_type type, void *panels, const fl_source *s, size_t p, float *errors) {
     const size_t bytes = fl_panel_bytes(type, s->n), groups = (s->n + FL_GROUP - 1) / FL_GROUP;
     const size_t first = p * FL_LANES, count = s->d - first < FL_LANES ? s->d - first : FL_LANES;
     char *panel = (char *)panels + p * bytes;
@@ -226,7 +206,7 @@ static fl_status pack_panel(fl_type type, void *panels, const fl_source *s, size
         } else {
             for (size_t lane = 0; lane < count; lane++) load_group(s, rows[lane], k, n, x[lane]);
             status = type == FL_Q8   ? store_q8(panel, groups, g, x)
-                     : type == FL_Q4 ? store_q4(panel, groups, g, x)
+                     : type == FL_Q4 ? store_q4(panel, s, g, x, errors)
                                      : store_floats(type, panel, g, x);
         }
         if (status != FL_OK) return status;
@@ -245,12 +225,16 @@ static void pack_share(void *arg, fl_team *team, size_t id) {
     pack_job *job = arg;
     size_t begin, end;
     fl_share((job->source->d + FL_LANES - 1) / FL_LANES, team, id, &begin, &end);
-    for (size_t p = begin; p < end; p++) {
-        const fl_status status = pack_panel(job->type, job->panels, job->source, p);
-        if (status == FL_OK) continue;
-        atomic_store(&job->status, (int)status);
-        return;
+    fl_status status = FL_OK;
+    float *errors = NULL;
+    if (job->type == FL_Q4 && job->source->feedback) {
+        errors = malloc(FL_LANES * job->source->n * sizeof(float));
+        if (!errors) status = FL_NO_MEMORY;
     }
+    for (size_t p = begin; p < end && status == FL_OK; p++)
+        status = pack_panel(job->type, job->panels, job->source, p, errors);
+    free(errors);
+    if (status != FL_OK) atomic_store(&job->status, (int)status);
 }
 
 fl_status fl_pack(fl_type type, void *panels, const fl_source *s, size_t threads) {
@@ -279,7 +263,7 @@ void fl_matrix_row(const fl_matrix *w, size_t r, float *out) {
         case FL_Q8: out[k] = (float)tiles[q] * fl_f32_from_f16(((const uint16_t *)panel)[scale]); break;
         case FL_Q4: {
             unsigned shift;
-            const size_t code = k / FL_GROUP * FL_GROUP * FL_LANES / 2 + code_index(lane, k % FL_GROUP, &shift);
+            const size_t code = k / FL_GROUP * FL_GROUP * FL_LANES / 2 + fl_q4_index(lane, k % FL_GROUP, &shift);
             const unsigned byte = (uint8_t)tiles[code];
             out[k] = (float)fl_q4_values[byte >> shift & 15] * fl_f32_from_f16(((const uint16_t *)panel)[scale]);
             break;

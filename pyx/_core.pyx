@@ -192,15 +192,16 @@ def matrix_bytes(str dtype, size_t d, size_t n):
 
 def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::1] data, *,
          const unsigned char[::1] scales=None, size_t group=0, const int32_t[::1] rows=None,
-         unsigned char[::1] out=None, size_t threads=1, str name="matrix"):
+         const float[::1] importance=None, const float[:, ::1] feedback=None, unsigned char[::1] out=None, size_t threads=1, str name="matrix"):
     """Packs a row-major matrix (d, n) into a Matrix of type `dtype`, in `out` (matrix_bytes long) or memory of its own.
 
     data: its bytes, as f32, f16, bf16, or ("q8_f32") int8 with f32 `scales`, one for each `group` consecutive elements.
-    rows: row r of the result is row rows[r] of the source. name: what to call the matrix in an error.
+    rows: row r of the result is row rows[r] of the source. importance (n,) and
+    feedback (n, n): what factor says of a q4 matrix's inputs. name: what to call the matrix in an error.
     """
     cdef fl_type type = type_of(dtype), source_type = type_of(source_dtype)
     cdef size_t size = 4 if source_type == FL_F32 else 1 if source_type == FL_Q8_F32 else 2
-    cdef fl_source source = fl_source(NULL, source_type, NULL, group, d, n, NULL)
+    cdef fl_source source = fl_source(NULL, source_type, NULL, group, d, n, NULL, NULL, NULL)
     cdef fl_status status
     if source_type in (FL_Q8, FL_Q4) or d == 0 or n == 0 or fl_matrix_bytes(type, d, n) == 0 \
             or n > <size_t>data.shape[0] or <size_t>data.shape[0] != d * n * size:
@@ -214,6 +215,14 @@ def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::
         if <size_t>rows.shape[0] != d:
             raise CheckpointError(f"{name} has {d} rows, not {rows.shape[0]}")
         source.rows = &rows[0]
+    if importance is not None:
+        if <size_t>importance.shape[0] != n:
+            raise OptionError(f"{name} has {n} columns, not {importance.shape[0]} that count")
+        source.importance = &importance[0]
+    if feedback is not None:
+        if importance is None or <size_t>feedback.shape[0] != n or <size_t>feedback.shape[1] != n:
+            raise OptionError(f"{name} of {n} columns needs their importance and a feedback of {n} x {n}")
+        source.feedback = &feedback[0, 0]
     if out is None:
         out = Buffer(fl_matrix_bytes(type, d, n))
     matrix = Matrix(dtype, d, n, out)
@@ -221,6 +230,16 @@ def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::
         status = fl_pack(type, &out[0], &source, threads)
     check(status, f"{name} as {dtype}")
     return matrix
+
+
+def factor(double[:, ::1] h, float[::1] importance, *, size_t threads=1):
+    """h (n, n), the sum of x x^T over a matrix's inputs x: becomes U and importance (n,), see fl_factor."""
+    cdef size_t n = <size_t>h.shape[0]
+    if n == 0 or h.shape[1] != h.shape[0] or <size_t>importance.shape[0] != n:
+        raise OptionError("factor: h must be (n, n) and importance (n,)")
+    with nogil:
+        status = fl_factor(n, &h[0, 0], &importance[0], threads)
+    check(status, "factor")
 
 
 def block_types():
@@ -442,7 +461,8 @@ cdef class Model:
         """A Buffer for `rows` rows of logits."""
         return Buffer(rows * fl_logits_stride(&self.c) * sizeof(float))
 
-    def forward(self, list spans, Buffer logits=None, *, size_t threads=1, hidden=None, attention=None):
+    def forward(self, list spans, Buffer logits=None, *, size_t threads=1, hidden=None, attention=None,
+                inputs=None):
         """Appends tokens to sequences and computes logits.
 
         spans: (sequence, tokens, n_logits) for each sequence, tokens any sequence of ids, logits for the last n_logits
@@ -452,13 +472,15 @@ cdef class Model:
         hidden: layer -> Buffer for the stream of all tokens, f32 (tokens, dim): 0 is what enters the first layer, i
         what leaves the i-th, n_layers + 1 that after the final norm. attention: layer (from 0) -> Buffer for the
         probabilities, f32, for each span (n_heads, n, pos + n).
+        inputs: 4 layer + i -> Buffer for what multiplies, of all tokens, f32: wq, wk and wv (i = 0); wo; w1 and w3; w2.
         """
-        cdef fl_outputs outputs = fl_outputs(NULL, NULL, NULL)
+        cdef fl_outputs outputs = fl_outputs(NULL, NULL, NULL, NULL)
         cdef size_t count = len(spans), total = 0, wanted = 0, at = 0, i
         cdef fl_status status
         cdef fl_span *c_spans = NULL
         cdef float **hidden_list = NULL
         cdef float **attention_list = NULL
+        cdef float **inputs_list = NULL
         cdef int32_t *ids = NULL
         cdef Sequence sequence
         cdef Scratch scratch
@@ -494,6 +516,9 @@ cdef class Model:
                                                             total * self.c.config.dim)
             if attention:
                 outputs.attention = attention_list = self.buffers(attention, self.c.config.n_layers, maps)
+            if inputs:
+                widest = max(self.c.config.dim, self.c.config.hidden_dim, self.c.config.n_heads * self.c.config.head_dim)
+                outputs.inputs = inputs_list = self.buffers(inputs, 4 * self.c.config.n_layers, total * widest)
             scratch = self.idle.pop() if self.idle else Scratch()
             with nogil:
                 status = fl_forward(&self.c, scratch.c, c_spans, count, threads, &outputs)
@@ -508,6 +533,7 @@ cdef class Model:
             free(ids)
             free(hidden_list)
             free(attention_list)
+            free(inputs_list)
 
     cdef float **buffers(self, given, size_t count, size_t floats) except NULL:
         """A list of `count` pointers to the Buffers in a dict, each with room for so many floats."""

@@ -45,6 +45,8 @@ cdef extern from "fastllm.h" nogil:
         size_t d
         size_t n
         const int32_t *rows
+        const float *importance
+        const float *feedback
 
     ctypedef enum fl_norm_kind:
         pass
@@ -129,6 +131,7 @@ cdef extern from "fastllm.h" nogil:
         float *logits
         float *const *hidden
         float *const *attention
+        float *const *inputs
 
     ctypedef struct fl_span:
         const int32_t *tokens
@@ -158,6 +161,7 @@ cdef extern from "fastllm.h" nogil:
     size_t fl_round_up(size_t n, size_t to)
     size_t fl_matrix_bytes(fl_type type, size_t d, size_t n)
     fl_status fl_pack(fl_type type, void *panels, const fl_source *source, size_t threads)
+    fl_status fl_factor(size_t n, double *h, float *importance, size_t threads)
     void fl_matrix_row(const fl_matrix *w, size_t r, float *out)
 
     const char *fl_block(size_t i, size_t *values, size_t *bytes)

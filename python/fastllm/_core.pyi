@@ -44,10 +44,13 @@ def pack(
     scales: _AnyBuffer | None = None,
     group: int = 0,
     rows: array[int] | None = None,
+    importance: _AnyBuffer | None = None,
+    feedback: _AnyBuffer | None = None,
     out: _AnyBuffer | None = None,
     threads: int = 1,
     name: str = "matrix",
 ) -> Matrix: ...
+def factor(h: _AnyBuffer, importance: _AnyBuffer, *, threads: int = 1) -> None: ...
 def block_types() -> dict[str, tuple[int, int]]: ...
 def dequantize(block: str, data: _AnyBuffer, out: _AnyBuffer, *, threads: int = 1) -> None: ...
 
@@ -80,6 +83,7 @@ class Model:
         threads: int = 1,
         hidden: Mapping[int, Buffer] | None = None,
         attention: Mapping[int, Buffer] | None = None,
+        inputs: Mapping[int, Buffer] | None = None,
     ) -> None: ...
 
 class KVCache:

@@ -140,8 +140,9 @@ def _parser() -> _Parser:
     convert.add_argument("model", metavar="PATH", help="a checkpoint: a file, a folder, or a name of the hub")
     convert.add_argument("out", metavar="OUT", help="the file to write, OUT.safetensors")
     convert.add_argument(
-        "--dtype", metavar="TYPE", help="f32, f16, bf16 or q8 (default: as in the file; weights of a few bits: q8)"
+        "--dtype", metavar="TYPE", help="f32, f16, bf16, q8 or q4 (default: as in the file; weights of a few bits: q8)"
     )
+    convert.add_argument("--calibrate", metavar="FILE", help="a text by which q4 is made better, in minutes")
     convert.add_argument("--format", default="fastllm", metavar="NAME", help="fastllm (default) or llama2c")
     convert.add_argument("--version", type=int, metavar="N", help="llama2.c's: 0 (default) or 1 in f32, 2 in int8")
     convert.add_argument("--verify", action="store_true", help="run both and say how they differ")
@@ -191,7 +192,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         metavar="TYPE",
-        help="convert weights to f32, f16, bf16 or q8 (default: as in the file; weights of a few bits: q8)",
+        help="convert weights to f32, f16, bf16, q8 or q4 (default: as in the file; weights of a few bits: q8)",
     )
     parser.add_argument("--context", type=int, metavar="N", help="positions a text may have (default: the model's)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: see fastllm info")
@@ -431,6 +432,7 @@ def _convert(args: argparse.Namespace) -> int:
                 format=args.format,
                 version=args.version,
                 tokenizer=args.tokenizer,
+                calibrate=args.calibrate,
                 revision=args.revision,
                 threads=args.threads,
                 progress=bar,

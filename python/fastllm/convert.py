@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fastllm.calibration import Calibration
     from fastllm.llm import LLM
 
 FORMATS = ("fastllm", "llama2c")
@@ -34,6 +35,7 @@ def convert(
     format: str = "fastllm",  # noqa: A002  # the command line's word
     version: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    calibrate: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -43,6 +45,10 @@ def convert(
     dtype, tokenizer, revision, threads, progress: as for load. format: "fastllm", which has the tokenizer inside, or
     "llama2c", whose version (0) is 0 or 1, in f32, or 2, in int8; it has no other dtype. The same input gives the same
     bytes on any machine; the file appears whole or not at all, and memory is needed for one piece of a matrix.
+
+    calibrate: a file of UTF-8 text, 256 to some thousand tokens of the kind the model is for; q4 is packed for the
+    least error in what the model computes while it reads that (see fastllm.calibration), which takes minutes rather
+    than seconds, and memory for the model as q8.
 
     Returns why there is no tokenizer inside, where there is none. Raises CheckpointError, TokenizerError (a tokenizer
     that was named does not fit), OptionError.
@@ -54,6 +60,8 @@ def convert(
         raise OptionError("llama2.c's version says the dtype: 0 and 1 are f32, 2 is int8")
     if format != "llama2c" and version is not None:
         raise OptionError("a version is llama2.c's: it goes with the format llama2c")
+    if calibrate is not None and (dtype != "q4" or format != "fastllm"):
+        raise OptionError("a calibration text is for the dtype q4")
     count = check_threads(threads)
     path, from_hub = find_source(source, revision)
     target = Path(out)
@@ -76,7 +84,8 @@ def convert(
             llama2c_writer.write(target, opened.recipe, version or 0, progress=watched)
         else:
             plans = plan(opened.recipe, dtype or opened.dtype)
-            store.write(target, opened.stored(), _parts(opened.recipe, plans, count, watched))
+            seen = None if calibrate is None else _calibration(opened, path, Path(calibrate), count)
+            store.write(target, opened.stored(), _parts(opened.recipe, plans, count, watched, seen))
     except CheckpointError as error:
         if str(path) in str(error) or str(target) in str(error):
             raise
@@ -84,7 +93,23 @@ def convert(
     return opened.tokenizer if isinstance(opened.tokenizer, TokenizerError) and format == "fastllm" else None
 
 
-def _parts(recipe: Recipe, plans: dict[str, Plan], threads: int, progress: Progress) -> dict[str, store.Part]:
+def _calibration(opened: Opened, path: Path, text: Path, threads: int) -> Calibration:
+    """What the model's inputs are while it reads a text."""
+    from fastllm.calibration import Calibration
+    from fastllm.llm import LLM
+
+    try:
+        words = text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"the calibration text {text} cannot be read: {error}") from None
+    stored = assemble(opened.recipe, dtype="q8", threads=threads)
+    llm = LLM(stored, opened.tokenizer, threads=threads, context=None, path=path)
+    return Calibration(stored, llm.tokenize(""), llm.tokenizer.encode(words), threads=threads)
+
+
+def _parts(
+    recipe: Recipe, plans: dict[str, Plan], threads: int, progress: Progress, calibration: Calibration | None
+) -> dict[str, store.Part]:
     """What the file holds; a matrix is packed when its part is written."""
     total, done = sum(p.nbytes for p in plans.values()), 0
 
@@ -92,7 +117,7 @@ def _parts(recipe: Recipe, plans: dict[str, Plan], threads: int, progress: Progr
         nonlocal done
         for rows in chunks(matrix):
             out = memoryview(_core.Buffer(rows.nbytes))
-            pack(matrix, rows, out, threads=threads, name=name)
+            pack(matrix, rows, out, threads=threads, name=name, calibration=calibration)
             done += rows.nbytes
             progress(done, total)
             yield out

@@ -37,7 +37,7 @@ def load(
 ) -> LLM:
     """Loads a checkpoint: a file, a folder, or a name of the Hugging Face hub, owner/name or owner/name/file.
 
-    dtype: f32, f16, bf16 or q8 converts the weights; None keeps what the file has, and makes q8 of GGUF's quantized
+    dtype: f32, f16, bf16, q8 or q4 converts the weights; None keeps what the file has, and makes q8 of GGUF's quantized
     types. threads: None takes as many as the machine gives this process. context: positions a text may have, at most
     what the model was made for (None); a model with two sets of rotary frequencies (LongRoPE) has the short context's
     by default, and with a context beyond that computes everything with the long one's. tokenizer: its file; None looks

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from math import prod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm import _core, store
 from fastllm.errors import CheckpointError, OptionError
 from fastllm.families import Recipe, Weight
 from fastllm.tensors import SIZES, Tensor
 
-DTYPES = ("f32", "f16", "bf16", "q8")
+if TYPE_CHECKING:
+    from fastllm.calibration import Calibration
+
+DTYPES = ("f32", "f16", "bf16", "q8", "q4")
 
 Progress = Callable[[int, int], None]  # bytes packed so far, bytes in all
 
@@ -67,12 +70,17 @@ def _check_names(found: Iterable[str], known: set[str]) -> None:
 
 
 def _packed_dtype(name: str, tensor: Tensor, dtype: str | None) -> str:
-    """What a matrix is stored as. Routers and gates are always f32; a table of positions is never int8."""
+    """What a matrix is stored as. Routers and gates are always f32; a table of positions is never int8.
+
+    With q4 the head and the embedding are q8.
+    """
     if name.endswith((".router", ".ffn.gate")):
         return "f32"
     kept = _kept_dtype(tensor)
-    if name == "positions" and dtype == "q8":
+    if name == "positions" and dtype in ("q8", "q4"):
         return "f16" if kept == "q8_f32" else kept
+    if dtype == "q4" and not name.startswith("layers."):
+        return "q8"
     return dtype or kept
 
 
@@ -108,9 +116,13 @@ def chunks(matrix: Plan) -> Iterator[Rows]:
             yield Rows(first + begin, first + end, _core.matrix_bytes(matrix.dtype, end - begin, n))
 
 
-def pack(matrix: Plan, rows: Rows, out: memoryview, *, threads: int, name: str) -> None:
-    """Packs some rows into `out`."""
+def pack(
+    matrix: Plan, rows: Rows, out: memoryview, *, threads: int, name: str, calibration: Calibration | None = None
+) -> None:
+    """Packs some rows into `out`; four-bit ones by what a calibration says of the matrix."""
     tensor = matrix.weight.tensor
+    factors = calibration.factors(name) if calibration and matrix.dtype == "q4" else None
+    importance, feedback = factors or (None, None)
     _core.pack(
         matrix.dtype,
         rows.end - rows.begin,
@@ -120,6 +132,8 @@ def pack(matrix: Plan, rows: Rows, out: memoryview, *, threads: int, name: str) 
         scales=tensor.scales,
         group=tensor.group,
         rows=matrix.weight.rows,
+        importance=importance,
+        feedback=feedback,
         out=out,
         threads=threads,
         name=name,
@@ -165,6 +179,10 @@ def vectors(recipe: Recipe) -> dict[str, memoryview]:
 
 
 def matrix_dtypes(stored: store.Stored) -> list[str]:
-    """What the weights are stored as. Routers and positions, which are few and kept more exactly, do not count."""
+    """What the weights are stored as. Routers and positions, which are few and kept more exactly, do not count.
+
+    Nor do the int8 matrices of q4.
+    """
     matrices = {name: t.dtype for name, t in stored.tensors.items() if isinstance(t, _core.Matrix)}
-    return sorted({dtype for name, dtype in matrices.items() if not name.endswith(".router") and name != "positions"})
+    dtypes = {dtype for name, dtype in matrices.items() if not name.endswith(".router") and name != "positions"}
+    return sorted(dtypes - {"q8"} if "q4" in dtypes else dtypes)

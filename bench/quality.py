@@ -1,0 +1,220 @@
+"""What fewer bits cost: KL divergence and perplexity of q8 and q4 against f16, ours and llama.cpp's.
+
+    python bench/quality.py [MODEL.gguf ...] [--peer-python PATH]
+
+The built-in model and each MODEL are read as f16 by both sides; each side's types are compared with that side's own f16
+over the same held-out tokens. Text: help texts of Python's own documentation (pydoc's topics), every other one to
+calibrate with and the rest held out; the built-in model's are stories of its grammar. Prints a Markdown table. Without
+a Python that has llama-cpp-python, llama.cpp is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pydoc_data.topics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastllm import _core, load, store
+from fastllm.calibration import Calibration
+from fastllm.convert import convert
+from fastllm.demo.corpus import stories
+from fastllm.llm import LLM
+from fastllm.packing import assemble
+from fastllm.source import open_source
+
+DEMO = Path(_core.__file__).parent / "demo" / "stories.safetensors"
+PEER = Path(__file__).parent / "quality_llama.py"
+PIECE = 256  # tokens that are read as one text
+
+
+class Model(NamedTuple):
+    name: str
+    path: Path  # GGUF
+    tokenizer: Path | None
+    calibration: str
+    held_out: list[list[int]]
+
+
+class Row(NamedTuple):
+    side: str
+    dtype: str
+    nbytes: int
+    kl: float  # nats, mean over positions
+    ppl: float
+    top1: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", type=Path, metavar="MODEL.gguf")
+    parser.add_argument("--peer-python", metavar="PATH", help="a Python with llama-cpp-python")
+    parser.add_argument("--pieces", type=int, default=16, metavar="N", help=f"held out, of {PIECE} tokens (default 16)")
+    args = parser.parse_args()
+    if args.peer_python is None:
+        print("llama.cpp is left out: name a Python that has llama-cpp-python with --peer-python", file=sys.stderr)
+    print("| model | | bytes | KL (nats) | perplexity | top-1 |\n| --- | --- | ---: | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory(prefix="fastllm-quality-") as name:
+        for model in _models(Path(name), args.models, args.pieces):
+            for row in _measure(model, Path(name), args.peer_python):
+                what = f"{row.side} {row.dtype}"
+                numbers = f"{row.nbytes:,} | {row.kl:.5f} | {row.ppl:.4f} | {row.top1:.1%}"
+                print(f"| {model.name} | {what} | {numbers} |", flush=True)
+    return 0
+
+
+# ---- texts and models ----------------------------------------------------------------------------------------------
+
+
+def _models(folder: Path, paths: list[Path], pieces: int) -> Iterator[Model]:
+    demo = load(DEMO)
+    words = folder / "tokenizer.model"
+    words.write_bytes(store.open_file(DEMO).tokenizer[1])
+    held_out = [demo.tokenize(story)[:PIECE] for story in stories(2, pieces)]
+    yield Model("built-in", _write_demo(folder), words, "\n\n".join(stories(3, 60)), held_out)
+    topics = [text for _, text in sorted(pydoc_data.topics.topics.items())]
+    for path in paths:
+        yield Model(path.stem, path, None, "\n\n".join(topics[::2]), _held_out(load(path), topics[1::2], pieces))
+
+
+def _held_out(llm: LLM, topics: list[str], pieces: int) -> list[list[int]]:
+    begin, tokens = llm.tokenize(""), llm.tokenizer.encode("\n\n".join(topics))
+    step = len(tokens) // pieces
+    return [[*begin, *tokens[i * step : i * step + PIECE - len(begin)]] for i in range(pieces)]
+
+
+def _write_demo(folder: Path) -> Path:
+    """The built-in model as a GGUF of f16. Its words are not written: both sides are given token ids."""
+    import gguf
+
+    stored = store.open_file(DEMO)
+    c, path = stored.config, folder / "built-in.gguf"
+    out = gguf.GGUFWriter(path, "llama")
+    out.add_context_length(c.max_seq)
+    out.add_embedding_length(c.dim)
+    out.add_block_count(c.n_layers)
+    out.add_feed_forward_length(c.hidden_dim)
+    out.add_head_count(c.n_heads)
+    out.add_head_count_kv(c.n_kv_heads)
+    out.add_rope_dimension_count(c.rotary_dim)
+    out.add_layer_norm_rms_eps(c.norm_eps)
+    out.add_vocab_size(c.vocab_size)
+    out.add_tokenizer_model("llama")
+    out.add_token_list([f"<{i}>" for i in range(c.vocab_size)])
+    out.add_token_scores([0.0] * c.vocab_size)
+    out.add_token_types([gguf.TokenType.NORMAL] * c.vocab_size)
+    out.add_bos_token_id(1)
+    out.add_eos_token_id(2)
+    names = {"attn.wq": "attn_q", "attn.wk": "attn_k", "attn.wv": "attn_v", "attn.wo": "attn_output"}
+    names |= {"ffn.w1": "ffn_gate", "ffn.w3": "ffn_up", "ffn.w2": "ffn_down", "attn_norm": "attn_norm"}
+    for name, tensor in stored.tensors.items():
+        layer, _, part = name.removeprefix("layers.").partition(".")
+        target = f"blk.{layer}.{names.get(part, part)}.weight"
+        if name in ("embed", "final_norm"):
+            target = "token_embd.weight" if name == "embed" else "output_norm.weight"
+        if isinstance(tensor, _core.Matrix):
+            out.add_tensor(target, _interleaved(part, _floats(tensor), c.head_dim).astype(np.float16))
+        elif not name.startswith("rope."):
+            out.add_tensor(target, np.frombuffer(tensor.data, np.float32).copy())
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path
+
+
+def _floats(matrix: _core.Matrix) -> NDArray[np.float32]:
+    out = np.empty(matrix.shape, np.float32)
+    for i, row in enumerate(out):
+        matrix.row(i, row)
+    return out
+
+
+def _interleaved(part: str, w: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
+    """Rows of wq and wk as Llama's GGUF has them: channels that rotate together lie side by side."""
+    if part not in ("attn.wq", "attn.wk"):
+        return w
+    return w.reshape(-1, 2, head_dim // 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
+
+def _measure(model: Model, folder: Path, peer: str | None) -> Iterator[Row]:
+    text, out = folder / "calibration.txt", folder / "converted.safetensors"
+    text.write_text(model.calibration, encoding="utf-8")
+    exact = load(model.path, dtype="f16", tokenizer=model.tokenizer)
+    for dtype, calibrate in (("q8", None), ("q4", None), ("q4", text)):
+        convert(model.path, out, dtype=dtype, tokenizer=model.tokenizer, calibrate=calibrate)
+        name = f"{dtype}, calibrated" if calibrate else dtype
+        yield Row("fastllm", name, out.stat().st_size, *_compare(exact, load(out), model.held_out))
+    if peer is not None:
+        del exact
+        yield from _llama(model, folder, peer)
+
+
+def _compare(exact: LLM, other: LLM, texts: list[list[int]]) -> tuple[float, float, float]:
+    """KL(exact || other), perplexity of the other, share of positions where both find the same token likeliest."""
+    kl, loss, same = [], [], []
+    for text in texts:
+        p, q = exact.logits(text), other.logits(text)
+        for i in range(0, len(text), 32):
+            a, b = _log_softmax(p[i : i + 32]), _log_softmax(q[i : i + 32])
+            kl.append((np.exp(a) * (a - b)).sum(axis=1))
+            same.append(a.argmax(axis=1) == b.argmax(axis=1))
+            following = np.array(text[i + 1 : i + 33])
+            loss.append(-b[np.arange(len(following)), following])
+    return (
+        float(np.concatenate(kl).mean()),
+        float(np.exp(np.concatenate(loss).mean())),
+        float(np.concatenate(same).mean()),
+    )
+
+
+def _log_softmax(x: NDArray[np.float32]) -> NDArray[np.float64]:
+    y = x.astype(np.float64)
+    y -= y.max(axis=1, keepdims=True)
+    return y - np.log(np.exp(y).sum(axis=1, keepdims=True))
+
+
+def _llama(model: Model, folder: Path, peer: str) -> Iterator[Row]:
+    """llama.cpp's rows: without an importance matrix, and with that of the calibration text."""
+    names = folder / "importance.npz"
+    np.savez(names, **_importance(model))
+    about: dict[str, Any] = {"model": str(model.path), "folder": str(folder), "texts": model.held_out}
+    about["importance"] = str(names)
+    done = subprocess.run(
+        [peer, str(PEER)], input=json.dumps(about), stdout=subprocess.PIPE, text=True, check=True, encoding="utf-8"
+    )
+    for row in json.loads(done.stdout):
+        yield Row("llama.cpp", *row)
+
+
+def _importance(model: Model) -> dict[str, NDArray[np.float32]]:
+    """The mean square of each input of each matrix over the calibration text, by GGUF's names."""
+    opened = open_source(model.path, model.tokenizer)
+    stored = assemble(opened.recipe, dtype="q8", threads=2)
+    llm = LLM(stored, opened.tokenizer, threads=2, context=None, path=model.path)
+    seen = Calibration(stored, llm.tokenize(""), llm.tokenizer.encode(model.calibration), threads=2)
+    names = {"attn.wq": ("attn_q", "attn_k", "attn_v"), "attn.wo": ("attn_output",)}
+    names |= {"ffn.w1": ("ffn_gate", "ffn_up"), "ffn.w2": ("ffn_down",)}
+    found = {}
+    for layer in range(stored.config.n_layers):
+        for part, targets in names.items():
+            importance, feedback = seen.factors(f"layers.{layer}.{part}")
+            upper = np.triu(feedback, 1) + np.eye(len(feedback), dtype=np.float32)
+            squares = upper**2 @ importance
+            found |= {f"blk.{layer}.{target}.weight": squares.astype(np.float32) for target in targets}
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
