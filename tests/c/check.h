@@ -46,5 +46,6 @@ void test_conversions(void);
 void test_functions(void);
 void test_sampler(void);
 void test_forward(void);
+void test_threads(void);
 
 #endif
