@@ -246,7 +246,7 @@ static void factor_share(void *arg, fl_team *team, size_t id) {
                 }
             }
         }
-        fl_barrier(team);
+        fl_barrier(team, id);
         for (size_t from = 0; from < begin; from += CHUNK) {
             for (size_t i = from + id; i < begin; i += team->threads) { // rows above from have none of these columns
                 double *to = f->h + i * n;
@@ -259,7 +259,7 @@ static void factor_share(void *arg, fl_team *team, size_t id) {
                 }
             }
         }
-        fl_barrier(team);
+        fl_barrier(team, id);
         end = begin;
     }
 }
