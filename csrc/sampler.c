@@ -140,7 +140,7 @@ static void sort(candidate *c, size_t n) {
 
 // Candidates by the size of their key, in about as many buckets as there are candidates. Those of a bucket are sorted
 // when they are wanted: as a rule the first few hold all that is drawn from.
-enum { FL_BUCKETS = 2048 };
+enum { FL_BUCKETS = 8192 };
 
 typedef struct buckets {
     uint32_t ends[FL_BUCKETS]; // where bucket b ends in s->kept

@@ -66,7 +66,9 @@ class Engine:
 
     def forward(self, spans: list[Span], logits: _core.Buffer) -> None:
         """Appends tokens to sequences and writes the logits that are wanted, row after row."""
-        count = sum([len(tokens) for _, tokens, _ in spans])
+        count = 0
+        for span in spans:
+            count += len(span[1])
         self.model.forward(spans, logits, threads=self._threads(count))
 
     def _threads(self, count: int) -> int:
@@ -192,10 +194,11 @@ class Generation:
             self.prompt_seconds = now - start
             while True:
                 start = now
-                if self.tokens:
-                    if proposer is not None:
-                        guesses = proposer.propose(text, min(MOST, self._max - len(self.tokens) - 1))
-                    self._forward(sequence, text[-1:] + guesses, logits)
+                if self.tokens and proposer is None:
+                    engine.forward([(sequence, text[-1:], 1)], logits)
+                elif self.tokens and proposer is not None:
+                    guesses = proposer.propose(text, min(MOST, self._max - len(self.tokens) - 1))
+                    self._try(sequence, text[-1:] + guesses, logits)
                 # Row after row, for as long as all guesses before it are right.
                 for row in range(len(guesses) + 1):
                     token = self.draw(logits, row)
@@ -206,7 +209,8 @@ class Generation:
                     self.decode_seconds += now - start
                     if token is None:
                         return
-                    self.accepted += right
+                    if right:
+                        self.accepted += 1
                     text.append(token)
                     yield token
                     if self.finish_reason:
@@ -227,11 +231,8 @@ class Generation:
         self.cached = sequence.length
         return sequence
 
-    def _forward(self, sequence: _core.Sequence, tokens: list[int], logits: _core.Buffer) -> None:
+    def _try(self, sequence: _core.Sequence, tokens: list[int], logits: _core.Buffer) -> None:
         """Logits after each of the tokens: the last one and the guesses."""
-        if self._proposer is None:
-            self._engine.forward([(sequence, tokens, 1)], logits)
-            return
         start = perf_counter()
         self._engine.forward([(sequence, tokens, len(tokens))], logits)
         self._engine.costs.note(len(tokens), perf_counter() - start)
