@@ -1,6 +1,7 @@
 // Attention with an online softmax over blocks of 64 positions (Dao et al., 2022), grouped queries (Ainslie et al.,
-// 2023). A task is one KV head of a few tokens of a span: its rows, the tokens' queries of that head's group, pass over
-// the blocks together, so that keys and values are read once for all of them.
+// 2023), runs of blocks that may be computed apart (flash decoding; Dao et al., 2023). A task is one KV head of a few
+// tokens of a span: its rows, the tokens' queries of that head's group, pass over the blocks together, so that keys
+// and values are read once for all of them.
 #include "attention.h"
 
 #include <math.h>
@@ -11,22 +12,31 @@
 typedef struct view {
     const fl_model *m;
     fl_scratch *s;
+    const fl_span *spans;
+    size_t n_spans;
     size_t layer;
     const fl_layer *l;
     const float *cos, *sin;  // (tokens, rotary_dim / 2); NULL where the layer does not rotate
     size_t head_dim, stride; // channels of a head, and rounded up to 16
     size_t group, heads;     // query heads of a KV head; how many of them a task takes
+    size_t parts;            // tasks of a KV head, that its group takes
     size_t tokens;           // of a task at most
 } view;
 
-// Where keys and values of a head lie in a block, in elements.
+// Where keys and values of a head lie in a block, in bytes.
 static size_t keys_at(const view *v, size_t head) {
-    return (v->layer * v->m->config.n_kv_heads + head) * FL_BLOCK * (v->head_dim + v->stride);
+    const fl_type type = v->m->kv_type;
+    return (v->layer * v->m->config.n_kv_heads + head) *
+           (fl_keys_bytes(type, v->head_dim) + fl_values_bytes(type, v->head_dim));
 }
 
-static size_t values_at(const view *v, size_t head) { return keys_at(v, head) + FL_BLOCK * v->head_dim; }
+static size_t values_at(const view *v, size_t head) {
+    return keys_at(v, head) + fl_keys_bytes(v->m->kv_type, v->head_dim);
+}
 
 static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
 // The nearest f16 that is finite: 0 times an infinity at a position that a query must not see would be NaN.
 static void saturate(float *x, size_t n) {
@@ -45,104 +55,210 @@ static void turn(const view *v, const float *x, size_t at, const float *norm, si
     if (v->cos) fl_rope(out, v->cos + row * half, v->sin + row * half, half);
 }
 
+// A key or value as int8, whose channels lie `step` apart at `out`, and its scales, as far apart at `scales`.
+static void store_q8(const view *v, fl_lane_scratch *lane, const float *x, size_t step, int8_t *out, float *scales) {
+    const size_t padded = fl_round_up(v->head_dim, FL_GROUP);
+    if (x != lane->key) memcpy(lane->key, x, v->head_dim * sizeof(float));
+    memset(lane->key + v->head_dim, 0, (padded - v->head_dim) * sizeof(float));
+    v->m->kernels->quantize(lane->key, padded, lane->q8);
+    for (size_t i = 0; i < v->head_dim; i++) out[i * step] = lane->q8[i / FL_GROUP].q[i % FL_GROUP];
+    for (size_t g = 0; g < padded / FL_GROUP; g++) scales[g * step] = lane->q8[g].scale;
+}
+
 // Token `row` of the batch becomes position `pos` of its sequence, for one KV head.
 static void store(const view *v, fl_lane_scratch *lane, size_t row, void *block, size_t pos, size_t head) {
-    const size_t slot = pos % FL_BLOCK, at = head * v->head_dim;
+    const size_t slot = pos % FL_BLOCK, at = head * v->head_dim, n = v->head_dim, stride = v->stride;
     float *key = lane->key, *value = v->s->v + row * v->s->kv_dim + at;
+    char *keys = (char *)block + keys_at(v, head), *values = (char *)block + values_at(v, head);
     turn(v, v->s->k + row * v->s->kv_dim, at, v->l->k_norm, row, key);
     if (v->m->kv_type == FL_F32) {
-        float *keys = (float *)block + keys_at(v, head) + slot;
-        for (size_t i = 0; i < v->head_dim; i++) keys[i * FL_BLOCK] = key[i];
-        memcpy((float *)block + values_at(v, head) + slot * v->stride, value, v->head_dim * sizeof(float));
-    } else {
-        uint16_t *keys = (uint16_t *)block + keys_at(v, head) + slot;
-        saturate(key, v->head_dim);
-        saturate(value, v->head_dim);
-        v->m->kernels->to_f16(lane->half, key, v->head_dim);
-        for (size_t i = 0; i < v->head_dim; i++) keys[i * FL_BLOCK] = lane->half[i];
-        v->m->kernels->to_f16((uint16_t *)block + values_at(v, head) + slot * v->stride, value, v->head_dim);
+        for (size_t i = 0; i < n; i++) ((float *)(void *)keys)[i * FL_BLOCK + slot] = key[i];
+        memcpy((float *)(void *)values + slot * stride, value, n * sizeof(float));
+        return;
     }
+    saturate(key, n);
+    saturate(value, n);
+    if (v->m->kv_type == FL_Q8) {
+        const size_t groups = (n + FL_GROUP - 1) / FL_GROUP;
+        store_q8(v, lane, key, FL_BLOCK, (int8_t *)keys + slot, (float *)(void *)(keys + n * FL_BLOCK) + slot);
+        store_q8(v, lane, value, 1, (int8_t *)values + slot * stride,
+                 (float *)(void *)(values + FL_BLOCK * stride) + slot * groups);
+        return;
+    }
+    v->m->kernels->to_f16(lane->half, key, n);
+    for (size_t i = 0; i < n; i++) ((uint16_t *)(void *)keys)[i * FL_BLOCK + slot] = lane->half[i];
+    v->m->kernels->to_f16((uint16_t *)(void *)values + slot * stride, value, n);
 }
 
 // A task: queries of tokens [t0, t1) of a span, whose first token is row `row` of the batch, heads [h0, h1) of the KV
-// head's group.
+// head's group. They see positions from `begin` (a multiple of 64) to `end`.
 typedef struct task {
     const fl_span *span;
-    size_t row, t0, t1, kv_head, h0, h1;
+    size_t row, t0, t1, kv_head, h0, h1, rows;
+    size_t begin, end;
+    float *maps; // the span's
 } task;
 
-// The positions that row r of a task sees, [*from, *to).
-static void sight(const view *v, const task *k, size_t r, size_t *from, size_t *to) {
-    const size_t pos = k->span->pos + k->t0 + r / (k->h1 - k->h0), window = v->l->window;
-    *to = v->m->config.causal ? pos + 1 : k->span->pos + k->span->n;
-    *from = window > 0 && pos + 1 > window ? pos + 1 - window : 0;
+// The tasks of all spans in their order; the longest of a span, its last tokens, first.
+typedef struct tasks {
+    const view *v;
+    size_t span, row, tile, part; // of the next one; tiles are counted from the span's end
+    float *maps;
+} tasks;
+
+static int next_task(tasks *all, task *k) {
+    const view *v = all->v;
+    if (all->span == v->n_spans) return 0;
+    const fl_span *span = &v->spans[all->span];
+    const fl_config *c = &v->m->config;
+    const size_t tiles = (span->n + v->tokens - 1) / v->tokens, t0 = (tiles - 1 - all->tile) * v->tokens;
+    const size_t window = v->l->window, first = span->pos + t0, h0 = all->part % v->parts * v->heads;
+    *k = (task){.span = span, .row = all->row, .t0 = t0, .t1 = smaller(t0 + v->tokens, span->n), .maps = all->maps,
+                .kv_head = all->part / v->parts, .h0 = h0, .h1 = smaller(h0 + v->heads, v->group)};
+    k->rows = (k->t1 - k->t0) * (k->h1 - k->h0);
+    k->begin = window > 0 && first + 1 > window ? (first + 1 - window) / FL_BLOCK * FL_BLOCK : 0;
+    k->end = span->pos + (c->causal ? k->t1 : span->n);
+    if (++all->part < c->n_kv_heads * v->parts) return 1;
+    all->part = 0;
+    if (++all->tile < tiles) return 1;
+    all->tile = 0;
+    all->row += span->n;
+    if (all->maps) all->maps += c->n_heads * span->n * (span->pos + span->n);
+    all->span++;
+    return 1;
 }
 
-// The block that begins at position `start`, as the kernels take it.
-static fl_attend attend_block(const view *v, fl_lane_scratch *lane, const task *k, size_t start) {
-    const size_t rows = (k->t1 - k->t0) * (k->h1 - k->h0), size = v->m->kv_type == FL_F32 ? sizeof(float) : sizeof(uint16_t);
-    for (size_t r = 0; r < rows; r++) {
-        size_t from, to;
-        sight(v, k, r, &from, &to);
-        lane->from[r] = from > start ? from - start : 0;
-        lane->limit[r] = to > start ? to - start : 0;
+static size_t runs_of(const task *k) { return (k->end - 1) / FL_RUN - k->begin / FL_RUN + 1; }
+
+// Normed, rotated and scaled queries of a task, and what they see.
+static void prepare_rows(const view *v, fl_lane_scratch *lane, const task *k) {
+    const fl_config *c = &v->m->config;
+    const size_t heads = k->h1 - k->h0, first_head = k->kv_head * v->group + k->h0, window = v->l->window;
+    for (size_t r = 0; r < k->rows; r++) {
+        const size_t t = k->t0 + r / heads, pos = k->span->pos + t, head = first_head + r % heads;
+        float *q = lane->q + r * v->stride;
+        turn(v, v->s->q + (k->row + t) * v->s->q_dim, head * v->head_dim, v->l->q_norm, k->row + t, q);
+        for (size_t i = 0; i < v->head_dim; i++) q[i] *= c->attn_scale;
+        lane->from[r] = window > 0 && pos + 1 > window ? pos + 1 - window : 0;
+        lane->limit[r] = c->causal ? pos + 1 : k->end;
     }
-    char *block = k->span->blocks[start / FL_BLOCK];
+}
+
+// A task's positions [begin, end) for the kernels, and where the results go: max, sum (rows) and out (rows, stride).
+static fl_attend attend_call(const view *v, const fl_lane_scratch *lane, const task *k, size_t begin, size_t end,
+                             float *max, float *sum, float *out) {
     return (fl_attend){
-        .rows = rows,
+        .rows = k->rows,
         .head_dim = v->head_dim,
         .stride = v->stride,
         .q = lane->q,
         .from = lane->from,
         .limit = lane->limit,
+        .begin = begin,
+        .end = end,
+        .blocks = k->span->blocks,
+        .keys = keys_at(v, k->kv_head),
+        .values = values_at(v, k->kv_head),
+        .mask = v->m->config.pad_token >= 0 ? fl_kv_mask(v->m) : 0,
         .softcap = v->m->config.attn_softcap,
-        .mask = v->m->config.pad_token >= 0 ? fl_kv_mask(v->m, block) : NULL,
-        .keys = block + keys_at(v, k->kv_head) * size,
-        .values = block + values_at(v, k->kv_head) * size,
-        .scores = lane->scores,
-        .max = lane->max,
-        .sum = lane->sum,
-        .out = lane->out,
+        .work = lane->attend,
+        .max = max,
+        .sum = sum,
+        .out = out,
     };
 }
 
-// The probabilities of a task's rows into `maps`, the span's (n_heads, n, pos + n).
-static void write_maps(const view *v, fl_lane_scratch *lane, const task *k, float *maps) {
+static void write_out(const view *v, const task *k, const float *sum, const float *out) {
+    const size_t heads = k->h1 - k->h0, first_head = k->kv_head * v->group + k->h0;
+    for (size_t r = 0; r < k->rows; r++) {
+        float *to = v->s->att + (k->row + k->t0 + r / heads) * v->s->q_dim + (first_head + r % heads) * v->head_dim;
+        for (size_t i = 0; i < v->head_dim; i++) to[i] = out[r * v->stride + i] / sum[r];
+    }
+}
+
+// The probabilities of a task's rows into the span's maps, (n_heads, n, pos + n).
+static void write_maps(const view *v, const fl_lane_scratch *lane, const task *k) {
     const size_t heads = k->h1 - k->h0, all = k->span->pos + k->span->n;
     for (size_t start = 0; start < all; start += FL_BLOCK) {
-        const fl_attend a = attend_block(v, lane, k, start);
-        v->m->kernels->attention[v->m->kv_type](&a);
+        const fl_attend a = attend_call(v, lane, k, start, smaller(start + FL_BLOCK, all), lane->max, lane->sum, NULL);
+        v->m->kernels->probabilities[v->m->kv_type](&a, lane->map);
         for (size_t r = 0; r < a.rows; r++) {
             const size_t head = k->kv_head * v->group + k->h0 + r % heads, t = k->t0 + r / heads;
-            memcpy(maps + (head * k->span->n + t) * all + start, a.scores + r * FL_BLOCK,
-                   smaller(FL_BLOCK, all - start) * sizeof(float));
+            memcpy(k->maps + (head * k->span->n + t) * all + start, lane->map + r * FL_BLOCK,
+                   (a.end - start) * sizeof(float));
         }
     }
 }
 
-static void run_task(const view *v, fl_lane_scratch *lane, const task *k, float *maps) {
-    const size_t heads = k->h1 - k->h0, rows = (k->t1 - k->t0) * heads, first_head = k->kv_head * v->group + k->h0;
-    size_t from, first, end, last;
-    for (size_t r = 0; r < rows; r++) {
-        const size_t token = k->row + k->t0 + r / heads, at = (first_head + r % heads) * v->head_dim;
-        float *q = lane->q + r * v->stride;
-        turn(v, v->s->q + token * v->s->q_dim, at, v->l->q_norm, token, q);
-        for (size_t i = 0; i < v->head_dim; i++) q[i] *= v->m->config.attn_scale;
-        lane->max[r] = -INFINITY;
-        lane->sum[r] = 0;
+static void run_task(const view *v, fl_lane_scratch *lane, const task *k) {
+    prepare_rows(v, lane, k);
+    const fl_attend a = attend_call(v, lane, k, k->begin, k->end, lane->max, lane->sum, lane->out);
+    v->m->kernels->attend[v->m->kv_type](&a);
+    write_out(v, k, lane->sum, lane->out);
+    if (k->maps) write_maps(v, lane, k);
+}
+
+// The keys and values of all tokens. Threads take half a block of a head each: whole cache lines of keys.
+static void store_all(const view *v, fl_lane_scratch *lane, const fl_team *team, size_t id) {
+    enum { PIECE = FL_BLOCK / 2 };
+    size_t row = 0, number = 0;
+    for (const fl_span *span = v->spans; span < v->spans + v->n_spans; row += span->n, span++)
+        for (size_t pos = span->pos, end; pos < span->pos + span->n; pos = end) {
+            end = smaller((pos / PIECE + 1) * PIECE, span->pos + span->n);
+            for (size_t head = 0; head < v->m->config.n_kv_heads; head++) {
+                if (number++ % team->threads != id) continue;
+                for (size_t p = pos; p < end; p++)
+                    store(v, lane, row + p - span->pos, span->blocks[p / FL_BLOCK], p, head);
+            }
+        }
+}
+
+// Where a task's run `i`, whose tasks before it have `rows` rows times runs, leaves its results until they are merged.
+static float *partial_at(const view *v, size_t rows) { return v->s->partial + rows * (v->stride + 2); }
+
+// The first run's results, with those of the others merged into them.
+static void merge_runs(const view *v, const task *k, size_t rows) {
+    float *first = partial_at(v, rows), *out = first + 2 * k->rows;
+    for (size_t i = 1; i < runs_of(k); i++) {
+        const float *next = partial_at(v, rows + i * k->rows);
+        v->m->kernels->merge(k->rows, v->stride, first, first + k->rows, out, next, next + k->rows, next + 2 * k->rows);
     }
-    memset(lane->out, 0, rows * v->stride * sizeof(float));
-    sight(v, k, 0, &first, &end);
-    sight(v, k, rows - 1, &from, &last);
-    for (size_t start = first / FL_BLOCK * FL_BLOCK; start < last; start += FL_BLOCK) {
-        const fl_attend a = attend_block(v, lane, k, start);
-        v->m->kernels->attend[v->m->kv_type](&a);
-    }
-    for (size_t r = 0; r < rows; r++) {
-        float *out = v->s->att + (k->row + k->t0 + r / heads) * v->s->q_dim + (first_head + r % heads) * v->head_dim;
-        for (size_t i = 0; i < v->head_dim; i++) out[i] = lane->out[r * v->stride + i] / lane->sum[r];
-    }
-    if (maps) write_maps(v, lane, k, maps);
+    write_out(v, k, first + k->rows, out);
+}
+
+// What threads take at a time: whole tasks, or, where there are few of them and they are long, runs of tasks.
+typedef struct pieces {
+    tasks all;
+    int apart;
+    float *maps;
+    task k;             // the task of the last piece that was found
+    size_t first, count; // the number of its first piece, and how many it has
+    size_t rows;        // rows times runs of the tasks before it
+} pieces;
+
+// Goes on to the next task; 0 after the last.
+static int next_pieces(pieces *p) {
+    p->first += p->count;
+    p->rows += p->count * p->k.rows;
+    if (!next_task(&p->all, &p->k)) return 0;
+    p->count = p->apart ? runs_of(&p->k) : 1;
+    return 1;
+}
+
+// The task of piece `number`; mostly it comes after those found before.
+static void find_piece(pieces *p, size_t number) {
+    if (number < p->first) *p = (pieces){.all = {.v = p->all.v, .maps = p->maps}, .apart = p->apart, .maps = p->maps};
+    while (number >= p->first + p->count && next_pieces(p)) {}
+}
+
+// Run i of a task, to where it waits to be merged.
+static void run_piece(const view *v, fl_lane_scratch *lane, const task *k, size_t i, size_t rows) {
+    const size_t run = k->begin / FL_RUN + i;
+    float *to = partial_at(v, rows + i * k->rows);
+    prepare_rows(v, lane, k);
+    const fl_attend a = attend_call(v, lane, k, larger(k->begin, run * FL_RUN), smaller(k->end, (run + 1) * FL_RUN), to,
+                                    to + k->rows, to + 2 * k->rows);
+    v->m->kernels->attend[v->m->kv_type](&a);
 }
 
 void fl_attention(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t layer, float *maps,
@@ -153,6 +269,8 @@ void fl_attention(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t
     const view v = {
         .m = m,
         .s = s,
+        .spans = spans,
+        .n_spans = n_spans,
         .layer = layer,
         .l = l,
         .cos = l->rope > 0 ? s->cos[l->rope - 1] : NULL,
@@ -161,37 +279,38 @@ void fl_attention(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t
         .stride = fl_round_up(c->head_dim, FL_LANES),
         .group = group,
         .heads = heads,
+        .parts = (group + heads - 1) / heads,
         .tokens = FL_ATTEND_ROWS / heads,
     };
-    const size_t parts = (group + heads - 1) / heads, per_tile = c->n_kv_heads * parts;
     fl_lane_scratch *lane = &s->lanes[id];
-
-    // Tasks go round the threads, so that the long ones at the end of a prompt are shared out too. With one token and
-    // one task a KV head, the task's own thread stores that head's key and value: no need to wait for the others.
-    const int alone = n_spans == 1 && spans[0].n == 1 && parts == 1;
-    size_t row = 0;
-    if (!alone) {
-        for (size_t i = 0; i < n_spans; row += spans[i].n, i++)
-            for (size_t t = 0; t < spans[i].n; t++) {
-                if ((row + t) % team->threads != id) continue;
-                const size_t pos = spans[i].pos + t;
-                for (size_t head = 0; head < c->n_kv_heads; head++)
-                    store(&v, lane, row + t, spans[i].blocks[pos / FL_BLOCK], pos, head);
-            }
+    // With one token a span and one task a KV head, the task stores that head's key and value itself: no need to wait
+    // for other threads.
+    int decode = v.parts == 1;
+    for (size_t i = 0; i < n_spans; i++) decode = decode && spans[i].n == 1;
+    if (!decode) {
+        store_all(&v, lane, team, id);
         fl_barrier(team, id);
     }
-    size_t number = 0;
-    row = 0;
-    for (size_t i = 0; i < n_spans; row += spans[i].n, i++) {
-        const fl_span *span = &spans[i];
-        for (size_t t = 0; t < span->n; t += v.tokens)
-            for (size_t j = 0; j < per_tile; j++, number++) {
-                if (number % team->threads != id) continue;
-                const size_t kv_head = j / parts, h0 = j % parts * heads;
-                if (alone) store(&v, lane, row, span->blocks[span->pos / FL_BLOCK], span->pos, kv_head);
-                const task k = {span, row, t, smaller(t + v.tokens, span->n), kv_head, h0, smaller(h0 + heads, group)};
-                run_task(&v, lane, &k, maps);
-            }
-        if (maps) maps += c->n_heads * span->n * (span->pos + span->n);
+    size_t longest = 0;
+    pieces p = {.all = {.v = &v}, .apart = 1};
+    while (next_pieces(&p)) longest = larger(longest, p.count);
+    const int apart = team->threads > 1 && !maps && longest > 1 && p.rows <= s->partials;
+    if (!apart)
+        for (p = (pieces){.all = {.v = &v}}; next_pieces(&p);) {}
+
+    fl_deal deal = fl_deal_start(team, id, p.first, 1);
+    p = (pieces){.all = {.v = &v, .maps = maps}, .apart = apart, .maps = maps};
+    for (size_t number, end; fl_deal_next(&deal, &number, &end);) {
+        find_piece(&p, number);
+        const task *k = &p.k;
+        const int last = number + 1 == p.first + p.count;
+        if (decode && last) store(&v, lane, k->row, k->span->blocks[k->span->pos / FL_BLOCK], k->span->pos, k->kv_head);
+        if (apart) run_piece(&v, lane, k, number - p.first, p.rows);
+        else run_task(&v, lane, k);
     }
+    if (!apart) return;
+    fl_barrier(team, id);
+    size_t number = 0;
+    for (p = (pieces){.all = {.v = &v}, .apart = 1}; next_pieces(&p);)
+        if (number++ % team->threads == id) merge_runs(&v, &p.k, p.rows);
 }

@@ -11,9 +11,7 @@
 void fl_attention(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t layer, float *maps,
                   fl_team *team, size_t id);
 
-// What is added to the scores of a block's 64 positions, with a pad_token.
-static inline float *fl_kv_mask(const fl_model *m, void *block) {
-    return (float *)((char *)block + fl_kv_block_bytes(m)) - FL_BLOCK;
-}
+// Where in a block lies what is added to the scores of its 64 positions, with a pad_token; in bytes.
+static inline size_t fl_kv_mask(const fl_model *m) { return fl_kv_block_bytes(m) - FL_BLOCK * sizeof(float); }
 
 #endif

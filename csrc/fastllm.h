@@ -110,7 +110,7 @@ fl_status fl_multiply(const fl_kernels *k, const fl_matrix *w, const float *x, s
                       float *out);
 
 // Attention on its own, of one head: row r of q (rows, head_dim) over the first seen[r] of n keys and values
-// (n, head_dim), stored as kv_type; to out (rows, head_dim). 1 <= seen[r] <= n.
+// (n, head_dim), stored as kv_type, FL_F32 or FL_F16; to out (rows, head_dim). 1 <= seen[r] <= n.
 fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size_t n, size_t head_dim, const float *q,
                          const float *keys, const float *values, const size_t *seen, float *out);
 
@@ -177,7 +177,7 @@ typedef struct fl_layer {
 typedef struct fl_model {
     fl_config config;
     const fl_kernels *kernels;
-    fl_type kv_type;              // FL_F32 or FL_F16
+    fl_type kv_type;              // FL_F32, FL_F16 or FL_Q8
     fl_matrix embed;              // (vocab_size, dim)
     fl_matrix positions;          // (positions, dim)
     fl_norm embed_norm;
@@ -195,8 +195,9 @@ fl_status fl_model_check(const fl_model *m);
 // ---- KV cache ------------------------------------------------------------------------------------------------------
 
 // A block holds 64 consecutive positions, aligned to a multiple of 64, of all layers and KV heads of one sequence.
-// For each layer and head: keys (head_dim, 64), transposed; then values (64, head_dim rounded up to 16). At the end,
-// with a pad_token: what is added to the scores of each position, 64 f32.
+// For each layer and head: keys (head_dim, 64), transposed; then values (64, head_dim rounded up to 16). FL_Q8 has int8
+// and, after the keys and after the values, f32 scales: one for 32 channels (the rest at the end) of a position, (groups,
+// 64) and (64, groups). At the end, with a pad_token: what is added to the scores of each position, 64 f32.
 size_t fl_kv_block_bytes(const fl_model *m);
 
 // A pool that hands out blocks and takes them back; it grows in slabs and frees them all at the end. Not thread-safe:

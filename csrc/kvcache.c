@@ -1,7 +1,7 @@
 // The pool of KV blocks: slabs of them, threaded on a free list.
 #include <stdlib.h>
 
-#include "fastllm.h"
+#include "kernels/kernels.h"
 
 typedef struct slab {
     struct slab *next;
@@ -27,9 +27,8 @@ static size_t slab_blocks(const fl_pool *pool) {
 
 size_t fl_kv_block_bytes(const fl_model *m) {
     const fl_config *c = &m->config;
-    const size_t head = FL_BLOCK * (c->head_dim + fl_round_up(c->head_dim, FL_LANES));
-    const size_t mask = c->pad_token >= 0 ? FL_BLOCK * sizeof(float) : 0;
-    return c->n_layers * c->n_kv_heads * head * (m->kv_type == FL_F16 ? 2 : 4) + mask;
+    const size_t head = fl_keys_bytes(m->kv_type, c->head_dim) + fl_values_bytes(m->kv_type, c->head_dim);
+    return c->n_layers * c->n_kv_heads * head + (c->pad_token >= 0 ? FL_BLOCK * sizeof(float) : 0);
 }
 
 fl_status fl_pool_new(size_t block_bytes, fl_pool **out) {

@@ -54,7 +54,7 @@ static int layer_fits(const fl_config *c, const fl_layer *l) {
 
 fl_status fl_model_check(const fl_model *m) {
     const fl_config *c = &m->config;
-    if (!config_possible(c) || (m->kv_type != FL_F32 && m->kv_type != FL_F16)) return FL_BAD_CONFIG;
+    if (!config_possible(c) || (m->kv_type != FL_F32 && m->kv_type != FL_F16 && m->kv_type != FL_Q8)) return FL_BAD_CONFIG;
     int fits = m->kernels && m->layers && matrix_fits(&m->embed, c->vocab_size, c->dim) &&
                (!m->head.data || matrix_fits(&m->head, c->vocab_size, c->dim)) &&
                (!m->head_dense.data || matrix_fits(&m->head_dense, c->dim, c->dim)) &&
@@ -203,6 +203,8 @@ static void embed_token(const fl_job *f, fl_lane_scratch *lane, int32_t token, s
     if (m->embed_norm.weight) apply_norm(m, &m->embed_norm, x, x);
 }
 
+static float *kv_mask(const fl_model *m, void *block) { return (float *)(void *)((char *)block + fl_kv_mask(m)); }
+
 // Embeddings and rotation angles of all tokens.
 static void embed(const fl_job *f, fl_team *team, size_t id) {
     const fl_model *m = f->m;
@@ -217,7 +219,7 @@ static void embed(const fl_job *f, fl_team *team, size_t id) {
             const size_t pos = span->pos + t;
             embed_token(f, &f->s->lanes[id], span->tokens[t], pos, scale, f->s->x + row * f->s->dim);
             if (c->pad_token >= 0)
-                fl_kv_mask(m, span->blocks[pos / FL_BLOCK])[pos % FL_BLOCK] = span->tokens[t] == c->pad_token ? -1e30f : 0;
+                kv_mask(m, span->blocks[pos / FL_BLOCK])[pos % FL_BLOCK] = span->tokens[t] == c->pad_token ? -1e30f : 0;
             for (size_t j = 0; j < 2; j++) {
                 if (!m->rope_freqs[j]) continue;
                 float *cos = f->s->cos[j] + row * half, *sin = f->s->sin[j] + row * half;

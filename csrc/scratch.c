@@ -63,6 +63,7 @@ static void lay_out(fl_scratch *s, const fl_config *c, carver *at) {
         s->cos[i] = carve(at, t * c->rotary_dim / 2, sizeof(float));
         s->sin[i] = carve(at, t * c->rotary_dim / 2, sizeof(float));
     }
+    s->partial = carve(at, s->partials * (head + 2), sizeof(float));
     s->wanted = carve(at, t, sizeof(size_t));
     if (c->n_experts > 0) lay_out_routes(&s->routes, c, t, s->dim, at);
     s->lanes = carve(at, s->threads, sizeof(fl_lane_scratch));
@@ -72,8 +73,9 @@ static void lay_out(fl_scratch *s, const fl_config *c, carver *at) {
             .q8 = carve(at, groups, sizeof(fl_q8_group)),
             .q = carve(at, FL_ATTEND_ROWS * head, sizeof(float)),
             .out = carve(at, FL_ATTEND_ROWS * head, sizeof(float)),
-            .key = carve(at, head, sizeof(float)),
-            .scores = carve(at, FL_ATTEND_ROWS * FL_BLOCK, sizeof(float)),
+            .key = carve(at, fl_round_up(c->head_dim, FL_GROUP), sizeof(float)),
+            .attend = carve(at, fl_attend_floats(FL_ATTEND_ROWS, head), sizeof(float)),
+            .map = carve(at, FL_ATTEND_ROWS * FL_BLOCK, sizeof(float)),
             .max = carve(at, FL_ATTEND_ROWS, sizeof(float)),
             .sum = carve(at, FL_ATTEND_ROWS, sizeof(float)),
             .from = carve(at, FL_ATTEND_ROWS, sizeof(size_t)),
@@ -95,6 +97,7 @@ fl_status fl_scratch_reserve(fl_scratch *s, const fl_model *m, size_t tokens, si
         .q_dim = fl_round_up(c->n_heads * c->head_dim, FL_GROUP),
         .kv_dim = fl_round_up(c->n_kv_heads * c->head_dim, FL_GROUP),
         .hidden = fl_round_up(c->hidden_dim, FL_GROUP),
+        .partials = 4 * c->n_heads * ((c->max_seq + FL_RUN - 1) / FL_RUN),
     };
     carver sizes = {0};
     lay_out(&next, c, &sizes);

@@ -5,7 +5,7 @@
 #include "kernels/kernels.h"
 #include "threads.h"
 
-enum { FL_ATTEND_ROWS = 32 }; // queries that share a pass over the keys and values
+enum { FL_ATTEND_ROWS = 48 }; // queries that share a pass over the keys and values
 
 // Of one thread. With one token in the batch, every thread computes the inputs of a matrix product for itself: cheaper
 // than to wait for another to do it.
@@ -13,8 +13,9 @@ typedef struct fl_lane_scratch {
     float *norm;        // (dim,)
     fl_q8_group *q8;    // (widest / 32,)
     float *q, *out;     // (FL_ATTEND_ROWS, head_dim rounded up to 16)
-    float *key;         // (head_dim rounded up to 16,)
-    float *scores;      // (FL_ATTEND_ROWS, 64)
+    float *key;         // (head_dim rounded up to 32,)
+    float *attend;      // what the attention kernels work in
+    float *map;         // (FL_ATTEND_ROWS, 64)
     float *max, *sum;   // (FL_ATTEND_ROWS,)
     size_t *from, *limit; // (FL_ATTEND_ROWS,)
     uint16_t *half;     // (head_dim rounded up to 16,)
@@ -52,6 +53,8 @@ struct fl_scratch {
     float *norm;        // (tokens, dim)
     fl_q8_group *q8;    // (tokens, widest / 32)
     float *cos[2], *sin[2]; // (tokens, rotary_dim / 2), by each of the model's frequencies
+    float *partial;     // (partials, head_dim rounded up to 16, and 2) rows of attention to runs that are to be merged:
+    size_t partials;    // enough for four tokens at the end of the context
     size_t *wanted;     // (tokens,) rows whose logits are computed
     fl_routes routes;
     fl_pace pace;

@@ -64,7 +64,7 @@ uint64_t fl_int8_peak(const fl_kernels *k, size_t rounds, size_t threads) {
     return atomic_load(&job.done);
 }
 
-// Keys and values of up to 64 positions as a KV block holds them.
+// Keys and values of up to 64 positions as a KV block of floats holds them.
 static void fill_block(const fl_kernels *k, fl_type type, size_t n, size_t head_dim, const float *keys,
                        const float *values, char *block) {
     const size_t stride = fl_round_up(head_dim, FL_LANES), at_values = FL_BLOCK * head_dim;
@@ -84,42 +84,42 @@ static void fill_block(const fl_kernels *k, fl_type type, size_t n, size_t head_
 fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size_t n, size_t head_dim, const float *q,
                          const float *keys, const float *values, const size_t *seen, float *out) {
     const size_t stride = fl_round_up(head_dim, FL_LANES), size = kv_type == FL_F32 ? 4 : 2;
-    char *block = fl_alloc(FL_BLOCK * (head_dim + stride) * size);
-    float *work = fl_alloc(rows * (2 * stride + FL_BLOCK + 2) * sizeof(float));
-    size_t *limit = malloc(rows * sizeof *limit), *from = calloc(rows, sizeof *from);
-    const fl_status status = block && work && limit && from ? FL_OK : FL_NO_MEMORY;
+    const size_t bytes = FL_BLOCK * (head_dim + stride) * size, n_blocks = (n + FL_BLOCK - 1) / FL_BLOCK;
+    char *cache = fl_alloc(n_blocks * bytes);
+    float *work = fl_alloc((rows * (2 * stride + 2) + fl_attend_floats(rows, stride)) * sizeof(float));
+    size_t *from = calloc(rows, sizeof *from);
+    void **blocks = malloc(n_blocks * sizeof *blocks);
+    const fl_status status = cache && work && from && blocks ? FL_OK : FL_NO_MEMORY;
     if (status == FL_OK) {
-        float *padded = work, *sums = padded + rows * stride, *scores = sums + rows * stride;
-        float *max = scores + rows * FL_BLOCK, *sum = max + rows;
-        for (size_t r = 0; r < rows; r++) {
-            memcpy(padded + r * stride, q + r * head_dim, head_dim * sizeof(float));
-            max[r] = -INFINITY;
+        float *sums = work + fl_attend_floats(rows, stride), *padded = sums + rows * stride;
+        float *max = padded + rows * stride, *sum = max + rows;
+        for (size_t r = 0; r < rows; r++) memcpy(padded + r * stride, q + r * head_dim, head_dim * sizeof(float));
+        for (size_t i = 0; i < n_blocks; i++) {
+            const size_t start = i * FL_BLOCK, count = n - start < FL_BLOCK ? n - start : FL_BLOCK;
+            blocks[i] = cache + i * bytes;
+            fill_block(k, kv_type, count, head_dim, keys + start * head_dim, values + start * head_dim, blocks[i]);
         }
-        for (size_t start = 0; start < n; start += FL_BLOCK) {
-            const size_t count = n - start < FL_BLOCK ? n - start : FL_BLOCK;
-            fill_block(k, kv_type, count, head_dim, keys + start * head_dim, values + start * head_dim, block);
-            for (size_t r = 0; r < rows; r++) limit[r] = seen[r] > start ? seen[r] - start : 0;
-            k->attend[kv_type](&(fl_attend){
-                .rows = rows,
-                .head_dim = head_dim,
-                .stride = stride,
-                .q = padded,
-                .from = from,
-                .limit = limit,
-                .keys = block,
-                .values = block + FL_BLOCK * head_dim * size,
-                .scores = scores,
-                .max = max,
-                .sum = sum,
-                .out = sums,
-            });
-        }
+        k->attend[kv_type](&(fl_attend){
+            .rows = rows,
+            .head_dim = head_dim,
+            .stride = stride,
+            .q = padded,
+            .from = from,
+            .limit = seen,
+            .end = n,
+            .blocks = blocks,
+            .values = FL_BLOCK * head_dim * size,
+            .work = work,
+            .max = max,
+            .sum = sum,
+            .out = sums,
+        });
         for (size_t r = 0; r < rows; r++)
             for (size_t i = 0; i < head_dim; i++) out[r * head_dim + i] = sums[r * stride + i] / sum[r];
     }
-    fl_free(block);
+    fl_free(cache);
     fl_free(work);
-    free(limit);
     free(from);
+    free(blocks);
     return status;
 }

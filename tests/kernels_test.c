@@ -184,92 +184,135 @@ static void test_vectors(void) {
 
 // ---- attention -----------------------------------------------------------------------------------------------------
 
-static void test_attend(void) {
-    enum { ROWS = 9, HEAD = 130, STRIDE = 144, BLOCKS = 3, VALUES = FL_BLOCK * STRIDE };
-    static float q[ROWS * STRIDE], scores[ROWS * FL_BLOCK], result[ROWS * (STRIDE + 2)];
-    static float keys[BLOCKS][VALUES], values[BLOCKS][VALUES]; // as the kernel sees them
-    static uint16_t keys16[BLOCKS][VALUES], values16[BLOCKS][VALUES];
-    for (size_t number = 0; number < 400; number++) {
-        const fl_type type = number % 2 ? FL_F16 : FL_F32;
-        const size_t rows = number / 2 % ROWS + 1, head_dim = between(2, HEAD), blocks = between(1, BLOCKS);
-        const size_t stride = fl_round_up(head_dim, FL_LANES);
-        size_t limit[BLOCKS][ROWS], from[BLOCKS][ROWS], seen[BLOCKS] = {0};
-        const float cap = number % 5 == 0 ? 3 : 0;
-        static float mask[FL_BLOCK], maps[BLOCKS][ROWS * FL_BLOCK];
-        const int masked = number % 7 == 0;
-        for (size_t j = 0; j < FL_BLOCK; j++) mask[j] = between(0, 3) == 0 ? -1e30f : 0;
-        describe("attend_%s number %zu rows %zu head_dim %zu blocks %zu", type_name(type), number, rows, head_dim, blocks);
-        memset(q, 0, sizeof q);
-        for (size_t r = 0; r < rows; r++) fill(q + r * stride, head_dim, 0.5f);
-        for (size_t b = 0; b < blocks; b++) {
-            for (size_t r = 0; r < rows; r++) {
-                const size_t kind = between(0, 3); // 0: nothing, 1: all and more, else: a part
-                limit[b][r] = kind == 0 ? 0 : kind == 1 ? between(64, 100) : between(1, 64);
-                from[b][r] = between(0, 2) ? 0 : between(0, 70); // a window, from beyond what is seen at times
-                seen[b] = limit[b][r] > seen[b] ? limit[b][r] : seen[b];
+enum { ROWS = 19, HEAD = 130, STRIDE = 144, BLOCKS = 3, FIRST = 6 }; // blocks 6, 7 | 8: two runs
+
+// Keys and values of a block, as the kernels see them and as they are.
+typedef struct attend_block {
+    _Alignas(FL_ALIGN) char bytes[FL_BLOCK * ((HEAD + STRIDE) * 4 + 1)];
+    double keys[FL_BLOCK][HEAD], values[FL_BLOCK][HEAD];
+} attend_block;
+
+// Element i of keys or values, x or what the type makes of it; int8 takes the bits of x for a number of its own.
+static double put(fl_type type, char *bytes, size_t i, float x, float scale) {
+    const float f16 = fl_f32_from_f16(fl_f16_from_f32(x));
+    const int8_t q = (int8_t)(127 * x);
+    if (type == FL_F32) memcpy(bytes + 4 * i, &x, 4);
+    if (type == FL_F16) memcpy(bytes + 2 * i, (uint16_t[]){fl_f16_from_f32(x)}, 2);
+    if (type == FL_Q8) memcpy(bytes + i, &q, 1);
+    return type == FL_F32 ? (double)x : type == FL_F16 ? (double)f16 : (double)q * (double)scale;
+}
+
+// Random keys and values of `seen` positions; past them lies what an earlier sequence left.
+static void fill_block(attend_block *b, fl_type type, size_t head_dim, size_t seen) {
+    const size_t stride = fl_round_up(head_dim, FL_LANES), groups = (head_dim + FL_GROUP - 1) / FL_GROUP;
+    char *values = b->bytes + fl_keys_bytes(type, head_dim);
+    poison(b->bytes, sizeof b->bytes);
+    for (size_t j = 0; j < seen; j++)
+        for (size_t c = 0; c < stride; c++) {
+            static float key_scale, value_scale;
+            if (c % FL_GROUP == 0) {
+                key_scale = (unit() + 2) * 0x1p-8f;
+                value_scale = (unit() + 2) * 0x1p-8f;
             }
-            // Past what is seen lies whatever an earlier sequence left.
-            poison(keys[b], sizeof keys[b]);
-            poison(values[b], sizeof values[b]);
-            for (size_t j = 0; j < FL_BLOCK && j < seen[b]; j++)
-                for (size_t c = 0; c < stride; c++) {
-                    values[b][j * stride + c] = c < head_dim ? unit() : 0;
-                    if (c < head_dim) keys[b][c * FL_BLOCK + j] = unit();
-                }
-            for (size_t i = 0; i < VALUES; i++) {
-                keys16[b][i] = fl_f16_from_f32(keys[b][i]);
-                values16[b][i] = fl_f16_from_f32(values[b][i]);
-                if (type == FL_F16) keys[b][i] = fl_f32_from_f16(keys16[b][i]);
-                if (type == FL_F16) values[b][i] = fl_f32_from_f16(values16[b][i]);
-            }
+            const double value = put(type, values, j * stride + c, c < head_dim ? unit() : 0, value_scale);
+            if (c >= head_dim) continue;
+            b->values[j][c] = value;
+            b->keys[j][c] = put(type, b->bytes, c * FL_BLOCK + j, unit(), key_scale);
+            if (type != FL_Q8) continue;
+            memcpy(b->bytes + FL_BLOCK * head_dim + (c / FL_GROUP * FL_BLOCK + j) * 4, &key_scale, 4);
+            memcpy(values + FL_BLOCK * stride + (j * groups + c / FL_GROUP) * 4, &value_scale, 4);
         }
-        float *out = result, *max = result + rows * stride, *sum = max + rows;
-        for (size_t i = 0; i < n_isas; i++) {
-            memset(result, 0, sizeof result);
-            for (size_t r = 0; r < rows; r++) max[r] = -INFINITY;
-            for (size_t b = 0; b < blocks; b++) {
-                poison(scores, sizeof scores);
-                isas[i]->attend[type](&(fl_attend){
-                    .rows = rows, .head_dim = head_dim, .stride = stride, .q = q, .from = from[b], .limit = limit[b],
-                    .softcap = cap, .mask = masked ? mask : NULL,
-                    .keys = type == FL_F32 ? (void *)keys[b] : (void *)keys16[b],
-                    .values = type == FL_F32 ? (void *)values[b] : (void *)values16[b],
-                    .scores = scores, .max = max, .sum = sum, .out = out});
-            }
-            same(i, isas[i]->name, result, rows * (stride + 2) * sizeof *result);
-        }
-        for (size_t b = 0; b < blocks; b++)
-            for (size_t i = 0; i < n_isas; i++) {
-                poison(maps[b], sizeof maps[b]);
-                isas[i]->attention[type](&(fl_attend){
-                    .rows = rows, .head_dim = head_dim, .stride = stride, .q = q, .from = from[b], .limit = limit[b],
-                    .softcap = cap, .mask = masked ? mask : NULL,
-                    .keys = type == FL_F32 ? (void *)keys[b] : (void *)keys16[b],
-                    .scores = maps[b], .max = max, .sum = sum});
-                for (size_t r = 0; r < rows; r++) // rows that see nothing at all have no softmax
-                    if (sum[r] == 0) memset(maps[b] + r * FL_BLOCK, 0, FL_BLOCK * sizeof(float));
-                same(i, isas[i]->name, maps[b], rows * FL_BLOCK * sizeof(float));
-            }
-        for (size_t r = 0; r < rows; r++) {
-            double total = 0, want[HEAD] = {0}, size[HEAD] = {0};
-            for (size_t b = 0; b < blocks; b++)
-                for (size_t j = from[b][r]; j < limit[b][r] && j < FL_BLOCK; j++) {
-                    double score = 0;
-                    for (size_t c = 0; c < head_dim; c++)
-                        score += (double)q[r * stride + c] * (double)keys[b][c * FL_BLOCK + j];
-                    if (cap > 0) score = (double)cap * tanh(score / (double)cap);
-                    if (masked) score += (double)mask[j];
-                    const double p = exp(score - (double)max[r]);
-                    total += p;
-                    measure(ATTEND, fabs((double)maps[b][r * FL_BLOCK + j] - p / (double)sum[r]));
-                    for (size_t c = 0; c < head_dim; c++) want[c] += p * (double)values[b][j * stride + c];
-                    for (size_t c = 0; c < head_dim; c++) size[c] += p * fabs((double)values[b][j * stride + c]);
-                }
-            measure(ATTEND, fabs((double)sum[r] - total) / (total + 1e-30));
-            for (size_t c = 0; c < head_dim; c++)
-                measure(ATTEND, fabs((double)out[r * stride + c] - want[c]) / (size[c] + 1e-30));
+}
+
+// What row r should be, in double precision.
+static void check_attend(const fl_attend *a, const attend_block *blocks, const float *mask, const float *maps, size_t r) {
+    double total = 0, want[HEAD] = {0}, size[HEAD] = {0};
+    for (size_t p = a->from[r] > a->begin ? a->from[r] : a->begin; p < a->limit[r] && p < a->end; p++) {
+        const attend_block *b = &blocks[p / FL_BLOCK - FIRST];
+        const size_t j = p % FL_BLOCK;
+        double score = 0;
+        for (size_t c = 0; c < a->head_dim; c++) score += (double)a->q[r * a->stride + c] * b->keys[j][c];
+        if (a->softcap > 0) score = (double)a->softcap * tanh(score / (double)a->softcap);
+        if (mask) score += (double)mask[j];
+        const double e = exp(score - (double)a->max[r]);
+        total += e;
+        measure(ATTEND, fabs((double)maps[((p / FL_BLOCK - FIRST) * ROWS + r) * FL_BLOCK + j] - e / (double)a->sum[r]));
+        for (size_t c = 0; c < a->head_dim; c++) {
+            want[c] += e * b->values[j][c];
+            size[c] += e * fabs(b->values[j][c]);
         }
     }
+    measure(ATTEND, fabs((double)a->sum[r] - total) / (total + 1e-30));
+    for (size_t c = 0; c < a->head_dim; c++)
+        measure(ATTEND, fabs((double)a->out[r * a->stride + c] - want[c]) / (size[c] + 1e-30));
+}
+
+static void test_attend(void) {
+    static const fl_type types[] = {FL_F32, FL_F16, FL_Q8};
+    static float q[ROWS * STRIDE], result[2][ROWS * (STRIDE + 2)], maps[BLOCKS * ROWS * FL_BLOCK], mask[FL_BLOCK];
+    static attend_block cache[BLOCKS];
+    float *work = take(fl_attend_floats(ROWS, STRIDE) * sizeof *work);
+    for (size_t number = 0; number < 600; number++) {
+        const fl_type type = types[number % 3];
+        const size_t rows = number / 3 % ROWS + 1, head_dim = between(2, HEAD), stride = fl_round_up(head_dim, FL_LANES);
+        const size_t n_blocks = between(1, BLOCKS), begin = FIRST * FL_BLOCK, middle = 8 * FL_BLOCK;
+        const int masked = number % 7 == 0;
+        size_t limit[ROWS], from[ROWS], end = begin + 1;
+        void *blocks[FIRST + BLOCKS];
+        describe("attend_%s number %zu rows %zu head_dim %zu blocks %zu", type_name(type), number, rows, head_dim, n_blocks);
+        for (size_t r = 0; r < rows; r++) {
+            const size_t kind = between(0, 3), past = begin + n_blocks * FL_BLOCK; // 0: nothing, 1: all, else: a part
+            limit[r] = kind == 0 ? begin : kind == 1 ? past : between(begin + 1, past);
+            from[r] = between(0, 2) ? 0 : between(begin, limit[r]); // a window, of nothing at times
+            end = limit[r] > end ? limit[r] : end;
+        }
+        memset(q, 0, sizeof q);
+        for (size_t r = 0; r < rows; r++) fill(q + r * stride, head_dim, 0.5f);
+        for (size_t j = 0; j < FL_BLOCK; j++) mask[j] = between(0, 3) == 0 ? -1e30f : 0;
+        for (size_t b = 0; b < BLOCKS; b++) {
+            const size_t start = begin + b * FL_BLOCK;
+            blocks[FIRST + b] = cache[b].bytes;
+            fill_block(&cache[b], type, head_dim, end < start ? 0 : end - start < FL_BLOCK ? end - start : FL_BLOCK);
+            if (masked) memcpy(cache[b].bytes + sizeof cache[b].bytes - sizeof mask, mask, sizeof mask);
+        }
+        fl_attend a = {
+            .rows = rows, .head_dim = head_dim, .stride = stride, .q = q, .from = from, .limit = limit, .begin = begin,
+            .end = end, .blocks = blocks, .values = fl_keys_bytes(type, head_dim), .softcap = number % 5 == 0 ? 3 : 0,
+            .mask = masked ? sizeof cache[0].bytes - sizeof mask : 0, .work = work};
+        for (size_t i = 0; i < n_isas; i++)
+            for (size_t apart = 0; apart < 2; apart++) { // the runs at once, and one after the other
+                poison(result, sizeof result);
+                poison(work, fl_attend_floats(ROWS, STRIDE) * sizeof *work);
+                a.max = result[0], a.sum = a.max + rows, a.out = a.sum + rows;
+                if (apart && end > middle) {
+                    a.end = middle;
+                    isas[i]->attend[type](&a);
+                    a.begin = middle, a.end = end;
+                    a.max = result[1], a.sum = a.max + rows, a.out = a.sum + rows;
+                    isas[i]->attend[type](&a);
+                    isas[i]->merge(rows, stride, result[0], result[0] + rows, result[0] + 2 * rows, a.max, a.sum, a.out);
+                    a.begin = begin;
+                } else {
+                    isas[i]->attend[type](&a);
+                }
+                same(2 * i + apart, isas[i]->name, result[0], rows * (stride + 2) * sizeof(float));
+            }
+        a.max = result[0], a.sum = a.max + rows, a.out = a.sum + rows;
+        for (size_t b = 0; begin + b * FL_BLOCK < end; b++)
+            for (size_t i = 0; i < n_isas; i++) {
+                fl_attend one = a;
+                float *map = maps + b * ROWS * FL_BLOCK;
+                one.begin = begin + b * FL_BLOCK;
+                one.end = end < one.begin + FL_BLOCK ? end : one.begin + FL_BLOCK;
+                poison(map, ROWS * FL_BLOCK * sizeof *map);
+                isas[i]->probabilities[type](&one, map);
+                for (size_t r = 0; r < rows; r++) // rows that see nothing at all have no softmax
+                    if (a.sum[r] == 0) memset(map + r * FL_BLOCK, 0, FL_BLOCK * sizeof *map);
+                same(i, isas[i]->name, map, rows * FL_BLOCK * sizeof *map);
+            }
+        for (size_t r = 0; r < rows; r++) check_attend(&a, cache, masked ? mask : NULL, maps, r);
+    }
+    fl_free(work);
 }
 
 // ---- sampling ------------------------------------------------------------------------------------------------------

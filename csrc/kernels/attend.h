@@ -1,20 +1,67 @@
-// Attention of rows of queries to one block of keys and values.
+// Attention of rows of queries to a run of KV blocks: an online softmax over blocks of 64 positions within runs of
+// FL_RUN, each of which begins anew; runs are merged in order. So runs can be computed apart, by several threads.
 #ifndef FL_ATTEND_H
 #define FL_ATTEND_H
 
 #include "vectors.h"
 
-// c[r][j] (+)= sum over k < n of a[r][k] * b[k][j], for R rows and V vectors of 16 columns.
-static FL_INLINE void mul_tile(const size_t R, const size_t V, const fl_type type, size_t n, const float *a,
-                               size_t a_stride, const void *b, size_t b_offset, size_t b_stride, float *c,
-                               size_t c_stride, const int add) {
-    vf sum[4][4];
+// ---- keys and values -----------------------------------------------------------------------------------------------
+
+// How a block's keys (head_dim, 64) or values (64, stride) are stored; WIDE: made floats for several products.
+typedef enum form { WIDE, F32, F16, Q8_KEYS, Q8_VALUES } form;
+
+typedef struct matrix {
+    const char *data;
+    size_t stride;    // elements from one row to the next
+    const float *scales; // of int8: (groups, 64) of keys, (64, groups) of values
+    size_t groups;
+    const char *next; // what is needed after it: fetched as far along as the product is
+} matrix;
+
+static FL_INLINE vf load_vector(const form kind, const matrix *m, size_t row, size_t v) {
+    const size_t at = row * m->stride + v * FL_LANES;
+    const int8_t *bytes = (const int8_t *)m->data + at;
+    if (kind == Q8_KEYS) return vf_mul(vf_load_i8(bytes), vf_load(m->scales + row / FL_GROUP * FL_BLOCK + v * FL_LANES));
+    if (kind == Q8_VALUES) return vf_mul(vf_load_i8(bytes), vf_set1(m->scales[row * m->groups + v * FL_LANES / FL_GROUP]));
+    if (kind == F16) return vf_load_f16((const uint16_t *)(const void *)m->data + at);
+    return vf_load((const float *)(const void *)m->data + at);
+}
+
+static FL_INLINE void fetch_next(const form kind, const matrix *m, size_t row, size_t v, size_t vectors) {
+    const size_t size = kind == F32 ? 4 : kind == F16 ? 2 : 1, at = row * m->stride + v * FL_LANES;
+    for (size_t i = 0; kind != WIDE && i < vectors; i += FL_ALIGN / FL_LANES / size)
+        FL_PREFETCH(m->next + (at + i * FL_LANES) * size);
+}
+
+// The first rows and vectors of it as floats, for strips to come. Several products take less time so.
+static FL_INLINE matrix widen(const form kind, const matrix *m, size_t rows, size_t vectors, float *out) {
+    for (size_t k = 0; k < rows; k++)
+        for (size_t v = 0; v < vectors; v++) {
+            if (v % 4 == 0) fetch_next(kind, m, k, v, 4);
+            vf_store(out + k * m->stride + v * FL_LANES, load_vector(kind, m, k, v));
+        }
+    return (matrix){.data = (const char *)out, .stride = m->stride};
+}
+
+// ---- products ------------------------------------------------------------------------------------------------------
+
+// Rows of queries that share a tile of registers: 6 x 4 zmm, or 6 x 1 pairs of ymm, leave some for what they multiply.
+enum { STRIP_ROWS = 6 };
+
+// c[r][j] = c[r][j] * scale[r] + sum over k < n of a[r][k] * b[k][j], for R rows and V vectors of 16 columns from
+// vector v0 on; without scale the sum alone.
+static FL_INLINE void mul_tile(const size_t R, const size_t V, const form kind, size_t n, const float *a,
+                               size_t a_stride, const matrix *b, size_t v0, const float *scale, float *c,
+                               size_t c_stride) {
+    vf sum[STRIP_ROWS][4];
+    c += v0 * FL_LANES;
     FL_UNROLL for (size_t r = 0; r < R; r++)
         FL_UNROLL for (size_t v = 0; v < V; v++)
-            sum[r][v] = add ? vf_load(c + r * c_stride + v * FL_LANES) : vf_set1(0.0f);
+            sum[r][v] = scale ? vf_mul(vf_load(c + r * c_stride + v * FL_LANES), vf_set1(scale[r])) : vf_set1(0.0f);
     for (size_t k = 0; k < n; k++) {
         vf w[4];
-        FL_UNROLL for (size_t v = 0; v < V; v++) w[v] = load_float(type, b, b_offset + k * b_stride + v * FL_LANES);
+        fetch_next(kind, b, k, v0, V);
+        FL_UNROLL for (size_t v = 0; v < V; v++) w[v] = load_vector(kind, b, k, v0 + v);
         FL_UNROLL for (size_t r = 0; r < R; r++) {
             const vf x = vf_set1(a[r * a_stride + k]);
             FL_UNROLL for (size_t v = 0; v < V; v++) sum[r][v] = vf_fma(w[v], x, sum[r][v]);
@@ -24,121 +71,260 @@ static FL_INLINE void mul_tile(const size_t R, const size_t V, const fl_type typ
         FL_UNROLL for (size_t v = 0; v < V; v++) vf_store(c + r * c_stride + v * FL_LANES, sum[r][v]);
 }
 
-#ifndef FL_MUL_VECTORS
-#define FL_MUL_VECTORS 1 // of four rows at once; a single row always takes four
-#endif
-
-static FL_INLINE void mul(const fl_type type, size_t rows, size_t n, size_t vectors, const float *a, size_t a_stride,
-                          const void *b, size_t b_stride, float *c, size_t c_stride, const int add) {
-    size_t r = 0;
-#define MUL(R, V) \
-    mul_tile(R, V, type, n, a + r * a_stride, a_stride, b, v * FL_LANES, b_stride, c + r * c_stride + v * FL_LANES, c_stride, add)
-    for (; r + 4 <= rows; r += 4) {
-        size_t v = 0;
-        for (; v + FL_MUL_VECTORS <= vectors; v += FL_MUL_VECTORS) MUL(4, FL_MUL_VECTORS);
-        for (; v < vectors; v++) MUL(4, 1);
+static FL_INLINE void mul_rows(const size_t R, const form kind, size_t n, size_t vectors, const float *a,
+                               size_t a_stride, const matrix *b, const float *scale, float *c, size_t c_stride) {
+    const size_t fit = FL_MUL_VECTORS / R, most = fit > 4 ? 4 : fit > 1 ? fit : 1;
+    size_t v = 0;
+#define MUL(V) mul_tile(R, V, kind, n, a, a_stride, b, v, scale, c, c_stride)
+    for (; v + most <= vectors; v += most) MUL(most);
+    if (most > 3 && v + 3 <= vectors) {
+        MUL(3);
+        v += 3;
     }
-    for (; r < rows; r++) {
-        size_t v = 0;
-        for (; v + 4 <= vectors; v += 4) MUL(1, 4);
-        for (; v < vectors; v++) MUL(1, 1);
+    if (most > 2 && v + 2 <= vectors) {
+        MUL(2);
+        v += 2;
     }
+    if (most > 1 && v < vectors) MUL(1);
 #undef MUL
 }
 
-// Products with the keys of the block's first positions, capped and masked; how many vectors of them matter.
-static FL_INLINE size_t scores(const fl_type type, const fl_attend *a) {
-    size_t seen = 0;
-    for (size_t r = 0; r < a->rows; r++) seen = a->limit[r] > seen ? a->limit[r] : seen;
-    seen = seen < FL_BLOCK ? seen : FL_BLOCK;
-    const size_t vectors = (seen + FL_LANES - 1) / FL_LANES;
-    mul(type, a->rows, a->head_dim, vectors, a->q, a->stride, a->keys, FL_BLOCK, a->scores, FL_BLOCK, 0);
-    if (a->softcap > 0 || a->mask)
-        for (size_t r = 0; r < a->rows; r++)
+// The product above for 1 to STRIP_ROWS rows.
+#define ROWS(R, kind) \
+    case R: mul_rows(R, kind, n, vectors, a, a_stride, b, scale, c, c_stride); break;
+#define PRODUCT(name, kind)                                                                                           \
+    static void mul_##name(size_t rows, size_t n, size_t vectors, const float *a, size_t a_stride, const matrix *b,   \
+                           const float *scale, float *c, size_t c_stride) {                                           \
+        switch (rows) { ROWS(1, kind) ROWS(2, kind) ROWS(3, kind) ROWS(4, kind) ROWS(5, kind) ROWS(6, kind) }         \
+    }
+PRODUCT(wide, WIDE)
+PRODUCT(f32, F32)
+PRODUCT(f16, F16)
+PRODUCT(q8_keys, Q8_KEYS)
+PRODUCT(q8_values, Q8_VALUES)
+#undef PRODUCT
+#undef ROWS
+
+static FL_INLINE void mul(const form kind, size_t rows, size_t n, size_t vectors, const float *a, size_t a_stride,
+                          const matrix *b, const float *scale, float *c, size_t c_stride) {
+    static void (*const products[])(size_t, size_t, size_t, const float *, size_t, const matrix *, const float *, float *,
+                                    size_t) = {mul_wide, mul_f32, mul_f16, mul_q8_keys, mul_q8_values};
+    products[kind](rows, n, vectors, a, a_stride, b, scale, c, c_stride);
+}
+
+// ---- softmax -------------------------------------------------------------------------------------------------------
+
+// What a call works in; see fl_attend_floats.
+typedef struct workspace {
+    float *wide;   // (64, stride) keys or values
+    float *scores; // (rows, 64)
+    float *sums;   // (rows, 16) sums of probabilities, lane by lane
+    float *scale;  // (rows,) what the block's new maximum makes of earlier sums
+    float *max, *sum, *out; // of a run that is to be merged
+} workspace;
+
+static FL_INLINE workspace workspace_of(const fl_attend *a) {
+    const size_t rows = fl_round_up(a->rows, FL_LANES);
+    workspace w = {.wide = a->work};
+    w.scores = w.wide + FL_BLOCK * a->stride;
+    w.sums = w.scores + rows * FL_BLOCK;
+    w.scale = w.sums + rows * FL_LANES;
+    w.max = w.scale + rows;
+    w.sum = w.max + rows;
+    w.out = w.sum + rows;
+    return w;
+}
+
+// Rows [row, row + rows) of a call, and the positions [first, last) of a run that one of them sees, first being that
+// of a block.
+typedef struct strip {
+    size_t row, rows, first, last;
+} strip;
+
+static inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+static inline size_t strips_of(const fl_attend *a) { return (a->rows + STRIP_ROWS - 1) / STRIP_ROWS; }
+
+static inline strip strip_of(const fl_attend *a, size_t i, size_t begin, size_t end) {
+    const size_t n = strips_of(a), row = a->rows * i / n;
+    strip t = {.row = row, .rows = a->rows * (i + 1) / n - row, .first = end, .last = begin};
+    for (size_t r = row; r < row + t.rows; r++) {
+        t.first = a->from[r] < t.first ? a->from[r] : t.first;
+        t.last = a->limit[r] > t.last ? a->limit[r] : t.last;
+    }
+    t.first = t.first > begin ? t.first / FL_BLOCK * FL_BLOCK : begin;
+    t.last = t.last < end ? t.last : end;
+    return t;
+}
+
+// Products of a strip with a block's keys, capped and masked.
+static FL_INLINE void strip_scores(const form kind, const fl_attend *a, const workspace *w, const strip *t,
+                                   const matrix *keys, const float *mask, size_t vectors) {
+    float *scores = w->scores + t->row * FL_BLOCK;
+    mul(kind, t->rows, a->head_dim, vectors, a->q + t->row * a->stride, a->stride, keys, NULL, scores, FL_BLOCK);
+    if (a->softcap > 0 || mask)
+        for (size_t r = 0; r < t->rows; r++)
             for (size_t v = 0; v < vectors; v++) {
-                float *at = a->scores + r * FL_BLOCK + v * FL_LANES;
+                float *at = scores + r * FL_BLOCK + v * FL_LANES;
                 vf s = vf_load(at);
                 if (a->softcap > 0) s = capped(s, a->softcap);
-                vf_store(at, a->mask ? vf_add(s, vf_load(a->mask + v * FL_LANES)) : s);
+                vf_store(at, mask ? vf_add(s, vf_load(mask + v * FL_LANES)) : s);
             }
-    return vectors;
 }
 
-// Vector v of a row's scores, -infinity where the row does not look.
-static FL_INLINE vf seen_scores(const fl_attend *a, size_t r, size_t v) {
-    const size_t first = v * FL_LANES, from = a->from[r], limit = a->limit[r];
-    const size_t skip = from > first ? from - first : 0, count = limit > first ? limit - first : 0;
-    vf s = lanes_first(vf_load(a->scores + r * FL_BLOCK + first), count < FL_LANES ? count : FL_LANES, -INFINITY);
-    if (skip > 0)
-        s = vf_select_gt(vf_set1((float)(skip < FL_LANES ? skip : FL_LANES)), lanes_index(), vf_set1(-INFINITY), s);
-    return s;
-}
-
-static FL_INLINE int sees_none(const fl_attend *a, size_t r) {
-    return a->limit[r] <= a->from[r] || a->from[r] >= FL_BLOCK;
-}
-
-static FL_INLINE void clear_scores(const fl_attend *a, size_t r, size_t vectors) {
-    for (size_t v = 0; v < vectors; v++) vf_store(a->scores + r * FL_BLOCK + v * FL_LANES, vf_set1(0.0f));
-}
-
-// Scores of one row to probabilities relative to its running maximum; the row's sum and output are brought to it.
-static FL_INLINE void softmax_row(const fl_attend *a, size_t r, size_t vectors) {
-    if (sees_none(a, r)) {
-        clear_scores(a, r, vectors);
-        return;
+// Scores of row r to -infinity at those positions of the block at `start` that it does not see.
+static FL_INLINE void hide(const fl_attend *a, const workspace *w, size_t r, size_t start) {
+    const size_t low = a->from[r] > start ? a->from[r] - start : 0;
+    const size_t high = a->limit[r] > start ? a->limit[r] - start : 0;
+    if (low == 0 && high >= FL_BLOCK) return;
+    const vf none = vf_set1(-INFINITY), from = vf_set1((float)(low < FL_BLOCK ? low : FL_BLOCK));
+    const vf limit = vf_set1((float)(high < FL_BLOCK ? high : FL_BLOCK));
+    float *row = w->scores + r * FL_BLOCK;
+    for (size_t v = 0; v < FL_BLOCK; v += FL_LANES) {
+        const vf position = vf_add(lanes_index(), vf_set1((float)v));
+        const vf s = vf_select_gt(limit, position, vf_load(row + v), none);
+        vf_store(row + v, vf_select_gt(from, position, none, s));
     }
-    float *row = a->scores + r * FL_BLOCK, *out = a->out + r * a->stride;
-    vf largest = vf_set1(a->max[r]);
-    for (size_t v = 0; v < vectors; v++) {
-        const vf s = seen_scores(a, r, v);
-        vf_store(row + v * FL_LANES, s);
-        largest = vf_max(s, largest);
-    }
-    const float max = lanes_max(largest);
-    vf total = vf_set1(0.0f);
-    for (size_t v = 0; v < vectors; v++) {
-        const vf p = vf_exp(vf_sub(vf_load(row + v * FL_LANES), vf_set1(max)));
-        vf_store(row + v * FL_LANES, p);
-        total = vf_add(total, p);
-    }
-    // Lane 0 of the vector exp: the same bits as any other lane would give.
-    float scale[16];
-    vf_store(scale, vf_exp(vf_sub(vf_set1(a->max[r]), vf_set1(max))));
-    if (scale[0] != 1.0f)
-        for (size_t i = 0; i < a->stride; i += FL_LANES)
-            vf_store(out + i, vf_mul(vf_load(out + i), vf_set1(scale[0])));
-    a->sum[r] = a->sum[r] * scale[0] + lanes_sum(total);
-    a->max[r] = max;
 }
 
-static FL_INLINE void attend(const fl_type type, const fl_attend *a) {
-    size_t seen = 0;
-    for (size_t r = 0; r < a->rows; r++)
-        if (!sees_none(a, r) && a->limit[r] > seen) seen = a->limit[r];
-    if (seen == 0) return;
-    seen = seen < FL_BLOCK ? seen : FL_BLOCK;
-    const size_t vectors = scores(type, a);
-    for (size_t r = 0; r < a->rows; r++) softmax_row(a, r, vectors);
-    // Positions past a row's own limit weigh 0 and leave its sum as it is.
-    mul(type, a->rows, seen, a->stride / FL_LANES, a->scores, FL_BLOCK, a->values, a->stride, a->out, a->stride, 1);
-}
+// A maximum to subtract: of a row that has seen nothing, 0, so that e^-infinity comes out as 0.
+static inline float subtrahend(float max) { return max == -INFINITY ? 0.0f : max; }
 
-static FL_INLINE void attention(const fl_type type, const fl_attend *a) {
-    const size_t vectors = scores(type, a);
-    for (size_t r = 0; r < a->rows; r++) {
-        for (size_t v = 0; v < vectors; v++) {
-            const vf p = vf_exp(vf_sub(seen_scores(a, r, v), vf_set1(a->max[r])));
-            vf_store(a->scores + r * FL_BLOCK + v * FL_LANES, vf_div(p, vf_set1(a->sum[r])));
+// A strip's scores to probabilities relative to its rows' maxima so far, which they may raise; sums follow.
+static FL_INLINE void strip_softmax(const fl_attend *a, const workspace *w, const strip *t, size_t start, float *max) {
+    float raised[FL_LANES] = {0};
+    for (size_t r = t->row; r < t->row + t->rows; r++) {
+        hide(a, w, r, start);
+        const float *row = w->scores + r * FL_BLOCK, before = max[r];
+        const vf low = vf_max(vf_load(row), vf_load(row + 16)), high = vf_max(vf_load(row + 32), vf_load(row + 48));
+        const float most = lanes_max(vf_max(low, high));
+        max[r] = most > before ? most : before;
+        raised[r - t->row] = max[r] == before ? 0.0f : before - max[r];
+    }
+    float scale[FL_LANES];
+    vf_store(scale, vf_exp(vf_load(raised)));
+    for (size_t r = t->row; r < t->row + t->rows; r++) {
+        float *row = w->scores + r * FL_BLOCK, *sums = w->sums + r * FL_LANES;
+        const vf most = vf_set1(subtrahend(max[r]));
+        vf p[4];
+        FL_UNROLL for (size_t v = 0; v < 4; v++) {
+            p[v] = vf_exp(vf_sub(vf_load(row + v * FL_LANES), most));
+            vf_store(row + v * FL_LANES, p[v]);
         }
-        for (size_t v = vectors; v < FL_BLOCK / FL_LANES; v++)
-            vf_store(a->scores + r * FL_BLOCK + v * FL_LANES, vf_set1(0.0f));
+        w->scale[r] = scale[r - t->row];
+        const vf total = vf_add(vf_add(p[0], p[1]), vf_add(p[2], p[3]));
+        vf_store(sums, vf_fma(vf_load(sums), vf_set1(w->scale[r]), total));
     }
 }
 
-static void attend_f32(const fl_attend *a) { attend(FL_F32, a); }
-static void attend_f16(const fl_attend *a) { attend(FL_F16, a); }
-static void attention_f32(const fl_attend *a) { attention(FL_F32, a); }
-static void attention_f16(const fl_attend *a) { attention(FL_F16, a); }
+// ---- a run ---------------------------------------------------------------------------------------------------------
+
+static FL_INLINE const float *mask_of(const fl_attend *a, const char *block) {
+    return a->mask ? (const float *)(const void *)(block + a->mask) : NULL;
+}
+
+static FL_INLINE matrix keys_of(const fl_attend *a, const char *block) {
+    const char *keys = block + a->keys;
+    return (matrix){.data = keys, .stride = FL_BLOCK, .scales = (const float *)(const void *)(keys + a->head_dim * FL_BLOCK)};
+}
+
+static FL_INLINE matrix values_of(const fl_attend *a, const char *block) {
+    const char *values = block + a->values;
+    return (matrix){.data = values, .stride = a->stride, .scales = (const float *)(const void *)(values + FL_BLOCK * a->stride),
+                    .groups = (a->head_dim + FL_GROUP - 1) / FL_GROUP};
+}
+
+// Maxima, sums and outputs of the positions [begin, end) of one run.
+static FL_INLINE void attend_run(const form k, const form v, const fl_attend *a, const workspace *w, size_t begin, size_t end,
+                                 float *max, float *sum, float *out) {
+    const size_t strips = strips_of(a), stride = a->stride, vectors = stride / FL_LANES;
+    for (size_t r = 0; r < a->rows; r++) {
+        max[r] = -INFINITY;
+        vf_store(w->sums + r * FL_LANES, vf_set1(0.0f));
+    }
+    for (size_t i = 0; i < strips; i++) {
+        const strip t = strip_of(a, i, begin, end);
+        if (t.first >= t.last) memset(out + t.row * stride, 0, t.rows * stride * sizeof *out);
+    }
+    for (size_t start = begin; start < end; start += FL_BLOCK) {
+        const char *block = a->blocks[start / FL_BLOCK];
+        const size_t seen = end - start < FL_BLOCK ? end - start : FL_BLOCK;
+        matrix keys = keys_of(a, block), values = values_of(a, block);
+        keys.next = values.data;
+        values.next = start + FL_BLOCK < end ? keys_of(a, a->blocks[start / FL_BLOCK + 1]).data : values.data;
+        if (strips > 1) keys = widen(k, &keys, a->head_dim, (seen + FL_LANES - 1) / FL_LANES, w->wide);
+        for (size_t i = 0; i < strips; i++) {
+            const strip t = strip_of(a, i, begin, end);
+            if (start < t.first || start >= t.last) continue;
+            const size_t count = (smaller(t.last - start, FL_BLOCK) + FL_LANES - 1) / FL_LANES;
+            strip_scores(strips > 1 ? WIDE : k, a, w, &t, &keys, mask_of(a, block), count);
+            strip_softmax(a, w, &t, start, max);
+        }
+        if (strips > 1) values = widen(v, &values, seen, vectors, w->wide);
+        for (size_t i = 0; i < strips; i++) {
+            const strip t = strip_of(a, i, begin, end);
+            if (start < t.first || start >= t.last) continue;
+            // Positions past a row's own limit weigh 0.
+            mul(strips > 1 ? WIDE : v, t.rows, smaller(t.last - start, FL_BLOCK), vectors,
+                w->scores + t.row * FL_BLOCK, FL_BLOCK, &values, start == t.first ? NULL : w->scale + t.row,
+                out + t.row * stride, stride);
+        }
+    }
+    for (size_t r = 0; r < a->rows; r++) sum[r] = lanes_sum(vf_load(w->sums + r * FL_LANES));
+}
+
+// Brings the next run's maxima, sums and outputs into those of the runs before it.
+static void merge(size_t rows, size_t stride, float *max, float *sum, float *out, const float *next_max,
+                  const float *next_sum, const float *next_out) {
+    for (size_t r = 0; r < rows; r++, out += stride, next_out += stride) {
+        if (next_max[r] == -INFINITY) continue;
+        const float most = max[r] > next_max[r] ? max[r] : next_max[r];
+        float x[FL_LANES] = {max[r] - most, next_max[r] - most}, scale[FL_LANES];
+        vf_store(scale, vf_exp(vf_load(x)));
+        const vf before = vf_set1(scale[0]), now = vf_set1(scale[1]);
+        for (size_t i = 0; i < stride; i += FL_LANES)
+            vf_store(out + i, vf_fma(vf_load(next_out + i), now, vf_mul(vf_load(out + i), before)));
+        sum[r] = sum[r] * scale[0] + next_sum[r] * scale[1];
+        max[r] = most;
+    }
+}
+
+static FL_INLINE void attend(const form k, const form v, const fl_attend *a) {
+    const workspace w = workspace_of(a);
+    size_t end = (a->begin / FL_RUN + 1) * FL_RUN;
+    attend_run(k, v, a, &w, a->begin, smaller(end, a->end), a->max, a->sum, a->out);
+    for (; end < a->end; end += FL_RUN) {
+        attend_run(k, v, a, &w, end, smaller(end + FL_RUN, a->end), w.max, w.sum, w.out);
+        merge(a->rows, a->stride, a->max, a->sum, a->out, w.max, w.sum, w.out);
+    }
+}
+
+static FL_INLINE void probabilities(const form k, const fl_attend *a, float *out) {
+    workspace w = workspace_of(a);
+    const char *block = a->blocks[a->begin / FL_BLOCK];
+    matrix keys = keys_of(a, block);
+    keys.next = keys.data;
+    keys = widen(k, &keys, a->head_dim, FL_BLOCK / FL_LANES, w.wide);
+    w.scores = out;
+    for (size_t i = 0; i < strips_of(a); i++) {
+        const strip t = strip_of(a, i, a->begin, a->end);
+        strip_scores(WIDE, a, &w, &t, &keys, mask_of(a, block), FL_BLOCK / FL_LANES);
+    }
+    for (size_t r = 0; r < a->rows; r++) {
+        hide(a, &w, r, a->begin);
+        for (size_t v = 0; v < FL_BLOCK; v += FL_LANES) {
+            float *at = out + r * FL_BLOCK + v;
+            vf_store(at, vf_div(vf_exp(vf_sub(vf_load(at), vf_set1(a->max[r]))), vf_set1(a->sum[r])));
+        }
+    }
+}
+
+#define ATTEND(name, k, v)                                             \
+    static void attend_##name(const fl_attend *a) { attend(k, v, a); } \
+    static void probabilities_##name(const fl_attend *a, float *out) { probabilities(k, a, out); }
+ATTEND(f32, F32, F32)
+ATTEND(f16, F16, F16)
+ATTEND(q8, Q8_KEYS, Q8_VALUES)
+#undef ATTEND
 
 #endif

@@ -165,8 +165,8 @@ static float max_index(const float *x, size_t n, size_t *index) {
             best = start;
         }
     }
-    while (max > -INFINITY && x[best] != max) best++;
-    *index = best;
+    while (best < n && x[best] != max) best++;
+    *index = best < n ? best : 0; // nothing but NaN
     return max;
 }
 
@@ -247,8 +247,9 @@ const fl_kernels NAME(FL_ISA) = {
     .act = {[FL_SILU] = act_silu, [FL_GELU_TANH] = act_gelu_tanh, [FL_GELU_ERF] = act_gelu_erf,
             [FL_QUICK_GELU] = act_quick_gelu, [FL_RELU] = act_relu},
     .softcap = softcap,
-    .attend = {[FL_F32] = attend_f32, [FL_F16] = attend_f16},
-    .attention = {[FL_F32] = attention_f32, [FL_F16] = attention_f16},
+    .attend = {[FL_F32] = attend_f32, [FL_F16] = attend_f16, [FL_Q8] = attend_q8},
+    .merge = merge,
+    .probabilities = {[FL_F32] = probabilities_f32, [FL_F16] = probabilities_f16, [FL_Q8] = probabilities_q8},
     .to_f16 = to_f16,
     .max = max_index,
     .softmax = softmax,

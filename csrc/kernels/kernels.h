@@ -30,22 +30,43 @@ typedef struct fl_inputs {
 typedef void fl_matmul(const fl_matrix *w, size_t panel0, size_t panel1, const fl_inputs *x, size_t tokens, float *out,
                        size_t out_stride, int add);
 
-// One online-softmax step of attention: rows of queries against one KV block.
+// Bytes of one head's keys and values in a KV block.
+static inline size_t fl_keys_bytes(fl_type kv_type, size_t head_dim) {
+    if (kv_type == FL_Q8) return FL_BLOCK * (head_dim + (head_dim + FL_GROUP - 1) / FL_GROUP * sizeof(float));
+    return FL_BLOCK * head_dim * (kv_type == FL_F16 ? 2 : 4);
+}
+
+static inline size_t fl_values_bytes(fl_type kv_type, size_t head_dim) {
+    const size_t stride = fl_round_up(head_dim, FL_LANES);
+    if (kv_type == FL_Q8) return FL_BLOCK * (stride + (head_dim + FL_GROUP - 1) / FL_GROUP * sizeof(float));
+    return FL_BLOCK * stride * (kv_type == FL_F16 ? 2 : 4);
+}
+
+// Attention of rows of queries, which share their keys and values, to a stretch of one sequence.
 typedef struct fl_attend {
-    size_t rows;         // queries that share this block's keys and values
+    size_t rows;         // queries
     size_t head_dim;     // channels
     size_t stride;       // channels rounded up to 16: floats from one row of q, out to the next
     const float *q;      // (rows, stride), already scaled
-    const size_t *from;  // (rows,) row r sees positions from[r] <= position < limit[r] of this block: maybe none;
-    const size_t *limit; // (rows,) limit may be beyond 64
+    const size_t *from;  // (rows,) row r sees positions from[r] <= position < limit[r] of the sequence, within
+    const size_t *limit; // begin <= position < end; maybe none
+    size_t begin, end;   // begin: a multiple of 64
+    void *const *blocks; // the sequence's KV blocks
+    size_t keys, values; // where a block has this head's, in bytes
+    size_t mask;         // where a block has what is added to its 64 scores, in bytes; 0: nothing is
     float softcap;       // scores become softcap * tanh(score / softcap); 0: they stay
-    const float *mask;   // (64,) added to the scores; NULL: nothing is
-    const void *keys;    // (head_dim, 64) of kv_type
-    const void *values;  // (64, stride) of kv_type
-    float *scores;       // (rows, 64) working memory
-    float *max, *sum;    // (rows,) running maximum (start: -infinity) and sum (start: 0)
-    float *out;          // (rows, stride) running weighted sum of values (start: 0)
+    float *work;         // fl_attend_floats floats
+    float *max, *sum;    // (rows,) maximum of the scores (-infinity: none), sum of e^(score - maximum)
+    float *out;          // (rows, stride) sum of values, so weighed
 } fl_attend;
+
+static inline size_t fl_attend_floats(size_t rows, size_t stride) {
+    return FL_BLOCK * stride + fl_round_up(rows, FL_LANES) * (FL_BLOCK + FL_LANES + 3 + stride);
+}
+
+// Positions of a run, which begins at a multiple of it. Attention to a run knows nothing of other runs; merged, in
+// order, they are attention to all.
+enum { FL_RUN = 512 };
 
 struct fl_kernels {
     const char *name;
@@ -60,9 +81,12 @@ struct fl_kernels {
     void (*act[FL_RELU + 1])(float *x, const float *up, size_t n);
     // x = cap * tanh(x / cap); n a multiple of 16.
     void (*softcap)(float *x, size_t n, float cap);
-    void (*attend[FL_F16 + 1])(const fl_attend *a); // by kv_type
-    // After all blocks, with a->max and a->sum as they are then: the softmax of the block's positions, in a->scores.
-    void (*attention[FL_F16 + 1])(const fl_attend *a);
+    void (*attend[FL_Q8 + 1])(const fl_attend *a); // by kv_type; writes max, sum, out
+    // Adds a run's max, sum and out to those of the runs before it.
+    void (*merge)(size_t rows, size_t stride, float *max, float *sum, float *out, const float *next_max,
+                  const float *next_sum, const float *next_out);
+    // The softmax of one block, [a->begin, a->end), with max and sum of all of them, to out (rows, 64).
+    void (*probabilities[FL_Q8 + 1])(const fl_attend *a, float *out);
     // n floats to f16, round to nearest even.
     void (*to_f16)(uint16_t *out, const float *x, size_t n);
     // Largest of n logits and the lowest index that has it; n >= 1. NaN counts as -infinity.

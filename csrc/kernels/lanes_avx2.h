@@ -8,6 +8,7 @@
 #endif
 #define FL_TILE 4
 #define FL_TILE_PANELS 1
+#define FL_MUL_VECTORS 6
 
 typedef struct { __m256 l, h; } vf;
 typedef struct { __m256i l, h; } vi;
@@ -103,3 +104,17 @@ static inline void vb_load_codes(const uint8_t *p, vb *low, vb *high) {
     *high = fl_tile(_mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16(l, 4), four)),
                     _mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16(h, 4), four)));
 }
+
+static inline vf vf_load_i8(const int8_t *p) {
+    return (vf){_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p))),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(p + 8))))};
+}
+// Lanes j and j + 8, then j and j + 4, and so on.
+#define REDUCE(op)                                                                          \
+    const __m256 b = _mm256_##op##_ps(a.l, a.h);                                            \
+    const __m128 c = _mm_##op##_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1)); \
+    const __m128 d = _mm_##op##_ps(c, _mm_movehl_ps(c, c));                                 \
+    return _mm_cvtss_f32(_mm_##op##_ss(d, _mm_movehdup_ps(d)))
+static inline float lanes_sum(vf a) { REDUCE(add); }
+static inline float lanes_max(vf a) { REDUCE(max); }
+#undef REDUCE

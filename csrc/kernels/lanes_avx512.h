@@ -8,7 +8,7 @@
 #endif
 #define FL_TILE 8
 #define FL_TILE_PANELS 2
-#define FL_MUL_VECTORS 4
+#define FL_MUL_VECTORS 24
 
 typedef __m512 vf;
 typedef __m512i vi;
@@ -56,3 +56,16 @@ static inline void vb_load_codes(const uint8_t *p, vb *low, vb *high) {
 }
 static inline vi vi_dot(vi c, vb w, int32_t a4) { return _mm512_dpbusd_epi32(c, w, _mm512_set1_epi32(a4)); }
 static inline vi vi_dot_start(int32_t bias) { return _mm512_set1_epi32(bias); }
+
+static inline vf vf_load_i8(const int8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
+}
+// Lanes j and j + 8, then j and j + 4, and so on.
+#define REDUCE(op)                                                                            \
+    const __m256 b = _mm256_##op##_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)); \
+    const __m128 c = _mm_##op##_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));     \
+    const __m128 d = _mm_##op##_ps(c, _mm_movehl_ps(c, c));                                     \
+    return _mm_cvtss_f32(_mm_##op##_ss(d, _mm_movehdup_ps(d)))
+static inline float lanes_sum(vf a) { REDUCE(add); }
+static inline float lanes_max(vf a) { REDUCE(max); }
+#undef REDUCE

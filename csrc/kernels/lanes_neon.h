@@ -4,6 +4,7 @@
 #define FL_ISA neon
 #define FL_TILE 4
 #define FL_TILE_PANELS 1
+#define FL_MUL_VECTORS 6
 
 typedef struct { float32x4_t v[4]; } vf;
 typedef struct { int32x4_t v[4]; } vi;
@@ -62,6 +63,25 @@ static inline vi vi_dot(vi c, vb w, int32_t a4) {
     EACH_I(vdotq_s32(c.v[j], w.v[j], a));
 }
 static inline vi vi_dot_start(int32_t bias) { (void)bias; return vi_set1(0); }
+
+static inline vf vf_load_i8(const int8_t *p) {
+    const int8x16_t bytes = vld1q_s8(p);
+    const int16x8_t l = vmovl_s8(vget_low_s8(bytes)), h = vmovl_s8(vget_high_s8(bytes));
+    return (vf){{vcvtq_f32_s32(vmovl_s16(vget_low_s16(l))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(l))),
+                 vcvtq_f32_s32(vmovl_s16(vget_low_s16(h))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(h)))}};
+}
+// Lanes j and j + 8, then j and j + 4, and so on.
+static inline float lanes_sum(vf a) {
+    const float32x4_t b = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+    const float32x2_t c = vadd_f32(vget_low_f32(b), vget_high_f32(b));
+    return vget_lane_f32(c, 0) + vget_lane_f32(c, 1);
+}
+static inline float32x4_t fl_larger(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+static inline float lanes_max(vf a) {
+    const float32x4_t b = fl_larger(fl_larger(a.v[0], a.v[2]), fl_larger(a.v[1], a.v[3]));
+    const float32x2_t l = vget_low_f32(b), h = vget_high_f32(b), c = vbsl_f32(vcgt_f32(l, h), l, h);
+    return vget_lane_f32(c, 0) > vget_lane_f32(c, 1) ? vget_lane_f32(c, 0) : vget_lane_f32(c, 1);
+}
 
 #undef EACH
 #undef EACH_I

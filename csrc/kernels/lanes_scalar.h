@@ -8,6 +8,7 @@
 
 #define FL_ISA scalar
 #define FL_TILE 4
+#define FL_MUL_VECTORS 1
 
 typedef struct { float v[16]; } vf;
 typedef struct { int32_t v[16]; } vi;
@@ -68,6 +69,19 @@ static inline vi vi_dot(vi c, vb w, int32_t a4) {
 }
 // What an accumulator of vi_dot starts with; see fl_q8_group.
 static inline vi vi_dot_start(int32_t bias) { (void)bias; return vi_set1(0); }
+
+static inline vf vf_load_i8(const int8_t *p) { EACH((float)p[j]); }
+// Sum and maximum of all lanes: of j and j + 8, then of j and j + 4, and so on.
+static inline float lanes_sum(vf a) {
+    for (int s = 8; s > 0; s /= 2)
+        for (int j = 0; j < s; j++) a.v[j] += a.v[j + s];
+    return a.v[0];
+}
+static inline float lanes_max(vf a) {
+    for (int s = 8; s > 0; s /= 2)
+        for (int j = 0; j < s; j++) a.v[j] = a.v[j] > a.v[j + s] ? a.v[j] : a.v[j + s];
+    return a.v[0];
+}
 
 #undef EACH
 #undef EACH_I

@@ -2,22 +2,6 @@
 #ifndef FL_VECTORS_H
 #define FL_VECTORS_H
 
-static inline float lanes_sum(vf a) {
-    float t[16];
-    vf_store(t, a);
-    for (size_t s = 8; s > 0; s /= 2)
-        for (size_t j = 0; j < s; j++) t[j] += t[j + s];
-    return t[0];
-}
-
-static inline float lanes_max(vf a) {
-    float t[16];
-    vf_store(t, a);
-    for (size_t s = 8; s > 0; s /= 2)
-        for (size_t j = 0; j < s; j++) t[j] = t[j] > t[j + s] ? t[j] : t[j + s];
-    return t[0];
-}
-
 static inline vf lanes_index(void) {
     static const float index[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     return vf_load(index);

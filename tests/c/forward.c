@@ -159,7 +159,7 @@ static fl_model rich(fl_type type, fl_layer *layers) {
 void test_forward(void) {
     static const struct { fl_type weights, kv; int rich; } kinds[] = {
         {FL_F32, FL_F32, 0}, {FL_Q8, FL_F16, 0}, {FL_Q8_F32, FL_F32, 0}, {FL_BF16, FL_F16, 0},
-        {FL_F32, FL_F16, 1}, {FL_Q8, FL_F32, 1}};
+        {FL_F32, FL_F16, 1}, {FL_Q8, FL_F32, 1}, {FL_Q8, FL_Q8, 0}, {FL_F32, FL_Q8, 1}};
     static const size_t chunks[] = {LONGEST, 1, 7, 64, 33};
     static float logits[SEQUENCES][LONGEST][LOGITS];
     for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++) {
