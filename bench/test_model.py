@@ -12,7 +12,7 @@ import pytest
 
 import fastllm
 from fastllm import store
-from fastllm.bench import Batch
+from fastllm.bench import Lockstep
 from fastllm.sampling import Sampling
 
 from . import models
@@ -53,7 +53,7 @@ def test_decode(benchmark: Any, shape: str, dtype: str, threads: int) -> None:
 def test_decode_far(benchmark: Any, threads: int) -> None:
     """One token at position 8,000, where more keys and values are read than weights."""
     llm = models.llm("SmolLM2/6", "q8", threads)
-    batch = Batch(llm, [[i % 1000 for i in range(8000)]])
+    batch = Lockstep(llm, [[i % 1000 for i in range(8000)]])
     batch.prefill()
     benchmark.extra_info.update(models.forward_work(llm, 8000, 1), threads=threads)
     benchmark.pedantic(batch.step, rounds=20, warmup_rounds=2)
@@ -64,7 +64,7 @@ def test_decode_far(benchmark: Any, threads: int) -> None:
 def test_decode_batch(benchmark: Any, shape: str, dtype: str, threads: int) -> None:
     """The next token of each of 16 texts."""
     llm = models.llm(shape, dtype, threads)
-    batch = Batch(llm, [list(range(i, i + 32)) for i in range(16)])
+    batch = Lockstep(llm, [list(range(i, i + 32)) for i in range(16)])
     batch.prefill()
     benchmark.extra_info.update(models.forward_work(llm, 32, 1, texts=16), threads=threads)
     benchmark.pedantic(batch.step, rounds=20, warmup_rounds=2)

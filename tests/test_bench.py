@@ -71,7 +71,7 @@ def test_json_is_one_list_that_fits_together(tmp_path: Path) -> None:
 def test_shares_are_of_the_machine_in_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a plain count of the weights: 2 layers of width 32, 4 heads of 8, 2 for keys, 64 inside, 272 words."""
     monkeypatch.setattr(bench, "read_bandwidth", lambda threads: 10.0 * threads)
-    monkeypatch.setattr(bench, "int8_peak", lambda threads: 100.0 * threads)
+    monkeypatch.setattr(bench, "int8_peak", lambda threads, isa: 100.0 * threads)
     (row,) = bench.bench(TINY, prompt=10, gen=4, batches=[2], threads=[2])
     assert (row["read_gbps"], row["int8_gops"]) == (20, 200)
     config = fastllm.load(TINY).config

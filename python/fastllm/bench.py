@@ -17,7 +17,7 @@ from time import monotonic, perf_counter
 from typing import Any, NamedTuple
 
 from fastllm import _core
-from fastllm.engine import CHUNK, Engine
+from fastllm.engine import CHUNK, Engine, Span
 from fastllm.errors import FastLLMError, OptionError
 from fastllm.llm import LLM, load
 from fastllm.machine import check_threads, int8_peak, read_bandwidth, thread_count
@@ -75,8 +75,8 @@ def bench(
     prefill_tps: tokens/s of the prompts. decode_tps: new tokens/s of all texts together. weight_gbps: GB/s of weights,
     the `weight_bytes` of a token read once a forward (of a batch of a model with experts, more is read). first_token_s:
     seconds from the prompts to when every text has a first token. read_gbps, int8_gops: what as many threads reach in
-    this run if they only read, GB/s, or only multiply, G multiply-adds/s. read_share: weight_gbps / read_gbps.
-    prefill_limit_tps: what the weights' multiply-adds at int8_gops would allow; decode_limit_tps: the same, or reading
+    this run if they only read, GB/s, or only multiply with the instruction set `isa`, G multiply-adds/s. read_share:
+    weight_gbps / read_gbps. prefill_limit_tps: what the weights' multiply-adds at int8_gops would allow; decode_limit_tps: the same, or reading
     the weights, whichever is less. int8_share: prefill_tps / prefill_limit_tps. rss_mb: the peak of resident memory
     while it runs, in 10^6 bytes, mapped weights included but not what loading took.
 
@@ -166,12 +166,13 @@ class _Found(NamedTuple):
 def _rounds(works: Sequence[_Work], prompt: int, gen: int) -> _Found:
     """Measures in turns, the machine too: what makes it slower for a while is no one combination's disadvantage."""
     counts = dict.fromkeys(threads for _, threads, _ in works)
+    isa = works[0][0].model.isa
     found = _Found({work: [] for work in works}, {t: [] for t in counts}, {t: [] for t in counts})
     start = monotonic()
     for i in range(_ROUNDS):
         for threads in counts:
             found.read[threads].append(read_bandwidth(threads))
-            found.int8[threads].append(int8_peak(threads))
+            found.int8[threads].append(int8_peak(threads, isa=isa))
         for work in works[:: -1 if i % 2 else 1]:
             if i > 0 and monotonic() - start > _PATIENCE:
                 break
@@ -267,7 +268,7 @@ def _visit(llm: LLM, threads: int, batch: int, prompt: int, gen: int) -> list[Sa
 
 def run(llm: LLM, prompts: Sequence[Sequence[int]], gen: int) -> tuple[list[list[int]], Sample]:
     """Continues texts of token ids together, greedily: each text's first new token and the `gen` after it."""
-    batch = Batch(llm, prompts)
+    batch = Lockstep(llm, prompts)
     start = perf_counter()
     prefill = batch.prefill()
     first_token = perf_counter()
@@ -277,11 +278,11 @@ def run(llm: LLM, prompts: Sequence[Sequence[int]], gen: int) -> tuple[list[list
     return batch.new, Sample(prefill, first_token - start, decode, _peak_rss())
 
 
-_Span = tuple[_core.Sequence, Sequence[int], int]  # a sequence, its next tokens, for how many of them logits
+class Lockstep:
+    """Texts that advance together; `new` holds what each has got so far.
 
-
-class Batch:
-    """Texts that advance together; `new` holds what each has got so far."""
+    Unlike in engine.Batch none is written before all have been read, so that both can be timed.
+    """
 
     def __init__(self, llm: LLM, prompts: Sequence[Sequence[int]]) -> None:
         self._engine: Engine = llm._engine
@@ -294,7 +295,7 @@ class Batch:
 
     def prefill(self) -> float:
         """Runs the prompts, one behind the other in forwards of CHUNK tokens. Returns the seconds in the model."""
-        seconds, spans, texts, room = 0.0, [], [], CHUNK
+        seconds, spans, texts, room = 0.0, list[Span](), list[int](), CHUNK
         for i, prompt in enumerate(self._prompts):
             at = 0
             while at < len(prompt):
@@ -305,7 +306,9 @@ class Batch:
                 spans.append((self._sequences[i], part, int(last)))
                 texts += [i] if last else []
                 if room == 0 or (last and i == len(self._prompts) - 1):
-                    seconds += self._forward(spans, CHUNK - room)
+                    start = perf_counter()
+                    self._engine.forward(spans, self._logits)
+                    seconds += perf_counter() - start
                     self._draw(texts)
                     spans, texts, room = [], [], CHUNK
             for token in prompt:
@@ -314,14 +317,9 @@ class Batch:
 
     def step(self) -> None:
         """One more token of each text."""
-        spans: list[_Span] = [(s, new[-1:], 1) for s, new in zip(self._sequences, self.new, strict=True)]
-        self._forward(spans, len(spans))
+        spans: list[Span] = [(s, new[-1:], 1) for s, new in zip(self._sequences, self.new, strict=True)]
+        self._engine.forward(spans, self._logits)
         self._draw(range(len(spans)))
-
-    def _forward(self, spans: list[_Span], count: int) -> float:
-        start = perf_counter()
-        self._engine.model.forward(spans, self._logits, threads=self._engine._threads(count))
-        return perf_counter() - start
 
     def _draw(self, texts: Sequence[int]) -> None:
         """The next token of texts that have logits, in their order."""
