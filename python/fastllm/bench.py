@@ -76,9 +76,9 @@ def bench(
     the `weight_bytes` of a token read once a forward (of a batch of a model with experts, more is read). first_token_s:
     seconds from the prompts to when every text has a first token. read_gbps, int8_gops: what as many threads reach in
     this run if they only read, GB/s, or only multiply with the instruction set `isa`, G multiply-adds/s. read_share:
-    weight_gbps / read_gbps. prefill_limit_tps: what the weights' multiply-adds at int8_gops would allow; decode_limit_tps: the same, or reading
-    the weights, whichever is less. int8_share: prefill_tps / prefill_limit_tps. rss_mb: the peak of resident memory
-    while it runs, in 10^6 bytes, mapped weights included but not what loading took.
+    weight_gbps / read_gbps. prefill_limit_tps: what the weights' multiply-adds at int8_gops would allow;
+    decode_limit_tps: the same, or reading the weights, whichever is less. int8_share: prefill_tps / prefill_limit_tps.
+    rss_mb: the peak of resident memory while it runs, in 10^6 bytes, mapped weights included but not what loading took.
 
     Raises OptionError for what is impossible, and whatever load raises.
     """
