@@ -209,8 +209,7 @@ class Generation:
                     self.decode_seconds += now - start
                     if token is None:
                         return
-                    if right:
-                        self.accepted += 1
+                    self.accepted += right
                     text.append(token)
                     yield token
                     if self.finish_reason:
