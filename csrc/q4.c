@@ -24,13 +24,7 @@ size_t fl_q4_index(size_t lane, size_t k, unsigned *shift) {
     return k / 8 * 64 + lane * 4 + k % 4;
 }
 
-// The code and value nearest to an integer between -127 and 127, by its low byte.
-typedef struct grid {
-    uint8_t code[256];
-    float value[256];
-} grid;
-
-static void fill_grid(grid *g) {
+void fl_q4_fill(fl_q4_grid *g) {
     for (int i = -128; i < 128; i++) {
         uint8_t best = 0;
         for (uint8_t c = 1; c < 16; c++)
@@ -40,13 +34,15 @@ static void fill_grid(grid *g) {
     }
 }
 
-// The low byte of x rounded to an integer, at most 127 either way: adding 1.5 * 2^23 leaves no bits for a fraction.
+// The low byte of x rounded to an integer, at most 127 either way: adding 1.5 * 2^23 leaves no bits for a fraction, and
+// floats above zero are ordered as their bits are.
 static inline uint8_t round_byte(float x) {
-    x = x > 127.0f ? 127.0f : x;
-    x = x < -127.0f ? -127.0f : x;
+    enum { LEAST = 0x4b400000 - 127, MOST = 0x4b400000 + 127 };
+    int32_t bits;
     x += 12582912.0f;
-    uint32_t bits;
     memcpy(&bits, &x, 4);
+    bits = bits > MOST ? MOST : bits;
+    bits = bits < LEAST ? LEAST : bits;
     return (uint8_t)bits;
 }
 
@@ -64,27 +60,28 @@ typedef struct fit {
     float scale, gain;
 } fit;
 
-static fit try_scale(const grid *g, const float *x, const float *weight, const float *wx, float scale) {
+static fit try_scale(const fl_q4_grid *g, const float *x, const float *weight, const float *wx, float scale) {
     const float inverse = 1.0f / scale;
-    float v[FL_GROUP], wv[FL_GROUP];
+    float t[FL_GROUP], v[FL_GROUP];
     uint8_t byte[FL_GROUP];
     for (size_t i = 0; i < FL_GROUP; i++) byte[i] = round_byte(x[i] * inverse);
     for (size_t i = 0; i < FL_GROUP; i++) v[i] = g->value[byte[i]];
-    for (size_t i = 0; i < FL_GROUP; i++) wv[i] = weight[i] * v[i];
-    const float a = dot(wx, v), b = dot(wv, v);
+    const float a = dot(wx, v);
+    for (size_t i = 0; i < FL_GROUP; i++) t[i] = weight[i] * v[i];
+    const float b = dot(t, v);
     const float best = b > 0 ? a / b : 0;
     return (fit){best, a * best};
 }
 
 // The scale of a group, |x| <= 1 with 1 reached, `largest` being that value: from scales that put it at the table's
 // long end, its short end and between, the best is refined.
-static float search(const grid *g, const float *x, const float *weight, float largest) {
-    enum { STEPS = 9 };
+static float search(const fl_q4_grid *g, const float *x, const float *weight, float largest) {
+    enum { STEPS = 7 };
     float wx[FL_GROUP];
     for (size_t i = 0; i < FL_GROUP; i++) wx[i] = weight[i] * x[i];
     fit best = {-largest / 127.0f, 0};
     for (int i = 0; i < 2 * STEPS; i++) {
-        const float end = (i < STEPS ? -127.0f : 127.0f) * (0.88f + 0.05f * (float)(i % STEPS));
+        const float end = (i < STEPS ? -127.0f : 127.0f) * (0.9f + 0.06f * (float)(i % STEPS));
         const fit found = try_scale(g, x, weight, wx, largest / end);
         if (found.gain > best.gain) best = found;
     }
@@ -112,7 +109,7 @@ typedef struct group_row {
 } group_row;
 
 // Codes with a scale, and the errors w - value * scale. Returns the weighted squared rounding error.
-static float round_row(const grid *g, const group_row *r, float scale, uint8_t *code, float *errors) {
+static float round_row(const fl_q4_grid *g, const group_row *r, float scale, uint8_t *code, float *errors) {
     const float inverse = scale != 0 ? 1.0f / scale : 0;
     float total = 0, x[FL_GROUP];
     memcpy(x, r->x, sizeof x);
@@ -135,7 +132,7 @@ static void guess_weights(const float *x, float *weight) {
 }
 
 // One row's scale, codes and errors.
-static fl_status quantize_row(const grid *g, group_row *r, const fl_source *s, size_t k, uint16_t *scale,
+static fl_status quantize_row(const fl_q4_grid *g, group_row *r, const fl_source *s, size_t k, uint16_t *scale,
                               uint8_t *code, float *errors) {
     enum { TRIES = 7 };
     float largest = 0, x[FL_GROUP];
@@ -184,13 +181,11 @@ static void feed_back(const fl_source *s, size_t k, size_t count, const float *e
     }
 }
 
-fl_status fl_q4_store(uint16_t *scales, uint8_t *tiles, const fl_source *s, size_t k, float (*x)[FL_GROUP],
-                      float *errors) {
+fl_status fl_q4_store(const fl_q4_grid *g, uint16_t *scales, uint8_t *tiles, const fl_source *s, size_t k,
+                      float (*x)[FL_GROUP], float *errors) {
     const size_t count = s->n - k < FL_GROUP ? s->n - k : FL_GROUP;
-    grid g;
     float u[FL_GROUP * FL_GROUP] = {0};
     group_row rows[FL_LANES];
-    fill_grid(&g);
     for (size_t lane = 0; lane < FL_LANES; lane++) {
         group_row *r = &rows[lane];
         memcpy(r->w, x[lane], sizeof r->w);
@@ -206,7 +201,7 @@ fl_status fl_q4_store(uint16_t *scales, uint8_t *tiles, const fl_source *s, size
     for (size_t lane = 0; lane < FL_LANES; lane++) {
         uint8_t code[FL_GROUP] = {0};
         float missed[FL_GROUP];
-        const fl_status status = quantize_row(&g, &rows[lane], s, k, &scales[lane], code, missed);
+        const fl_status status = quantize_row(g, &rows[lane], s, k, &scales[lane], code, missed);
         if (status != FL_OK) return status;
         if (errors) memcpy(errors + lane * s->n + k, missed, count * sizeof(float));
         for (size_t i = 0; i < FL_GROUP; i++) {

@@ -181,15 +181,21 @@ static fl_status copy_q8(const fl_source *s, const size_t *rows, size_t count, v
     return FL_OK;
 }
 
-static fl_status store_q4(void *panel, const fl_source *s, size_t g, float (*x)[FL_GROUP], float *errors) {
+// What four-bit panels are made with. errors: see fl_q4_store.
+typedef struct q4_work {
+    fl_q4_grid grid;
+    float *errors;
+} q4_work;
+
+static fl_status store_q4(void *panel, const fl_source *s, size_t g, float (*x)[FL_GROUP], const q4_work *work) {
     const size_t groups = (s->n + FL_GROUP - 1) / FL_GROUP;
     uint16_t *scales = (uint16_t *)panel + g * FL_LANES;
     uint8_t *tiles = (uint8_t *)panel + fl_scales_bytes(FL_Q4, groups) + g * FL_GROUP * FL_LANES / 2;
-    return fl_q4_store(scales, tiles, s, g * FL_GROUP, x, errors);
+    return fl_q4_store(&work->grid, scales, tiles, s, g * FL_GROUP, x, work->errors);
 }
 
-// One panel: its 16 rows, group by group. errors: see fl_q4_store.
-static fl_status pack_panel(fl_type type, void *panels, const fl_source *s, size_t p, float *errors) {
+// One panel: its 16 rows, group by group.
+static fl_status pack_panel(fl_type type, void *panels, const fl_source *s, size_t p, const q4_work *work) {
     const size_t bytes = fl_panel_bytes(type, s->n), groups = (s->n + FL_GROUP - 1) / FL_GROUP;
     const size_t first = p * FL_LANES, count = s->d - first < FL_LANES ? s->d - first : FL_LANES;
     char *panel = (char *)panels + p * bytes;
@@ -206,7 +212,7 @@ static fl_status pack_panel(fl_type type, void *panels, const fl_source *s, size
         } else {
             for (size_t lane = 0; lane < count; lane++) load_group(s, rows[lane], k, n, x[lane]);
             status = type == FL_Q8   ? store_q8(panel, groups, g, x)
-                     : type == FL_Q4 ? store_q4(panel, s, g, x, errors)
+                     : type == FL_Q4 ? store_q4(panel, s, g, x, work)
                                      : store_floats(type, panel, g, x);
         }
         if (status != FL_OK) return status;
@@ -226,14 +232,15 @@ static void pack_share(void *arg, fl_team *team, size_t id) {
     size_t begin, end;
     fl_share((job->source->d + FL_LANES - 1) / FL_LANES, team, id, &begin, &end);
     fl_status status = FL_OK;
-    float *errors = NULL;
+    q4_work work = {.errors = NULL};
+    if (job->type == FL_Q4) fl_q4_fill(&work.grid);
     if (job->type == FL_Q4 && job->source->feedback) {
-        errors = malloc(FL_LANES * job->source->n * sizeof(float));
-        if (!errors) status = FL_NO_MEMORY;
+        work.errors = malloc(FL_LANES * job->source->n * sizeof(float));
+        if (!work.errors) status = FL_NO_MEMORY;
     }
     for (size_t p = begin; p < end && status == FL_OK; p++)
-        status = pack_panel(job->type, job->panels, job->source, p, errors);
-    free(errors);
+        status = pack_panel(job->type, job->panels, job->source, p, &work);
+    free(work.errors);
     if (status != FL_OK) atomic_store(&job->status, (int)status);
 }
 
