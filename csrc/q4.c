@@ -96,7 +96,7 @@ static float search(const fl_q4_grid *g, const float *x, const float *weight, fl
 // The f16 nearest to a scale, but not zero for what is not.
 static uint16_t scale_bits(float scale) {
     const uint16_t bits = fl_f16_from_f32(scale);
-    return bits & 0x7fffu ? bits : bits | 1u;
+    return scale == 0 || bits & 0x7fffu ? bits : bits | 1u;
 }
 
 // A row of a group on its way to codes.
