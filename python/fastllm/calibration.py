@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastllm import _core, store
 from fastllm.errors import OptionError
+from fastllm.tensors import Bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,8 +52,8 @@ class Calibration:
         if self._last is None or self._last[0] != place:
             if place not in self._sums:
                 self._sums = self._gather(layer)
-            h = self._sums.pop(place)
-            importance = numpy.empty(len(h), numpy.float32)
+            h: Bytes = self._sums.pop(place)
+            importance: Bytes = numpy.empty(len(h), numpy.float32)
             _core.factor(h, importance, threads=self._threads)
             self._last = place, (importance, h.astype(numpy.float32))
         return self._last[1]
@@ -80,7 +81,7 @@ class Calibration:
         for pieces in _batches(self._pieces):
             tokens = sum(map(len, pieces))
             buffers = {place: _core.Buffer(tokens * widest * 4) for place in widths}
-            spans = [(cache.sequence(), piece, 0) for piece in pieces]
+            spans: list[tuple[_core.Sequence, Sequence[int], int]] = [(cache.sequence(), p, 0) for p in pieces]
             self._model.forward(spans, threads=self._threads, inputs=buffers)
             for place, n in widths.items():
                 inputs = numpy.frombuffer(memoryview(buffers[place]), numpy.float32)[: tokens * n].reshape(tokens, n)
@@ -111,8 +112,9 @@ def _products(x: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
     import numpy
 
     t, n = x.shape
-    columns = numpy.ascontiguousarray(x.T)
+    columns: Bytes = numpy.ascontiguousarray(x.T)
     matrix = _core.pack("f32", n, t, "f32", memoryview(columns).cast("B"), threads=threads)
-    out = numpy.empty((n, n + -n % _core.LANES), numpy.float32)
+    out: Bytes = numpy.empty((n, n + -n % _core.LANES), numpy.float32)
     matrix.multiply(columns, out, threads=threads)
-    return out[:, :n]
+    products: NDArray[np.float32] = out[:, :n]
+    return products

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastllm import _core, store
 from fastllm.errors import CheckpointError, OptionError
 from fastllm.families import Recipe, Weight
-from fastllm.tensors import SIZES, Tensor
+from fastllm.tensors import SIZES, Bytes, Tensor
 
 if TYPE_CHECKING:
     from fastllm.calibration import Calibration
@@ -122,7 +122,8 @@ def pack(
     """Packs some rows into `out`; four-bit ones by what a calibration says of the matrix."""
     tensor = matrix.weight.tensor
     factors = calibration.factors(name) if calibration and matrix.dtype == "q4" else None
-    importance, feedback = factors or (None, None)
+    importance: Bytes = factors and factors[0]
+    feedback: Bytes = factors and factors[1]
     _core.pack(
         matrix.dtype,
         rows.end - rows.begin,
