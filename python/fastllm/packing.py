@@ -7,6 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm import _core, store
+from fastllm.config import Config
 from fastllm.errors import CheckpointError, OptionError
 from fastllm.families import Recipe, Weight
 from fastllm.tensors import SIZES, Bytes, Tensor
@@ -18,6 +19,7 @@ DTYPES = ("f32", "f16", "bf16", "q8", "q4")
 
 Progress = Callable[[int, int], None]  # bytes packed so far, bytes in all
 
+_NARROW = 768  # width below which four bits cost a model too much
 _CHUNK = 2 << 20  # bytes of a source matrix that are read and packed at once: what the caches hold
 
 
@@ -58,7 +60,7 @@ def plan(recipe: Recipe, dtype: str | None) -> dict[str, Plan]:
         weight = recipe.matrices[name]
         if weight.tensor.shape != shape:
             raise CheckpointError(f"{name} has the shape {weight.tensor.shape}, the config needs {shape}")
-        plans[name] = Plan(weight, _packed_dtype(name, weight.tensor, dtype), shape)
+        plans[name] = Plan(weight, _packed_dtype(recipe.config, name, weight.tensor, dtype), shape)
     return plans
 
 
@@ -69,19 +71,30 @@ def _check_names(found: Iterable[str], known: set[str]) -> None:
             raise CheckpointError(f"{name} has no place in a model of its config")
 
 
-def _packed_dtype(name: str, tensor: Tensor, dtype: str | None) -> str:
-    """What a matrix is stored as. Routers and gates are always f32; a table of positions is never int8.
-
-    With q4 the head and the embedding are q8.
-    """
+def _packed_dtype(config: Config, name: str, tensor: Tensor, dtype: str | None) -> str:
+    """What a matrix is stored as. Routers and gates are always f32; a table of positions is never int8."""
     if name.endswith((".router", ".ffn.gate")):
         return "f32"
     kept = _kept_dtype(tensor)
     if name == "positions" and dtype in ("q8", "q4"):
         return "f16" if kept == "q8_f32" else kept
-    if dtype == "q4" and not name.startswith("layers."):
+    if dtype == "q4" and _is_sensitive(config, name):
         return "q8"
     return dtype or kept
+
+
+def _is_sensitive(config: Config, name: str) -> bool:
+    """Whether q4 keeps a matrix as q8: head and embedding, and the last layer's wv and w2.
+
+    In models narrower than 768, which suffer most, all of the last layer, and wv and wo of every layer.
+    """
+    if not name.startswith("layers."):
+        return True
+    _, layer, part = name.split(".", 2)
+    last = int(layer) == config.n_layers - 1
+    if config.dim < _NARROW:
+        return last or part in ("attn.wv", "attn.wo")
+    return last and part in ("attn.wv", "ffn.w2")
 
 
 def _kept_dtype(tensor: Tensor) -> str:
