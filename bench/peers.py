@@ -1,300 +1,402 @@
-"""Single-stream decode beside the peers: python bench/peers.py [--llama2c DIR] [--llama-cpp-python PYTHON]
+"""fastllm beside its peers: python bench/peers.py --with llama.cpp=PYTHON --with ctranslate2=PYTHON ...
 
-The weights are random, of stories15M's shape, quantized once to int8 in groups of 32 with f16 scales, so that every
-peer's file holds the same numbers. Each measurement is a process of its own; peers, thread counts and a plain reading
-of memory take turns. A peer that is not there is left out with a line that says so. Prints a Markdown table.
+Every peer gets the same random weights of real shapes, rounded to its own formats by its own converter, the same
+prompts and the same threads. Each measurement is a process of its own; peers, thread counts and the machine's own
+limits (reading memory, int8 multiply-adds) take turns, and one that other processes disturbed is made again. A peer's
+settings are those with which it is fastest: the first round tries them all. Prints Markdown tables; a peer that is
+absent or refuses is left out with a line that says why.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
-import re
-import struct
 import subprocess
 import sys
 import tempfile
 import time
-from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
+import peers_report
+from fastllm.packing import DTYPES
+from peers_models import SHAPES, write_folder
+from peers_report import Result, Sample
 
-DIM, HIDDEN, LAYERS, HEADS, VOCAB, CONTEXT, GROUP = 288, 768, 6, 6, 32000, 1024, 32
-LAYER = {"wq": (DIM, DIM), "wk": (DIM, DIM), "wv": (DIM, DIM), "wo": (DIM, DIM)}
-LAYER |= {"w1": (HIDDEN, DIM), "w2": (DIM, HIDDEN), "w3": (HIDDEN, DIM)}
-NORMS = [*(f"att{i}" for i in range(LAYERS)), *(f"ffn{i}" for i in range(LAYERS)), "final"]
-WEIGHTS = VOCAB * DIM + LAYERS * sum(d * n for d, n in LAYER.values())  # a token reads each once: the head is tied
-NEW = 200  # tokens that are timed, after BOS and the first, which comes with it
+HERE = Path(__file__).resolve().parent
+SEQUENCES = 16  # of "batch"
+FAR = 8000  # tokens before those of "long"
+DISTURBED = 0.1  # of a core, taken by other processes: more, and a figure is measured again
+TRIES = 4
 
-
-# ---- the model -----------------------------------------------------------------------------------------------------
-
-
-def make_weights() -> dict[str, np.ndarray]:
-    """Name -> f32 norm, name.q -> int8 (d, n), name.s -> f16 scales (d, n / GROUP)."""
-    rng = np.random.default_rng(1234)
-    arrays = {name: 1 + 0.1 * rng.standard_normal(DIM, np.float32) for name in NORMS}
-    shapes = {"embed": (VOCAB, DIM)} | {f"{name}{i}": s for name, s in LAYER.items() for i in range(LAYERS)}
-    for name, (d, n) in shapes.items():
-        w = 0.05 * rng.standard_normal((d, n // GROUP, GROUP), np.float32)
-        if name == "embed":
-            w[:3] *= 0.2  # as outputs, never the most likely: no text ends early
-        scale = (np.abs(w).max(-1) / 127).astype(np.float16)
-        values = np.clip(np.rint(w / scale[..., None].astype(np.float32)), -127, 127)
-        arrays[f"{name}.q"], arrays[f"{name}.s"] = values.astype(np.int8).reshape(d, n), scale
-    return arrays
+# Work: the shapes it is measured on unless --shapes says otherwise.
+WORKS = {
+    "decode": tuple(SHAPES),
+    "prefill": tuple(SHAPES),
+    "batch": ("1.1B",),
+    "long": ("SmolLM2-135M",),
+    "start": ("1.1B", "stories15M"),
+    "busy": ("1.1B", "stories15M"),
+}
 
 
-def write_llama2c(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """llama2.c's version 2, and beside it a tokenizer whose every token prints as one word."""
-    header = struct.pack("<Ii7iBi", 0x616B3432, 2, DIM, HIDDEN, LAYERS, HEADS, HEADS, VOCAB, CONTEXT, 1, GROUP)
-    with open(path, "wb") as file:
-        file.write(header.ljust(256, b"\0"))
-        for name in NORMS:
-            file.write(arrays[name].tobytes())
-        for name in ["embed", *(f"{name}{i}" for name in LAYER for i in range(LAYERS))]:
-            file.write(arrays[f"{name}.q"].tobytes() + arrays[f"{name}.s"].astype("<f4").tobytes())
-    with open(path.with_name("tokenizer.bin"), "wb") as file:
-        file.write(struct.pack("<i", 7))
-        for i in range(VOCAB):
-            file.write(struct.pack("<fi", 0, 7) + b" w%05d" % i)
-
-
-def write_gguf(path: str, weights: str) -> None:
-    """The same as GGUF Q8_0; runs where the gguf package is."""
-    import gguf
-
-    arrays = np.load(weights)
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_vocab_size(VOCAB)
-    writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(DIM)
-    writer.add_feed_forward_length(HIDDEN)
-    writer.add_block_count(LAYERS)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_tokenizer_model("no_vocab")
-
-    def matrix(name: str, ours: str) -> None:
-        q, s = arrays[f"{ours}.q"], arrays[f"{ours}.s"]
-        blocks = np.concatenate([s[..., None].view(np.uint8), q.reshape(*s.shape, GROUP).view(np.uint8)], -1)
-        writer.add_tensor(name, blocks.reshape(len(q), -1), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-
-    matrix("token_embd.weight", "embed")
-    writer.add_tensor("output_norm.weight", arrays["final"])
-    theirs = {"wq": "attn_q", "wk": "attn_k", "wv": "attn_v", "wo": "attn_output"}
-    theirs |= {"w1": "ffn_gate", "w2": "ffn_down", "w3": "ffn_up"}
-    for i in range(LAYERS):
-        writer.add_tensor(f"blk.{i}.attn_norm.weight", arrays[f"att{i}"])
-        writer.add_tensor(f"blk.{i}.ffn_norm.weight", arrays[f"ffn{i}"])
-        for ours, name in theirs.items():
-            matrix(f"blk.{i}.{name}.weight", f"{ours}{i}")
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-# ---- what runs in a process of its own: prints one number ----------------------------------------------------------
-
-
-def run_fastllm(model: str, threads: int) -> float:
-    """Tokens/s of greedy decode, with its arg max."""
-    import fastllm
-    from fastllm.sampling import Sampling
-
-    llm = fastllm.load(model, dtype="q8", threads=threads)
-    tokens = iter(llm.start([1], Sampling(temperature=0), max_tokens=NEW + 1, seed=0, stop=()))
-    next(tokens)  # comes with the prompt
-    start = time.perf_counter()
-    count = sum(1 for _ in tokens)
-    return count / (time.perf_counter() - start)
-
-
-def run_llama_cpp(model: str, threads: int) -> float:
-    """Tokens/s of llama_decode, a token at a time, each waited for. Tokens are given, not sampled: its best case."""
-    import ctypes
-
-    import llama_cpp as lib
-
-    log = lib.llama_log_callback(lambda level, text, data: None)
-    lib.llama_log_set(log, ctypes.c_void_p(0))
-    lib.llama_backend_init()
-    loaded = lib.llama_model_load_from_file(model.encode(), lib.llama_model_default_params())
-    params = lib.llama_context_default_params()
-    params.n_ctx, params.n_threads, params.n_threads_batch = 512, threads, threads
-    context = lib.llama_init_from_model(loaded, params) if loaded else None
-    if not context:
-        raise RuntimeError("llama.cpp does not load the model")
-    one = (lib.llama_token * 1)()
-    batch = lib.llama_batch_get_one(one, 1)
-
-    def decode(token: int) -> None:
-        one[0] = token
-        if lib.llama_decode(context, batch):
-            raise RuntimeError("llama_decode failed")
-        lib.llama_get_logits_ith(context, -1)  # waits for them
-
-    decode(1)
-    start = time.perf_counter()
-    for token in range(1000, 1000 + NEW):
-        decode(token)
-    return NEW / (time.perf_counter() - start)
-
-
-def read_memory(_: str, threads: int) -> float:
-    """GB/s of plain reading."""
-    from fastllm.machine import read_bandwidth
-
-    return read_bandwidth(threads)
-
-
-CHILDREN = {f.__name__: f for f in (run_fastllm, run_llama_cpp, read_memory, write_gguf)}
-
-
-def child(python: str, function: str, *args: str | int) -> Any:
-    """Calls one of CHILDREN in another interpreter."""
-    return json.loads(run([python, __file__, "--child", function, json.dumps(args)]).stdout)
-
-
-def run(command: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, text=True, capture_output=True, check=False, **options)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command[:4]))} failed:\n{done.stderr[-2000:]}")
-    return done
-
-
-# ---- the peers -----------------------------------------------------------------------------------------------------
-
-
-class Peer(ABC):
-    """Someone to measure. The first of them is fastllm, which the others are compared with."""
-
+class Variant(NamedTuple):
     name: str
-    bytes_per_weight: float
-
-    def prepare(self, folder: Path) -> str | None:
-        """Makes what it runs from model.bin (llama2.c) or weights.npz in `folder`, or says why it is left out."""
-        self.model = folder / "model.bin"
-        return None
-
-    @abstractmethod
-    def measure(self, threads: int) -> float:
-        """Tokens/s, in a process of its own."""
+    bits: float  # a weight, scales included; files that say it themselves are asked
 
 
-class FastLLM(Peer):
-    name, bytes_per_weight = "fastllm q8", 1 + 2 / GROUP
+class Kind(NamedTuple):
+    """A peer: its formats and the settings that are tried."""
 
-    def measure(self, threads: int) -> float:
-        return float(child(sys.executable, "run_fastllm", str(self.model), threads))
-
-
-class Llama2c(Peer):
-    name, bytes_per_weight = "llama2.c runq", 1 + 4 / GROUP
-
-    def __init__(self, source: Path | None) -> None:
-        self.source = source
-
-    def prepare(self, folder: Path) -> str | None:
-        if self.source is None:
-            return "--llama2c is not given"
-        self.program = self.source.resolve() / "runq"
-        if not os.access(self.program, os.X_OK):
-            return f"{self.program} is no program: run make there"
-        return super().prepare(folder)
-
-    def measure(self, threads: int) -> float:
-        command = [self.program, self.model, "-z", self.model.with_name("tokenizer.bin"), "-t", "0", "-n", str(NEW + 1)]
-        done = run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
-        speed = re.search(r"achieved tok/s: ([\d.]+)", done.stderr)
-        if not speed or len(done.stdout.split()) != NEW + 1:
-            raise RuntimeError("runq did not write the whole text")
-        return float(speed[1])
+    title: str
+    variants: tuple[Variant, ...]
+    settings: tuple[dict[str, Any], ...] = ({},)
+    without: tuple[str, ...] = ()  # works
 
 
-class LlamaCpp(Peer):
-    name, bytes_per_weight = "llama.cpp Q8_0", 1 + 2 / GROUP
+GGUF = (Variant("Q8_0", 8.5), Variant("Q4_0", 4.5), Variant("Q4_K_M", 4.8))
+KINDS = {
+    "fastllm": Kind("fastllm", (Variant("q8", 8.5), Variant("q4", 4.5))),
+    "llama.cpp": Kind(
+        "llama.cpp", GGUF, tuple({"repack": repack, "flash": flash} for repack in (True, False) for flash in (1, 0))
+    ),
+    "ik_llama.cpp": Kind("ik_llama.cpp", GGUF, ({"rtr": 1}, {"rtr": 0}), without=("start",)),
+    "ctranslate2": Kind("CTranslate2", (Variant("int8", 8),), ({"compute": "int8"}, {"compute": "int8_bfloat16"})),
+    "ort": Kind("ORT GenAI", (Variant("int8", 9), Variant("int4", 5))),
+    "openvino": Kind(
+        "OpenVINO GenAI",
+        (Variant("int8", 8), Variant("int4", 4.2)),
+        ({}, {"INFERENCE_PRECISION_HINT": "f32"}, {"ATTENTION_BACKEND": "SDPA"}),
+        without=("batch",),
+    ),
+    "torch": Kind("transformers", (Variant("f32", 32), Variant("bf16", 16), Variant("int8", 8))),
+    "llama2.c": Kind("llama2.c runq", (Variant("int8", 9),), without=("prefill", "batch", "long")),
+}
 
-    def __init__(self, python: str) -> None:
-        self.python = python
 
-    def prepare(self, folder: Path) -> str | None:
+class Peer:
+    """One variant of one kind, on one shape."""
+
+    def __init__(self, name: str, variant: Variant, shape: str, where: str) -> None:
+        self.kind, _, self.tag = name.partition("@")
+        self.variant, self.shape, self.where = variant, shape, where
+        self.label = f"{KINDS[self.kind].title} {variant.name}" + (f" ({self.tag})" if self.tag else "")
+        self.settings = KINDS[self.kind].settings
+        self.model = Path()
+        self.token_bytes = SHAPES[shape].weights * variant.bits / 8
+
+    @property
+    def is_binary(self) -> bool:
+        """Not a Python package: what is started is the folder's programs."""
+        return self.kind in ("ik_llama.cpp", "llama2.c")
+
+    def python(self) -> str:
+        return sys.executable if self.is_binary else self.where
+
+    def environment(self) -> dict[str, str]:
+        extra = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        if self.kind == "fastllm" and self.tag:
+            extra["FASTLLM_ISA"] = self.tag
+        return os.environ | extra
+
+    def spec(self, work: str, threads: int, settings: dict[str, Any]) -> dict[str, Any]:
+        shape = SHAPES[self.shape]
+        count = {"prefill": shape.prompt, "batch": 16, "long": 32}.get(work, shape.tokens)
+        before = FAR if work == "long" else 8
+        return {
+            "peer": self.kind,
+            "where": self.where,
+            "model": str(self.model),
+            "variant": self.variant.name,
+            "work": work,
+            "threads": threads,
+            "count": count,
+            "before": before,
+            "room": before + count + 16,
+            "batch": SEQUENCES if work == "batch" else 1,
+            "vocab": shape.vocab,
+            "settings": settings,
+        }
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+class Files:
+    """The folder with every peer's files of the shapes: made once, with the peer's own converter."""
+
+    def __init__(self, folder: Path, smollm2: Path | None, where: dict[str, str]) -> None:
+        self.folder, self.smollm2, self.where = folder, smollm2, where
+
+    def prepare(self, peer: Peer) -> None:
+        """Sets peer.model and, where the file says it, peer.token_bytes. Raises RuntimeError when it can't be had."""
+        if peer.shape == "SmolLM2-135M":
+            self._smollm2(peer)
+            return
+        home = self.folder / peer.shape
+        write_folder(home / "hf", SHAPES[peer.shape])
+        source, name = str(home / "hf"), peer.variant.name
+        if peer.kind == "fastllm":
+            peer.model = self._made(home / f"fastllm-{name}.safetensors", peer.python(), "fastllm_file", source, name)
+        elif peer.kind == "llama2.c":
+            peer.model = self._made(home / "llama2c.bin", sys.executable, "llama2c_file", source)
+        elif peer.kind in ("llama.cpp", "ik_llama.cpp"):
+            peer.model = self._gguf(home, source, name, peer.shape)
+        elif peer.kind == "torch":
+            peer.model = home / "hf"
+        else:
+            function, *more = {
+                "ctranslate2": ("ctranslate2_folder",),
+                "ort": ("ort_folder",),
+                "openvino": ("openvino_folder", peer.shape),
+            }[peer.kind]
+            target = home / f"{peer.kind}-{name}"
+            peer.model = self._made(target, peer.python(), function, source, name, after=more)
+        self._count_bytes(peer)
+
+    def _smollm2(self, peer: Peer) -> None:
+        if self.smollm2 is None:
+            raise RuntimeError("--smollm2 is not given")
+        if peer.kind == "fastllm":
+            target = self.folder / peer.shape / f"fastllm-{peer.variant.name}.safetensors"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            peer.model = self._made(target, peer.python(), "fastllm_file", str(self.smollm2), peer.variant.name)
+        else:
+            peer.model = self.smollm2
+        self._count_bytes(peer)
+
+    def _gguf(self, home: Path, source: str, kind: str, shape: str) -> Path:
+        python = self.where["llama.cpp"]
+        target = home / f"{kind}.gguf"
+        if not target.exists():
+            plain = self._made(home / "f16.gguf", python, "gguf_file", source, after=[shape])
+            self._made(target, python, "quantized_gguf", str(plain), kind)
+        return target
+
+    def _made(
+        self, target: Path, python: str, function: str, source: str, *rest: str, after: Sequence[str] = ()
+    ) -> Path:
+        if not target.exists():
+            unfinished = target.with_name(f"unfinished-{target.name}")
+            convert(python, function, source, str(unfinished), *rest, *after)
+            unfinished.rename(target)
+        return target
+
+    def _count_bytes(self, peer: Peer) -> None:
+        if peer.model.suffix == ".gguf":
+            peer.token_bytes = convert(self.where["llama.cpp"], "gguf_token_bytes", str(peer.model))
+        elif peer.kind == "fastllm":
+            peer.token_bytes = convert(peer.python(), "fastllm_token_bytes", str(peer.model))
+
+
+def convert(python: str, function: str, *args: str) -> Any:
+    command = [python, str(HERE / "peers_convert.py"), function, json.dumps(args)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    return json.loads(output(subprocess.run(command, text=True, capture_output=True, check=False, env=environment)))
+
+
+def output(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line. Raises RuntimeError with the last line of what went wrong."""
+    if done.returncode:
+        said = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        ended = f"ended by signal {-done.returncode}" if done.returncode < 0 else "failed"
+        raise RuntimeError(said[-1][:300] if said and done.returncode > 0 else ended)
+    return done.stdout.strip().splitlines()[-1]
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
+
+def machine_seconds() -> tuple[float, float]:
+    """CPU time that all processes have used, and that this one and those it waited for have; where Linux tells."""
+    try:
+        fields = list(map(int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9]))
+    except (OSError, ValueError):
+        return 0.0, 0.0
+    own = os.times()
+    busy = (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+    return busy, own.user + own.system + own.children_user + own.children_system
+
+
+def run(peer: Peer, work: str, threads: int, settings: dict[str, Any]) -> dict[str, float]:
+    """One process: "value" (tokens/s, or of "start" seconds), "rss_mb", "others" (cores that others took)."""
+    spec = json.dumps(peer.spec(work, threads, settings))
+    command = [peer.python(), str(HERE / "peers_children.py"), "measure", spec]
+    best: dict[str, float] = {}
+    for _ in range(TRIES):
+        before, start = machine_seconds(), time.perf_counter()
+        with neighbour() if work == "busy" else contextlib.nullcontext():
+            done = subprocess.run(command, text=True, capture_output=True, check=False, env=peer.environment())
+            seconds = time.perf_counter() - start
+        after = machine_seconds()
+        result: dict[str, float] = json.loads(output(done))
+        result["others"] = max(0.0, (after[0] - before[0]) - (after[1] - before[1])) / seconds
+        if work == "start":
+            result["value"] = seconds
+        if not best or result["others"] < best["others"]:
+            best = result
+        if best["others"] < DISTURBED:
+            break
+    return best
+
+
+@contextlib.contextmanager
+def neighbour() -> Iterator[None]:
+    """A process that keeps one core busy."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
         try:
-            run([self.python, "-c", "import llama_cpp, gguf"])
-        except (RuntimeError, OSError) as error:
-            return str(error).strip().splitlines()[-1]
-        self.model = folder / "model.gguf"
-        child(self.python, "write_gguf", str(self.model), str(folder / "weights.npz"))
-        return None
-
-    def measure(self, threads: int) -> float:
-        return float(child(self.python, "run_llama_cpp", str(self.model), threads))
+            yield
+        finally:
+            process.kill()
 
 
-# ---- the table -----------------------------------------------------------------------------------------------------
+def run_machine(work: str, threads: int) -> float:
+    command = [sys.executable, str(HERE / "peers_children.py"), "machine", json.dumps([work, threads])]
+    return float(json.loads(output(subprocess.run(command, text=True, capture_output=True, check=False))))
+
+
+class Bench:
+    """What was measured so far, and what is left out."""
+
+    def __init__(self, result: Result) -> None:
+        self.result = result
+        self.best: dict[tuple[str, str, str, int], dict[str, Any]] = {}
+        for sample in result.samples:  # of an earlier run: its settings stay
+            self.best[sample.label, sample.shape, sample.work, sample.threads] = sample.settings
+
+    def take(self, peer: Peer, work: str, threads: int) -> None:
+        """One sample, with the settings that were best; the first time, of all of them the best."""
+        key = (peer.label, peer.shape, work, threads)
+        why = f"{peer.label}, {peer.shape}, {work}"
+        if why in self.result.absent:
+            return
+        known = [self.best[key]] if key in self.best else list(peer.settings)
+        samples = []
+        for settings in known:
+            try:
+                got = run(peer, work, threads, settings)
+            except RuntimeError as error:
+                reason = str(error)
+                continue
+            samples.append(Sample(*key, settings=settings, token_bytes=peer.token_bytes, bits=peer.variant.bits, **got))
+        if not samples:
+            self.leave_out(why, reason)
+            return
+        chosen = (min if work == "start" else max)(samples, key=lambda sample: sample.value)
+        self.best[key] = chosen.settings
+        self.result.samples.append(chosen)
+
+    def take_machine(self, threads: int) -> None:
+        for work in ("read", "int8"):
+            with contextlib.suppress(RuntimeError):
+                self.result.machine.setdefault(f"{work} {threads}", []).append(run_machine(work, threads))
+
+    def leave_out(self, what: str, why: str) -> None:
+        self.result.absent[what] = why
+        print(f"{what}: left out, {why}", flush=True)
+
+
+def measure(bench: Bench, peers: Sequence[Peer], works: Sequence[str], threads: Sequence[int]) -> None:
+    """A round: each of everything once."""
+    for work in works:
+        # With one thread the busy process has the other core.
+        counts = [max(threads)] if work in ("busy", "start", "batch") else threads
+        for count in counts:
+            bench.take_machine(count)
+            for peer in peers:
+                if peer.shape in WORKS[work] and work not in KINDS[peer.kind].without:
+                    bench.take(peer, work, count)
+
+
+def find_peers(
+    names: Sequence[str], shapes: Sequence[str], where: dict[str, str], files: Files, bench: Bench
+) -> list[Peer]:
+    """Those that are there, with their files."""
+    found = []
+    for name in names:
+        kind = KINDS[name.partition("@")[0]]
+        for variant in kind.variants:
+            if name.startswith("fastllm") and variant.name not in DTYPES:
+                bench.leave_out(f"{kind.title} {variant.name}", "this build does not have it")
+                continue
+            for shape in shapes:
+                made = variant
+                if shape == "SmolLM2-135M" and not name.startswith("fastllm"):
+                    if variant not in GGUF[:1]:
+                        continue  # once, from the file as it is
+                    made = Variant("Q4_1", 5)
+                peer = Peer(name, made, shape, where.get(name, where.get(name.partition("@")[0], "")))
+                try:
+                    if not peer.where:
+                        raise RuntimeError(f"--with {name}=PATH is not given")
+                    files.prepare(peer)
+                except (RuntimeError, OSError) as error:
+                    bench.leave_out(f"{peer.label}, {shape}", str(error))
+                else:
+                    found.append(peer)
+    return found
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+def parse() -> argparse.Namespace:
+    def names(text: str) -> list[str]:
+        return [name.strip() for name in text.split(",")]
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    option = parser.add_argument
+    option(
+        "--with",
+        dest="where",
+        action="append",
+        default=[],
+        metavar="PEER=PATH",
+        help="where a peer is: an interpreter that has its package, or of llama2.c the folder with runq and of "
+        "ik_llama.cpp the one with llama-bench; others are looked for in this interpreter. PEER@TAG is another build "
+        "of a peer, with llama.cpp as fastllm@avx2 and fastllm@avxvnni are of fastllm",
+    )
+    option("--peers", type=names, default=list(KINDS), help="of these: %(default)s; PEER@TAG too")
+    option("--shapes", type=names, default=list(SHAPES), help="of these: %(default)s")
+    option("--works", type=names, default=list(WORKS), help="of these: %(default)s")
+    option("--threads", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2], help="(default 1,2)")
+    option("--repeats", type=int, default=5, help="rounds (default %(default)s); 0 measures nothing")
+    option("--smollm2", type=Path, metavar="FILE", help="SmolLM2-135M-Instruct.Q4_1.gguf")
+    option("--folder", type=Path, help="keeps the peers' files for the next time (default: a temporary one)")
+    option("--json", type=Path, metavar="FILE", help="raw figures are written here, after those that it has")
+    option("--plot", type=Path, metavar="FILE", help="draws them")
+    args = parser.parse_args()
+    for given, known in ((args.shapes, SHAPES), (args.works, WORKS)):
+        if unknown := set(given) - set(known):
+            parser.error(f"{', '.join(unknown)}: not one of {', '.join(known)}")
+    if unknown := {name for name in args.peers if name.partition("@")[0] not in KINDS}:
+        parser.error(f"{', '.join(unknown)}: not one of {', '.join(KINDS)}")
+    if wrong := [pair for pair in args.where if "=" not in pair]:
+        parser.error(f"{wrong[0]}: not PEER=PATH")
+    return args
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--llama2c", type=Path, metavar="DIR", help="a clone of llama2.c with a built runq")
-    parser.add_argument("--llama-cpp-python", default=sys.executable, metavar="PYTHON", help="one that has llama_cpp")
-    parser.add_argument("--threads", type=counts, default="1,2", help="thread counts (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each (default %(default)s)")
-    args = parser.parse_args()
-    peers = [FastLLM(), Llama2c(args.llama2c), LlamaCpp(args.llama_cpp_python)]
-    try:
-        with tempfile.TemporaryDirectory(prefix="fastllm-peers-") as folder:
-            compare(peers, Path(folder), args.threads, max(1, args.repeats))
-    except RuntimeError as error:
-        sys.exit(f"peers: {error}")
-
-
-def counts(text: str) -> list[int]:
-    return [int(n) for n in text.split(",")]
-
-
-def compare(peers: Sequence[Peer], folder: Path, thread_counts: Sequence[int], repeats: int) -> None:
-    arrays = make_weights()
-    np.savez(folder / "weights.npz", **arrays)
-    write_llama2c(folder / "model.bin", arrays)
-    absent = {peer.name: why for peer in peers if (why := peer.prepare(folder))}
-    for name, why in absent.items():
-        print(f"{name}: left out, {why}")
-    there = [peer for peer in peers if peer.name not in absent]
-    speeds: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for _ in range(repeats):
-        for threads in thread_counts:
-            speeds["memory", threads].append(child(sys.executable, "read_memory", "", threads))
-            for peer in there:
-                speeds[peer.name, threads].append(peer.measure(threads))
-    for threads in thread_counts:
-        report(threads, there, {name: values for (name, n), values in speeds.items() if n == threads})
-
-
-def report(threads: int, peers: Sequence[Peer], speeds: Mapping[str, Sequence[float]]) -> None:
-    ours, read = median(speeds[peers[0].name]), median(speeds["memory"])
-    print(f"\n{threads} thread{'s' if threads > 1 else ''}:\n")
-    print("| | tokens/s | slowest to fastest | GB/s | of memory | fastllm is |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for peer in peers:
-        runs = speeds[peer.name]
-        gbps = median(runs) * WEIGHTS * peer.bytes_per_weight / 1e9
-        cells = [peer.name, f"{median(runs):,.0f}", f"{min(runs):,.0f} to {max(runs):,.0f}", f"{gbps:.1f}"]
-        cells += [f"{gbps / read:.0%}", f"{ours / median(runs):.2f} x"]
-        print(f"| {' | '.join(cells)} |")
-    print(f"| reading memory | | | {read:.1f} | 100% | |")
+    args = parse()
+    here = {name: sys.executable for name in KINDS if name not in ("llama2.c", "ik_llama.cpp")}
+    where = here | dict(pair.split("=", 1) for pair in args.where)
+    result = Result.read(args.json) if args.json and args.json.exists() else Result()
+    bench = Bench(result)
+    with contextlib.ExitStack() as stack:
+        if args.repeats > 0:
+            folder = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastllm-peers-")))
+            peers = find_peers(args.peers, args.shapes, where, Files(folder, args.smollm2, where), bench)
+            for _ in range(args.repeats):
+                measure(bench, peers, args.works, args.threads)
+    if args.json:
+        result.write(args.json)
+    print(peers_report.tables(result))
+    if args.plot:
+        peers_report.plot(result, args.plot)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(CHILDREN[sys.argv[2]](*json.loads(sys.argv[3]))))
-    else:
-        main()
+    main()
