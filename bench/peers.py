@@ -387,6 +387,7 @@ def main() -> None:
     bench = Bench(result)
     with contextlib.ExitStack() as stack:
         if args.repeats > 0:
+            result.absent.clear()
             folder = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastllm-peers-")))
             peers = find_peers(args.peers, args.shapes, where, Files(folder, args.smollm2, where), bench)
             for _ in range(args.repeats):

@@ -116,19 +116,18 @@ class FastLLM(Runner):
         return time.perf_counter() - start
 
     def decode_batch(self, sequences: int, count: int) -> float:
-        model, cache = self.llm._model, self.llm._engine._cache
-        texts = [cache.sequence() for _ in range(sequences)]
-        logits = model.logits(sequences)
-        model.forward([(s, self.tokens(BEFORE, i), 1) for i, s in enumerate(texts)], logits, threads=self.threads)
+        from fastllm.engine import Batch
 
-        def step(at: int) -> None:
-            spans = [(s, [50 + at * 31 + i], 1) for i, s in enumerate(texts)]
-            model.forward(spans, logits, threads=self.threads)
-
-        step(0)
+        batch = Batch(self.llm._engine, sequences)
+        for i in range(sequences):
+            tokens = self.tokens(BEFORE, i)
+            batch.add(self.llm.start(tokens, self.greedy, max_tokens=1 + SETTLE + count, seed=0, stop=()))
+        for _ in range(1 + SETTLE):
+            batch.step()
         start = time.perf_counter()
-        for at in range(count):
-            step(at + 1)
+        done = sum(len(batch.step()) for _ in range(count))
+        if done != sequences * count:
+            raise RuntimeError(f"{done} new tokens, not {sequences * count}")
         return time.perf_counter() - start
 
 
