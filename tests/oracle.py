@@ -32,10 +32,10 @@ def forward(cfg, weights, tokens, **options):
     return run(cfg, weights, tokens, **options).logits
 
 
-def run(cfg, weights, tokens, *, activations=lambda x: x, kv=np.float64):
+def run(cfg, weights, tokens, *, activations=lambda x: x, kv=lambda x: x):
     """All of a model in float64.
 
-    activations: what rounds the inputs of every matrix; kv: the type of keys and values. Rotary pairs
+    activations: what rounds the inputs of every matrix; kv: what rounds keys and values. Rotary pairs
     are (2i, 2i + 1) of the first rotary_dim channels of a head, as complex numbers.
     """
     return _Transformer(cfg, weights, activations, kv).run(np.asarray(tokens))
@@ -150,8 +150,9 @@ class _Transformer:
         """Of layer i: (tokens, heads * head_dim), and the probabilities (heads, tokens, tokens)."""
         cfg, at, shared = self.cfg, np.arange(len(x)), self.cfg.n_heads // self.cfg.n_kv_heads
         q = self.rotated(self.heads(x, i, "q", cfg.n_heads), i) * cfg.attn_scale
-        k = self.rotated(self.heads(x, i, "k", cfg.n_kv_heads), i).astype(self.kv).astype(np.float64)
-        v = self.heads(x, i, "v", cfg.n_kv_heads).astype(self.kv).astype(np.float64)
+        k = self.rotated(self.heads(x, i, "k", cfg.n_kv_heads), i)
+        v = self.heads(x, i, "v", cfg.n_kv_heads)
+        k, v = (self.kv(y).astype(np.float64) for y in (k, v))
         seen = at <= at[:, None] if cfg.causal else np.ones((len(x), len(x)), bool)
         if window := cfg.layer_window(i):
             seen = seen & (at[:, None] - at < window)

@@ -34,7 +34,7 @@ def built(name, dtype, kv_dtype, isa, seed=1):
     return model, cfg.vocab_size, tokens
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "q8"])
 @pytest.mark.parametrize(("name", "dtype"), TYPES)
 def test_instruction_sets_threads_and_chunks(name, dtype, kv_dtype):
     model, size, tokens = built(name, dtype, kv_dtype, "scalar")
@@ -144,6 +144,34 @@ def test_ragged_batches(name, dtype, isa):
         assert (a == b).all()
 
 
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "q8"])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "window"), [(9, 3, 64, 0), (4, 4, 10, 0), (7, 1, 18, 530)])
+def test_past_runs(heads, kv_heads, head_dim, window, kv_dtype):
+    """Contexts of several runs of 512 positions, which threads share out or walk through on their own: one text, a few
+    tokens at a time, several texts at once."""
+    cfg = writers.config(heads * head_dim, 32, heads, kv_heads, 27, n_layers=2, max_seq=1300, windows=(window, 0))
+    weights = writers.random_weights(cfg, 8)
+    rng = np.random.default_rng(9)
+    texts = [rng.integers(0, 27, n).tolist() for n in (1250, 1030, 70)]
+    results = set()
+    for isa in ISAS:
+        model = writers.core_model(cfg, weights, "q8" if head_dim == 64 else "f32", kv_dtype=kv_dtype, isa=isa)
+        for threads in (1, 2, 5):
+            cache = _core.KVCache(model)
+            sequences = [cache.sequence() for _ in texts]
+            model.forward([(s, t[:-8], 0) for s, t in zip(sequences, texts, strict=True)], threads=threads)
+            alone = writers.append(model, sequences[0], texts[0][-8:-7], 27, threads=threads)
+            few = writers.append(model, sequences[0], texts[0][-7:-4], 27, threads=threads)
+            logits = model.logits(3)
+            spans = [(s, t[s.length :][:1], 1) for s, t in zip(sequences, texts, strict=True)]
+            model.forward(spans, logits, threads=threads)
+            rows = writers.read_logits(model, logits, 3, 27)
+            results.add(b"".join(x.tobytes() for x in (alone, few, rows)))
+            whole = writers.logits(model, texts[0][:-3], 27, threads=threads)
+            assert (np.concatenate([alone, few, rows[:1]]) == whole[-5:]).all()
+    assert len(results) == 1
+
+
 def test_only_the_wanted_logits():
     """How many rows of logits are wanted, of which texts, changes none of them."""
     model, size, tokens = built("odd", "f32", "f32", None)
@@ -171,7 +199,7 @@ def test_a_failed_forward_leaves_the_sequence_as_it_was():
     assert (writers.append(model, sequence, tokens[20:], size) == expected[20:]).all()
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "q8"])
 def test_truncated_and_continued(kv_dtype):
     """Blocks carry what other texts left in them: nobody may read it."""
     model, size, _ = built("one_kv_head", "f32", kv_dtype, None)

@@ -50,9 +50,31 @@ def test_f16_keys_and_values():
     cfg, weights, tokens = case("one_kv_head")
     model = writers.core_model(cfg, weights, "f32", kv_dtype="f16")
     found = writers.logits(model, tokens, cfg.vocab_size)
-    exact, rounded = (oracle.forward(cfg, weights, tokens, kv=kv) for kv in (float, np.float16))
+    exact, rounded = (oracle.forward(cfg, weights, tokens, kv=kv) for kv in (np.float64, np.float16))
     # A key that double precision and f32 round to different sides costs a unit of 2^-11: rare, and one of many.
     assert np.abs(found - rounded).max() < 0.5 * np.abs(found - exact).max() < 0.01
+
+
+def q8_rounded(x):
+    """Groups of 32 channels as int8 with a scale."""
+    padded = np.pad(x, [*((0, 0),) * (x.ndim - 1), (0, -x.shape[-1] % 32)])
+    groups = padded.reshape(*x.shape[:-1], -1, 32)
+    scale = np.abs(groups).max(axis=-1, keepdims=True) / 127
+    return (np.rint(groups / np.maximum(scale, 1e-30)) * scale).reshape(padded.shape)[..., : x.shape[-1]]
+
+
+@pytest.mark.parametrize("heads", [(4, 2, 16), (10, 1, 6), (3, 3, 70)])
+def test_q8_keys_and_values(heads):
+    n_heads, n_kv_heads, head_dim = heads
+    cfg = writers.config(n_heads * head_dim, 172, n_heads, n_kv_heads, 27)
+    weights = writers.random_weights(cfg, 5)
+    tokens = np.random.default_rng(6).integers(0, cfg.vocab_size, 100).tolist()
+    model = writers.core_model(cfg, weights, "f32", kv_dtype="q8")
+    found = writers.logits(model, tokens, cfg.vocab_size)
+    exact, rounded = (oracle.forward(cfg, weights, tokens, kv=kv) for kv in (np.float64, q8_rounded))
+    # Halves that double precision and f32 round to different sides are rare, and one of many.
+    assert np.abs(found - rounded).max() < 0.5 * np.abs(found - exact).max()
+    assert np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("dtype", ["q8", "q8_f32"])

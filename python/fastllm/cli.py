@@ -194,6 +194,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help="convert weights to f32, f16, bf16, q8 or q4 (default: as in the file; weights of a few bits: q8)",
     )
+    parser.add_argument("--kv", metavar="TYPE", help="of keys and values: f32, f16 or q8 (default: f16; f32 with f32)")
     parser.add_argument("--context", type=int, metavar="N", help="positions a text may have (default: the model's)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: see fastllm info")
     parser.add_argument("--revision", metavar="NAME", help="of a model on the hub: branch, tag or commit")
@@ -229,6 +230,7 @@ def _load(args: argparse.Namespace) -> LLM:
         return load(
             _BUILT_IN if args.model is None else args.model,
             dtype=args.dtype,
+            kv=args.kv,
             threads=args.threads,
             context=args.context,
             tokenizer=args.tokenizer,
