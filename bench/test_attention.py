@@ -15,7 +15,7 @@ BYTES = {"f32": 4.0, "f16": 2.0, "q8": 1.125}  # of a number, scales included
 @pytest.mark.parametrize("threads", [1, 2], ids=["1 thread", "2 threads"])
 @pytest.mark.parametrize("kv_dtype", BYTES)
 def test_long_context(benchmark: Any, kv_dtype: str, threads: int) -> None:
-    """One token of four layers with SmolLM2-135M's heads, around a residual stream so narrow that all else is little."""
+    """One token through four layers with SmolLM2-135M's heads, the stream so narrow that all else is little."""
     config = models.config(
         dim=32,
         hidden_dim=32,
