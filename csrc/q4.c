@@ -93,8 +93,9 @@ static float search(const fl_q4_grid *g, const float *x, const float *weight, fl
     return best.scale;
 }
 
-// The f16 nearest to a scale, but not zero for what is not.
+// The f16 nearest to a scale, but not zero for what is not, nor infinite.
 static uint16_t scale_bits(float scale) {
+    if (fabsf(scale) > 65504.0f) scale = scale > 0 ? 65504.0f : -65504.0f;
     const uint16_t bits = fl_f16_from_f32(scale);
     return scale == 0 || bits & 0x7fffu ? bits : bits | 1u;
 }
@@ -104,25 +105,23 @@ typedef struct group_row {
     float w[FL_GROUP];      // the weights
     float x[FL_GROUP];      // from what they are rounded: with what the columns before this group have cost
     float weight[FL_GROUP]; // of the squared error of each
-    const float *u;         // the group's square of s->feedback, rows `stride` apart; NULL: columns do not depend
-    size_t stride, count;   // columns that there are
+    const float *u;         // (32, 32) the group's square of s->feedback; NULL: columns do not depend
+    size_t count;           // columns that there are
 } group_row;
 
-// Codes with a scale, and the errors w - value * scale. Returns the weighted squared rounding error.
-static float round_row(const fl_q4_grid *g, const group_row *r, float scale, uint8_t *code, float *errors) {
+// Codes with a scale, and the errors w - value * scale.
+static void round_row(const fl_q4_grid *g, const group_row *r, float scale, uint8_t *code, float *errors) {
     const float inverse = scale != 0 ? 1.0f / scale : 0;
-    float total = 0, x[FL_GROUP];
+    float x[FL_GROUP];
     memcpy(x, r->x, sizeof x);
     for (size_t k = 0; k < r->count; k++) {
         const uint8_t byte = round_byte(x[k] * inverse);
-        const float value = g->value[byte] * scale, miss = x[k] - value;
+        const float value = g->value[byte] * scale;
         code[k] = g->code[byte];
         errors[k] = r->w[k] - value;
-        total += r->weight[k] * miss * miss;
         if (r->u)
             for (size_t j = k + 1; j < FL_GROUP; j++) x[j] += errors[k] * r->u[k * FL_GROUP + j];
     }
-    return total;
 }
 
 // What the weights' errors count where nothing is known of their inputs: large weights a little more.
@@ -134,7 +133,6 @@ static void guess_weights(const float *x, float *weight) {
 // One row's scale, codes and errors.
 static fl_status quantize_row(const fl_q4_grid *g, group_row *r, const fl_source *s, size_t k, uint16_t *scale,
                               uint8_t *code, float *errors) {
-    enum { TRIES = 7 };
     float largest = 0, x[FL_GROUP];
     int finite = 1;
     for (size_t i = 0; i < FL_GROUP; i++) {
@@ -148,16 +146,7 @@ static fl_status quantize_row(const fl_q4_grid *g, group_row *r, const fl_source
         for (size_t i = 0; i < FL_GROUP; i++) r->weight[i] = i < r->count ? s->importance[k + i] : 0;
     else
         guess_weights(x, r->weight);
-    float best = largest != 0 ? search(g, x, r->weight, largest > 0 ? 1.0f : -1.0f) * fabsf(largest) : 0;
-    *scale = scale_bits(best);
-    if (best != 0 && r->u) {
-        float least = FLT_MAX;
-        for (int i = 0; i < TRIES; i++) {
-            const uint16_t bits = scale_bits(best * (0.88f + 0.04f * (float)i));
-            const float found = round_row(g, r, fl_f32_from_f16(bits), code, errors);
-            if (found < least) least = found, *scale = bits;
-        }
-    }
+    *scale = scale_bits(largest != 0 ? search(g, x, r->weight, largest > 0 ? 1.0f : -1.0f) * fabsf(largest) : 0);
     round_row(g, r, fl_f32_from_f16(*scale), code, errors);
     return FL_OK;
 }

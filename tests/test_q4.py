@@ -215,6 +215,16 @@ def test_what_cannot_be_packed(bad):
         pack(w)
 
 
+def test_the_largest():
+    """The largest value that int8 takes too, at either end of the table."""
+    for sign in (1, -1):
+        w = np.full((1, 32), 65504 * 127 * sign, np.float32)
+        w[0, ::2] *= -0.9
+        found = rows(pack(w))
+        assert np.isfinite(found).all()
+        assert (np.abs(found - w) <= 0.25 * 65504 * 127).all()
+
+
 def test_factors_that_do_not_fit():
     w, one = spread(8, (4, 32), False), np.ones(32, np.float32)
     for options in (
