@@ -277,7 +277,7 @@ def test_embed_prints_a_line_for_each_text() -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["convert", str(TINY), "out", "--dtype", "q4"], "dtype must be one of f32, f16, bf16, q8, not 'q4'"),
+        (["convert", str(TINY), "out", "--dtype", "q3"], "dtype must be one of f32, f16, bf16, q8, q4, not 'q3'"),
         (["convert", str(TINY), "."], "cannot be written: it is a folder"),
         (["convert", "nothing.bin", "out"], "nothing.bin does not exist"),
         (["convert", str(TINY), str(TINY)], "it is what would be converted"),

@@ -298,7 +298,7 @@ def test_what_llama2c_cannot_hold(tmp_path, said, changed):
 @pytest.mark.parametrize(
     ("said", "options"),
     [
-        ("dtype must be one of f32, f16, bf16, q8, not 'q4'", {"dtype": "q4"}),
+        ("dtype must be one of f32, f16, bf16, q8, q4, not 'q3'", {"dtype": "q3"}),
         ("format must be one of", {"format": "gguf"}),
         ("version says the dtype", {"format": "llama2c", "dtype": "q8"}),
         ("versions are 0, 1, 2", {"format": "llama2c", "version": 3}),
