@@ -18,11 +18,20 @@
 #endif
 #endif
 
+// No access to memory is moved across this by the compiler.
+#if defined(__GNUC__) || defined(__clang__)
+#define FL_COMPILER_FENCE __asm__ volatile("" ::: "memory")
+#else
+#define FL_COMPILER_FENCE ((void)0)
+#endif
+
 // Hint that the cache line at p will be read soon. Never faults, so p may lie past the end of an array.
 #if defined(__GNUC__) || defined(__clang__)
 #define FL_PREFETCH(p) __builtin_prefetch((p), 0, 3)
+#define FL_PREFETCH_L2(p) __builtin_prefetch((p), 0, 2)
 #else
 #define FL_PREFETCH(p) ((void)(p))
+#define FL_PREFETCH_L2(p) ((void)(p))
 #endif
 
 #endif

@@ -13,9 +13,6 @@
 #include "attend.h"
 #include "matmul.h"
 #include "vectors.h"
-#ifdef FL_AMX
-#include "amx.h"
-#endif
 
 // ---- vectors -------------------------------------------------------------------------------------------------------
 

@@ -3,10 +3,15 @@
 
 #ifdef FL_AVXVNNI
 #define FL_ISA avxvnni
+#define FL_UNPACKS 1
+#define FL_TILE 6
 #else
 #define FL_ISA avx2
-#endif
+#define FL_UNPACKS 0
 #define FL_TILE 4
+#endif
+#define FL_FEW 4
+#define FL_STREAMS 4
 #define FL_TILE_PANELS 1
 #define FL_MUL_VECTORS 6
 
@@ -65,6 +70,10 @@ static inline vb vb_load(const int8_t *p) {
     const __m256i flip = _mm256_set1_epi8((char)0x80), *q = (const void *)p;
     return (vb){_mm256_xor_si256(_mm256_loadu_si256(q), flip), _mm256_xor_si256(_mm256_loadu_si256(q + 1), flip)};
 }
+static inline vb vb_reload(const uint8_t *p) {
+    const __m256i *q = (const void *)p;
+    return (vb){_mm256_load_si256(q), _mm256_load_si256(q + 1)};
+}
 static inline __m256i fl_codebook(void) {
     const __m128i values = _mm_loadu_si128((const void *)fl_q4_values);
     return _mm256_xor_si256(_mm256_broadcastsi128_si256(values), _mm256_set1_epi8((char)0x80));
@@ -82,6 +91,7 @@ static inline vb vb_load(const int8_t *p) {
     const __m256i *q = (const void *)p, l = _mm256_loadu_si256(q), h = _mm256_loadu_si256(q + 1);
     return (vb){l, h, _mm256_abs_epi8(l), _mm256_abs_epi8(h)};
 }
+static inline vb vb_reload(const uint8_t *p) { return vb_load((const int8_t *)p); }
 static inline __m256i fl_codebook(void) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)fl_q4_values));
 }
@@ -96,6 +106,10 @@ static inline vi vi_dot(vi c, vb w, int32_t a4) {
 }
 static inline vi vi_dot_start(int32_t bias) { (void)bias; return vi_set1(0); }
 #endif
+static inline void vb_store(uint8_t *p, vb w) {
+    _mm256_store_si256((void *)p, w.l);
+    _mm256_store_si256((void *)(p + 32), w.h);
+}
 static inline void vb_load_codes(const uint8_t *p, vb *low, vb *high) {
     const __m256i *q = (const void *)p, l = _mm256_loadu_si256(q), h = _mm256_loadu_si256(q + 1);
     const __m256i four = _mm256_set1_epi8(15), values = fl_codebook();

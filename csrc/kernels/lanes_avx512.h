@@ -3,9 +3,15 @@
 
 #ifdef FL_AMX
 #define FL_ISA amx
+#define FL_UNPACKS 0
+#define FL_BLOCK_TILE 16
+#define FL_BLOCK_PANELS 4
 #else
 #define FL_ISA avx512
+#define FL_UNPACKS 1
 #endif
+#define FL_FEW 8
+#define FL_STREAMS 8
 #define FL_TILE 8
 #define FL_TILE_PANELS 2
 #define FL_MUL_VECTORS 24
@@ -47,12 +53,25 @@ static inline void vi_store_i8(int8_t *p, vi a) { _mm_storeu_si128((void *)p, _m
 static inline vb vb_load(const int8_t *p) {
     return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8((char)0x80));
 }
+static inline void vb_store(uint8_t *p, vb w) {
+#ifdef FL_AMX // takes both factors signed
+    w = _mm512_xor_si512(w, _mm512_set1_epi8((char)0x80));
+#endif
+    _mm512_store_si512(p, w);
+}
+static inline vb vb_reload(const uint8_t *p) { return _mm512_load_si512(p); }
 static inline void vb_load_codes(const uint8_t *p, vb *low, vb *high) {
-    const __m512i four = _mm512_set1_epi8(15), codes = _mm512_loadu_si512(p);
+    const __m512i codes = _mm512_loadu_si512(p);
     const __m512i values = _mm512_xor_si512(_mm512_broadcast_i32x4(_mm_loadu_si128((const void *)fl_q4_values)),
                                             _mm512_set1_epi8((char)0x80));
+#ifdef FL_AMX // VBMI looks up six bits: the values four times over, and no bit need be cut off
+    *low = _mm512_permutexvar_epi8(codes, values);
+    *high = _mm512_permutexvar_epi8(_mm512_srli_epi16(codes, 4), values);
+#else
+    const __m512i four = _mm512_set1_epi8(15);
     *low = _mm512_shuffle_epi8(values, _mm512_and_si512(codes, four));
     *high = _mm512_shuffle_epi8(values, _mm512_and_si512(_mm512_srli_epi16(codes, 4), four));
+#endif
 }
 static inline vi vi_dot(vi c, vb w, int32_t a4) { return _mm512_dpbusd_epi32(c, w, _mm512_set1_epi32(a4)); }
 static inline vi vi_dot_start(int32_t bias) { return _mm512_set1_epi32(bias); }

@@ -2,6 +2,9 @@
 #include <arm_neon.h>
 
 #define FL_ISA neon
+#define FL_UNPACKS 0
+#define FL_FEW 4
+#define FL_STREAMS 4
 #define FL_TILE 4
 #define FL_TILE_PANELS 1
 #define FL_MUL_VECTORS 6
@@ -50,6 +53,10 @@ static inline vb vb_load(const int8_t *p) {
     for (int j = 0; j < 4; j++) o.v[j] = vld1q_s8(p + 16 * j);
     return o;
 }
+static inline void vb_store(uint8_t *p, vb w) {
+    for (int j = 0; j < 4; j++) vst1q_s8((int8_t *)p + 16 * j, w.v[j]);
+}
+static inline vb vb_reload(const uint8_t *p) { return vb_load((const int8_t *)p); }
 static inline void vb_load_codes(const uint8_t *p, vb *low, vb *high) {
     const int8x16_t values = vld1q_s8(fl_q4_values);
     for (int j = 0; j < 4; j++) {

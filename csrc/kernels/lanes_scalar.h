@@ -7,7 +7,11 @@
 #define FL_UNROLL
 
 #define FL_ISA scalar
+#define FL_UNPACKS 0
+#define FL_FEW 4
+#define FL_STREAMS 4
 #define FL_TILE 4
+#define FL_TILE_PANELS 1
 #define FL_MUL_VECTORS 1
 
 typedef struct { float v[16]; } vf;
@@ -54,6 +58,8 @@ static inline vb vb_load(const int8_t *p) {
     memcpy(o.w, p, sizeof o.w);
     return o;
 }
+static inline void vb_store(uint8_t *p, vb w) { memcpy(p, w.w, sizeof w.w); }
+static inline vb vb_reload(const uint8_t *p) { return vb_load((const int8_t *)p); }
 // The two tiles whose codes are in the low and in the high four bits of 64 bytes.
 static inline void vb_load_codes(const uint8_t *p, vb *low, vb *high) {
     for (int j = 0; j < 64; j++) {

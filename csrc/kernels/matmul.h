@@ -1,133 +1,167 @@
-// Matrix products.
+// Matrix products, in two ways. For few tokens the weights come from memory once, and only how fast they come counts:
+// several panels are read at once, each a stream of its own, since one stream does not fill a memory bus. For many
+// tokens arithmetic is what counts: block.h.
 //
-// A tile is P panels x T tokens, its sums in registers. P, T and type are constants where a tile is called, so that
-// each combination is compiled on its own; indices into the arrays of sums vanish.
+// A tile is P panels x T tokens. P, T and type are constants where a tile is called, so that each combination is
+// compiled on its own; indices into the arrays of sums vanish.
 #ifndef FL_MATMUL_H
 #define FL_MATMUL_H
 
 #include "vectors.h"
 
-#ifndef FL_TILE_PANELS
-#define FL_TILE_PANELS 1
-#endif
+// A matrix product, but for what its tiles are.
+typedef struct job {
+    const uint8_t *panels;
+    size_t panel_bytes, n;
+    size_t step; // between the panels of a tile, in panels
+    const fl_inputs *in;
+    size_t tokens;
+    float *out;
+    size_t out_stride;
+    int add;
+} job;
 
-static FL_INLINE void store_tile(vf sum, float *out, int add) {
-    vf_store(out, add ? vf_add(vf_load(out), sum) : sum);
+static FL_INLINE int is_int8(const fl_type type) { return type == FL_Q8 || type == FL_Q8_F32 || type == FL_Q4; }
+static FL_INLINE fl_type scale_type(const fl_type type) { return type == FL_Q8_F32 ? FL_F32 : FL_F16; }
+static FL_INLINE size_t group_bytes(const fl_type type) { return (size_t)FL_LANES * FL_GROUP / (type == FL_Q4 ? 2 : 1); }
+static FL_INLINE size_t groups_of(const job *j) { return (j->n + FL_GROUP - 1) / FL_GROUP; }
+
+// Where panel p of a tile begins whose first is panel `first`.
+static FL_INLINE const uint8_t *panel_at(const job *j, size_t first, size_t p) {
+    return j->panels + (first + p * j->step) * j->panel_bytes;
 }
 
-static FL_INLINE void tile_float(const size_t P, const size_t T, const fl_type type, const uint8_t *w,
-                                 size_t panel_bytes, size_t n, const fl_inputs *in, size_t t0, float *out,
-                                 size_t out_stride, int add) {
-    const float *x = in->f + t0 * in->f_stride;
-    const size_t xs = in->f_stride;
-    vf sum[4][8];
+static FL_INLINE void store_sum(const job *j, size_t panel, size_t t, vf sum) {
+    float *out = j->out + t * j->out_stride + panel * FL_LANES;
+    vf_store(out, j->add ? vf_add(vf_load(out), sum) : sum);
+}
+
+// ---- few tokens ----------------------------------------------------------------------------------------------------
+
+enum { AHEAD = 2048 }; // bytes: how far before they are needed weights are asked for
+
+// Tokens past the last are the last once more, and not stored.
+static FL_INLINE void tile_float(const size_t P, const size_t T, const fl_type type, const job *j, size_t first,
+                                 size_t t0) {
+    const uint8_t *w[8];
+    const float *x[16];
+    vf sum[8][16];
+    FL_UNROLL for (size_t p = 0; p < P; p++) w[p] = panel_at(j, first, p);
+    FL_UNROLL for (size_t t = 0; t < T; t++)
+        x[t] = j->in->f + (t0 + t < j->tokens ? t0 + t : j->tokens - 1) * j->in->f_stride;
     FL_UNROLL for (size_t p = 0; p < P; p++)
         FL_UNROLL for (size_t t = 0; t < T; t++) sum[p][t] = vf_set1(0.0f);
-    for (size_t k = 0; k < n; k++) {
-        vf a[4];
-        FL_UNROLL for (size_t p = 0; p < P; p++) a[p] = load_float(type, w + p * panel_bytes, k * FL_LANES);
+    for (size_t k = 0; k < j->n; k++) {
+        vf a[8];
+        FL_UNROLL for (size_t p = 0; p < P; p++) {
+            if (T <= FL_FEW) FL_PREFETCH(w[p] + k * FL_LANES * (type == FL_F32 ? 4 : 2) + AHEAD);
+            a[p] = load_float(type, w[p], k * FL_LANES);
+        }
         FL_UNROLL for (size_t t = 0; t < T; t++) {
-            const vf b = vf_set1(x[t * xs + k]);
+            const vf b = vf_set1(x[t][k]);
             FL_UNROLL for (size_t p = 0; p < P; p++) sum[p][t] = vf_fma(a[p], b, sum[p][t]);
         }
     }
-    FL_UNROLL for (size_t p = 0; p < P; p++)
-        FL_UNROLL for (size_t t = 0; t < T; t++)
-            store_tile(sum[p][t], out + t * out_stride + p * FL_LANES, add);
+    FL_UNROLL for (size_t t = 0; t < T; t++)
+        FL_UNROLL for (size_t p = 0; p < P; p++)
+            if (t0 + t < j->tokens) store_sum(j, first + p * j->step, t0 + t, sum[p][t]);
 }
 
-static FL_INLINE void tile_int8(const size_t P, const size_t T, const fl_type type, const uint8_t *w,
-                                size_t panel_bytes, size_t n, const fl_inputs *in, size_t t0, float *out,
-                                size_t out_stride, int add) {
-    enum { AHEAD = 4096 };
-    const size_t group_bytes = (size_t)FL_LANES * FL_GROUP / (type == FL_Q4 ? 2 : 1);
-    const size_t groups = (n + FL_GROUP - 1) / FL_GROUP, xs = in->q_stride;
-    const fl_q8_group *x = in->q + t0 * xs;
-    const uint8_t *tiles = w + fl_scales_bytes(type, groups);
-    vf sum[4][8];
+// Tiles 2 i and 2 i + 1 of a group.
+static FL_INLINE void load_tiles(const fl_type type, const uint8_t *group, size_t i, vb w[2]) {
+    if (type == FL_Q4) {
+        vb_load_codes(group + i * 64, &w[0], &w[1]);
+    } else {
+        w[0] = vb_load((const int8_t *)group + i * 128);
+        w[1] = vb_load((const int8_t *)group + i * 128 + 64);
+    }
+}
+
+static FL_INLINE void tile_int8(const size_t P, const size_t T, const fl_type type, const job *j, size_t first) {
+    const size_t groups = groups_of(j), tiles = fl_scales_bytes(type, groups);
+    const uint8_t *w[8];
+    const fl_q8_group *x[8];
+    vf sum[8][8];
+    FL_UNROLL for (size_t p = 0; p < P; p++) w[p] = panel_at(j, first, p);
+    FL_UNROLL for (size_t t = 0; t < T; t++) x[t] = j->in->q + (t < j->tokens ? t : j->tokens - 1) * j->in->q_stride;
     FL_UNROLL for (size_t p = 0; p < P; p++)
         FL_UNROLL for (size_t t = 0; t < T; t++) sum[p][t] = vf_set1(0.0f);
-    for (size_t g = 0; g < groups; g++, x++, tiles += group_bytes) {
-        vi dot[4][8];
-        FL_UNROLL for (size_t t = 0; t < T; t++)
-            FL_UNROLL for (size_t p = 0; p < P; p++) dot[p][t] = vi_dot_start(x[t * xs].bias);
-        FL_UNROLL for (size_t k = 0; k < FL_GROUP; k += 8) { // two tiles
-            vb a[2][4];
-            FL_UNROLL for (size_t p = 0; p < P; p++) {
-                const uint8_t *tile = tiles + p * panel_bytes + k * group_bytes / FL_GROUP;
-                if (T == 1) FL_PREFETCH(tile + AHEAD); // one token: the weights stream from memory
-                if (type == FL_Q4) {
-                    vb_load_codes(tile, &a[0][p], &a[1][p]);
-                } else {
-                    if (T == 1) FL_PREFETCH(tile + AHEAD + 64);
-                    a[0][p] = vb_load((const int8_t *)tile);
-                    a[1][p] = vb_load((const int8_t *)tile + 64);
-                }
+    for (size_t g = 0; g < groups; g++)
+        FL_UNROLL for (size_t p = 0; p < P; p++) {
+            const uint8_t *group = w[p] + tiles + g * group_bytes(type);
+            FL_UNROLL for (size_t i = 0; i < group_bytes(type); i += 64) FL_PREFETCH(group + i + AHEAD);
+            vi dot[8];
+            FL_UNROLL for (size_t t = 0; t < T; t++) dot[t] = vi_dot_start(x[t][g].bias);
+            FL_UNROLL for (size_t i = 0; i < 4; i++) {
+                vb a[2];
+                load_tiles(type, group, i, a);
+                FL_UNROLL for (size_t h = 0; h < 2; h++)
+                    FL_UNROLL for (size_t t = 0; t < T; t++) {
+                        int32_t b;
+                        memcpy(&b, x[t][g].q + 8 * i + 4 * h, 4);
+                        dot[t] = vi_dot(dot[t], a[h], b);
+                    }
             }
-            FL_UNROLL for (size_t i = 0; i < 2; i++)
-                FL_UNROLL for (size_t t = 0; t < T; t++) {
-                    int32_t b;
-                    memcpy(&b, x[t * xs].q + k + 4 * i, 4);
-                    FL_UNROLL for (size_t p = 0; p < P; p++) dot[p][t] = vi_dot(dot[p][t], a[i][p], b);
-                }
+            const vf scale = load_float(scale_type(type), w[p], g * FL_LANES);
+            FL_UNROLL for (size_t t = 0; t < T; t++)
+                sum[p][t] = vf_fma(vf_from_vi(dot[t]), vf_mul(scale, vf_set1(x[t][g].scale)), sum[p][t]);
         }
-        vf scale[4];
+    FL_UNROLL for (size_t t = 0; t < T; t++)
         FL_UNROLL for (size_t p = 0; p < P; p++)
-            scale[p] = load_float(type == FL_Q8_F32 ? FL_F32 : FL_F16, w + p * panel_bytes, g * FL_LANES);
-        FL_UNROLL for (size_t t = 0; t < T; t++) {
-            const vf xscale = vf_set1(x[t * xs].scale);
-            FL_UNROLL for (size_t p = 0; p < P; p++)
-                sum[p][t] = vf_fma(vf_from_vi(dot[p][t]), vf_mul(scale[p], xscale), sum[p][t]);
-        }
-    }
-    FL_UNROLL for (size_t p = 0; p < P; p++)
-        FL_UNROLL for (size_t t = 0; t < T; t++)
-            store_tile(sum[p][t], out + t * out_stride + p * FL_LANES, add);
+            if (t < j->tokens) store_sum(j, first + p * j->step, t, sum[p][t]);
 }
 
-static FL_INLINE void tile(const size_t P, const size_t T, const fl_type type, const uint8_t *w, size_t panel_bytes,
-                           size_t n, const fl_inputs *in, size_t t0, float *out, size_t out_stride, int add) {
-    if (type == FL_Q8 || type == FL_Q8_F32 || type == FL_Q4)
-        tile_int8(P, T, type, w, panel_bytes, n, in, t0, out, out_stride, add);
-    else
-        tile_float(P, T, type, w, panel_bytes, n, in, t0, out, out_stride, add);
+#include "block.h"
+
+// ---- both ----------------------------------------------------------------------------------------------------------
+
+// All tokens, T at a time; for int8 all T at once, or in blocks of T and S.
+static FL_INLINE void tile(const size_t P, const size_t T, const size_t S, const fl_type type, const job *j,
+                           size_t first) {
+    if (!is_int8(type))
+        for (size_t t = 0; t < j->tokens; t += T) tile_float(P, T, type, j, first, t);
+    else if (S == 0) tile_int8(P, T, type, j, first);
+    else blocks(P, T, S, type, j, first);
+}
+
+// P panels at a time, which lie a P-th of all apart: then each stream goes on where it was when a panel ends.
+static FL_INLINE size_t tiles(const size_t P, const size_t T, const size_t S, const fl_type type, job *j, size_t panel0,
+                              size_t panel1) {
+    j->step = (panel1 - panel0) / P;
+    for (size_t p = 0; p < j->step; p++) tile(P, T, S, type, j, panel0 + p);
+    return panel0 + P * j->step;
 }
 
 static FL_INLINE void matmul(const fl_type type, const fl_matrix *m, size_t panel0, size_t panel1, const fl_inputs *in,
                              size_t tokens, float *out, size_t out_stride, int add) {
-    // One token: several panels give a float product enough independent sums. Int8 has them inside a group, and one
-    // panel at a time is one stream for the prefetch.
-    enum { FLOAT_PANELS = 4, MANY = FL_TILE_PANELS };
-    const int is_float = type == FL_F32 || type == FL_F16 || type == FL_BF16;
-    const size_t bytes = fl_panel_bytes(type, m->n), n = m->n;
-    const uint8_t *data = m->data;
-    size_t p = panel0;
-#define TILE(P, T, t) \
-    tile(P, T, type, data + p * bytes, bytes, n, in, t, out + (t) * out_stride + p * FL_LANES, out_stride, add)
-    if (tokens == 1) {
-        if (is_float)
-            for (; p + FLOAT_PANELS <= panel1; p += FLOAT_PANELS) TILE(FLOAT_PANELS, 1, 0);
-        for (; p < panel1; p++) TILE(1, 1, 0);
-        return;
-    }
-#define TOKENS(P)                                                   \
-    do {                                                            \
-        size_t t = 0;                                               \
-        for (; t + FL_TILE <= tokens; t += FL_TILE) TILE(P, FL_TILE, t); \
-        if (FL_TILE > 4 && t + 4 <= tokens) {                       \
-            TILE(P, 4, t);                                          \
-            t += 4;                                                 \
-        }                                                           \
-        if (t + 2 <= tokens) {                                      \
-            TILE(P, 2, t);                                          \
-            t += 2;                                                 \
-        }                                                           \
-        if (t < tokens) TILE(P, 1, t);                              \
+    job j = {m->data, fl_panel_bytes(type, m->n), m->n, 0, in, tokens, out, out_stride, add};
+#define TILES(P, T, S)                                                        \
+    do {                                                                      \
+        panel0 = tiles(P, T, S, type, &j, panel0, panel1);                    \
+        if ((P) > 2) panel0 = tiles((P) / 2, T, S, type, &j, panel0, panel1); \
+        if ((P) > 1) tiles(1, T, S, type, &j, panel0, panel1);                \
     } while (0)
-    for (; p + MANY <= panel1; p += MANY) TOKENS(MANY);
-    for (; p < panel1; p++) TOKENS(1);
-#undef TOKENS
-#undef TILE
+    if (tokens == 1) {
+        TILES(FL_STREAMS, 1, 0);
+    } else if (tokens == 2) {
+        TILES(FL_STREAMS, 2, 0);
+#ifdef FL_AMX
+    } else if (is_int8(type) && tokens >= 4) {
+        const size_t rows = tokens >= 16 ? 16 : tokens >= 8 ? 8 : 4;
+        tiles_begin(rows);
+        if (rows == 16) TILES(FL_BLOCK_PANELS, 16, 16);
+        else if (rows == 8) TILES(FL_BLOCK_PANELS, 8, 8);
+        else TILES(FL_BLOCK_PANELS, 4, 4);
+        tiles_end();
+#endif
+    } else if (tokens <= 4) {
+        TILES(FL_STREAMS / 2, 4, 0);
+    } else if (tokens <= 8 && FL_FEW >= 8) {
+        TILES(FL_STREAMS / 4, 8, 0);
+    } else {
+        TILES(FL_TILE_PANELS, FL_TILE, FL_TILE / 2);
+    }
+#undef TILES
 }
 
 #define MATMUL(name, type)                                                                                        \
