@@ -261,15 +261,15 @@ def run_machine(work: str, threads: int) -> float:
 class Bench:
     """What was measured so far, and what is left out."""
 
-    def __init__(self, result: Result) -> None:
-        self.result = result
-        self.best: dict[tuple[str, str, str, int], dict[str, Any]] = {}
+    def __init__(self, result: Result, path: Path | None) -> None:
+        self.result, self.path = result, path
+        self.best: dict[tuple[str, str, str], dict[str, Any]] = {}
         for sample in result.samples:  # of an earlier run: its settings stay
-            self.best[sample.label, sample.shape, sample.work, sample.threads] = sample.settings
+            self.best[sample.label, sample.shape, sample.work] = sample.settings
 
     def take(self, peer: Peer, work: str, threads: int) -> None:
         """One sample, with the settings that were best; the first time, of all of them the best."""
-        key = (peer.label, peer.shape, work, threads)
+        key = (peer.label, peer.shape, work)
         why = f"{peer.label}, {peer.shape}, {work}"
         if why in self.result.absent:
             return
@@ -281,13 +281,17 @@ class Bench:
             except RuntimeError as error:
                 reason = str(error)
                 continue
-            samples.append(Sample(*key, settings=settings, token_bytes=peer.token_bytes, bits=peer.variant.bits, **got))
+            samples.append(
+                Sample(*key, threads, settings=settings, token_bytes=peer.token_bytes, bits=peer.variant.bits, **got)
+            )
         if not samples:
             self.leave_out(why, reason)
             return
         chosen = (min if work == "start" else max)(samples, key=lambda sample: sample.value)
         self.best[key] = chosen.settings
         self.result.samples.append(chosen)
+        if self.path:
+            self.result.write(self.path)  # what is interrupted can go on
 
     def take_machine(self, threads: int) -> None:
         for work in ("read", "int8"):
@@ -384,7 +388,7 @@ def main() -> None:
     here = {name: sys.executable for name in KINDS if name not in ("llama2.c", "ik_llama.cpp")}
     where = here | dict(pair.split("=", 1) for pair in args.where)
     result = Result.read(args.json) if args.json and args.json.exists() else Result()
-    bench = Bench(result)
+    bench = Bench(result, args.json)
     with contextlib.ExitStack() as stack:
         if args.repeats > 0:
             result.absent.clear()
@@ -392,8 +396,6 @@ def main() -> None:
             peers = find_peers(args.peers, args.shapes, where, Files(folder, args.smollm2, where), bench)
             for _ in range(args.repeats):
                 measure(bench, peers, args.works, args.threads)
-    if args.json:
-        result.write(args.json)
     print(peers_report.tables(result))
     if args.plot:
         peers_report.plot(result, args.plot)
