@@ -64,7 +64,7 @@ KINDS = {
         "llama.cpp", GGUF, tuple({"repack": repack, "flash": flash} for repack in (False, True) for flash in (1, 0))
     ),
     "ik_llama.cpp": Kind("ik_llama.cpp", GGUF, ({"rtr": 1}, {"rtr": 0}), without=("start",)),
-    "ctranslate2": Kind("CTranslate2", (Variant("int8", 8),), ({"compute": "int8"}, {"compute": "int8_bfloat16"})),
+    "ctranslate2": Kind("CTranslate2", (Variant("int8", 8),), ({"compute": "int8"},)),
     "ort": Kind("ORT GenAI", (Variant("int8", 9), Variant("int4", 5))),
     "openvino": Kind(
         "OpenVINO GenAI",
