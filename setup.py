@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -122,7 +123,7 @@ class BuildCore(build_ext):
                 sources, str(folder / subfolder), macros, include, extra_postargs=FLAGS + openmp + flags
             )
 
-        objects = compile_c([str(KERNELS)], "scalar", [("FL_LANES_H", '"lanes_scalar.h"')], [])
+        parts = [([str(KERNELS)], "scalar", [("FL_LANES_H", '"lanes_scalar.h"')], [])]
         built = []
         for name, (lanes, macros, gcc, msvc, line) in ISAS.items():
             flags = msvc if MSVC else gcc
@@ -130,10 +131,12 @@ class BuildCore(build_ext):
             if not self.can_build(f"#include <{header}>\nvoid probe(void) {{ {line} }}\n", flags):
                 print(f"fastllm: this compiler cannot build {name}: left out")
                 continue
-            objects += compile_c([str(KERNELS)], name, [("FL_LANES_H", f'"{lanes}"'), *macros], flags)
+            parts.append(([str(KERNELS)], name, [("FL_LANES_H", f'"{lanes}"'), *macros], flags))
             built.append((f"FL_HAVE_{name.upper()}", "1"))
         print("fastllm: kernels for scalar", *(name[len("FL_HAVE_") :].lower() for name, _ in built))
-        objects += compile_c(SOURCES, "core", built, [])
+        parts.append((SOURCES, "core", built, []))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each part is a compiler's process, half a minute long
+            objects = [o for found in pool.map(lambda part: compile_c(*part), parts) for o in found]
         ext.extra_objects = objects
         ext.extra_link_args = [] if MSVC else openmp
         super().build_extension(ext)
