@@ -15,12 +15,15 @@
 // ---- kernels -------------------------------------------------------------------------------------------------------
 
 static void test_matmul(void) {
-    enum { D = 70, N = 200, T = 19, WIDTH = 224, STRIDE = 88 };
+    // Up to 21 panels, more than any kernel takes at once; up to 35 groups, more than two blocks of any; and tokens for
+    // every remainder of every tile.
+    enum { D = 330, N = 1100, T = 45, WIDTH = 1120, STRIDE = 344 };
     static float x[T * WIDTH], start[T * STRIDE], out[T * STRIDE], row[WIDTH];
     static fl_q8_group q[T * WIDTH / FL_GROUP];
     for (size_t number = 0; number < 1200; number++) {
         const fl_type type = (fl_type)(number % FL_TYPES);
-        const size_t d = between(1, D), n = between(1, N), tokens = number < 95 ? number / 5 + 1 : between(1, T);
+        const size_t d = between(1, number % 8 == 3 ? D : 70), n = between(1, number % 8 == 7 ? N : 200);
+        const size_t tokens = number < T * FL_TYPES ? number / FL_TYPES + 1 : between(1, T);
         const size_t width = fl_round_up(n, FL_GROUP), groups = width / FL_GROUP, panels = (d + 15) / 16;
         const size_t panel0 = number % 3 ? 0 : between(0, panels - 1), panel1 = between(panel0 + 1, panels);
         const int add = (int)between(0, 1);

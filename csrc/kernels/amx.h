@@ -9,63 +9,78 @@ typedef struct tile_config {
     uint8_t rows[16];
 } tile_config;
 
-// Registers 0, 1: T tokens x 16 rows of int32; 2, 3: T tokens x 32 bytes of activations; 4, 5: a group of weights,
+// Registers 0 to 3: T tokens x 16 rows of int32; 4, 5: T tokens x 32 bytes of activations; 6, 7: a group of weights,
 // 8 x 64 bytes, which is what eight tiles of a panel are.
 static FL_INLINE void tiles_begin(const size_t T) {
+    const uint8_t rows = (uint8_t)T;
     const tile_config config = {
         .palette = 1,
-        .row_bytes = {64, 64, 32, 32, 64, 64},
-        .rows = {(uint8_t)T, (uint8_t)T, (uint8_t)T, (uint8_t)T, 8, 8},
+        .row_bytes = {64, 64, 64, 64, 32, 32, 64, 64},
+        .rows = {rows, rows, rows, rows, rows, rows, 8, 8},
     };
     _tile_loadconfig(&config);
 }
 
 static FL_INLINE void tiles_end(void) { _tile_release(); }
 
-// The products of group g, one group at a time since each has scales of its own. Macros: the numbers of the registers
-// must be literals.
-#define GROUP_PRODUCTS(c, a, b, g)                                     \
-    do {                                                               \
-        _tile_loadd(a, x + (g), x_stride * sizeof *x);                 \
-        _tile_loadd(b, tiles + (g) * FL_LANES * FL_GROUP, 64);         \
-        _tile_zero(c);                                                 \
-        _tile_dpbssd(c, a, b);                                         \
-        _tile_stored(c, products[(g) % 4], 64);                        \
+// Macros, since the numbers of registers must be literals. One group at a time: each has scales of its own.
+#define MULTIPLY(c, a, b, g)                                       \
+    do {                                                           \
+        _tile_loadd(a, x + (g), (int)(x_stride * sizeof *x));      \
+        _tile_loadd(b, tiles + (g) * FL_LANES * FL_GROUP, 64);     \
+        _tile_zero(c);                                             \
+        _tile_dpbssd(c, a, b);                                     \
+    } while (0)
+// Group g is converted while g + 1 is stored and g + 3 multiplied. A product is stored long after it was begun, since
+// loads wait for earlier stores to addresses that look alike in their last 12 bits, as many do.
+#define STEP(stored, multiplied, a, b, g)                                                   \
+    do {                                                                                    \
+        if (prefetch) prefetch_group(type, next + (g) * group_bytes(type));                 \
+        if ((g) + 3 < w->groups) MULTIPLY(multiplied, a, b, (g) + 3);                      \
+        if ((g) + 1 < w->groups) _tile_stored(stored, products[((g) + 1) % 2], 64);        \
+        if ((g) < w->groups)                                                                \
+            scale_products(T, type, w, p, (g), products[(g) % 2], x + (g), x_stride, sum);  \
     } while (0)
 
-// sums[p][t] += the block's product with T tokens, `x` being the first. The products of two groups are under way while
-// those of the one before are converted and scaled.
-static FL_INLINE void block_tile(const size_t P, const size_t T, const fl_type type, const block *b,
+static FL_INLINE void prefetch_group(const fl_type type, const uint8_t *group) {
+    FL_UNROLL for (size_t i = 0; i < group_bytes(type); i += 64) FL_PREFETCH_L2(group + i);
+}
+
+static FL_INLINE void scale_products(const size_t T, const fl_type type, const block *b, size_t p, size_t g,
+                                     const int32_t *product, const fl_q8_group *x, size_t x_stride, vf *sum) {
+    // Three tokens a pointer: an address is a pointer and up to twice the stride.
+    const fl_q8_group *row[6];
+    FL_UNROLL for (size_t i = 0; i < (T + 2) / 3; i++) row[i] = x + 3 * i * x_stride;
+    const vf scale = load_float(scale_type(type), b->scales[p], g * FL_LANES);
+    FL_UNROLL for (size_t t = 0; t < T; t++) {
+        const vf both = vf_mul(scale, vf_set1(row[t / 3][t % 3 * x_stride].scale));
+        sum[t] = vf_fma(vf_from_vi(_mm512_load_si512(product + t * FL_LANES)), both, sum[t]);
+    }
+}
+
+// sums[p][t] += the block's product with T tokens, `x` being the first.
+static FL_INLINE void block_tile(const size_t P, const size_t T, const fl_type type, const block *w,
                                  const fl_q8_group *x, size_t x_stride, int prefetch, float *sums) {
-    _Alignas(64) int32_t products[4][16 * FL_LANES];
+    _Alignas(64) int32_t products[2][16 * FL_LANES];
     for (size_t p = 0; p < P; p++, sums += T * FL_LANES) {
-        const uint8_t *tiles = b->tiles[p], *next = b->next[p];
-        // Three tokens a pointer: an address is a pointer and up to twice the stride.
-        const fl_q8_group *row[6];
+        const uint8_t *tiles = w->tiles[p], *next = w->next[p];
         vf sum[16];
-        FL_UNROLL for (size_t i = 0; i < (T + 2) / 3; i++) row[i] = x + 3 * i * x_stride;
-        FL_UNROLL for (size_t t = 0; t < T; t++) sum[t] = vf_load(sums + t * FL_LANES);
-        GROUP_PRODUCTS(0, 2, 4, 0);
-        if (b->groups > 1) GROUP_PRODUCTS(1, 3, 5, 1);
-        for (size_t g = 0; g < b->groups; g++) {
-            if (g + 2 < b->groups) {
-                if (g % 2 == 0) GROUP_PRODUCTS(0, 2, 4, g + 2);
-                else GROUP_PRODUCTS(1, 3, 5, g + 2);
-            }
-            if (prefetch)
-                FL_UNROLL for (size_t i = 0; i < group_bytes(type); i += 64) FL_PREFETCH_L2(next + g * group_bytes(type) + i);
-            const int32_t *product = products[g % 4];
-            const vf scale = load_float(scale_type(type), b->scales[p], g * FL_LANES);
-            FL_UNROLL for (size_t t = 0; t < T; t++) {
-                const vf both = vf_mul(scale, vf_set1(row[t / 3][t % 3 * x_stride].scale));
-                sum[t] = vf_fma(vf_from_vi(_mm512_load_si512(product + t * FL_LANES)), both, sum[t]);
-            }
-            FL_UNROLL for (size_t i = 0; i < (T + 2) / 3; i++) row[i]++;
+        FL_UNROLL for (size_t t = 0; t < T; t++) sum[t] = w->begins ? vf_set1(0.0f) : vf_load(sums + t * FL_LANES);
+        MULTIPLY(0, 4, 6, 0);
+        if (w->groups > 1) MULTIPLY(1, 5, 7, 1);
+        if (w->groups > 2) MULTIPLY(2, 4, 6, 2);
+        _tile_stored(0, products[0], 64);
+        for (size_t g = 0; g < w->groups; g += 4) {
+            STEP(1, 3, 5, 7, g);
+            STEP(2, 0, 4, 6, g + 1);
+            STEP(3, 1, 5, 7, g + 2);
+            STEP(0, 2, 4, 6, g + 3);
         }
         FL_UNROLL for (size_t t = 0; t < T; t++) vf_store(sums + t * FL_LANES, sum[t]);
     }
 }
-#undef GROUP_PRODUCTS
+#undef STEP
+#undef MULTIPLY
 
 static uint64_t peak(size_t rounds, int32_t *sum) {
     enum { LOOPS = 64, SUMS = 4, PRODUCT = 16 * 16 * 64 };

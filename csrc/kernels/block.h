@@ -12,17 +12,18 @@
 enum {
     BLOCK_GROUPS = 16,
     TILE_SUMS = FL_BLOCK_PANELS * FL_BLOCK_TILE * FL_LANES,
-    BLOCK_TILES = 16, // of tokens, for which a block stays
+    BLOCK_TILES = 128 / FL_BLOCK_TILE, // of tokens, for which a block stays
 };
 
 typedef struct block {
     size_t groups;
+    int begins; // the sums: this is the first block
     const uint8_t *tiles[FL_BLOCK_PANELS]; // of each panel: 8 tiles of 64 bytes a group
     const void *scales[FL_BLOCK_PANELS];   // of scale_type: 16 a group
-    const uint8_t *next[FL_BLOCK_PANELS];  // what follows this block in each panel
+    const uint8_t *next[FL_BLOCK_PANELS];  // what follows this block in each panel: on its way to L2 meanwhile
 } block;
 
-// Groups [first, first + groups) of a panel to int8 tiles.
+// Groups of a panel to int8 tiles as vb_reload takes them.
 static FL_INLINE void unpack(const fl_type type, const uint8_t *packed, size_t groups, uint8_t *out) {
     for (size_t g = 0; g < groups; g++)
         FL_UNROLL for (size_t i = 0; i < 4; i++) {
@@ -37,17 +38,21 @@ static FL_INLINE void unpack(const fl_type type, const uint8_t *packed, size_t g
 #include "amx.h"
 #else
 // sums[p][t] += the block's product with T tokens, `x` being the first.
-static FL_INLINE void block_tile(const size_t P, const size_t T, const fl_type type, const block *b, const fl_q8_group *x,
-                                 size_t x_stride, int prefetch, float *sums) {
+static FL_INLINE void block_tile(const size_t P, const size_t T, const fl_type type, const block *b,
+                                 const fl_q8_group *x, size_t x_stride, int prefetch, float *sums) {
     // Three tokens a pointer: an address is a pointer and up to twice the stride.
     const fl_q8_group *row[6];
     FL_UNROLL for (size_t i = 0; i < (T + 2) / 3; i++) row[i] = x + 3 * i * x_stride;
+    vf sum[2][16];
+    FL_UNROLL for (size_t p = 0; p < P; p++)
+        FL_UNROLL for (size_t t = 0; t < T; t++)
+            sum[p][t] = b->begins ? vf_set1(0.0f) : vf_load(sums + (p * T + t) * FL_LANES);
     for (size_t g = 0; g < b->groups; g++) {
-        vi dot[4][16];
+        vi dot[2][16];
         FL_UNROLL for (size_t t = 0; t < T; t++)
             FL_UNROLL for (size_t p = 0; p < P; p++) dot[p][t] = vi_dot_start(row[t / 3][t % 3 * x_stride].bias);
         FL_UNROLL for (size_t k = 0; k < FL_GROUP; k += 4) {
-            vb w[4];
+            vb w[2];
             FL_UNROLL for (size_t p = 0; p < P; p++)
                 w[p] = vb_reload(b->tiles[p] + g * FL_LANES * FL_GROUP + k * FL_LANES);
             FL_UNROLL for (size_t t = 0; t < T; t++) {
@@ -59,9 +64,8 @@ static FL_INLINE void block_tile(const size_t P, const size_t T, const fl_type t
         FL_UNROLL for (size_t p = 0; p < P; p++) {
             const vf scale = load_float(scale_type(type), b->scales[p], g * FL_LANES);
             FL_UNROLL for (size_t t = 0; t < T; t++) {
-                float *sum = sums + (p * T + t) * FL_LANES;
                 const vf both = vf_mul(scale, vf_set1(row[t / 3][t % 3 * x_stride].scale));
-                vf_store(sum, vf_fma(vf_from_vi(dot[p][t]), both, vf_load(sum)));
+                sum[p][t] = vf_fma(vf_from_vi(dot[p][t]), both, sum[p][t]);
             }
             if (prefetch)
                 FL_UNROLL for (size_t i = 0; i < group_bytes(type); i += 64)
@@ -69,6 +73,8 @@ static FL_INLINE void block_tile(const size_t P, const size_t T, const fl_type t
         }
         FL_UNROLL for (size_t i = 0; i < (T + 2) / 3; i++) row[i]++;
     }
+    FL_UNROLL for (size_t p = 0; p < P; p++)
+        FL_UNROLL for (size_t t = 0; t < T; t++) vf_store(sums + (p * T + t) * FL_LANES, sum[p][t]);
 }
 #endif
 
@@ -85,10 +91,10 @@ static FL_INLINE void blocks_of(const size_t P, const size_t T, const size_t S, 
     const size_t groups = groups_of(j), tiles = fl_scales_bytes(type, groups);
     _Alignas(64) float sums[BLOCK_TILES * TILE_SUMS];
     _Alignas(64) uint8_t unpacked[FL_BLOCK_PANELS][BLOCK_GROUPS * FL_LANES * FL_GROUP];
-    memset(sums, 0, sizeof sums);
     block b;
     size_t begin;
     for (size_t g = 0; g < groups; g += BLOCK_GROUPS) {
+        b.begins = g == 0;
         b.groups = groups - g < BLOCK_GROUPS ? groups - g : BLOCK_GROUPS;
         const int last = g + BLOCK_GROUPS >= groups;
         for (size_t p = 0; p < P; p++) {
@@ -121,7 +127,8 @@ static FL_INLINE void blocks_of(const size_t P, const size_t T, const size_t S, 
     }
 }
 
-static FL_INLINE void blocks(const size_t P, const size_t T, const size_t S, const fl_type type, const job *j, size_t first) {
+static FL_INLINE void blocks(const size_t P, const size_t T, const size_t S, const fl_type type, const job *j,
+                             size_t first) {
     // Tokens in equal parts, so that none is less than a tile.
     const size_t parts = (j->tokens + BLOCK_TILES * T - 1) / (BLOCK_TILES * T);
     for (size_t i = 0; i < parts; i++) {

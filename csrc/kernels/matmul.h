@@ -146,12 +146,11 @@ static FL_INLINE void matmul(const fl_type type, const fl_matrix *m, size_t pane
     } else if (tokens == 2) {
         TILES(FL_STREAMS, 2, 0);
 #ifdef FL_AMX
-    } else if (is_int8(type) && tokens >= 4) {
-        const size_t rows = tokens >= 16 ? 16 : tokens >= 8 ? 8 : 4;
+    } else if (is_int8(type) && tokens > FL_FEW) {
+        const size_t rows = tokens >= 16 ? 16 : 8;
         tiles_begin(rows);
         if (rows == 16) TILES(FL_BLOCK_PANELS, 16, 16);
-        else if (rows == 8) TILES(FL_BLOCK_PANELS, 8, 8);
-        else TILES(FL_BLOCK_PANELS, 4, 4);
+        else TILES(FL_BLOCK_PANELS, 8, 8);
         tiles_end();
 #endif
     } else if (tokens <= 4) {
@@ -159,7 +158,7 @@ static FL_INLINE void matmul(const fl_type type, const fl_matrix *m, size_t pane
     } else if (tokens <= 8 && FL_FEW >= 8) {
         TILES(FL_STREAMS / 4, 8, 0);
     } else {
-        TILES(FL_TILE_PANELS, FL_TILE, FL_TILE / 2);
+        TILES(FL_TILE_PANELS, FL_TILE, FL_TILE / 2); // more than FL_FEW tokens, so at least FL_TILE / 2
     }
 #undef TILES
 }

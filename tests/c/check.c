@@ -142,7 +142,7 @@ fl_matrix random_matrix(fl_type type, size_t d, size_t n, float scale) {
     const fl_source ints = {.data = bytes, .type = FL_Q8_F32, .scales = scales, .group = FL_GROUP, .d = d, .n = width};
     expect(fl_pack(type, panels, type == FL_Q8_F32 ? &ints : &floats, 1) == FL_OK, "packed");
     const fl_matrix w = {panels, type, d, n, NULL};
-    float row[256];
+    float row[2048];
     int exact = 1;
     for (size_t r = 0; r < d; r++) {
         fl_matrix_row(&w, r, row);

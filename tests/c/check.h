@@ -37,7 +37,7 @@ void *take(size_t bytes);                       // fl_alloc that ends the progra
 int is_int8(fl_type type);
 const char *type_name(fl_type type);
 
-// A random matrix of any type, n up to 256, its packing checked. Free its data.
+// A random matrix of any type, n up to 2048, its packing checked. Free its data.
 fl_matrix random_matrix(fl_type type, size_t d, size_t n, float scale);
 
 // ---- tests of the other files ---------------------------------------------------------------------------------------
