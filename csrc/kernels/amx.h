@@ -31,8 +31,7 @@ static FL_INLINE void tiles_end(void) { _tile_release(); }
         _tile_zero(c);                                             \
         _tile_dpbssd(c, a, b);                                     \
     } while (0)
-// Group g is converted while g + 1 is stored and g + 3 multiplied. A product is stored long after it was begun, since
-// loads wait for earlier stores to addresses that look alike in their last 12 bits, as many do.
+// Group g is converted while g + 1 is stored and g + 3 multiplied: a product is stored long after it was begun.
 #define STEP(stored, multiplied, a, b, g)                                                   \
     do {                                                                                    \
         if (prefetch) prefetch_group(type, next + (g) * group_bytes(type));                 \
