@@ -20,7 +20,7 @@ from fastllm.machine import thread_count
 from fastllm.packing import assemble
 from fastllm.tensors import mapped
 
-_KV_BYTES = {"f32": 4, "f16": 2}
+_KV_BYTES = {"f32": 4, "f16": 2, "q8": 1.125}
 
 
 def config(
@@ -159,7 +159,7 @@ def attention_work(config: Config, start: int, tokens: int, kv_dtype: str) -> di
     kv_width, q_width = config.n_kv_heads * config.head_dim, config.n_heads * config.head_dim
     seen = sum(range(start + 1, start + tokens + 1))
     return {
-        "bytes": config.n_layers * (start + tokens) * 2 * kv_width * _KV_BYTES[kv_dtype],
+        "bytes": int(config.n_layers * (start + tokens) * 2 * kv_width * _KV_BYTES[kv_dtype]),
         "multiply_adds": config.n_layers * seen * 2 * q_width,
     }
 

@@ -325,7 +325,7 @@ def _speed(llm: LLM, generation: Generation) -> dict[str, float | int | str | No
     prompt = len(generation.prompt) - generation.cached
     # The first new token comes with the prompt.
     decode_tps = rate(len(generation.tokens) - 1, generation.decode_seconds)
-    read_gbps = read_bandwidth(llm.threads)
+    read_gbps = read_bandwidth(llm.threads, nbytes=48 << 20)  # a line for a person should not double the memory
     # A guess that was right spares reading the weights.
     forwards = len(generation.tokens) - 1 - generation.accepted
     forward_tps = rate(forwards, generation.decode_seconds)
