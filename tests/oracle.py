@@ -152,7 +152,11 @@ class _Transformer:
         q = self.rotated(self.heads(x, i, "q", cfg.n_heads), i) * cfg.attn_scale
         k = self.rotated(self.heads(x, i, "k", cfg.n_kv_heads), i)
         v = self.heads(x, i, "v", cfg.n_kv_heads)
-        k, v = (self.kv(y).astype(np.float64) for y in (k, v))
+        # The core's order, in which pairs lie half a rotary_dim apart: it says which channels are rounded together.
+        half = np.arange(cfg.rotary_dim).reshape(-1, 2).T.reshape(-1)
+        order = np.concatenate([half, np.arange(cfg.rotary_dim, cfg.head_dim)])
+        k = self.kv(k[..., order])[..., np.argsort(order)].astype(np.float64)
+        v = self.kv(v).astype(np.float64)
         seen = at <= at[:, None] if cfg.causal else np.ones((len(x), len(x)), bool)
         if window := cfg.layer_window(i):
             seen = seen & (at[:, None] - at < window)
