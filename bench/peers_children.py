@@ -43,7 +43,7 @@ class Runner(ABC):
 
     def decode_batch(self, sequences: int, count: int) -> float:
         """Seconds that `count` new tokens of each of so many sequences take together."""
-        raise NotImplementedError("is not measured with several sequences at once")
+        raise RuntimeError("is not measured with several sequences at once")
 
     def tokens(self, count: int, seed: int = 0) -> list[int]:
         return [1, *((7919 * (i + 1) + 104729 * seed) % (self.vocab - 100) + 50 for i in range(count - 1))]
