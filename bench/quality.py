@@ -30,6 +30,7 @@ from fastllm.demo.corpus import stories
 from fastllm.llm import LLM
 from fastllm.packing import assemble
 from fastllm.source import open_source
+from quality_scores import compare
 
 DEMO = Path(_core.__file__).parent / "demo" / "stories.safetensors"
 PEER = Path(__file__).parent / "quality_llama.py"
@@ -155,34 +156,10 @@ def _measure(model: Model, folder: Path, peer: str | None) -> Iterator[Row]:
     for dtype, calibrate in (("q8", None), ("q4", None), ("q4", text)):
         convert(model.path, out, dtype=dtype, tokenizer=model.tokenizer, calibrate=calibrate)
         name = f"{dtype}, calibrated" if calibrate else dtype
-        yield Row("fastllm", name, out.stat().st_size, *_compare(exact, load(out), model.held_out))
+        yield Row("fastllm", name, out.stat().st_size, *compare(exact, load(out), model.held_out))
     if peer is not None:
         del exact
         yield from _llama(model, folder, peer)
-
-
-def _compare(exact: LLM, other: LLM, texts: list[list[int]]) -> tuple[float, float, float]:
-    """KL(exact || other), perplexity of the other, share of positions where both find the same token likeliest."""
-    kl, loss, same = [], [], []
-    for text in texts:
-        p, q = exact.logits(text), other.logits(text)
-        for i in range(0, len(text), 32):
-            a, b = _log_softmax(p[i : i + 32]), _log_softmax(q[i : i + 32])
-            kl.append((np.exp(a) * (a - b)).sum(axis=1))
-            same.append(a.argmax(axis=1) == b.argmax(axis=1))
-            following = np.array(text[i + 1 : i + 33])
-            loss.append(-b[np.arange(len(following)), following])
-    return (
-        float(np.concatenate(kl).mean()),
-        float(np.exp(np.concatenate(loss).mean())),
-        float(np.concatenate(same).mean()),
-    )
-
-
-def _log_softmax(x: NDArray[np.float32]) -> NDArray[np.float64]:
-    y = x.astype(np.float64)
-    y -= y.max(axis=1, keepdims=True)
-    return y - np.log(np.exp(y).sum(axis=1, keepdims=True))
 
 
 def _llama(model: Model, folder: Path, peer: str) -> Iterator[Row]:

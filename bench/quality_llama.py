@@ -12,6 +12,8 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
+from quality_scores import compare
+
 F16, TYPES = 1, {"Q8_0": 7, "Q4_0": 2, "Q4_K_M": 15}  # llama_ftype
 
 
@@ -59,29 +61,6 @@ class Loaded:
     def free(self) -> None:
         llama_cpp.llama_free(self.context)
         llama_cpp.llama_model_free(self.model)
-
-
-def log_softmax(x: NDArray[np.float32]) -> NDArray[np.float64]:
-    y = x.astype(np.float64)
-    y -= y.max(axis=1, keepdims=True)
-    return y - np.log(np.exp(y).sum(axis=1, keepdims=True))
-
-
-def compare(exact: Loaded, other: Loaded, texts: list[list[int]]) -> tuple[float, float, float]:
-    kl, loss, same = [], [], []
-    for text in texts:
-        p, q = exact.logits(text), other.logits(text)
-        for i in range(0, len(text), 32):
-            a, b = log_softmax(p[i : i + 32]), log_softmax(q[i : i + 32])
-            kl.append((np.exp(a) * (a - b)).sum(axis=1))
-            same.append(a.argmax(axis=1) == b.argmax(axis=1))
-            following = np.array(text[i + 1 : i + 33])
-            loss.append(-b[np.arange(len(following)), following])
-    return (
-        float(np.concatenate(kl).mean()),
-        float(np.exp(np.concatenate(loss).mean())),
-        float(np.concatenate(same).mean()),
-    )
 
 
 def main() -> None:
