@@ -23,44 +23,57 @@ static FL_INLINE void tiles_begin(const size_t T) {
 
 static FL_INLINE void tiles_end(void) { _tile_release(); }
 
-// Macros, since the numbers of registers must be literals. One group at a time: each has scales of its own.
-#define MULTIPLY(c, a, b, g)                                       \
-    do {                                                           \
-        _tile_loadd(a, x + (g), (int)(x_stride * sizeof *x));      \
-        _tile_loadd(b, tiles + (g) * FL_LANES * FL_GROUP, 64);     \
-        _tile_zero(c);                                             \
-        _tile_dpbssd(c, a, b);                                     \
-    } while (0)
-// Group g is converted while g + 1 is stored and g + 3 multiplied: a product is stored long after it was begun.
-#define STEP(stored, multiplied, a, b, g)                                                   \
-    do {                                                                                    \
-        if (prefetch) prefetch_group(type, next + (g) * group_bytes(type));                 \
-        if ((g) + 3 < w->groups) MULTIPLY(multiplied, a, b, (g) + 3);                      \
-        if ((g) + 1 < w->groups) _tile_stored(stored, products[((g) + 1) % 2], 64);        \
-        if ((g) < w->groups)                                                                \
-            scale_products(T, type, w, p, (g), products[(g) % 2], x + (g), x_stride, sum);  \
-    } while (0)
+// The activations of a block and of T tokens as the tiles take them: no row straddles cache lines, and the scales of a
+// group lie side by side. Each is used P times.
+typedef struct tokens_block {
+    _Alignas(64) int8_t q[BLOCK_GROUPS][16][FL_GROUP];
+    float scale[BLOCK_GROUPS][16];
+} tokens_block;
+
+static FL_INLINE void pack_tokens(const size_t T, size_t groups, const fl_q8_group *x, size_t x_stride,
+                                  tokens_block *out) {
+    FL_UNROLL for (size_t t = 0; t < T; t++, x += x_stride)
+        for (size_t g = 0; g < groups; g++) {
+            memcpy(out->q[g][t], x[g].q, FL_GROUP);
+            out->scale[g][t] = x[g].scale;
+        }
+}
 
 static FL_INLINE void prefetch_group(const fl_type type, const uint8_t *group) {
     FL_UNROLL for (size_t i = 0; i < group_bytes(type); i += 64) FL_PREFETCH_L2(group + i);
 }
 
 static FL_INLINE void scale_products(const size_t T, const fl_type type, const block *b, size_t p, size_t g,
-                                     const int32_t *product, const fl_q8_group *x, size_t x_stride, vf *sum) {
-    // Three tokens a pointer: an address is a pointer and up to twice the stride.
-    const fl_q8_group *row[6];
-    FL_UNROLL for (size_t i = 0; i < (T + 2) / 3; i++) row[i] = x + 3 * i * x_stride;
+                                     const int32_t *product, const float *x_scale, vf *sum) {
     const vf scale = load_float(scale_type(type), b->scales[p], g * FL_LANES);
-    FL_UNROLL for (size_t t = 0; t < T; t++) {
-        const vf both = vf_mul(scale, vf_set1(row[t / 3][t % 3 * x_stride].scale));
-        sum[t] = vf_fma(vf_from_vi(_mm512_load_si512(product + t * FL_LANES)), both, sum[t]);
-    }
+    FL_UNROLL for (size_t t = 0; t < T; t++)
+        sum[t] = vf_fma(vf_from_vi(_mm512_load_si512(product + t * FL_LANES)), vf_mul(scale, vf_set1(x_scale[t])), sum[t]);
 }
 
-// sums[p][t] += the block's product with T tokens, `x` being the first.
+// Macros, since the numbers of registers must be literals. One group at a time: each has scales of its own.
+#define MULTIPLY(c, a, b, g)                                        \
+    do {                                                            \
+        _tile_loadd(a, x.q[g], FL_GROUP);                           \
+        _tile_loadd(b, tiles + (g) * FL_LANES * FL_GROUP, 64);      \
+        _tile_zero(c);                                              \
+        _tile_dpbssd(c, a, b);                                      \
+    } while (0)
+// Group g is converted while g + 1 is stored and g + 3 multiplied: a product is stored long after it was begun.
+#define STEP(stored, multiplied, a, b, g)                                                              \
+    do {                                                                                               \
+        if (prefetch) prefetch_group(type, next + (g) * group_bytes(type));                            \
+        if ((g) + 3 < w->groups) MULTIPLY(multiplied, a, b, (g) + 3);                                  \
+        if ((g) + 1 < w->groups) _tile_stored(stored, products[((g) + 1) % 4], 64);                    \
+        if ((g) < w->groups) scale_products(T, type, w, p, (g), products[(g) % 4], x.scale[g], sum);   \
+    } while (0)
+
+// sums[p][t] += the block's product with T tokens, `from` being the first.
 static FL_INLINE void block_tile(const size_t P, const size_t T, const fl_type type, const block *w,
-                                 const fl_q8_group *x, size_t x_stride, int prefetch, float *sums) {
-    _Alignas(64) int32_t products[2][16 * FL_LANES];
+                                 const fl_q8_group *from, size_t x_stride, int prefetch, float *sums) {
+    _Alignas(64) int32_t products[4][16 * FL_LANES];
+    tokens_block x;
+    pack_tokens(T, w->groups, from, x_stride, &x);
+    FL_COMPILER_FENCE; // some compilers do not know that tiles are loaded from memory
     for (size_t p = 0; p < P; p++, sums += T * FL_LANES) {
         const uint8_t *tiles = w->tiles[p], *next = w->next[p];
         vf sum[16];

@@ -5,7 +5,7 @@
 #define FL_ISA amx
 #define FL_UNPACKS 0
 #define FL_BLOCK_TILE 16
-#define FL_BLOCK_PANELS 4
+#define FL_BLOCK_PANELS 8
 #else
 #define FL_ISA avx512
 #define FL_UNPACKS 1
