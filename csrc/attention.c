@@ -60,7 +60,7 @@ static void store_q8(const view *v, fl_lane_scratch *lane, const float *x, size_
     const size_t padded = fl_round_up(v->head_dim, FL_GROUP);
     if (x != lane->key) memcpy(lane->key, x, v->head_dim * sizeof(float));
     memset(lane->key + v->head_dim, 0, (padded - v->head_dim) * sizeof(float));
-    v->m->kernels->quantize(lane->key, padded, lane->q8);
+    v->m->kernels->quantize(lane->key, padded, lane->q8, 1, 0);
     for (size_t i = 0; i < v->head_dim; i++) out[i * step] = lane->q8[i / FL_GROUP].q[i % FL_GROUP];
     for (size_t g = 0; g < padded / FL_GROUP; g++) scales[g * step] = lane->q8[g].scale;
 }

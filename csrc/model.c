@@ -87,8 +87,8 @@ fl_inputs fl_prepare(const fl_job *f, fl_team *team, size_t id, const float *x, 
     const fl_kernels *k = f->m->kernels;
     const int alone = tokens == 1, normed = norm && norm->weight, copied = normed || rows;
     float *out = alone ? f->s->lanes[id].norm : f->s->norm;
-    fl_q8_group *q8 = alone ? f->s->lanes[id].q8 : f->s->q8;
-    const size_t groups = stride / FL_GROUP;
+    void *q8 = alone ? f->s->lanes[id].q8 : f->s->q8;
+    const size_t width = fl_tile_width(tokens);
     size_t begin = 0, end = tokens;
     if (!alone) fl_share(tokens, team, id, &begin, &end);
     for (size_t t = begin; t < end; t++) {
@@ -96,10 +96,10 @@ fl_inputs fl_prepare(const fl_job *f, fl_team *team, size_t id, const float *x, 
         if (normed) apply_norm(f->m, norm, out + t * stride, row);
         else if (copied) memcpy(out + t * stride, row, stride * sizeof(float));
         if (copied) row = out + t * stride;
-        if (quantize) k->quantize(row, stride, q8 + t * groups);
+        if (quantize) k->quantize(row, stride, fl_tile_of(q8, stride / FL_GROUP, tokens, t), width, t % width);
     }
     if (!alone) fl_barrier(team, id);
-    return (fl_inputs){.f = copied ? out : x, .f_stride = stride, .q = q8, .q_stride = groups};
+    return (fl_inputs){.f = copied ? out : x, .f_stride = stride, .q = q8};
 }
 
 void fl_multiply_panels(const fl_job *f, const fl_matrix *w, size_t begin, size_t end, const fl_inputs *in,

@@ -47,8 +47,13 @@ static void group(const fl_job *f) {
     for (size_t e = experts; e > 0; e--) r->begin[e] = r->begin[e - 1]; // each start had moved to its end
     r->begin[0] = 0;
     r->n_active = 0;
-    for (size_t e = 0; e < experts; e++)
-        if (r->begin[e + 1] > r->begin[e]) r->active[r->n_active++] = e;
+    size_t slots = 0;
+    for (size_t e = 0; e < experts; e++) {
+        const size_t count = r->begin[e + 1] - r->begin[e];
+        r->tiles[e] = slots;
+        slots += fl_round_up(count, fl_tile_width(count));
+        if (count > 0) r->active[r->n_active++] = e;
+    }
 }
 
 static fl_matrix expert_of(const fl_matrix *w, size_t e) {
@@ -74,29 +79,54 @@ static int next_piece(const fl_job *f, fl_deal *deal, const fl_matrix *w, size_t
     return 1;
 }
 
-// The rows' inputs, brought together by expert. A single token needs none of it: its rows are all the same.
-static fl_inputs gather(const fl_job *f, fl_team *team, size_t id, const fl_inputs *in, int quantized) {
+// Where an expert's tiles of so many groups begin.
+static void *tiles_at(const fl_routes *r, void *q, size_t e, size_t groups) {
+    return (char *)q + r->tiles[e] * groups * sizeof(fl_q8_group);
+}
+
+// Groups [begin, end) of a row of expert e, as int8.
+static void quantize_row(const fl_job *f, const float *x, size_t groups, size_t begin, size_t end, size_t e, size_t row,
+                         void *q) {
     const fl_routes *r = &f->s->routes;
-    const size_t used = f->m->config.n_experts_used;
-    if (f->tokens == 1) return (fl_inputs){.f = in->f, .q = in->q};
+    const size_t count = r->begin[e + 1] - r->begin[e], t = row - r->begin[e], width = fl_tile_width(count);
+    char *tile = fl_tile_of(tiles_at(r, q, e, groups), groups, count, t);
+    f->m->kernels->quantize(x + row * groups * FL_GROUP + begin * FL_GROUP, (end - begin) * FL_GROUP,
+                            tile + begin * width * sizeof(fl_q8_group), width, t % width);
+}
+
+// The rows' inputs, brought together by expert. A single token needs none of it: its rows are all the same.
+static void gather(const fl_job *f, fl_team *team, size_t id, const fl_inputs *in, int quantize) {
+    const fl_routes *r = &f->s->routes;
+    const size_t used = f->m->config.n_experts_used, groups = in->f_stride / FL_GROUP;
+    if (f->tokens == 1) return;
     size_t begin, end;
     fl_share(f->tokens, team, id, &begin, &end);
     for (size_t t = begin; t < end; t++)
         for (size_t j = 0; j < used; j++) {
             const size_t row = r->row[t * used + j];
             memcpy(r->x + row * in->f_stride, in->f + t * in->f_stride, in->f_stride * sizeof(float));
-            if (quantized)
-                memcpy(r->q8 + row * in->q_stride, in->q + t * in->q_stride, in->q_stride * sizeof(fl_q8_group));
+            if (quantize) quantize_row(f, r->x, groups, 0, groups, (size_t)r->expert[t * used + j], row, r->q8);
         }
     fl_barrier(team, id);
-    return (fl_inputs){.f = r->x, .f_stride = in->f_stride, .q = r->q8, .q_stride = in->q_stride};
 }
 
-static fl_inputs rows_from(const fl_inputs *in, size_t row) {
-    fl_inputs at = *in;
-    at.f += row * in->f_stride;
-    at.q += row * in->q_stride;
-    return at;
+// Groups are as good a share as rows, of which there may be few.
+static void quantize_hidden(const fl_job *f, fl_team *team, size_t id, size_t rows) {
+    const fl_routes *r = &f->s->routes;
+    const size_t groups = r->width / FL_GROUP;
+    size_t at, end, e = 0;
+    for (fl_share(rows * groups, team, id, &at, &end); at < end;) {
+        const size_t row = at / groups, first = at % groups, last = end - at < groups - first ? first + end - at : groups;
+        while (row >= r->begin[e + 1]) e++;
+        quantize_row(f, r->gate, groups, first, last, e, row, r->hidden8);
+        at += last - first;
+    }
+    fl_barrier(team, id);
+}
+
+// The inputs of an expert's rows.
+static fl_inputs rows_of(const fl_routes *r, size_t e, const float *x, size_t width, void *q) {
+    return (fl_inputs){.f = x + r->begin[e] * width, .f_stride = width, .q = tiles_at(r, q, e, width / FL_GROUP)};
 }
 
 // The shared expert's output for all tokens, into s->y. Ends with a barrier.
@@ -152,30 +182,23 @@ void fl_moe(const fl_job *f, const fl_layer *l, fl_team *team, size_t id) {
     if (id == (f->tokens > 1 ? 0 : team->threads - 1)) group(f); // who chose for a single token goes on
     fl_barrier(team, id);
 
-    const fl_inputs x = gather(f, team, id, &in, quantize);
+    gather(f, team, id, &in, quantize);
     size_t e;
     fl_deal gates = deal_experts(f, team, id, &l->e1);
     while (next_piece(f, &gates, &l->e1, &e, &begin, &end)) {
         const size_t row = r->begin[e], count = r->begin[e + 1] - row;
         const fl_matrix w1 = expert_of(&l->e1, e), w3 = expert_of(&l->e3, e);
-        const fl_inputs mine = rows_from(&x, row);
+        const fl_inputs mine = f->tokens == 1 ? in : rows_of(r, e, r->x, s->dim, r->q8);
         fl_gate_panels(f, &w1, &w3, begin, end, &mine, count, r->gate + row * r->width, r->up + row * r->width,
                        r->width);
     }
     fl_barrier(team, id);
-    if (fl_is_integer(l->e2.type)) {
-        const size_t groups = r->width / FL_GROUP;
-        fl_share(rows * groups, team, id, &begin, &end); // rows lie one after the other: groups are as good a share
-        if (begin < end)
-            f->m->kernels->quantize(r->gate + begin * FL_GROUP, (end - begin) * FL_GROUP, r->hidden8 + begin);
-        fl_barrier(team, id);
-    }
-    const fl_inputs hidden = {.f = r->gate, .f_stride = r->width, .q = r->hidden8, .q_stride = r->width / FL_GROUP};
+    if (fl_is_integer(l->e2.type)) quantize_hidden(f, team, id, rows);
     fl_deal downs = deal_experts(f, team, id, &l->e2);
     while (next_piece(f, &downs, &l->e2, &e, &begin, &end)) {
         const size_t row = r->begin[e], count = r->begin[e + 1] - row;
         const fl_matrix w2 = expert_of(&l->e2, e);
-        const fl_inputs mine = rows_from(&hidden, row);
+        const fl_inputs mine = rows_of(r, e, r->gate, r->width, r->hidden8);
         fl_multiply_panels(f, &w2, begin, end, &mine, count, r->out + row * s->dim, s->dim, 0);
     }
     fl_barrier(team, id);

@@ -29,6 +29,7 @@ static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
 
 static void lay_out_routes(fl_routes *r, const fl_config *c, size_t t, size_t dim, carver *at) {
     const size_t rows = t * c->n_experts_used, experts = fl_round_up(c->n_experts, FL_LANES);
+    const size_t slots = 2 * rows; // tiles of 16 hold 9 rows or more
     r->width = fl_round_up(c->expert_dim, FL_GROUP);
     r->scores = carve(at, t * experts, sizeof(float));
     r->sums = carve(at, t * (c->n_experts / FL_SUM_RUN + 1), sizeof(float));
@@ -38,10 +39,11 @@ static void lay_out_routes(fl_routes *r, const fl_config *c, size_t t, size_t di
     r->begin = carve(at, c->n_experts + 1, sizeof(size_t));
     r->active = carve(at, c->n_experts, sizeof(size_t));
     r->x = carve(at, rows * dim, sizeof(float));
-    r->q8 = carve(at, rows * dim / FL_GROUP, sizeof(fl_q8_group));
+    r->tiles = carve(at, c->n_experts, sizeof(size_t));
+    r->q8 = carve(at, slots * dim / FL_GROUP, sizeof(fl_q8_group));
     r->gate = carve(at, rows * r->width, sizeof(float));
     r->up = carve(at, rows * r->width, sizeof(float));
-    r->hidden8 = carve(at, rows * r->width / FL_GROUP, sizeof(fl_q8_group));
+    r->hidden8 = carve(at, slots * r->width / FL_GROUP, sizeof(fl_q8_group));
     r->out = carve(at, rows * dim, sizeof(float));
     r->shared = carve(at, t * FL_LANES, sizeof(float));
 }
@@ -58,7 +60,7 @@ static void lay_out(fl_scratch *s, const fl_config *c, carver *at) {
     s->gate = carve(at, t * s->hidden, sizeof(float));
     s->up = carve(at, t * s->hidden, sizeof(float));
     s->norm = carve(at, t * s->dim, sizeof(float));
-    s->q8 = carve(at, t * groups, sizeof(fl_q8_group));
+    s->q8 = carve(at, fl_tiles_bytes(groups, t), 1);
     for (size_t i = 0; i < 2; i++) {
         s->cos[i] = carve(at, t * c->rotary_dim / 2, sizeof(float));
         s->sin[i] = carve(at, t * c->rotary_dim / 2, sizeof(float));

@@ -11,7 +11,7 @@ enum { FL_ATTEND_ROWS = 48 }; // queries that share a pass over the keys and val
 // than to wait for another to do it.
 typedef struct fl_lane_scratch {
     float *norm;        // (dim,)
-    fl_q8_group *q8;    // (widest / 32,)
+    fl_q8_group *q8;    // (widest / 32,) of one token
     float *q, *out;     // (FL_ATTEND_ROWS, head_dim rounded up to 16)
     float *key;         // (head_dim rounded up to 32,)
     float *attend;      // what the attention kernels work in
@@ -31,10 +31,10 @@ typedef struct fl_routes {
     size_t *begin;    // (n_experts + 1,) rows of expert e: begin[e] to begin[e + 1]
     size_t *active;   // (n_experts,) those that have rows
     size_t n_active;
-    float *x;         // (rows, dim) inputs of the experts, and
-    fl_q8_group *q8;  // (rows, dim / 32), for the types that the experts' matrices have
+    float *x;         // (rows, dim) inputs of the experts
     float *gate, *up; // (rows, width)
-    fl_q8_group *hidden8; // (rows, width / 32)
+    void *q8, *hidden8; // the same as int8, for the types that the experts' matrices have: tiles of each expert's rows
+    size_t *tiles;    // (n_experts,) where an expert's begin, in tokens
     float *out;       // (rows, dim)
     float *shared;    // (tokens, 16) the shared expert's gate in the first column
     size_t width;     // expert_dim rounded up to 32
@@ -51,7 +51,7 @@ struct fl_scratch {
     float *att;         // (tokens, q_dim)
     float *gate, *up;   // (tokens, hidden)
     float *norm;        // (tokens, dim)
-    fl_q8_group *q8;    // (tokens, widest / 32)
+    void *q8;           // tiles of (tokens, widest / 32) groups
     float *cos[2], *sin[2]; // (tokens, rotary_dim / 2), by each of the model's frequencies
     float *partial;     // (partials, head_dim rounded up to 16, and 2) rows of attention to runs that are to be merged:
     size_t partials;    // enough for four tokens at the end of the context

@@ -26,13 +26,14 @@ fl_status fl_multiply(const fl_kernels *k, const fl_matrix *w, const float *x, s
                       float *out) {
     const size_t width = fl_round_up(w->n, FL_GROUP), groups = width / FL_GROUP;
     float *padded = fl_alloc(tokens * width * sizeof(float));
-    fl_q8_group *q8 = fl_alloc(tokens * groups * sizeof(fl_q8_group));
+    const size_t lanes = fl_tile_width(tokens);
+    void *q8 = fl_alloc(fl_tiles_bytes(groups, tokens));
     if (padded && q8) {
         for (size_t t = 0; t < tokens; t++) {
             memcpy(padded + t * width, x + t * w->n, w->n * sizeof(float));
-            k->quantize(padded + t * width, width, q8 + t * groups);
+            k->quantize(padded + t * width, width, fl_tile_of(q8, groups, tokens, t), lanes, t % lanes);
         }
-        product p = {k, w, {padded, width, q8, groups}, tokens, out};
+        product p = {k, w, {padded, width, q8}, tokens, out};
         fl_parallel(threads, multiply_share, &p);
     }
     const fl_status status = padded && q8 ? FL_OK : FL_NO_MEMORY;

@@ -19,7 +19,7 @@ static void test_matmul(void) {
     // every remainder of every tile.
     enum { D = 330, N = 1100, T = 45, WIDTH = 1120, STRIDE = 344 };
     static float x[T * WIDTH], start[T * STRIDE], out[T * STRIDE], row[WIDTH];
-    static fl_q8_group q[T * WIDTH / FL_GROUP];
+    static fl_q8_group q[(T + FL_LANES) * WIDTH / FL_GROUP], alone[T * WIDTH / FL_GROUP];
     for (size_t number = 0; number < 1200; number++) {
         const fl_type type = (fl_type)(number % FL_TYPES);
         const size_t d = between(1, number % 8 == 3 ? D : 70), n = between(1, number % 8 == 7 ? N : 200);
@@ -31,25 +31,28 @@ static void test_matmul(void) {
                  panel1, add);
         const fl_matrix w = random_matrix(type, d, n, 1);
         fill(start, tokens * STRIDE, 1);
+        poison(q, sizeof q); // lanes past the last token hold anything
         for (size_t t = 0; t < tokens; t++) {
             memset(x + t * width, 0, width * sizeof *x);
             fill(x + t * width, n, 1);
-            isas[0]->quantize(x + t * width, width, q + t * groups);
+            const size_t lanes = fl_tile_width(tokens);
+            isas[0]->quantize(x + t * width, width, fl_tile_of(q, groups, tokens, t), lanes, t % lanes);
         }
-        const fl_inputs in = {.f = x, .f_stride = width, .q = q, .q_stride = groups};
+        const fl_inputs in = {.f = x, .f_stride = width, .q = q};
         for (size_t i = 0; i < n_isas; i++) {
             memcpy(out, start, tokens * STRIDE * sizeof *out);
             isas[i]->matmul[type](&w, panel0, panel1, &in, tokens, out, STRIDE, add);
             same(i, isas[i]->name, out, tokens * STRIDE * sizeof *out);
             if (i > 0) continue;
             int kept = 1, zero = 1;
+            for (size_t t = 0; t < tokens; t++) isas[0]->quantize(x + t * width, width, alone + t * groups, 1, 0);
             for (size_t r = 0; r < STRIDE; r++) {
                 if (r < d) fl_matrix_row(&w, r, row);
                 for (size_t t = 0; t < tokens; t++) {
                     const float got = out[t * STRIDE + r], before = start[t * STRIDE + r];
                     double sum = add ? (double)before : 0, size = fabs(sum) + 1e-30;
                     for (size_t k = 0; k < n && r < d; k++) {
-                        const fl_q8_group *g = &q[t * groups + k / FL_GROUP];
+                        const fl_q8_group *g = &alone[t * groups + k / FL_GROUP];
                         const float f = x[t * width + k];
                         const double a = is_int8(type) ? g->q[k % FL_GROUP] * (double)g->scale : (double)f;
                         sum += (double)row[k] * a;
@@ -74,6 +77,7 @@ static void test_quantize(void) {
     enum { N = 7 * FL_GROUP };
     static float x[N];
     static fl_q8_group q[N / FL_GROUP];
+    static fl_q8_tile tile[N / FL_GROUP];
     for (size_t number = 0; number < 300; number++) {
         const size_t n = between(1, 7) * FL_GROUP;
         describe("quantize number %zu n %zu", number, n);
@@ -84,10 +88,16 @@ static void test_quantize(void) {
             for (size_t i = 0; i < FL_GROUP; i++) x[i] = i == 0 ? 127 : (float)i - 15.5f;
         for (size_t i = 0; i < n_isas; i++) {
             poison(q, sizeof q);
-            isas[i]->quantize(x, n, q);
+            isas[i]->quantize(x, n, q, 1, 0);
             same(i, isas[i]->name, q, n / FL_GROUP * sizeof *q);
         }
-        int bias = 1, zero = 1;
+        const size_t lane = between(0, FL_LANES - 1);
+        int bias = 1, zero = 1, placed = 1;
+        isas[n_isas - 1]->quantize(x, n, tile, FL_LANES, lane);
+        for (size_t g = 0; g < n / FL_GROUP; g++)
+            placed &= memcmp(tile[g].q[lane], q[g].q, FL_GROUP) == 0 && tile[g].scale[lane] == q[g].scale &&
+                      tile[g].bias[lane] == q[g].bias;
+        expect(placed, "a lane of a tile has what a token alone has");
         for (size_t g = 0; g < n / FL_GROUP; g++) {
             int32_t sum = 0;
             for (size_t k = 0; k < FL_GROUP; k++) {

@@ -4,20 +4,20 @@
 #ifndef FL_BLOCK_H
 #define FL_BLOCK_H
 
-#ifndef FL_BLOCK_TILE
-#define FL_BLOCK_TILE FL_TILE
+#ifndef FL_BLOCK_PANELS
 #define FL_BLOCK_PANELS FL_TILE_PANELS
 #endif
 
 enum {
     BLOCK_GROUPS = 16,
-    TILE_SUMS = FL_BLOCK_PANELS * FL_BLOCK_TILE * FL_LANES,
-    BLOCK_TILES = 128 / FL_BLOCK_TILE, // of tokens, for which a block stays
+    BLOCK_TILES = 8, // of 16 tokens, for which a block stays
+    TILE_SUMS = FL_LANES * FL_LANES,
 };
 
 typedef struct block {
     size_t groups;
-    int begins; // the sums: this is the first block
+    size_t stride; // groups from a tile of tokens to the next
+    int begins;    // the sums: this is the first block
     const uint8_t *tiles[FL_BLOCK_PANELS]; // of each panel: 8 tiles of 64 bytes a group
     const void *scales[FL_BLOCK_PANELS];   // of scale_type: 16 a group
     const uint8_t *next[FL_BLOCK_PANELS];  // what follows this block in each panel: on its way to L2 meanwhile
@@ -34,66 +34,70 @@ static FL_INLINE void unpack(const fl_type type, const uint8_t *packed, size_t g
         }
 }
 
+// Asks for what follows group g of panel p.
+static FL_INLINE void prefetch_next(const fl_type type, const block *b, size_t p, size_t g) {
+    FL_UNROLL for (size_t i = 0; i < group_bytes(type); i += 64) FL_PREFETCH_L2(b->next[p] + g * group_bytes(type) + i);
+}
+
 #ifdef FL_AMX
 #include "amx.h"
 #else
-// sums[p][t] += the block's product with T tokens, `x` being the first.
-static FL_INLINE void block_tile(const size_t P, const size_t T, const fl_type type, const block *b,
-                                 const fl_q8_group *x, size_t x_stride, int prefetch, float *sums) {
-    // Three tokens a pointer: an address is a pointer and up to twice the stride.
-    const fl_q8_group *row[6];
-    FL_UNROLL for (size_t i = 0; i < (T + 2) / 3; i++) row[i] = x + 3 * i * x_stride;
-    vf sum[2][16];
+static FL_INLINE void blocks_begin(void) {}
+static FL_INLINE void blocks_end(void) {}
+
+// sums[p][t] += the block's product with T tokens of a tile, `lane` being the first.
+static FL_INLINE void block_lanes(const size_t P, const size_t T, const fl_type type, const block *b,
+                                  const fl_q8_tile *x, size_t lane, int prefetch, float *sums) {
+    vf sum[FL_BLOCK_PANELS][FL_LANES];
     FL_UNROLL for (size_t p = 0; p < P; p++)
         FL_UNROLL for (size_t t = 0; t < T; t++)
-            sum[p][t] = b->begins ? vf_set1(0.0f) : vf_load(sums + (p * T + t) * FL_LANES);
+            sum[p][t] = b->begins ? vf_set1(0.0f) : vf_load(sums + p * TILE_SUMS + (lane + t) * FL_LANES);
     for (size_t g = 0; g < b->groups; g++) {
-        vi dot[2][16];
+        const int8_t *q = x[g].q[lane];
+        vi dot[FL_BLOCK_PANELS][FL_LANES];
         FL_UNROLL for (size_t t = 0; t < T; t++)
-            FL_UNROLL for (size_t p = 0; p < P; p++) dot[p][t] = vi_dot_start(row[t / 3][t % 3 * x_stride].bias);
+            FL_UNROLL for (size_t p = 0; p < P; p++) dot[p][t] = vi_dot_start(x[g].bias[lane + t]);
         FL_UNROLL for (size_t k = 0; k < FL_GROUP; k += 4) {
-            vb w[2];
+            vb w[FL_BLOCK_PANELS];
             FL_UNROLL for (size_t p = 0; p < P; p++)
                 w[p] = vb_reload(b->tiles[p] + g * FL_LANES * FL_GROUP + k * FL_LANES);
             FL_UNROLL for (size_t t = 0; t < T; t++) {
                 int32_t a;
-                memcpy(&a, row[t / 3][t % 3 * x_stride].q + k, 4);
+                memcpy(&a, q + t * FL_GROUP + k, 4);
                 FL_UNROLL for (size_t p = 0; p < P; p++) dot[p][t] = vi_dot(dot[p][t], w[p], a);
             }
         }
         FL_UNROLL for (size_t p = 0; p < P; p++) {
             const vf scale = load_float(scale_type(type), b->scales[p], g * FL_LANES);
-            FL_UNROLL for (size_t t = 0; t < T; t++) {
-                const vf both = vf_mul(scale, vf_set1(row[t / 3][t % 3 * x_stride].scale));
-                sum[p][t] = vf_fma(vf_from_vi(dot[p][t]), both, sum[p][t]);
-            }
-            if (prefetch)
-                FL_UNROLL for (size_t i = 0; i < group_bytes(type); i += 64)
-                    FL_PREFETCH_L2(b->next[p] + g * group_bytes(type) + i);
+            FL_UNROLL for (size_t t = 0; t < T; t++)
+                sum[p][t] = vf_fma(vf_from_vi(dot[p][t]), vf_mul(scale, vf_set1(x[g].scale[lane + t])), sum[p][t]);
+            if (prefetch) prefetch_next(type, b, p, g);
         }
-        FL_UNROLL for (size_t i = 0; i < (T + 2) / 3; i++) row[i]++;
     }
     FL_UNROLL for (size_t p = 0; p < P; p++)
-        FL_UNROLL for (size_t t = 0; t < T; t++) vf_store(sums + (p * T + t) * FL_LANES, sum[p][t]);
+        FL_UNROLL for (size_t t = 0; t < T; t++) vf_store(sums + p * TILE_SUMS + (lane + t) * FL_LANES, sum[p][t]);
+}
+
+// The same for `count` tokens of the tile, and for some past them where it is simpler.
+static FL_INLINE void block_tile(const size_t P, const fl_type type, const block *b, const fl_q8_tile *x, size_t count,
+                                 int prefetch, float *sums) {
+    enum { T = FL_TILE, LAST = FL_LANES % FL_TILE };
+    for (size_t lane = 0; lane + T <= FL_LANES && lane < count; lane += T)
+        block_lanes(P, T, type, b, x, lane, prefetch && lane == 0, sums);
+    if (LAST > 0 && count > FL_LANES - LAST) block_lanes(P, LAST, type, b, x, FL_LANES - LAST, 0, sums);
 }
 #endif
 
-// The tile of tokens after `at` of `count`: T, or S of them where that is enough. The last one may begin before `at`,
-// with tokens that were in the tile before: count >= S.
-static FL_INLINE size_t next_tile(const size_t T, const size_t S, size_t at, size_t count, size_t *begin) {
-    const size_t width = T == S || (count >= T && count - at > S) ? T : S;
-    *begin = at + width <= count ? at : count - width;
-    return width;
-}
-
-static FL_INLINE void blocks_of(const size_t P, const size_t T, const size_t S, const fl_type type, const job *j,
-                                size_t first, const fl_q8_group *x, size_t t0, size_t count) {
+// Tokens [t0, t0 + count), t0 a multiple of 16.
+static FL_INLINE void blocks_of(const size_t P, const fl_type type, const job *j, size_t first, size_t t0,
+                                size_t count) {
     const size_t groups = groups_of(j), tiles = fl_scales_bytes(type, groups);
-    _Alignas(64) float sums[BLOCK_TILES * TILE_SUMS];
+    const fl_q8_tile *x = (const fl_q8_tile *)j->in->q + t0 / FL_LANES * groups;
+    _Alignas(64) float sums[BLOCK_TILES * FL_BLOCK_PANELS * TILE_SUMS];
     _Alignas(64) uint8_t unpacked[FL_BLOCK_PANELS][BLOCK_GROUPS * FL_LANES * FL_GROUP];
     block b;
-    size_t begin;
     for (size_t g = 0; g < groups; g += BLOCK_GROUPS) {
+        b.stride = groups;
         b.begins = g == 0;
         b.groups = groups - g < BLOCK_GROUPS ? groups - g : BLOCK_GROUPS;
         const int last = g + BLOCK_GROUPS >= groups;
@@ -108,33 +112,20 @@ static FL_INLINE void blocks_of(const size_t P, const size_t T, const size_t S, 
                 b.tiles[p] = unpacked[p];
             }
         }
-        float *sum = sums;
-        for (size_t at = 0; at < count; sum += TILE_SUMS) {
-            const size_t width = next_tile(T, S, at, count, &begin);
-            const fl_q8_group *from = x + begin * j->in->q_stride + g;
-            if (width == T) block_tile(P, T, type, &b, from, j->in->q_stride, at == 0, sum);
-            else block_tile(P, S, type, &b, from, j->in->q_stride, at == 0, sum);
-            at = begin + width;
-        }
+        for (size_t t = 0; t < count; t += FL_LANES)
+            block_tile(P, type, &b, x + t / FL_LANES * groups + g, count - t, t == 0,
+                       sums + t / FL_LANES * P * TILE_SUMS);
     }
-    const float *sum = sums;
-    for (size_t at = 0; at < count; sum += TILE_SUMS) {
-        const size_t width = next_tile(T, S, at, count, &begin);
-        for (size_t t = at - begin; t < width; t++)
-            for (size_t p = 0; p < P; p++)
-                store_sum(j, first + p * j->step, t0 + begin + t, vf_load(sum + (p * width + t) * FL_LANES));
-        at = begin + width;
-    }
+    for (size_t t = 0; t < count; t++)
+        for (size_t p = 0; p < P; p++)
+            store_sum(j, first + p * j->step, t0 + t,
+                      vf_load(sums + (t / FL_LANES * P + p) * TILE_SUMS + t % FL_LANES * FL_LANES));
 }
 
-static FL_INLINE void blocks(const size_t P, const size_t T, const size_t S, const fl_type type, const job *j,
-                             size_t first) {
-    // Tokens in equal parts, so that none is less than a tile.
-    const size_t parts = (j->tokens + BLOCK_TILES * T - 1) / (BLOCK_TILES * T);
-    for (size_t i = 0; i < parts; i++) {
-        const size_t t0 = j->tokens * i / parts, t1 = j->tokens * (i + 1) / parts;
-        blocks_of(P, T, S, type, j, first, j->in->q + t0 * j->in->q_stride, t0, t1 - t0);
-    }
+static FL_INLINE void blocks(const size_t P, const fl_type type, const job *j, size_t first) {
+    enum { MOST = BLOCK_TILES * FL_LANES };
+    for (size_t t = 0; t < j->tokens; t += MOST)
+        blocks_of(P, type, j, first, t, j->tokens - t < MOST ? j->tokens - t : MOST);
 }
 
 #endif

@@ -17,12 +17,31 @@ typedef struct fl_q8_group {
     int32_t bias;
 } fl_q8_group;
 
-// t tokens as a matrix product takes them.
+// The same of 16 tokens side by side.
+typedef struct fl_q8_tile {
+    int8_t q[FL_LANES][FL_GROUP];
+    float scale[FL_LANES];
+    int32_t bias[FL_LANES];
+} fl_q8_tile;
+
+// Tokens that lie side by side in the int8 inputs of so many: each alone, (tokens, groups) of fl_q8_group, or by 16,
+// (tokens / 16 rounded up, groups) of fl_q8_tile. Many tokens are read again and again, and in order by 16.
+static inline size_t fl_tile_width(size_t tokens) { return tokens > 8 ? FL_LANES : 1; }
+
+// Where the tile of token t begins, and room for all of them. Lanes past the last token are never written out.
+static inline void *fl_tile_of(void *q, size_t groups, size_t tokens, size_t t) {
+    const size_t width = fl_tile_width(tokens);
+    return (char *)q + t / width * width * groups * sizeof(fl_q8_group);
+}
+static inline size_t fl_tiles_bytes(size_t groups, size_t tokens) {
+    return fl_round_up(tokens, fl_tile_width(tokens)) * groups * sizeof(fl_q8_group);
+}
+
+// t tokens as a matrix product of n columns takes them.
 typedef struct fl_inputs {
-    const float *f;       // (t, f_stride) for float weights
-    size_t f_stride;      // a multiple of 32; zero past n
-    const fl_q8_group *q; // (t, q_stride) for int8 weights
-    size_t q_stride;      // groups
+    const float *f;  // (t, f_stride) for float weights
+    size_t f_stride; // a multiple of 32; zero past n
+    const void *q;   // for int8 weights: tiles, as above, of n / 32 groups rounded up
 } fl_inputs;
 
 // out[t][r] = sum over k of w[r][k] * x[t][k], for rows of panels [panel0, panel1); all 16 rows of a panel are
@@ -71,8 +90,8 @@ enum { FL_RUN = 512 };
 struct fl_kernels {
     const char *name;
     fl_matmul *matmul[FL_TYPES];
-    // q[g] of n floats, n a multiple of 32.
-    void (*quantize)(const float *x, size_t n, fl_q8_group *q);
+    // Groups of n floats, n a multiple of 32, into one lane of a tile of `width`.
+    void (*quantize)(const float *x, size_t n, void *tile, size_t width, size_t lane);
     // RMS: out = x / sqrt(mean(x^2) + eps) * weight; layer: out = (x - mean) / sqrt(variance + eps) * weight. Then
     // + bias, unless that is NULL. n floats, out may be x.
     void (*norm[FL_LAYER_NORM + 1])(float *out, const float *x, const float *weight, const float *bias, size_t n,

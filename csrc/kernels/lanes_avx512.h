@@ -4,7 +4,6 @@
 #ifdef FL_AMX
 #define FL_ISA amx
 #define FL_UNPACKS 0
-#define FL_BLOCK_TILE 16
 #define FL_BLOCK_PANELS 8
 #else
 #define FL_ISA avx512

@@ -77,13 +77,15 @@ static FL_INLINE void load_tiles(const fl_type type, const uint8_t *group, size_
     }
 }
 
-static FL_INLINE void tile_int8(const size_t P, const size_t T, const fl_type type, const job *j, size_t first) {
+static FL_INLINE void tile_int8(const size_t P, const size_t T, const fl_type type, const job *j, size_t first,
+                                size_t t0) {
     const size_t groups = groups_of(j), tiles = fl_scales_bytes(type, groups);
     const uint8_t *w[8];
     const fl_q8_group *x[8];
     vf sum[8][8];
     FL_UNROLL for (size_t p = 0; p < P; p++) w[p] = panel_at(j, first, p);
-    FL_UNROLL for (size_t t = 0; t < T; t++) x[t] = j->in->q + (t < j->tokens ? t : j->tokens - 1) * j->in->q_stride;
+    FL_UNROLL for (size_t t = 0; t < T; t++)
+        x[t] = (const fl_q8_group *)j->in->q + (t0 + t < j->tokens ? t0 + t : j->tokens - 1) * groups;
     FL_UNROLL for (size_t p = 0; p < P; p++)
         FL_UNROLL for (size_t t = 0; t < T; t++) sum[p][t] = vf_set1(0.0f);
     for (size_t g = 0; g < groups; g++)
@@ -108,57 +110,53 @@ static FL_INLINE void tile_int8(const size_t P, const size_t T, const fl_type ty
         }
     FL_UNROLL for (size_t t = 0; t < T; t++)
         FL_UNROLL for (size_t p = 0; p < P; p++)
-            if (t < j->tokens) store_sum(j, first + p * j->step, t, sum[p][t]);
+            if (t0 + t < j->tokens) store_sum(j, first + p * j->step, t0 + t, sum[p][t]);
 }
 
 #include "block.h"
 
 // ---- both ----------------------------------------------------------------------------------------------------------
 
-// All tokens, T at a time; for int8 all T at once, or in blocks of T and S.
-static FL_INLINE void tile(const size_t P, const size_t T, const size_t S, const fl_type type, const job *j,
-                           size_t first) {
-    if (!is_int8(type))
+// All tokens, T at a time; T = 0: in blocks.
+static FL_INLINE void tile(const size_t P, const size_t T, const fl_type type, const job *j, size_t first) {
+    if (T == 0) blocks(P, type, j, first);
+    else if (is_int8(type))
+        for (size_t t = 0; t < j->tokens; t += T) tile_int8(P, T, type, j, first, t);
+    else
         for (size_t t = 0; t < j->tokens; t += T) tile_float(P, T, type, j, first, t);
-    else if (S == 0) tile_int8(P, T, type, j, first);
-    else blocks(P, T, S, type, j, first);
 }
 
 // P panels at a time, which lie a P-th of all apart: then each stream goes on where it was when a panel ends.
-static FL_INLINE size_t tiles(const size_t P, const size_t T, const size_t S, const fl_type type, job *j, size_t panel0,
+static FL_INLINE size_t tiles(const size_t P, const size_t T, const fl_type type, job *j, size_t panel0,
                               size_t panel1) {
     j->step = (panel1 - panel0) / P;
-    for (size_t p = 0; p < j->step; p++) tile(P, T, S, type, j, panel0 + p);
+    for (size_t p = 0; p < j->step; p++) tile(P, T, type, j, panel0 + p);
     return panel0 + P * j->step;
 }
 
 static FL_INLINE void matmul(const fl_type type, const fl_matrix *m, size_t panel0, size_t panel1, const fl_inputs *in,
                              size_t tokens, float *out, size_t out_stride, int add) {
     job j = {m->data, fl_panel_bytes(type, m->n), m->n, 0, in, tokens, out, out_stride, add};
-#define TILES(P, T, S)                                                        \
-    do {                                                                      \
-        panel0 = tiles(P, T, S, type, &j, panel0, panel1);                    \
-        if ((P) > 2) panel0 = tiles((P) / 2, T, S, type, &j, panel0, panel1); \
-        if ((P) > 1) tiles(1, T, S, type, &j, panel0, panel1);                \
+#define TILES(P, T)                                                        \
+    do {                                                                   \
+        panel0 = tiles(P, T, type, &j, panel0, panel1);                    \
+        if ((P) > 2) panel0 = tiles((P) / 2, T, type, &j, panel0, panel1); \
+        if ((P) > 1) tiles(1, T, type, &j, panel0, panel1);                \
     } while (0)
     if (tokens == 1) {
-        TILES(FL_STREAMS, 1, 0);
+        TILES(FL_STREAMS, 1);
     } else if (tokens == 2) {
-        TILES(FL_STREAMS, 2, 0);
-#ifdef FL_AMX
-    } else if (is_int8(type) && tokens > FL_FEW) {
-        const size_t rows = tokens >= 16 ? 16 : 8;
-        tiles_begin(rows);
-        if (rows == 16) TILES(FL_BLOCK_PANELS, 16, 16);
-        else TILES(FL_BLOCK_PANELS, 8, 8);
-        tiles_end();
-#endif
+        TILES(FL_STREAMS, 2);
+    } else if (is_int8(type) && fl_tile_width(tokens) > 1) {
+        blocks_begin();
+        TILES(FL_BLOCK_PANELS, 0);
+        blocks_end();
     } else if (tokens <= 4) {
-        TILES(FL_STREAMS / 2, 4, 0);
+        TILES(FL_STREAMS / 2, 4);
     } else if (tokens <= 8 && FL_FEW >= 8) {
-        TILES(FL_STREAMS / 4, 8, 0);
+        TILES(FL_STREAMS / 4, 8);
     } else {
-        TILES(FL_TILE_PANELS, FL_TILE, FL_TILE / 2); // more than FL_FEW tokens, so at least FL_TILE / 2
+        TILES(FL_TILE_PANELS, is_int8(type) ? 4 : FL_TILE);
     }
 #undef TILES
 }
@@ -175,19 +173,23 @@ MATMUL(q8, FL_Q8)
 MATMUL(q8_f32, FL_Q8_F32)
 MATMUL(q4, FL_Q4)
 
-static void quantize(const float *x, size_t n, fl_q8_group *q) {
-    for (; n > 0; n -= FL_GROUP, x += FL_GROUP, q++) {
+static void quantize(const float *x, size_t n, void *tile, size_t width, size_t lane) {
+    char *at = tile;
+    for (; n > 0; n -= FL_GROUP, x += FL_GROUP, at += width * sizeof(fl_q8_group)) {
+        int8_t *q = (int8_t *)at + lane * FL_GROUP;
+        float *scales = (float *)(void *)(at + width * FL_GROUP);
+        int32_t *biases = (int32_t *)(void *)(scales + width);
         const vf a = vf_load(x), b = vf_load(x + FL_LANES);
         const float largest = lanes_max(vf_max(vf_abs(a), vf_abs(b)));
         // 127 / largest must not overflow: groups of nothing but the smallest numbers become zero.
         const int zero = !(largest > 1e-30f);
         const vf inverse = vf_set1(zero ? 0.0f : 127.0f / largest);
-        q->scale = zero ? 0.0f : largest / 127.0f;
-        vi_store_i8(q->q, vi_from_vf(vf_mul(a, inverse)));
-        vi_store_i8(q->q + FL_LANES, vi_from_vf(vf_mul(b, inverse)));
+        scales[lane] = zero ? 0.0f : largest / 127.0f;
+        vi_store_i8(q, vi_from_vf(vf_mul(a, inverse)));
+        vi_store_i8(q + FL_LANES, vi_from_vf(vf_mul(b, inverse)));
         int32_t total = 0;
-        for (size_t i = 0; i < FL_GROUP; i++) total += q->q[i];
-        q->bias = -128 * total;
+        for (size_t i = 0; i < FL_GROUP; i++) total += q[i];
+        biases[lane] = -128 * total;
     }
 }
 
