@@ -157,7 +157,7 @@ core = Extension(
     ["pyx/_core.pyx"],
     include_dirs=[str(CSRC)],
     libraries=[] if MSVC else ["m"],
-    depends=["pyx/_core.pyx", "pyx/libfastllm.pxd", str(KERNELS), *SOURCES, *HEADERS],
+    depends=["pyx/_core.pyx", "pyx/pieces.pxi", "pyx/libfastllm.pxd", str(KERNELS), *SOURCES, *HEADERS],
     extra_compile_args=[] if MSVC else ["-O2", *DEBUG],
 )
 

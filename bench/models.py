@@ -54,6 +54,7 @@ def config(
 CONFIGS = {
     "stories15M": config(dim=288, hidden_dim=768, n_layers=6, n_heads=6, n_kv_heads=6, vocab_size=32000, max_seq=1024),
     "110M": config(dim=768, hidden_dim=2048, n_layers=12, n_heads=12, n_kv_heads=12, vocab_size=32000, max_seq=1024),
+    "1.1B": config(dim=2048, hidden_dim=5632, n_layers=22, n_heads=32, n_kv_heads=4, vocab_size=32000, max_seq=2048),
     # Of larger ones, as many layers as make them larger than caches, and rounds short: 4 of 22, 6 of 30.
     "1.1B/4": config(dim=2048, hidden_dim=5632, n_layers=4, n_heads=32, n_kv_heads=4, vocab_size=32000, max_seq=2048),
     "SmolLM2/6": config(dim=576, hidden_dim=1536, n_layers=6, n_heads=9, n_kv_heads=3, vocab_size=49152, max_seq=8192),

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import peers_report
-from fastllm.packing import DTYPES
+from fastllm.store import DTYPES
 from peers_models import SHAPES, write_folder
 from peers_report import Result, Sample
 

@@ -113,17 +113,19 @@ def test_load_converted(benchmark: Any, tmp_path: Path) -> None:
     benchmark.pedantic(fastllm.load, (path,), {"threads": 1}, rounds=50, warmup_rounds=1)
 
 
-@pytest.mark.parametrize("name", ["built-in", "stories15M", "1.1B/4"])
-def test_start(benchmark: Any, tmp_path: Path, name: str) -> None:
-    """From the start of the process to the first byte of text: of the built-in model, or a converted file, mapped."""
-    command = [sys.executable, "-m", "fastllm", "run", "-n", "1"]
+@pytest.mark.parametrize(
+    ("name", "prompt"), [("built-in", ""), ("stories15M", ""), ("stories15M", "Once upon a time"), ("1.1B", "")]
+)
+def test_start(benchmark: Any, tmp_path: Path, name: str, prompt: str) -> None:
+    """From the start of the process to the first new byte: of the built-in model, or a converted file, mapped."""
+    command = [sys.executable, "-m", "fastllm", "run", "-i", prompt, "--max-tokens", "1"]
     if name != "built-in":
         command[4:4] = [str(models.write_converted(tmp_path / "model.safetensors", name))]
 
     def first_byte() -> bytes:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=COMPILED) as process:
             assert process.stdout
-            byte = process.stdout.read(1)
+            byte = process.stdout.read(len(prompt) + 1)[len(prompt) :]
             process.kill()  # what it still measures and prints is not waited for
             return byte
 

@@ -7,9 +7,9 @@ threads; a Sequence and a Sampler belong to one at a time.
 """
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport UINT64_MAX, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 from libfastllm cimport *
 
@@ -434,7 +434,9 @@ cdef class Model:
 
     cdef const float *vector(self, str name) except? NULL:
         tensor = self.tensors.get(name)
-        return NULL if tensor is None else <const float *>(<Vector?>tensor).buffer.data
+        if tensor is None:
+            return NULL
+        return <const float *>(<Vector?>tensor).buffer.data
 
     cdef fl_norm norm(self, str name) except *:
         return fl_norm(self.vector(name), self.vector(name + ".bias"))
@@ -683,3 +685,8 @@ def attend(const float[:, ::1] q, const float[:, ::1] keys, const float[:, ::1] 
                                 &out[0, 0])
     free(limits)
     check(status, "attend")
+
+
+# ---- vocabularies ---------------------------------------------------------------------------------------------------
+
+include "pieces.pxi"

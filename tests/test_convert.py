@@ -23,7 +23,7 @@ from fastllm import CheckpointError, OptionError, TokenizerError, packing, sourc
 from fastllm.config import rope_freqs
 from fastllm.convert import convert, verify
 from fastllm.formats import map_file
-from fastllm.packing import DTYPES
+from fastllm.store import DTYPES
 
 MODELS = ("llama2c_gqa_tied", "llama2c_untied")
 TOKENS = list(range(3, 45))

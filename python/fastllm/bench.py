@@ -21,9 +21,9 @@ from fastllm.engine import CHUNK, Engine, Span
 from fastllm.errors import FastLLMError, OptionError
 from fastllm.llm import LLM, load
 from fastllm.machine import check_threads, int8_peak, read_bandwidth, thread_count
-from fastllm.packing import check_dtype
 from fastllm.progress import Bar
 from fastllm.sampling import Sampling
+from fastllm.store import check_dtype
 
 _ROUNDS = 5  # times that every combination is measured, ...
 _PATIENCE = 60.0  # ... but no new one after so many seconds

@@ -10,7 +10,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _LONG = 200  # characters of a value that inspect shows
 _BUILT_IN = Path(__file__).parent / "demo" / "stories.safetensors"
+
+
+_Options = Callable[[argparse.ArgumentParser], None]  # adds a command's options to its parser
 
 
 class _Help(argparse.HelpFormatter):
@@ -77,10 +80,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> _Parser:
     parser = _Parser(prog="fastllm", description="Run language models on the computer you have.")
     parser.add_argument("--version", action="version", version=f"fastllm {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Command)
+    for name, (command, options, about, description) in _COMMANDS.items():
+        commands.add_parser(name, help=about, description=description, options=options).set_defaults(command=command)
+    return parser
 
-    run = commands.add_parser("run", help="write text", description="Write text from a model.")
-    run.set_defaults(command=_run)
+
+class _Command(_Parser):
+    def __init__(self, *, options: _Options | None, **about: Any) -> None:
+        """A command's parser. It gets its options when it is the one that is asked for: all take milliseconds."""
+        super().__init__(**about)
+        self._options = options
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        if self._options is not None:
+            self._options(self)
+        return super().parse_known_args(args, namespace)
+
+
+def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "model",
         nargs="?",
@@ -102,24 +120,16 @@ def _parser() -> _Parser:
     _guessing_options(run)
     run.add_argument("--json", action="store_true", help="print one JSON object at the end instead of text")
 
-    chat = commands.add_parser(
-        "chat",
-        help="talk to a model",
-        description="Talk to a model, in the format of its chat template: a line is a turn, end with Ctrl-D.",
-    )
-    chat.set_defaults(command=_chat)
+
+def _chat_options(chat: argparse.ArgumentParser) -> None:
     chat.add_argument("model", metavar="MODEL", help="a checkpoint of a chat model")
     chat.add_argument("-y", "--system", metavar="TEXT", help="a system prompt")
     _model_options(chat)
     _sampling_options(chat)
     _guessing_options(chat)
 
-    embed = commands.add_parser(
-        "embed",
-        help="texts as vectors",
-        description="Print one vector for each text, a line each: of the arguments, or of the lines of stdin.",
-    )
-    embed.set_defaults(command=_embed)
+
+def _embed_options(embed: argparse.ArgumentParser) -> None:
     embed.add_argument("model", metavar="MODEL", help="a checkpoint, an encoder or not")
     embed.add_argument("texts", nargs="*", metavar="TEXT")
     embed.add_argument(
@@ -131,12 +141,8 @@ def _parser() -> _Parser:
     form.add_argument("--text", action="store_true", help="lines are numbers with spaces between")
     _model_options(embed)
 
-    convert = commands.add_parser(
-        "convert",
-        help="make the file that loads at once",
-        description="Convert a checkpoint to a file that is mapped and run as it lies on disk, tokenizer inside.",
-    )
-    convert.set_defaults(command=_convert)
+
+def _convert_options(convert: argparse.ArgumentParser) -> None:
     convert.add_argument("model", metavar="PATH", help="a checkpoint: a file, a folder, or a name of the hub")
     convert.add_argument("out", metavar="OUT", help="the file to write, OUT.safetensors")
     convert.add_argument(
@@ -150,33 +156,8 @@ def _parser() -> _Parser:
     convert.add_argument("--threads", type=int, metavar="N", help="default: see fastllm info")
     convert.add_argument("--revision", metavar="NAME", help="of a model on the hub: branch, tag or commit")
 
-    _add_bench(commands)
 
-    info = commands.add_parser(
-        "info",
-        help="what this machine and build can do",
-        description="Instruction sets built, found and chosen; threads and why.",
-    )
-    info.set_defaults(command=_info)
-
-    inspect = commands.add_parser(
-        "inspect",
-        help="what a model file holds",
-        description="Config, tensors, types and sizes of a model file.",
-    )
-    inspect.set_defaults(command=_inspect)
-    inspect.add_argument("file", metavar="PATH", help="a file, a folder, or a name of the hub")
-    return parser
-
-
-def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
-    bench = commands.add_parser(
-        "bench",
-        help="how fast a model runs, and the machine",
-        description="Measure prompts and writing for each combination of types, threads and batches, in turns, beside "
-        "what the machine reads and multiplies.",
-    )
-    bench.set_defaults(command=_bench)
+def _bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("model", nargs="?", metavar="MODEL", help="a checkpoint; without, the built-in storyteller")
     bench.add_argument("--prompt", type=int, metavar="N", help="tokens of a prompt (default 512, if they fit)")
     bench.add_argument("--gen", type=int, metavar="N", help="tokens to write after it (default 128, if they fit)")
@@ -185,6 +166,10 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
     bench.add_argument("--dtype", metavar="TYPE,...", help="convert weights to these (default: as in the file)")
     bench.add_argument("--json", action="store_true", help="print one JSON list of objects instead of a table")
     bench.add_argument("--plot", metavar="FILE", help="draw it, .png, .svg or .pdf; needs 'fastllm[plot]'")
+
+
+def _inspect_options(inspect: argparse.ArgumentParser) -> None:
+    inspect.add_argument("file", metavar="PATH", help="a file, a folder, or a name of the hub")
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
@@ -542,3 +527,46 @@ def _inspect(args: argparse.Namespace) -> int:
     parameters = sum(math.prod(shape) for _, _, shape, _ in rows)
     print(f"{len(rows)} tensors, {parameters:,} parameters, {total:,} bytes{as_read}")
     return 0
+
+
+# Name -> what runs it, its options, what it is in the list of commands, and above its own help.
+_COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], _Options | None, str, str]] = {
+    "run": (_run, _run_options, "write text", "Write text from a model."),
+    "chat": (
+        _chat,
+        _chat_options,
+        "talk to a model",
+        "Talk to a model, in the format of its chat template: a line is a turn, end with Ctrl-D.",
+    ),
+    "embed": (
+        _embed,
+        _embed_options,
+        "texts as vectors",
+        "Print one vector for each text, a line each: of the arguments, or of the lines of stdin.",
+    ),
+    "convert": (
+        _convert,
+        _convert_options,
+        "make the file that loads at once",
+        "Convert a checkpoint to a file that is mapped and run as it lies on disk, tokenizer inside.",
+    ),
+    "bench": (
+        _bench,
+        _bench_options,
+        "how fast a model runs, and the machine",
+        "Measure prompts and writing for each combination of types, threads and batches, in turns, beside what the "
+        "machine reads and multiplies.",
+    ),
+    "info": (
+        _info,
+        None,
+        "what this machine and build can do",
+        "Instruction sets built, found and chosen; threads and why.",
+    ),
+    "inspect": (
+        _inspect,
+        _inspect_options,
+        "what a model file holds",
+        "Config, tensors, types and sizes of a model file.",
+    ),
+}

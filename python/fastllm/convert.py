@@ -13,7 +13,7 @@ from fastllm import _core, store
 from fastllm.errors import CheckpointError, OptionError, TokenizerError
 from fastllm.families import Recipe, Weight
 from fastllm.machine import check_threads
-from fastllm.packing import Plan, Progress, assemble, check_dtype, chunks, matrix_dtypes, pack, plan, vectors
+from fastllm.packing import Plan, Progress, assemble, chunks, pack, plan, vectors
 from fastllm.source import Opened, find_source, open_source, stored_tokenizer
 from fastllm.tensors import Bytes, Tensor
 
@@ -53,7 +53,7 @@ def convert(
     Returns why there is no tokenizer inside, where there is none. Raises CheckpointError, TokenizerError (a tokenizer
     that was named does not fit), OptionError.
     """
-    check_dtype(dtype)
+    store.check_dtype(dtype)
     if format not in FORMATS:
         raise OptionError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
     if format == "llama2c" and dtype is not None:
@@ -133,7 +133,7 @@ def _parts(
 
 def _reopened(path: Path, stored: store.Stored, tokenizer: str | os.PathLike[str] | None) -> Opened:
     """A converted file's floats as a source again."""
-    have = matrix_dtypes(stored)
+    have = stored.dtypes
     if not set(have) <= {"f32", "f16", "bf16"}:
         raise OptionError(f"{path} is already converted to {', '.join(have)}: convert the checkpoint it was made from")
     matrices = {n: Weight(_unpacked(t)) for n, t in stored.tensors.items() if isinstance(t, _core.Matrix)}

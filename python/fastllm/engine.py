@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from _thread import allocate_lock  # threading takes milliseconds to import
 from collections import deque
 from collections.abc import Iterator, Sequence
 from time import perf_counter
@@ -38,7 +38,7 @@ class Engine:
         self.costs = Costs()
         self._cache = _core.KVCache(model)
         self._idle: list[tuple[list[int], _core.Sequence]] = []
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
 
     def take(self, tokens: Sequence[int]) -> _core.Sequence:
         """A sequence that holds as long a beginning of `tokens` as any idle one, but not the last token.

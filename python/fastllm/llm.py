@@ -12,7 +12,6 @@ from fastllm.config import Config
 from fastllm.engine import Batch, Engine, Generation
 from fastllm.errors import CheckpointError, ContextError, OptionError, TokenizerError
 from fastllm.machine import check_threads
-from fastllm.packing import Progress, assemble, check_dtype, matrix_dtypes
 from fastllm.sampling import DEFAULTS, Sampling
 from fastllm.source import find_source, open_source, stored_tokenizer
 from fastllm.speculative import DraftModel, PromptLookup, Proposer
@@ -21,6 +20,8 @@ from fastllm.tokenizer import Tokenizer, decode
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from fastllm.packing import Progress
 
 POOLINGS = ("mean", "cls", "last", "max")
 
@@ -52,7 +53,7 @@ def load(
 
     Raises CheckpointError, TokenizerError (a tokenizer that was named does not fit), OptionError.
     """
-    check_dtype(dtype)
+    store.check_dtype(dtype)
     if kv is not None and kv not in KV_DTYPES:
         raise OptionError(f"kv must be one of {', '.join(KV_DTYPES)}, not {kv!r}")
     count = check_threads(threads)
@@ -61,6 +62,8 @@ def load(
         _check_stored_dtype(found, stored, dtype)
         words = stored_tokenizer(stored, found, tokenizer)
     else:
+        from fastllm.packing import assemble
+
         source = open_source(found, tokenizer, from_hub=from_hub)
         try:
             stored = assemble(source.recipe, dtype=dtype or source.dtype, threads=count, progress=progress)
@@ -71,7 +74,7 @@ def load(
 
 
 def _check_stored_dtype(path: Path, stored: store.Stored, dtype: str | None) -> None:
-    have = matrix_dtypes(stored)
+    have = stored.dtypes
     if dtype is not None and have != [dtype]:
         raise OptionError(
             f"{path} is already converted to {', '.join(have)}: for {dtype}, load the checkpoint it was made from"
@@ -174,7 +177,7 @@ class LLM:
         tensors = dict(stored.tensors)
         if 0 < config.rope_switch < self.context:
             tensors["rope.freqs"] = tensors["rope.freqs_long"]
-        self.dtypes = matrix_dtypes(stored)
+        self.dtypes = stored.dtypes
         # f32 weights come with f32 keys and values, so that nothing is rounded that the reference does not round.
         kv_dtype = kv or ("f32" if "f32" in self.dtypes else "f16")
         isa = os.environ.get("FASTLLM_ISA")

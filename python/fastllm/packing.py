@@ -8,24 +8,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm import _core, store
 from fastllm.config import Config
-from fastllm.errors import CheckpointError, OptionError
+from fastllm.errors import CheckpointError
 from fastllm.families import Recipe, Weight
 from fastllm.tensors import SIZES, Bytes, Tensor
 
 if TYPE_CHECKING:
     from fastllm.calibration import Calibration
 
-DTYPES = ("f32", "f16", "bf16", "q8", "q4")
-
 Progress = Callable[[int, int], None]  # bytes packed so far, bytes in all
 
 _NARROW = 768  # width below which four bits cost a model too much
 _CHUNK = 2 << 20  # bytes of a source matrix that are read and packed at once: what the caches hold
-
-
-def check_dtype(dtype: str | None) -> None:
-    if dtype is not None and dtype not in DTYPES:
-        raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
 
 
 class Plan(NamedTuple):
@@ -190,13 +183,3 @@ def vectors(recipe: Recipe) -> dict[str, memoryview]:
             raise CheckpointError(f"{name} has {len(values) // 4} values, the config needs {size}")
         found[name] = values
     return found
-
-
-def matrix_dtypes(stored: store.Stored) -> list[str]:
-    """What the weights are stored as. Routers and positions, which are few and kept more exactly, do not count.
-
-    Nor do the int8 matrices of q4.
-    """
-    matrices = {name: t.dtype for name, t in stored.tensors.items() if isinstance(t, _core.Matrix)}
-    dtypes = {dtype for name, dtype in matrices.items() if not name.endswith(".router") and name != "positions"}
-    return sorted(dtypes - {"q8"} if "q4" in dtypes else dtypes)

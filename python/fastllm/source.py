@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from fastllm import families, store
+from fastllm import store
 from fastllm.errors import CheckpointError, OptionError, TokenizerError
-from fastllm.families import Recipe
-from fastllm.formats import Checkpoint, open_checkpoint
+from fastllm.formats import open_checkpoint
 from fastllm.tokenizer import Tokenizer, find, from_blob, read
+
+if TYPE_CHECKING:
+    from fastllm.families import Recipe
+    from fastllm.formats import Checkpoint
 
 _LLAMA_WORDS = 32000  # llama2.c's files with so many have Llama's
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/[\w./-]+)?")  # ./owner/name is a path
@@ -60,6 +63,8 @@ def open_source(path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hu
 
     Raises CheckpointError, and TokenizerError for a tokenizer that was named and does not fit.
     """
+    from fastllm import families
+
     checkpoint = open_checkpoint(path)
     try:
         recipe = families.recipe(checkpoint)

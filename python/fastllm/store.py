@@ -11,16 +11,19 @@ import json
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm import _core
 from fastllm.config import Config
-from fastllm.errors import CheckpointError
+from fastllm.errors import CheckpointError, OptionError
 from fastllm.formats import is_safetensors, map_file
-from fastllm.tensors import Bytes
+
+if TYPE_CHECKING:
+    from fastllm.tensors import Bytes
 
 VERSION = 1
 LAYOUT = "panels16x32"
+DTYPES = ("f32", "f16", "bf16", "q8", "q4")  # that weights may be converted to
 
 
 class Stored(NamedTuple):
@@ -38,6 +41,16 @@ class Stored(NamedTuple):
     tokenizer: tuple[str, bytes] | None = None
     source: str = ""
 
+    @property
+    def dtypes(self) -> list[str]:
+        """What the weights are stored as. Routers and positions, which are few and kept more exactly, do not count.
+
+        Nor do the int8 matrices of q4.
+        """
+        matrices = {name: t.dtype for name, t in self.tensors.items() if isinstance(t, _core.Matrix)}
+        dtypes = {dtype for name, dtype in matrices.items() if not name.endswith(".router") and name != "positions"}
+        return sorted(dtypes - {"q8"} if "q4" in dtypes else dtypes)
+
 
 class Part(NamedTuple):
     """A tensor to be written, in pieces. dtype: a matrix's; None is a vector of f32."""
@@ -46,6 +59,11 @@ class Part(NamedTuple):
     shape: tuple[int, ...]
     nbytes: int
     pieces: Iterable[Bytes]
+
+
+def check_dtype(dtype: str | None) -> None:
+    if dtype is not None and dtype not in DTYPES:
+        raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
 
 
 def save(path: Path, stored: Stored) -> None:

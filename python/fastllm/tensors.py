@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastllm.errors import CheckpointError
@@ -58,6 +59,26 @@ def mapped(dtype: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
     """A tensor that lies row-major in `data`."""
     width = (shape[-1] if shape else 1) * SIZES[dtype]
     return Tensor(dtype, shape, lambda begin, end: data[begin * width : end * width])
+
+
+class Reader:
+    """Cuts a mapped file into tensors, front to back. Raises CheckpointError where it ends too early."""
+
+    def __init__(self, path: Path, data: memoryview, offset: int) -> None:
+        self.path, self.data, self.offset = path, data, offset
+
+    def take(self, nbytes: int, what: str) -> memoryview:
+        end = self.offset + nbytes
+        if end > len(self.data):
+            raise CheckpointError(
+                f"{self.path} is truncated: {what} ends at byte {end:,}, the file at {len(self.data):,}"
+            )
+        part = self.data[self.offset : end]
+        self.offset = end
+        return part
+
+    def tensor(self, dtype: str, shape: tuple[int, ...], what: str) -> Tensor:
+        return mapped(dtype, shape, self.take(prod(shape) * SIZES[dtype], what))
 
 
 def floats(tensor: Tensor, begin: int = 0, end: int | None = None) -> NDArray[np.float32]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm.errors import CheckpointError
-from fastllm.tensors import SIZES, Tensor, mapped
+
+if TYPE_CHECKING:
+    from fastllm.tensors import Tensor
 
 
 class Checkpoint(NamedTuple):
@@ -28,26 +29,6 @@ class Checkpoint(NamedTuple):
     header: Mapping[str, object]
     tensors: Mapping[str, Tensor]
     tokenizer: tuple[str, bytes] | None = None
-
-
-class Reader:
-    """Cuts a mapped file into tensors, front to back. Raises CheckpointError where it ends too early."""
-
-    def __init__(self, path: Path, data: memoryview, offset: int) -> None:
-        self.path, self.data, self.offset = path, data, offset
-
-    def take(self, nbytes: int, what: str) -> memoryview:
-        end = self.offset + nbytes
-        if end > len(self.data):
-            raise CheckpointError(
-                f"{self.path} is truncated: {what} ends at byte {end:,}, the file at {len(self.data):,}"
-            )
-        part = self.data[self.offset : end]
-        self.offset = end
-        return part
-
-    def tensor(self, dtype: str, shape: tuple[int, ...], what: str) -> Tensor:
-        return mapped(dtype, shape, self.take(prod(shape) * SIZES[dtype], what))
 
 
 def map_file(path: Path) -> memoryview:

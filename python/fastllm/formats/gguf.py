@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint, Reader, map_file
+from fastllm.formats import Checkpoint, map_file
 from fastllm.formats.quants import BLOCKS
 from fastllm.formats.quants import tensor as quantized
-from fastllm.tensors import SIZES, Tensor, mapped
+from fastllm.tensors import SIZES, Reader, Tensor, mapped
 
 # By ggml's numbers; _FLOATS and BLOCKS are read.
 # fmt: off

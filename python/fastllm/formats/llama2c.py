@@ -10,8 +10,8 @@ from math import prod
 from pathlib import Path
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint, Reader
-from fastllm.tensors import Tensor, mapped
+from fastllm.formats import Checkpoint
+from fastllm.tensors import Reader, Tensor, mapped
 
 MAGIC = 0x616B3432  # "ak42"
 HEADER_BYTES = 256
