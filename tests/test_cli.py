@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -15,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from conftest import DATA, STORIES, needs_stories
+from fastllm import demo
 
+BUILT_IN = Path(demo.__file__).parent / "stories.safetensors"
 TINY = DATA / "llama2c_gqa_tied" / "model_v0.bin"
 
 
@@ -54,7 +57,7 @@ def test_llama2c_command_lines_give_run_c_text(recorded: dict[str, str]) -> None
     out, err = fastllm(*words, cwd=STORIES)
     assert out == (STORIES / recorded["file"]).read_text()
     assert "tokens/s" in err
-    assert "% of memory" in err
+    assert "that reading alone takes" in err
 
 
 @needs_stories
@@ -86,6 +89,69 @@ def test_json_says_what_was_written_and_how_fast() -> None:
     for name in ("prompt_tps", "decode_tps", "weight_gbps", "read_gbps"):
         assert about[name] > 0
     assert fastllm(*words[:-1], cwd=STORIES)[0] == about["prompt"] + about["text"] + "\n"
+
+
+@pytest.mark.parametrize("sampling", [("-t", "0"), ("-t", "0.8")], ids=["greedy", "sampled"])
+def test_guesses_change_nothing_but_the_speed(sampling: tuple[str, ...]) -> None:
+    words = ("run", str(BUILT_IN), "-i", "Once upon a time", "-n", "150", "-s", "3", "--json", *sampling)
+    plain = json.loads(fastllm(*words)[0])
+    assert "proposed_tokens" not in plain
+    for guesses in (("--lookup",), ("--draft", str(BUILT_IN)), ("--draft", str(BUILT_IN), "--kv", "q8")):
+        kv = guesses[2:]
+        about = json.loads(fastllm(*words, *guesses)[0])
+        same = plain if not kv else json.loads(fastllm(*words, *kv)[0])
+        assert about["tokens"] == same["tokens"]
+        assert about["text"] == same["text"]
+        assert 0 <= about["accepted_tokens"] <= about["proposed_tokens"]
+    draft = json.loads(fastllm(*words, "--draft", str(BUILT_IN))[0])
+    assert sampling[1] != "0" or draft["accepted_tokens"] == draft["proposed_tokens"]  # it is the model itself
+
+
+def test_guesses_in_a_line_for_people() -> None:
+    words = ("run", str(BUILT_IN), "-n", "60", "-s", "3")
+    plain = fastllm(*words)[0]
+    out, err = fastllm(*words, "--lookup")
+    assert out == plain
+    assert re.search(r"guessed \d+, \d+ of them right", err)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "says"),
+    [
+        ("run", ("--draft", str(TINY)), "needs the same"),
+        ("run", ("--draft", "nowhere.safetensors"), "nowhere.safetensors does not exist"),
+        ("chat", ("--draft", "nowhere.safetensors"), "nowhere.safetensors does not exist"),
+        ("run", ("--draft", str(TINY.parent)), "is a folder"),
+        ("run", ("--lookup", "--draft", str(TINY)), "not allowed with"),
+        ("chat", ("--lookup", "--draft", str(TINY)), "not allowed with"),
+        ("run", ("--draft",), "expected one argument"),
+        ("run", ("--lookup", "--max-tokens", "-1"), "max_tokens must be 0 or more, not -1"),
+        ("run", ("--lookup", "-n", "-1"), "-n must be 0 or more, not -1"),
+    ],
+)
+def test_guesses_that_cannot_be(command: str, options: tuple[str, ...], says: str) -> None:
+    assert says in one_sentence(fastllm(command, str(BUILT_IN), *options, code=2)[1])
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+@pytest.mark.parametrize("kv", ["q8", None])
+def test_a_draft_keeps_keys_and_values_as_the_model_does(
+    command: str, kv: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastllm import cli, llm
+
+    given = []
+
+    def load(path: object, **options: object) -> object:
+        given.append(options["kv"])
+        return real(path, **options)  # type: ignore[arg-type]
+
+    real = llm.load
+    monkeypatch.setattr(llm, "load", load)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    words = [command, str(BUILT_IN), "--draft", str(BUILT_IN), *(("-n", "2") if command == "run" else ())]
+    assert cli.main(words + (["--kv", kv] if kv else [])) in (0, 2)
+    assert given == [kv, kv]
 
 
 def test_built_in_model_tells_the_same_story_on_every_instruction_set() -> None:

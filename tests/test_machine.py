@@ -71,7 +71,7 @@ def test_all_memory_is_read_once(lines, threads):
 
 
 def test_bandwidth():
-    assert machine.read_bandwidth(1, nbytes=1 << 20, repeats=1) > 0
+    assert machine.read_bandwidth(1, data=memoryview(bytes(1 << 20)), repeats=1) > 0
     largest = machine._largest_cache()
     assert largest == 0 or 16 << 10 <= largest < 16 << 30
 

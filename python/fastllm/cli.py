@@ -227,7 +227,7 @@ def _load(args: argparse.Namespace) -> LLM:
 def _load_draft(args: argparse.Namespace) -> LLM | None:
     from fastllm.llm import load
 
-    return None if args.draft is None else load(args.draft, threads=args.threads)
+    return None if args.draft is None else load(args.draft, kv=args.kv, threads=args.threads)
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:
@@ -302,7 +302,6 @@ def _write(text: str) -> None:
 
 def _speed(llm: LLM, generation: Generation) -> dict[str, float | int | str | None]:
     """What the run measured; None where too little ran to measure."""
-    from fastllm.machine import read_bandwidth
 
     def rate(count: int, seconds: float) -> float | None:
         return count / seconds if count > 0 and seconds > 0 else None
@@ -310,7 +309,6 @@ def _speed(llm: LLM, generation: Generation) -> dict[str, float | int | str | No
     prompt = len(generation.prompt) - generation.cached
     # The first new token comes with the prompt.
     decode_tps = rate(len(generation.tokens) - 1, generation.decode_seconds)
-    read_gbps = read_bandwidth(llm.threads, nbytes=48 << 20)  # a line for a person should not double the memory
     # A guess that was right spares reading the weights.
     forwards = len(generation.tokens) - 1 - generation.accepted
     forward_tps = rate(forwards, generation.decode_seconds)
@@ -321,7 +319,7 @@ def _speed(llm: LLM, generation: Generation) -> dict[str, float | int | str | No
         "prompt_tps": rate(prompt, generation.prompt_seconds),
         "decode_tps": decode_tps,
         "weight_gbps": weight_gbps,
-        "read_gbps": read_gbps,
+        "read_gbps": llm.read_bandwidth(),
         "isa": llm.isa,
         "threads": llm.threads,
         "dtype": "+".join(llm.dtypes),
@@ -338,7 +336,7 @@ def _speed_line(speed: dict[str, float | int | str | None], seed: int) -> str:
         parts.append(f"guessed {speed['proposed_tokens']}, {speed['accepted_tokens']} of them right")
     used, read = speed["weight_gbps"], speed["read_gbps"]
     if isinstance(used, float) and isinstance(read, float):
-        parts.append(f"weights {used:.1f} GB/s, {used / read:.0%} of memory's {read:.1f}")
+        parts.append(f"weights {used:.1f} GB/s, {used / read:.0%} of the {read:.1f} that reading alone takes")
     threads = speed["threads"]
     parts.append(f"{speed['isa']}, {threads} thread{'s' if threads != 1 else ''}, {speed['dtype']}")
     parts.append(f"seed {seed}")

@@ -11,7 +11,7 @@ from fastllm import _core, store
 from fastllm.config import Config
 from fastllm.engine import Batch, Engine, Generation
 from fastllm.errors import CheckpointError, ContextError, OptionError, TokenizerError
-from fastllm.machine import check_threads
+from fastllm.machine import check_threads, read_bandwidth
 from fastllm.sampling import DEFAULTS, Sampling
 from fastllm.source import find_source, open_source, stored_tokenizer
 from fastllm.speculative import DraftModel, PromptLookup, Proposer
@@ -185,6 +185,7 @@ class LLM:
         self._model = _core.Model(config, tensors, kv_dtype=kv_dtype, isa=isa)
         read = {name: _bytes_read(config, name, t) for name, t in tensors.items()}
         layers = sum(nbytes for name, nbytes in read.items() if name.startswith("layers."))
+        self._head = tensors.get("head", tensors["embed"])
         self._engine = Engine(self._model, threads, layers // config.n_layers, causal=config.causal)
         self._tokenizer = tokenizer
         self.file_bytes = sum(t.nbytes for t in stored.tensors.values())
@@ -200,6 +201,10 @@ class LLM:
     def isa(self) -> str:
         """The instruction set its kernels use."""
         return self._model.isa
+
+    def read_bandwidth(self) -> float:
+        """GB/s at which its threads read its own weights, of its head, and do nothing else: takes no memory for it."""
+        return read_bandwidth(self.threads, data=self._head.data[: 64 << 20])
 
     @property
     def tokenizer(self) -> Tokenizer:

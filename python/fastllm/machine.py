@@ -89,18 +89,19 @@ def _quota_of(folder: Path) -> float:
         return inf
 
 
-def read_bandwidth(threads: int, *, nbytes: int | None = None, repeats: int = 3) -> float:
-    """GB/s at which `threads` threads read memory: the best of a few passes over `nbytes`, twice the largest cache."""
-    if nbytes is None:
+def read_bandwidth(threads: int, *, data: memoryview | None = None, repeats: int = 3) -> float:
+    """GB/s at which `threads` threads read: the best of a few passes over `data`, or else over so much memory that
+    caches do not hold it, twice the largest."""
+    if data is None:
         nbytes = min(max(_LEAST_READ, 2 * _largest_cache()), _MOST_READ)
-    data = _core.Buffer(nbytes)
-    memoryview(data)[::4096] = bytes([1]) * len(range(0, nbytes, 4096))  # pages of their own, not the zero page
+        data = memoryview(_core.Buffer(nbytes))
+        data[::4096] = bytes([1]) * len(range(0, nbytes, 4096))  # pages of their own, not the zero page
     best = inf
     for _ in range(repeats):
         start = time.perf_counter()
         _core.read_memory(data, threads)
         best = min(best, time.perf_counter() - start)
-    return nbytes / best / 1e9
+    return len(data) / best / 1e9
 
 
 def _largest_cache() -> int:
