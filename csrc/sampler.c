@@ -202,6 +202,18 @@ static double natural_log(double x) {
     return 2 * s * sum + e * 0.69314718055994530942;
 }
 
+// The sum of the probabilities above a bound, run by run in s->parts. A run whose sum is no larger has none: few have.
+static double sum_above(fl_sampler *s, const fl_kernels *k, float bound) {
+    double sum = 0;
+    for (size_t run = 0; run * FL_SUM_RUN < s->vocab; run++) {
+        const size_t begin = run * FL_SUM_RUN, rest = s->vocab - begin;
+        s->parts[run] = 0;
+        if (s->sums[run] > bound) k->above(&s->parts[run], s->probs + begin, rest < FL_SUM_RUN ? rest : FL_SUM_RUN, bound);
+        sum += (double)s->parts[run];
+    }
+    return sum;
+}
+
 // The tokens above a bound into s->found, in no order; s->parts as `above` makes it of that bound.
 static size_t collect(fl_sampler *s, float bound) {
     const size_t padded = fl_round_up(s->vocab, FL_LANES);
@@ -228,9 +240,7 @@ static size_t likely(fl_sampler *s, const fl_kernels *k, buckets *b, size_t coun
     for (;;) {
         bound = bound > 1e-9f ? bound / 16 : 0.0f;
         if (bound < lowest) bound = lowest;
-        k->above(s->parts, s->probs, s->vocab, bound);
-        double sum = 0;
-        for (size_t run = 0; run * FL_SUM_RUN < s->vocab; run++) sum += (double)s->parts[run];
+        const double sum = sum_above(s, k, bound);
         // Added up one by one they may round to a little less.
         if (bound > lowest && sum <= mass * 1.0001) continue;
         n = collect(s, bound);

@@ -537,6 +537,34 @@ cdef class Model:
             free(attention_list)
             free(inputs_list)
 
+    def step(self, Sequence sequence, token, Sampler sampler, Buffer logits, *, size_t threads=1):
+        """Appends one token to a sequence and draws the next: forward and Sampler.draw at once, for one text alone."""
+        cdef fl_outputs outputs = fl_outputs(<float *>logits.data, NULL, NULL, NULL)
+        cdef int32_t drawn = 0, id = token if 0 <= token < self.c.config.vocab_size else -1
+        cdef fl_status status
+        cdef fl_span span
+        cdef Scratch scratch
+        if logits.nbytes < fl_logits_stride(&self.c) * sizeof(float) or sampler.vocab_size != self.c.config.vocab_size:
+            raise OptionError("step: no room for logits, or a sampler of another vocabulary")
+        if sequence.cache.model is not self:
+            raise OptionError("step: a sequence of another model")
+        sequence.take()
+        try:
+            sequence.reserve(sequence.length + 1, self.c.config.max_seq)
+            span = fl_span(&id, 1, sequence.length, <void *const *>sequence.blocks, sequence.n_blocks, 1)
+            scratch = self.idle.pop() if self.idle else Scratch()
+            with nogil:
+                status = fl_forward(&self.c, scratch.c, &span, 1, threads, &outputs)
+            self.idle.append(scratch)
+            check(status, "forward")
+            sequence.length += 1
+            with nogil:
+                status = fl_sampler_draw(sampler.c, sampler.kernels, outputs.logits, &drawn)
+            check(status, "logits")
+        finally:
+            sequence.busy = False
+        return drawn
+
     cdef float **buffers(self, given, size_t count, size_t floats) except NULL:
         """A list of `count` pointers to the Buffers in a dict, each with room for so many floats."""
         cdef float **out = <float **>calloc(count, sizeof(float *))

@@ -35,6 +35,7 @@ class Engine:
         """
         self.model, self.threads, self._causal = model, threads, causal
         self._phase_bytes = layer_bytes // 5  # a layer has five barriers
+        self.alone = self._threads(1)  # threads for one token
         self.costs = Costs()
         self._cache = _core.KVCache(model)
         self._idle: list[tuple[list[int], _core.Sequence]] = []
@@ -189,38 +190,61 @@ class Generation:
             engine.prefill(sequence, self.prompt[sequence.length :], logits)
             if proposer is not None:
                 proposer.begin(self.prompt)
-            guesses: list[int] = []
-            now = perf_counter()
-            self.prompt_seconds = now - start
-            while True:
-                start = now
-                if self.tokens and proposer is None:
-                    engine.forward([(sequence, text[-1:], 1)], logits)
-                elif self.tokens and proposer is not None:
-                    guesses = proposer.propose(text, min(MOST, self._max - len(self.tokens) - 1))
-                    self._try(sequence, text[-1:] + guesses, logits)
-                # Row after row, for as long as all guesses before it are right.
-                for row in range(len(guesses) + 1):
-                    token = self.draw(logits, row)
-                    right = row < len(guesses) and token == guesses[row]
-                    if not right and guesses:
-                        sequence.truncate(len(text))
-                    now = perf_counter()
-                    self.decode_seconds += now - start
-                    if token is None:
-                        return
-                    self.accepted += right
-                    text.append(token)
-                    yield token
-                    if self.finish_reason:
-                        return
-                    start = now = perf_counter()
-                    if not right:
-                        break
+            self.prompt_seconds = perf_counter() - start
+            if proposer is None:
+                yield from self._alone(sequence, text, logits)
+            else:
+                yield from self._guessing(sequence, text, logits, proposer)
         finally:
             engine.give(text, sequence)
             if proposer is not None:
                 proposer.end(text)
+
+    def _alone(self, sequence: _core.Sequence, text: list[int], logits: _core.Buffer) -> Iterator[int]:
+        """Token after token: nothing is done here for each that need not be."""
+        step, sampler, threads = self._engine.model.step, self._sampler, self._engine.alone
+        start = perf_counter()
+        token = self.draw(logits, 0)
+        while True:
+            self.decode_seconds += perf_counter() - start
+            if token is None:
+                return
+            text.append(token)
+            yield token
+            if self.finish_reason:
+                return
+            start = perf_counter()
+            token = self._take(step(sequence, token, sampler, logits, threads=threads))
+
+    def _guessing(
+        self, sequence: _core.Sequence, text: list[int], logits: _core.Buffer, proposer: Proposer
+    ) -> Iterator[int]:
+        """Several tokens at a time, as far as the proposer guesses them."""
+        guesses: list[int] = []
+        now = perf_counter()
+        while True:
+            start = now
+            if self.tokens:
+                guesses = proposer.propose(text, min(MOST, self._max - len(self.tokens) - 1))
+                self._try(sequence, text[-1:] + guesses, logits)
+            # Row after row, for as long as all guesses before it are right.
+            for row in range(len(guesses) + 1):
+                token = self.draw(logits, row)
+                right = row < len(guesses) and token == guesses[row]
+                if not right and guesses:
+                    sequence.truncate(len(text))
+                now = perf_counter()
+                self.decode_seconds += now - start
+                if token is None:
+                    return
+                self.accepted += right
+                text.append(token)
+                yield token
+                if self.finish_reason:
+                    return
+                start = now = perf_counter()
+                if not right:
+                    break
 
     def begin(self) -> _core.Sequence:
         """A sequence with as much of the prompt as there is; the sampler knows of the prompt."""
@@ -239,7 +263,9 @@ class Generation:
 
     def draw(self, logits: _core.Buffer, row: int) -> int | None:
         """The next token of the text, from a row of logits; None at a stop token."""
-        token = self._sampler.draw(logits, row)
+        return self._take(self._sampler.draw(logits, row))
+
+    def _take(self, token: int) -> int | None:
         if token in self._stop:
             self.finish_reason = "stop"
             return None

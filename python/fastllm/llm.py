@@ -96,7 +96,7 @@ class TextStream:
         self._pieces = self._run()
 
     def __iter__(self) -> Iterator[str]:
-        return self
+        return self._pieces
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -106,8 +106,9 @@ class TextStream:
         self._pieces.close()
 
     def _run(self) -> Generator[str, None, None]:
+        push = self.push if self._stop else self._decoder.push
         for token in self.generation:
-            if piece := self.push(token):
+            if piece := push(token):
                 yield piece
             if self.finish_reason:
                 return

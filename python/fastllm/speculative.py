@@ -197,9 +197,9 @@ class DraftModel(Proposer):
     def _draft(self, sequence: _core.Sequence, tokens: Sequence[int], count: int) -> list[int]:
         self._engine.prefill(sequence, tokens[sequence.length :], self._logits)
         guesses = [self._sampler.draw(self._logits)]
+        step, threads = self._engine.model.step, self._engine.alone
         while len(guesses) < count:
-            self._engine.forward([(sequence, guesses[-1:], 1)], self._logits)
-            guesses.append(self._sampler.draw(self._logits))
+            guesses.append(step(sequence, guesses[-1], self._sampler, self._logits, threads=threads))
         return guesses
 
     def _compare(self, sequence: _core.Sequence, tokens: Sequence[int]) -> None:

@@ -26,7 +26,7 @@ class Stream:
 
     def __init__(self, pieces: Sequence[bytes], *, at_start: bool = False) -> None:
         self.pieces, self._at_start = pieces, at_start
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._utf8, self._within = codecs.getincrementaldecoder("utf-8")("replace"), False
 
     def push(self, token: int) -> str:
         """The text that is certain with this token: maybe none, never half a character."""
@@ -35,7 +35,11 @@ class Stream:
         if self._at_start and piece:
             piece = piece.removeprefix(b" ")
             self._at_start = False
-        return self._utf8.decode(piece)
+        if not self._within and piece.isascii():  # nearly always, and a tenth of the time
+            return piece.decode()
+        text = self._utf8.decode(piece)
+        self._within = bool(self._utf8.getstate()[0])  # a character has begun
+        return text
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD where a character is incomplete."""
