@@ -330,8 +330,34 @@ static void test_attend(void) {
 
 // ---- sampling ------------------------------------------------------------------------------------------------------
 
+enum { N = 1200 };
+
+// Sums of what is larger than a bound, of probabilities (n), zero past them: bounds that all or none exceed, those that
+// are one of them, the largest included.
+static void test_above(const float *probs, size_t n, size_t best) {
+    float sums[N / FL_SUM_RUN + 1], all[N / FL_SUM_RUN + 1];
+    const float bounds[] = {0, 2, probs[best], probs[between(0, n - 1)], probs[between(0, n - 1)], fabsf(unit()) * 0x1p-6f};
+    const size_t runs = (n + FL_SUM_RUN - 1) / FL_SUM_RUN;
+    isas[0]->above(all, probs, n, 0);
+    for (size_t j = 0; j < sizeof bounds / sizeof *bounds; j++) {
+        describe("above %g of %zu", (double)bounds[j], n);
+        for (size_t i = 0; i < n_isas; i++) {
+            poison(sums, sizeof sums);
+            isas[i]->above(sums, probs, n, bounds[j]);
+            same(i, isas[i]->name, sums, runs * sizeof *sums);
+        }
+        for (size_t b = 0; b < runs; b++) {
+            double want = 0;
+            for (size_t k = b * FL_SUM_RUN; k < n && k < (b + 1) * FL_SUM_RUN; k++)
+                if (probs[k] > bounds[j]) want += (double)probs[k];
+            measure(SOFTMAX, fabs((double)sums[b] - want) / (want + 1e-30));
+            expect((sums[b] > 0) == (want > 0), "nothing but what is larger");
+            expect(all[b] > bounds[j] || want <= 0, "a sum is at least as large as its parts"); // the sampler skips by it
+        }
+    }
+}
+
 static void test_sampling(void) {
-    enum { N = 1200 };
     static float x[N], out[N], sums[N / FL_SUM_RUN + 1];
     for (size_t number = 0; number < 600; number++) {
         const size_t n = number < 40 ? number + 1 : between(1, N - 16), padded = fl_round_up(n, FL_LANES);
@@ -362,6 +388,7 @@ static void test_sampling(void) {
         int zero = 1;
         for (size_t k = n; k < padded; k++) zero &= out[k] == 0;
         expect(zero, "zero past n");
+        test_above(out, n, best);
 
         // Of the same logits, sprinkled with what a grammar's mask or a broken model puts there.
         for (size_t k = 0; k < number % 12; k++) {
