@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from peers_report import Result, Sample
 
 HERE = Path(__file__).resolve().parent
 SEQUENCES = 16  # of "batch"
-FAR = 8000  # tokens before those of "long"
+FAR = 8000  # tokens before those of "long" and "long-q8"
 DISTURBED = 0.1  # of a core, taken by other processes: more, and a figure is measured again
 TRIES = 4
 
@@ -38,6 +38,7 @@ WORKS = {
     "prefill": tuple(SHAPES),
     "batch": ("1.1B",),
     "long": ("SmolLM2-135M",),
+    "long-q8": ("SmolLM2-135M",),
     "start": ("1.1B", "stories15M"),
     "busy": ("1.1B", "stories15M"),
 }
@@ -73,7 +74,7 @@ KINDS = {
         without=("batch",),
     ),
     "torch": Kind("transformers", (Variant("f32", 32), Variant("bf16", 16), Variant("int8", 8))),
-    "llama2.c": Kind("llama2.c runq", (Variant("int8", 9),), without=("prefill", "batch", "long")),
+    "llama2.c": Kind("llama2.c runq", (Variant("int8", 9),), without=("prefill", "batch", "long", "long-q8")),
 }
 
 
@@ -85,7 +86,7 @@ class Peer:
         self.variant, self.shape, self.where = variant, shape, where
         self.label = f"{KINDS[self.kind].title} {variant.name}" + (f" ({self.tag})" if self.tag else "")
         self.settings = KINDS[self.kind].settings
-        self.model = Path()
+        self.model = self.scratch = Path()
         self.token_bytes = SHAPES[shape].weights * variant.bits / 8
 
     @property
@@ -104,14 +105,16 @@ class Peer:
 
     def spec(self, work: str, threads: int, settings: dict[str, Any]) -> dict[str, Any]:
         shape = SHAPES[self.shape]
-        count = {"prefill": shape.prompt, "batch": 16, "long": 32}.get(work, shape.tokens)
-        before = FAR if work == "long" else 8
+        count = {"prefill": shape.prompt, "batch": 16, "long": 32, "long-q8": 32}.get(work, shape.tokens)
+        before = FAR if work.startswith("long") else 8
         return {
             "peer": self.kind,
             "where": self.where,
             "model": str(self.model),
+            "scratch": str(self.scratch),
             "variant": self.variant.name,
             "work": work,
+            "kv": "q8" if work == "long-q8" else "f16",
             "threads": threads,
             "count": count,
             "before": before,
@@ -133,10 +136,12 @@ class Files:
 
     def prepare(self, peer: Peer) -> None:
         """Sets peer.model and, where the file says it, peer.token_bytes. Raises RuntimeError when it can't be had."""
+        peer.scratch = self.folder / peer.shape
+        peer.scratch.mkdir(parents=True, exist_ok=True)
         if peer.shape == "SmolLM2-135M":
             self._smollm2(peer)
             return
-        home = self.folder / peer.shape
+        home = peer.scratch
         write_folder(home / "hf", SHAPES[peer.shape])
         source, name = str(home / "hf"), peer.variant.name
         if peer.kind == "fastllm":
@@ -144,7 +149,7 @@ class Files:
         elif peer.kind == "llama2.c":
             peer.model = self._made(home / "llama2c.bin", sys.executable, "llama2c_file", source)
         elif peer.kind in ("llama.cpp", "ik_llama.cpp"):
-            peer.model = self._gguf(home, source, name, peer.shape)
+            peer.model = self._gguf(peer, source)
         elif peer.kind == "torch":
             peer.model = home / "hf"
         else:
@@ -161,20 +166,23 @@ class Files:
         if self.smollm2 is None:
             raise RuntimeError("--smollm2 is not given")
         if peer.kind == "fastllm":
-            target = self.folder / peer.shape / f"fastllm-{peer.variant.name}.safetensors"
-            target.parent.mkdir(parents=True, exist_ok=True)
+            target = peer.scratch / f"fastllm-{peer.variant.name}.safetensors"
             peer.model = self._made(target, peer.python(), "fastllm_file", str(self.smollm2), peer.variant.name)
         else:
             peer.model = self.smollm2
         self._count_bytes(peer)
 
-    def _gguf(self, home: Path, source: str, kind: str, shape: str) -> Path:
-        python = self.where["llama.cpp"]
-        target = home / f"{kind}.gguf"
+    def _gguf(self, peer: Peer, source: str) -> Path:
+        python, kind = self._llama_cpp(peer), peer.variant.name
+        target = peer.scratch / f"{kind}.gguf"
         if not target.exists():
-            plain = self._made(home / "f16.gguf", python, "gguf_file", source, after=[shape])
+            plain = self._made(peer.scratch / "f16.gguf", python, "gguf_file", source, after=[peer.shape])
             self._made(target, python, "quantized_gguf", str(plain), kind)
         return target
+
+    def _llama_cpp(self, peer: Peer) -> str:
+        """The interpreter that makes and reads a peer's GGUF."""
+        return self.where["llama.cpp"] if peer.is_binary else peer.python()
 
     def _made(
         self, target: Path, python: str, function: str, source: str, *rest: str, after: Sequence[str] = ()
@@ -187,7 +195,7 @@ class Files:
 
     def _count_bytes(self, peer: Peer) -> None:
         if peer.model.suffix == ".gguf":
-            peer.token_bytes = convert(self.where["llama.cpp"], "gguf_token_bytes", str(peer.model))
+            peer.token_bytes = convert(self._llama_cpp(peer), "gguf_token_bytes", str(peer.model))
         elif peer.kind == "fastllm":
             peer.token_bytes = convert(peer.python(), "fastllm_token_bytes", str(peer.model))
 
@@ -253,8 +261,8 @@ def neighbour() -> Iterator[None]:
             process.kill()
 
 
-def run_machine(work: str, threads: int) -> float:
-    command = [sys.executable, str(HERE / "peers_children.py"), "machine", json.dumps([work, threads])]
+def run_machine(work: str, threads: int, isa: str | None) -> float:
+    command = [sys.executable, str(HERE / "peers_children.py"), "machine", json.dumps([work, threads, isa])]
     return float(json.loads(output(subprocess.run(command, text=True, capture_output=True, check=False))))
 
 
@@ -293,10 +301,11 @@ class Bench:
         if self.path:
             self.result.write(self.path)  # what is interrupted can go on
 
-    def take_machine(self, threads: int) -> None:
-        for work in ("read", "int8"):
+    def take_machine(self, threads: int, tags: Sequence[str]) -> None:
+        for work, tag in [("read", ""), *(("int8", tag) for tag in tags)]:
             with contextlib.suppress(RuntimeError):
-                self.result.machine.setdefault(f"{work} {threads}", []).append(run_machine(work, threads))
+                value = run_machine(work, threads, tag or None)
+                self.result.machine.setdefault(peers_report.limit_key(work, threads, tag), []).append(value)
 
     def leave_out(self, what: str, why: str) -> None:
         self.result.absent[what] = why
@@ -305,11 +314,12 @@ class Bench:
 
 def measure(bench: Bench, peers: Sequence[Peer], works: Sequence[str], threads: Sequence[int]) -> None:
     """A round: each of everything once."""
+    tags = list(dict.fromkeys(["", *(peer.tag for peer in peers)]))
     for work in works:
         # With one thread the busy process has the other core.
         counts = [max(threads)] if work in ("busy", "start", "batch") else threads
         for count in counts:
-            bench.take_machine(count)
+            bench.take_machine(count, tags)
             for peer in peers:
                 if peer.shape in WORKS[work] and work not in KINDS[peer.kind].without:
                     bench.take(peer, work, count)
@@ -360,33 +370,46 @@ def parse() -> argparse.Namespace:
         default=[],
         metavar="PEER=PATH",
         help="where a peer is: an interpreter that has its package, or of llama2.c the folder with runq and of "
-        "ik_llama.cpp the one with llama-bench; others are looked for in this interpreter. PEER@TAG is another build "
-        "of a peer, with llama.cpp as fastllm@avx2 and fastllm@avxvnni are of fastllm",
+        "ik_llama.cpp the one with llama-bench; others are looked for in this interpreter. PEER@ISA is a build "
+        "for an instruction set, as llama.cpp@avx2, beside which stands fastllm with no more than that (fastllm@avx2)",
     )
-    option("--peers", type=names, default=list(KINDS), help="of these: %(default)s; PEER@TAG too")
+    option("--peers", type=names, help=f"of these: {', '.join(KINDS)}; PEER@ISA too (default: all that --with names)")
     option("--shapes", type=names, default=list(SHAPES), help="of these: %(default)s")
     option("--works", type=names, default=list(WORKS), help="of these: %(default)s")
     option("--threads", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2], help="(default 1,2)")
-    option("--repeats", type=int, default=5, help="rounds (default %(default)s); 0 measures nothing")
+    option("--repeats", type=int, default=5, help="rounds (default %(default)s); 0 only shows what files have")
     option("--smollm2", type=Path, metavar="FILE", help="SmolLM2-135M-Instruct.Q4_1.gguf")
     option("--folder", type=Path, help="keeps the peers' files for the next time (default: a temporary one)")
     option("--json", type=Path, metavar="FILE", help="raw figures are written here, after those that it has")
+    option("--also", type=Path, nargs="+", default=[], metavar="FILE", help="shows these runs' figures beside them")
     option("--plot", type=Path, metavar="FILE", help="draws them")
     args = parser.parse_args()
     for given, known in ((args.shapes, SHAPES), (args.works, WORKS)):
         if unknown := set(given) - set(known):
             parser.error(f"{', '.join(unknown)}: not one of {', '.join(known)}")
-    if unknown := {name for name in args.peers if name.partition("@")[0] not in KINDS}:
-        parser.error(f"{', '.join(unknown)}: not one of {', '.join(KINDS)}")
     if wrong := [pair for pair in args.where if "=" not in pair]:
         parser.error(f"{wrong[0]}: not PEER=PATH")
+    args.where = dict(pair.split("=", 1) for pair in args.where)
+    args.peers = args.peers or default_peers(args.where)
+    if unknown := {name for name in (*args.peers, *args.where) if name.partition("@")[0] not in KINDS}:
+        parser.error(f"{', '.join(unknown)}: not one of {', '.join(KINDS)}")
     return args
+
+
+def default_peers(where: Iterable[str]) -> list[str]:
+    """Every kind, then for each instruction set that there are builds for, fastllm and those."""
+    builds: dict[str, list[str]] = {}
+    for name in where:
+        _, _, tag = name.partition("@")
+        if tag:
+            builds.setdefault(tag, [f"fastllm@{tag}"]).append(name)
+    return list(KINDS) + [name for names in builds.values() for name in names]
 
 
 def main() -> None:
     args = parse()
     here = {name: sys.executable for name in KINDS if name not in ("llama2.c", "ik_llama.cpp")}
-    where = here | dict(pair.split("=", 1) for pair in args.where)
+    where = here | args.where
     result = Result.read(args.json) if args.json and args.json.exists() else Result()
     bench = Bench(result, args.json)
     with contextlib.ExitStack() as stack:
@@ -396,6 +419,8 @@ def main() -> None:
             peers = find_peers(args.peers, args.shapes, where, Files(folder, args.smollm2, where), bench)
             for _ in range(args.repeats):
                 measure(bench, peers, args.works, args.threads)
+    for path in args.also:
+        result.add(Result.read(path))
     print(peers_report.tables(result))
     if args.plot:
         peers_report.plot(result, args.plot)

@@ -27,6 +27,8 @@ class Runner(ABC):
         self.vocab: int = spec["vocab"]
         self.room: int = spec["room"]  # positions that are needed
         self.batch: int = spec["batch"]  # sequences at once
+        self.kv: str = spec["kv"]  # keys and values: f16, or q8
+        self.scratch: str = spec["scratch"]  # a folder
         self.settings: dict[str, Any] = spec["settings"]
         self.load(spec["model"], spec["variant"])
 
@@ -93,7 +95,7 @@ class FastLLM(Runner):
         import fastllm
         from fastllm.sampling import Sampling
 
-        self.llm = fastllm.load(model, threads=self.threads)
+        self.llm = fastllm.load(model, threads=self.threads, kv=self.kv)
         self.greedy = Sampling(temperature=0)
 
     def _start(self, tokens: list[int], count: int) -> Any:
@@ -150,12 +152,14 @@ class LlamaCpp(Runner):
         params.n_batch = params.n_ubatch = 512
         params.n_threads = params.n_threads_batch = self.threads
         params.flash_attn_type = self.settings["flash"]
+        if self.kv == "q8":
+            params.type_k = params.type_v = lib.GGML_TYPE_Q8_0
         params.no_perf = True
         self.context = lib.llama_init_from_model(loaded, params) if loaded else None
         if not self.context:
             raise RuntimeError("llama.cpp does not load the model")
         self.memory = lib.llama_get_memory(self.context)
-        self.state = Path(f"{model}.{self.settings['flash']}.state")
+        self.state = Path(self.scratch) / f"llama.cpp-{self.kv}-{self.settings['flash']}.state"
         self.tokens_of_batch = lib.llama_batch_init(512, 0, self.batch)
 
     def _decode(self, spans: list[tuple[int, int, int]], wanted: int) -> None:
@@ -398,14 +402,16 @@ def llama2c(spec: dict[str, Any]) -> dict[str, float]:
 def ik_llama_cpp(spec: dict[str, Any]) -> dict[str, float]:
     work, count, threads = spec["work"], spec["count"], spec["threads"]
     common = ["-m", spec["model"], "-t", str(threads)]
+    if spec["kv"] == "q8":
+        common += ["-ctk", "q8_0", "-ctv", "q8_0", "-fa", "1"]
     repack = bool(spec["settings"]["rtr"])
     if work == "batch":
         command = ["llama-batched-bench", *common, "-c", str(spec["batch"] * spec["room"]), "-npp", str(BEFORE)]
         command += ["-ntg", str(count), "-npl", str(spec["batch"]), *(["-rtr"] if repack else [])]
     else:
         after = f"{spec['before']},{count}"
-        lengths = {"prefill": ["-p", str(count), "-n", "0"], "long": ["-p", "0", "-n", "0", "-gp", after]}
-        command = ["llama-bench", *common, *lengths.get(work, ["-p", "0", "-n", str(count)])]
+        lengths = ["-p", str(count if work == "prefill" else 0), "-n", str(count if work in ("decode", "busy") else 0)]
+        command = ["llama-bench", *common, *lengths, *(["-gp", after] if work.startswith("long") else [])]
         command += ["-r", "1", "-o", "json", "-rtr", str(int(repack))]
     done = _run([str(Path(spec["where"]) / command[0]), *command[1:]])
     if work == "batch":
@@ -432,15 +438,13 @@ def _children_rss_mb() -> float:
 PROGRAMS = {"llama2.c": llama2c, "ik_llama.cpp": ik_llama_cpp}
 
 
-def machine(work: str, threads: int) -> float:
-    """GB/s of reading memory ("read"), or 1e9 int8 multiply-adds/s ("int8")."""
+def machine(work: str, threads: int, isa: str | None) -> float:
+    """GB/s of reading memory ("read"), or 1e9 int8 multiply-adds/s ("int8"), of an instruction set or the best one."""
     from fastllm import machine
 
     if work == "read":
         return machine.read_bandwidth(threads, repeats=10)
-    if not hasattr(machine, "int8_peak"):
-        raise RuntimeError("this build does not measure it")
-    return float(machine.int8_peak(threads))
+    return machine.int8_peak(threads, isa=isa)
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ TITLES = {
     "decode": "decode, tokens/s",
     "prefill": "a prompt, tokens/s",
     "batch": "16 texts decoding together, tokens/s of all",
-    "long": "decode after 8,000 tokens, tokens/s",
+    "long": "decode after 8,000 tokens, keys and values in f16, tokens/s",
+    "long-q8": "decode after 8,000 tokens, keys and values in 8 bits, tokens/s",
     "start": "from the start of the process to the first token and its end, seconds",
     "busy": "decode beside one busy process, tokens/s",
 }
@@ -36,10 +37,16 @@ class Sample(NamedTuple):
     others: float  # cores that other processes took meanwhile
 
 
+def limit_key(work: str, threads: int, isa: str = "") -> str:
+    """Of reading memory, GB/s ("read 2"), or of int8 multiply-adds, 1e9/s ("int8 2", of one instruction set
+    "int8 2 avx2")."""
+    return f"{work} {threads} {isa}".strip()
+
+
 class Result:
     def __init__(self) -> None:
         self.samples: list[Sample] = []
-        self.machine: dict[str, list[float]] = {}  # "read 2": GB/s with 2 threads; "int8 2": 1e9 multiply-adds/s
+        self.machine: dict[str, list[float]] = {}  # by limit_key
         self.absent: dict[str, str] = {}  # what is left out: why
 
     @classmethod
@@ -56,9 +63,15 @@ class Result:
         unfinished.write_text(text)
         os.replace(unfinished, path)
 
-    def limit(self, work: str, threads: int) -> float | None:
-        """Of reading ("read", GB/s) or of int8 multiply-adds ("int8", 1e9/s): the median of what was measured."""
-        values = self.machine.get(f"{work} {threads}")
+    def add(self, other: Result) -> None:
+        self.samples += other.samples
+        for key, values in other.machine.items():
+            self.machine.setdefault(key, []).extend(values)
+        self.absent |= other.absent
+
+    def limit(self, work: str, threads: int, isa: str = "") -> float | None:
+        """The median of what was measured."""
+        values = self.machine.get(limit_key(work, threads, isa))
         return median(values) if values else None
 
 
@@ -96,19 +109,24 @@ def rows(result: Result, shape: str, work: str) -> list[Row]:
 def _ours(groups: dict[tuple[str, int], list[Sample]], sample: Sample) -> list[Sample] | None:
     """fastllm's samples to compare a peer's with: for the same instruction set, and of no more than some 5 bits a
     weight where the peer's are; where there are none such, those of q8."""
-    _, _, tag = sample.label.partition(" (")
+    isa = isa_of(sample.label)
     for dtype in ("q4", "q8") if sample.bits <= 5 else ("q8",):
-        for suffix in (f" ({tag}", "") if tag else ("",):
+        for suffix in (f" ({isa})", "") if isa else ("",):
             if ours := groups.get((f"fastllm {dtype}{suffix}", sample.threads)):
                 return ours
     return None
+
+
+def isa_of(label: str) -> str:
+    """Of "llama.cpp Q8_0 (avx2)" avx2."""
+    return label.partition(" (")[2].removesuffix(")")
 
 
 def _share(result: Result, sample: Sample, value: float) -> float | None:
     """Of reading memory for a token's weights, of int8 multiply-adds for a prompt's (its head and attention aside)."""
     if sample.work == "decode" and (read := result.limit("read", sample.threads)):
         return value * sample.token_bytes / 1e9 / read
-    if sample.work == "prefill" and (peak := result.limit("int8", sample.threads)):
+    if sample.work == "prefill" and (peak := result.limit("int8", sample.threads, isa_of(sample.label))):
         return value * SHAPES[sample.shape].layer_weights / 1e9 / peak
     return None
 
@@ -132,15 +150,16 @@ def tables(result: Result) -> str:
 
 
 def _machine_table(result: Result) -> str:
-    units = {"read": "reading memory, GB/s", "int8": "int8 multiply-adds, 1e9/s"}
-    counts = sorted({int(key.split()[1]) for key in result.machine})
+    titles = {"read": "reading memory, GB/s", "int8": "int8 multiply-adds, 1e9/s"}
+    keys = [(*key.split(), "")[:3] for key in result.machine]
+    counts = sorted({int(threads) for _, threads, _ in keys})
     if not counts:
         return ""
     lines = [_line(["the machine", *(_threads(n) for n in counts)]), _line(["---", *["---:"] * len(counts)])]
-    for work, title in units.items():
-        limits = [result.limit(work, n) for n in counts]
-        if any(limits):
-            lines.append(_line([title, *(f"{limit:,.1f}" if limit else "" for limit in limits)]))
+    for work, isa in dict.fromkeys((work, isa) for work, _, isa in keys):
+        limits = [result.limit(work, n, isa) for n in counts]
+        title = titles[work] + (f", {isa}" if isa else "")
+        lines.append(_line([title, *(f"{limit:,.1f}" if limit else "" for limit in limits)]))
     return "\n".join(lines)
 
 

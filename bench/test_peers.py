@@ -1,9 +1,11 @@
-"""The side-by-side's tables, from figures that are given."""
+"""The side-by-side: its tables, from figures that are given, and what it would measure."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,13 +21,16 @@ def sample(label: str, value: float, *, work: str = "decode", threads: int = 1, 
     return about | {"token_bytes": 1e9, "value": value, "rss_mb": 100.0, "others": 0.0}
 
 
-def cells(folder: Path, samples: list[dict[str, Any]], machine: dict[str, list[float]]) -> dict[str, list[str]]:
-    """The one table of speeds that comes out: first cell -> the others."""
-    figures = folder / "figures.json"
-    figures.write_text(json.dumps({"machine": machine, "absent": {"someone": "no such file"}, "samples": samples}))
-    command = [sys.executable, str(PEERS), "--repeats", "0", "--json", str(figures)]
+def cells(folder: Path, *runs: tuple[list[dict[str, Any]], dict[str, list[float]]]) -> dict[str, list[str]]:
+    """The one table of speeds that comes out of these runs' samples and machine's limits: first cell -> the others."""
+    files = [folder / f"run{i}.json" for i in range(len(runs))]
+    for file, (samples, machine) in zip(files, runs, strict=True):
+        absent = {f"someone of {file.stem}": "no such file"}
+        file.write_text(json.dumps({"machine": machine, "absent": absent, "samples": samples}))
+    command = [sys.executable, str(PEERS), "--repeats", "0", "--json", *map(str, files[:1])]
+    command += ["--also", *map(str, files[1:])] if files[1:] else []
     text = subprocess.run(command, text=True, capture_output=True, check=True).stdout
-    assert "- someone: left out, no such file" in text
+    assert all(f"- someone of {file.stem}: left out, no such file" in text for file in files)
     table = next(part for part in text.split("1.1B, ", 1)[1].split("\n\n") if part.startswith("|"))
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
     return {row[0]: row[1:] for row in rows}
@@ -35,7 +40,7 @@ def test_medians_shares_and_ratios(tmp_path: Path) -> None:
     samples = [sample("fastllm q8", value) for value in (30, 10, 20)]
     samples += [sample("fastllm q8", 40, threads=2), sample("fastllm q4", 36, bits=4.5)]
     samples += [sample("peer Q8_0", 5), sample("peer Q8_0", 10, threads=2), sample("peer Q4_0", 12, bits=4.5)]
-    found = cells(tmp_path, samples, {"read 1": [100, 50, 25], "read 2": [80]})
+    found = cells(tmp_path, (samples, {"read 1": [100, 50, 25], "read 2": [80]}))
     assert found["fastllm q8"] == ["20.0", "10.0 to 30.0", "40%", "", "40.0", "40.0 to 40.0", "50%", ""]
     assert found["peer Q8_0"] == ["5.00", "5.00 to 5.00", "10%", "4.00 x", "10.0", "10.0 to 10.0", "12%", "4.00 x"]
     assert found["peer Q4_0"][3] == "3.00 x"  # beside q4, not q8
@@ -43,7 +48,15 @@ def test_medians_shares_and_ratios(tmp_path: Path) -> None:
 
 def test_less_time_is_faster(tmp_path: Path) -> None:
     samples = [sample("fastllm q8", 0.5, work="start"), sample("peer Q8_0", 2.0, work="start")]
-    assert cells(tmp_path, samples, {})["peer Q8_0"] == ["2.00", "2.00 to 2.00", "4.00 x"]
+    assert cells(tmp_path, (samples, {}))["peer Q8_0"] == ["2.00", "2.00 to 2.00", "4.00 x"]
+
+
+def test_runs_are_shown_together(tmp_path: Path) -> None:
+    first = [sample("fastllm q8", 10), sample("peer Q8_0", 5)], {"read 1": [100]}
+    second = [sample("fastllm q8", value) for value in (20, 30)], {"read 1": [50, 25], "read 2": [80]}
+    found = cells(tmp_path, first, second)
+    assert found["fastllm q8"] == ["20.0", "10.0 to 30.0", "40%", ""]
+    assert found["peer Q8_0"][3] == "4.00 x"
 
 
 @pytest.mark.parametrize("label", ["fastllm q8 (avx2)", "fastllm q8"])
@@ -51,4 +64,65 @@ def test_builds_for_an_instruction_set(tmp_path: Path, label: str) -> None:
     """Beside fastllm with the same one, where that was measured."""
     samples = [sample("fastllm q8", 50), sample(label, 20), sample("peer Q8_0 (avx2)", 10)]
     expected = "2.00 x" if label.endswith("(avx2)") else "3.50 x"
-    assert cells(tmp_path, samples, {})["peer Q8_0 (avx2)"][3] == expected
+    assert cells(tmp_path, (samples, {}))["peer Q8_0 (avx2)"][3] == expected
+
+
+def test_an_instruction_set_has_a_peak_of_its_own(tmp_path: Path) -> None:
+    weights = 22 * (2048 * (2 * 2048 + 2 * 256) + 3 * 2048 * 5632)  # of the 1.1B layers
+    samples = [sample(label, 100, work="prefill") for label in ("peer Q8_0", "peer Q8_0 (avx2)", "peer Q8_0 (sse)")]
+    found = cells(tmp_path, (samples, {"int8 1": [weights / 1e6], "int8 1 avx2": [weights / 4e6]}))
+    assert [row[2] for row in found.values()] == ["10%", "40%", ""]
+
+
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(PEERS.parent))
+    return importlib.import_module("peers")
+
+
+def test_builds_stand_beside_fastllm_with_their_instruction_set(peers: ModuleType) -> None:
+    named = peers.default_peers(["llama.cpp@avx2", "ort", "ik_llama.cpp@avx2", "llama.cpp@avxvnni"])
+    extra = ["fastllm@avx2", "llama.cpp@avx2", "ik_llama.cpp@avx2", "fastllm@avxvnni", "llama.cpp@avxvnni"]
+    assert named == [*peers.KINDS, *extra]
+    eight = peers.KINDS["fastllm"].variants[0]
+    assert peers.Peer("fastllm@avx2", eight, "1.1B", "python").environment()["FASTLLM_ISA"] == "avx2"
+
+
+def test_settings_that_crash_are_not_taken(peers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of the others the fastest is, from then on."""
+    ran = []
+
+    def run(peer: Any, work: str, threads: int, settings: dict[str, Any]) -> dict[str, float]:
+        ran.append(settings)
+        if settings["repack"] and work == "prefill":
+            raise RuntimeError("ended by signal 11")
+        return {"value": 10.0 + settings["repack"] + 0.5 * settings["flash"], "rss_mb": 1.0, "others": 0.0}
+
+    monkeypatch.setattr(peers, "run", run)
+    monkeypatch.setattr(peers, "run_machine", lambda work, threads, isa: 1.0)
+    bench = peers.Bench(peers.Result(), None)
+    everyone = [peers.Peer("llama.cpp@avx2", peers.GGUF[0], "1.1B", "python")]
+    for _ in range(2):
+        peers.measure(bench, everyone, ["decode", "prefill"], [1])
+    found = [(sample.work, sample.value, sample.settings) for sample in bench.result.samples]
+    decode, prefill = {"repack": True, "flash": 1}, {"repack": False, "flash": 1}
+    assert found == 2 * [("decode", 11.5, decode), ("prefill", 10.5, prefill)]
+    assert ran[8:] == [decode, prefill]  # after two works with four settings each
+    assert bench.result.machine == {"read 1": 4 * [1.0], "int8 1": 4 * [1.0], "int8 1 avx2": 4 * [1.0]}
+    assert not bench.result.absent
+
+
+def test_what_always_crashes_is_left_out(peers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -11, "", ""))
+    bench = peers.Bench(peers.Result(), None)
+    bench.take(peers.Peer("llama.cpp", peers.GGUF[0], "1.1B", "python"), "batch", 2)
+    assert bench.result.absent == {"llama.cpp Q8_0, 1.1B, batch": "ended by signal 11"}
+    assert not bench.result.samples
+
+
+def test_long_contexts_are_kept_in_16_or_8_bits(peers: ModuleType) -> None:
+    peer = peers.Peer("llama.cpp", peers.GGUF[0], "SmolLM2-135M", "python")
+    for work, kv in (("long", "f16"), ("long-q8", "q8")):
+        spec = peer.spec(work, 1, {})
+        assert (spec["kv"], spec["before"]) == (kv, peers.FAR)
+        assert spec["before"] + spec["count"] < spec["room"] <= peers.SHAPES["SmolLM2-135M"].context
