@@ -415,7 +415,7 @@ def ik_llama_cpp(spec: dict[str, Any]) -> dict[str, float]:
         command += ["-r", "1", "-o", "json", "-rtr", str(int(repack))]
     done = _run([str(Path(spec["where"]) / command[0]), *command[1:]])
     if work == "batch":
-        rows = [line.split("|") for line in done.stdout.splitlines() if re.match(r"\|\s+\d", line)]
+        rows = [line.split("|") for line in (done.stdout + done.stderr).splitlines() if re.match(r"\|\s+\d", line)]
         value = float(rows[-1][8])  # tokens/s of the generation
     else:
         value = float(json.loads(done.stdout[done.stdout.index("[") :])[-1]["avg_ts"])
