@@ -61,9 +61,7 @@ class Kind(NamedTuple):
 GGUF = (Variant("Q8_0", 8.5), Variant("Q4_0", 4.5), Variant("Q4_K_M", 4.8))
 KINDS = {
     "fastllm": Kind("fastllm", (Variant("q8", 8.5), Variant("q4", 4.5))),
-    "llama.cpp": Kind(
-        "llama.cpp", GGUF, tuple({"repack": repack, "flash": flash} for repack in (False, True) for flash in (1, 0))
-    ),
+    "llama.cpp": Kind("llama.cpp", GGUF, ({"repack": True}, {"repack": False})),
     "ik_llama.cpp": Kind("ik_llama.cpp", GGUF, ({"rtr": 1}, {"rtr": 0}), without=("start",)),
     "ctranslate2": Kind("CTranslate2", (Variant("int8", 8),), ({"compute": "int8"},)),
     "ort": Kind("ORT GenAI", (Variant("int8", 9), Variant("int4", 5))),

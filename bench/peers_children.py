@@ -151,7 +151,6 @@ class LlamaCpp(Runner):
         params.n_ctx, params.n_seq_max = self.room * self.batch, self.batch
         params.n_batch = params.n_ubatch = 512
         params.n_threads = params.n_threads_batch = self.threads
-        params.flash_attn_type = self.settings["flash"]
         if self.kv == "q8":
             params.type_k = params.type_v = lib.GGML_TYPE_Q8_0
         params.no_perf = True
@@ -159,7 +158,7 @@ class LlamaCpp(Runner):
         if not self.context:
             raise RuntimeError("llama.cpp does not load the model")
         self.memory = lib.llama_get_memory(self.context)
-        self.state = Path(self.scratch) / f"llama.cpp-{self.kv}-{self.settings['flash']}.state"
+        self.state = Path(self.scratch) / f"llama.cpp-{self.kv}.state"
         self.tokens_of_batch = lib.llama_batch_init(512, 0, self.batch)
 
     def _decode(self, spans: list[tuple[int, int, int]], wanted: int) -> None:
