@@ -17,6 +17,7 @@ from typing import Any
 
 BEFORE = 8  # tokens before those that a decode times
 SETTLE = 4  # new tokens before them, too
+WARM = 32  # tokens of a prompt before those that are timed
 
 
 class Runner(ABC):
@@ -70,15 +71,16 @@ def measure(spec: dict[str, Any]) -> dict[str, float]:
 
 
 def _prompt_seconds(runner: Runner, count: int) -> float:
-    """The median of three after one to warm up, or what fits into a few seconds."""
-    runner.prompt(runner.tokens(count))
+    """The median of three after one to warm up, or what fits into a few seconds after a short one."""
+    runner.prompt(runner.tokens(WARM))
     times: list[float] = []
-    while len(times) < 3 and sum(times) < 2:
+    while len(times) < 4 and sum(times) < 2:
         tokens = runner.tokens(count, len(times) + 1)
         start = time.perf_counter()
         runner.prompt(tokens)
         times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
+    counted = sorted(times[1:] or times)
+    return counted[len(counted) // 2]
 
 
 def peak_rss_mb() -> float:
@@ -214,8 +216,7 @@ class LlamaCpp(Runner):
         self.lib.llama_state_save_file(self.context, path, held, before)
 
     def decode_batch(self, sequences: int, count: int) -> float:
-        for at in range(BEFORE):
-            self._decode([(50 + at + s, at, s) for s in range(sequences)], sequences)
+        self._decode([(50 + at + s, at, s) for at in range(BEFORE) for s in range(sequences)], sequences)
         start = time.perf_counter()
         for at in range(BEFORE, BEFORE + count):
             self._decode([(50 + at + s, at, s) for s in range(sequences)], sequences)
