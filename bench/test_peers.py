@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -126,3 +127,18 @@ def test_long_contexts_are_kept_in_16_or_8_bits(peers: ModuleType) -> None:
         spec = peer.spec(work, 1, {})
         assert (spec["kv"], spec["before"]) == (kv, peers.FAR)
         assert spec["before"] + spec["count"] < spec["room"] <= peers.SHAPES["SmolLM2-135M"].context
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the program is a script")
+def test_the_table_of_ik_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what llama-batched-bench prints, the speed of the new tokens, wherever it is printed."""
+    lines = ["main: n_threads = 2", "|    PP |  TG |   B |  N_KV |  T_PP s | S_PP t/s |  T_TG s | S_TG t/s |"]
+    lines += ["|-------|-----|-----|-------|---------|----------|---------|----------|"]
+    lines += ["|     8 |  16 |  16 |   384 |   0.500 |   256.00 |   2.000 |   128.00 |"]
+    program = tmp_path / "llama-batched-bench"
+    program.write_text(f"#!{sys.executable}\nimport sys\nsys.stderr.write({chr(10).join(lines)!r})\n")
+    program.chmod(0o755)
+    monkeypatch.syspath_prepend(str(PEERS.parent))
+    children, modules = importlib.import_module("peers_children"), importlib.import_module("peers")
+    peer = modules.Peer("ik_llama.cpp", modules.GGUF[0], "1.1B", str(tmp_path))
+    assert children.measure(peer.spec("batch", 2, {"rtr": 1}))["value"] == 128
