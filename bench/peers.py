@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import peers_report
@@ -29,6 +30,7 @@ from peers_report import Result, Sample
 HERE = Path(__file__).resolve().parent
 SEQUENCES = 16  # of "batch"
 FAR = 8000  # tokens before those of "long" and "long-q8"
+TEXTS = 5  # of theirs, one after the other in one process
 DISTURBED = 0.1  # of a core, taken by other processes: more, and a figure is measured again
 TRIES = 4
 
@@ -116,6 +118,7 @@ class Peer:
             "threads": threads,
             "count": count,
             "before": before,
+            "texts": TEXTS if work.startswith("long") else 1,
             "room": before + count + 16,
             "batch": SEQUENCES if work == "batch" else 1,
             "vocab": shape.vocab,
@@ -227,21 +230,21 @@ def machine_seconds() -> tuple[float, float]:
     return busy, own.user + own.system + own.children_user + own.children_system
 
 
-def run(peer: Peer, work: str, threads: int, settings: dict[str, Any]) -> dict[str, float]:
-    """One process: "value" (tokens/s, or of "start" seconds), "rss_mb", "others" (cores that others took)."""
+def run(peer: Peer, work: str, threads: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """One process: "values" (tokens/s, or of "start" seconds), "rss_mb", "others" (cores that others took)."""
     spec = json.dumps(peer.spec(work, threads, settings))
     command = [peer.python(), str(HERE / "peers_children.py"), "measure", spec]
-    best: dict[str, float] = {}
+    best: dict[str, Any] = {}
     for _ in range(TRIES):
         before, start = machine_seconds(), time.perf_counter()
         with neighbour() if work == "busy" else contextlib.nullcontext():
             done = subprocess.run(command, text=True, capture_output=True, check=False, env=peer.environment())
             seconds = time.perf_counter() - start
         after = machine_seconds()
-        result: dict[str, float] = json.loads(output(done))
+        result: dict[str, Any] = json.loads(output(done))
         result["others"] = max(0.0, (after[0] - before[0]) - (after[1] - before[1])) / seconds
         if work == "start":
-            result["value"] = seconds
+            result["values"] = [seconds]
         if not best or result["others"] < best["others"]:
             best = result
         if best["others"] < DISTURBED:
@@ -274,28 +277,28 @@ class Bench:
             self.best[sample.label, sample.shape, sample.work] = sample.settings
 
     def take(self, peer: Peer, work: str, threads: int) -> None:
-        """One sample, with the settings that were best; the first time, of all of them the best."""
+        """What one process gives with the settings that were best; the first time, of all of them the best."""
         key = (peer.label, peer.shape, work)
         why = f"{peer.label}, {peer.shape}, {work}"
         if why in self.result.absent:
             return
         known = [self.best[key]] if key in self.best else list(peer.settings)
-        samples = []
+        tried: list[list[Sample]] = []
         for settings in known:
             try:
                 got = run(peer, work, threads, settings)
             except RuntimeError as error:
                 reason = str(error)
                 continue
-            samples.append(
-                Sample(*key, threads, settings=settings, token_bytes=peer.token_bytes, bits=peer.variant.bits, **got)
-            )
-        if not samples:
+            about = {"settings": settings, "token_bytes": peer.token_bytes, "bits": peer.variant.bits}
+            rest = {name: got[name] for name in ("rss_mb", "others")}
+            tried.append([Sample(*key, threads, value=value, **about, **rest) for value in got["values"]])
+        if not tried:
             self.leave_out(why, reason)
             return
-        chosen = (min if work == "start" else max)(samples, key=lambda sample: sample.value)
-        self.best[key] = chosen.settings
-        self.result.samples.append(chosen)
+        chosen = (min if work == "start" else max)(tried, key=lambda samples: median(each.value for each in samples))
+        self.best[key] = chosen[0].settings
+        self.result.samples += chosen
         if self.path:
             self.result.write(self.path)  # what is interrupted can go on
 
@@ -314,8 +317,8 @@ def measure(bench: Bench, peers: Sequence[Peer], works: Sequence[str], threads: 
     """A round: each of everything once."""
     tags = list(dict.fromkeys(["", *(peer.tag for peer in peers)]))
     for work in works:
-        # With one thread the busy process has the other core.
-        counts = [max(threads)] if work in ("busy", "start", "batch") else threads
+        # Of the others the most threads tell most: with one, the busy process would have the other core.
+        counts = threads if work in ("decode", "prefill") else [max(threads)]
         for count in counts:
             bench.take_machine(count, tags)
             for peer in peers:

@@ -42,7 +42,7 @@ class Runner(ABC):
 
     @abstractmethod
     def decode(self, before: int, count: int) -> float:
-        """Seconds that `count` new tokens take after a prompt of `before`."""
+        """Seconds that `count` new tokens take after a prompt of `before`, which may be there since the last call."""
 
     def decode_batch(self, sequences: int, count: int) -> float:
         """Seconds that `count` new tokens of each of so many sequences take together."""
@@ -52,22 +52,23 @@ class Runner(ABC):
         return [1, *((7919 * (i + 1) + 104729 * seed) % (self.vocab - 100) + 50 for i in range(count - 1))]
 
 
-def measure(spec: dict[str, Any]) -> dict[str, float]:
-    """What one work gives: "value" (tokens/s; of "start" nothing, the process itself is timed) and "rss_mb"."""
+def measure(spec: dict[str, Any]) -> dict[str, Any]:
+    """What one work gives: "values" (tokens/s; of "start" nothing, the process itself is timed) and "rss_mb". It is one
+    value, but for "long": its prompt takes so much time that several texts follow it."""
     if spec["peer"] in PROGRAMS:
         return PROGRAMS[spec["peer"]](spec)
     runner: Runner = RUNNERS[spec["peer"]](spec)
     work, count = spec["work"], spec["count"]
-    value = 0.0
+    values: list[float] = []
     if work == "start":
         runner.prompt([1])
     elif work == "prefill":
-        value = count / _prompt_seconds(runner, count)
+        values = [count / _prompt_seconds(runner, count)]
     elif work == "batch":
-        value = spec["batch"] * count / runner.decode_batch(spec["batch"], count)
+        values = [spec["batch"] * count / runner.decode_batch(spec["batch"], count)]
     else:
-        value = count / runner.decode(spec["before"], count)
-    return {"value": value, "rss_mb": peak_rss_mb()}
+        values = [count / runner.decode(spec["before"], count) for _ in range(spec["texts"])]
+    return {"values": values, "rss_mb": peak_rss_mb()}
 
 
 def _prompt_seconds(runner: Runner, count: int) -> float:
@@ -160,6 +161,7 @@ class LlamaCpp(Runner):
         if not self.context:
             raise RuntimeError("llama.cpp does not load the model")
         self.memory = lib.llama_get_memory(self.context)
+        self.before = 0  # tokens of the last decode's prompt
         self.state = Path(self.scratch) / f"llama.cpp-{self.kv}.state"
         self.tokens_of_batch = lib.llama_batch_init(512, 0, self.batch)
 
@@ -185,13 +187,16 @@ class LlamaCpp(Runner):
             self._decode([(token, at + i, 0) for i, token in enumerate(part)], int(at + 512 >= len(tokens)))
 
     def decode(self, before: int, count: int) -> float:
-        if before > 512:
+        if self.before == before:
+            self.lib.llama_memory_seq_rm(self.memory, 0, before, -1)
+        elif before > 512:
             self._restore(before)
         elif self.settings["repack"]:  # AMX: some versions end on a batch
             for at, token in enumerate(self.tokens(before)):
                 self._decode([(token, at, 0)], 1)
         else:
             self.prompt(self.tokens(before))
+        self.before = before
         one = (self.lib.llama_token * 1)()
         batch = self.lib.llama_batch_get_one(one, 1)
         start = 0.0
@@ -389,17 +394,17 @@ RUNNERS: dict[str, type[Runner]] = {
 # ---- programs ------------------------------------------------------------------------------------------------------
 
 
-def llama2c(spec: dict[str, Any]) -> dict[str, float]:
+def llama2c(spec: dict[str, Any]) -> dict[str, Any]:
     model, count = Path(spec["model"]), 1 if spec["work"] == "start" else BEFORE + spec["count"]
     command = [str(Path(spec["where"]) / "runq"), str(model), "-z", str(model.with_name("tokenizer.bin"))]
     done = _run([*command, "-t", "0", "-n", str(count + 1)], OMP_NUM_THREADS=str(spec["threads"]))
     if len(done.stdout.split()) != count + 1:
         raise RuntimeError("runq did not write the whole text")
     speed = re.search(r"achieved tok/s: ([\d.]+)", done.stderr)
-    return {"value": float(speed[1]) if speed else 0.0, "rss_mb": _children_rss_mb()}
+    return {"values": [float(speed[1]) if speed else 0.0], "rss_mb": _children_rss_mb()}
 
 
-def ik_llama_cpp(spec: dict[str, Any]) -> dict[str, float]:
+def ik_llama_cpp(spec: dict[str, Any]) -> dict[str, Any]:
     work, count, threads = spec["work"], spec["count"], spec["threads"]
     common = ["-m", spec["model"], "-t", str(threads)]
     if spec["kv"] == "q8":
@@ -419,7 +424,7 @@ def ik_llama_cpp(spec: dict[str, Any]) -> dict[str, float]:
         value = float(rows[-1][8])  # tokens/s of the generation
     else:
         value = float(json.loads(done.stdout[done.stdout.index("[") :])[-1]["avg_ts"])
-    return {"value": value, "rss_mb": _children_rss_mb()}
+    return {"values": [value], "rss_mb": _children_rss_mb()}
 
 
 def _run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:

@@ -93,11 +93,11 @@ def test_settings_that_crash_are_not_taken(peers: ModuleType, monkeypatch: pytes
     """And of the others the fastest is, from then on."""
     ran = []
 
-    def run(peer: Any, work: str, threads: int, settings: dict[str, Any]) -> dict[str, float]:
+    def run(peer: Any, work: str, threads: int, settings: dict[str, Any]) -> dict[str, Any]:
         ran.append(settings)
         if settings["repack"] and work == "prefill":
             raise RuntimeError("ended by signal 11")
-        return {"value": 10.0 + settings["repack"], "rss_mb": 1.0, "others": 0.0}
+        return {"values": [10.0 + settings["repack"]], "rss_mb": 1.0, "others": 0.0}
 
     monkeypatch.setattr(peers, "run", run)
     monkeypatch.setattr(peers, "run_machine", lambda work, threads, isa: 1.0)
@@ -121,6 +121,15 @@ def test_what_always_crashes_is_left_out(peers: ModuleType, monkeypatch: pytest.
     assert not bench.result.samples
 
 
+def test_several_texts_of_a_process(peers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a sample; of two settings those are better whose median is."""
+    values = {True: [1.0, 9.0, 2.0], False: [3.0, 4.0, 5.0]}
+    monkeypatch.setattr(peers, "run", lambda *args: {"values": values[args[3]["repack"]], "rss_mb": 1.0, "others": 0.0})
+    bench = peers.Bench(peers.Result(), None)
+    bench.take(peers.Peer("llama.cpp", peers.GGUF[0], "SmolLM2-135M", "python"), "long", 2)
+    assert [sample.value for sample in bench.result.samples] == values[False]
+
+
 def test_long_contexts_are_kept_in_16_or_8_bits(peers: ModuleType) -> None:
     peer = peers.Peer("llama.cpp", peers.GGUF[0], "SmolLM2-135M", "python")
     for work, kv in (("long", "f16"), ("long-q8", "q8")):
@@ -141,4 +150,4 @@ def test_the_table_of_ik_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.syspath_prepend(str(PEERS.parent))
     children, modules = importlib.import_module("peers_children"), importlib.import_module("peers")
     peer = modules.Peer("ik_llama.cpp", modules.GGUF[0], "1.1B", str(tmp_path))
-    assert children.measure(peer.spec("batch", 2, {"rtr": 1}))["value"] == 128
+    assert children.measure(peer.spec("batch", 2, {"rtr": 1}))["values"] == [128]
