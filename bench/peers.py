@@ -420,11 +420,12 @@ def main() -> None:
             peers = find_peers(args.peers, args.shapes, where, Files(folder, args.smollm2, where), bench)
             for _ in range(args.repeats):
                 measure(bench, peers, args.works, args.threads)
-    for path in args.also:
-        result.add(Result.read(path))
-    print(peers_report.tables(result))
+    shown = Result()
+    for each in (result, *map(Result.read, args.also)):
+        shown.add(each)
+    print(peers_report.tables(shown))
     if args.plot:
-        peers_report.plot(result, args.plot)
+        peers_report.plot(shown, args.plot)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ class Sample(NamedTuple):
     value: float
     rss_mb: float
     others: float  # cores that other processes took meanwhile
+    share: float | None = None  # of the machine's limit in the same run
 
 
 def limit_key(work: str, threads: int, isa: str = "") -> str:
@@ -64,7 +65,8 @@ class Result:
         os.replace(unfinished, path)
 
     def add(self, other: Result) -> None:
-        self.samples += other.samples
+        """Another run's figures. Their shares are of what the machine gave in that run."""
+        self.samples += [sample._replace(share=_share(other, sample)) for sample in other.samples]
         for key, values in other.machine.items():
             self.machine.setdefault(key, []).extend(values)
         self.absent |= other.absent
@@ -83,8 +85,7 @@ class Row(NamedTuple):
     value: float  # the median
     least: float
     most: float
-    count: int
-    share: float | None  # of the machine's limit
+    share: float | None  # of the machine's limit, the median
     ratio: float | None  # how many times as fast fastllm is
 
 
@@ -101,8 +102,9 @@ def rows(result: Result, shape: str, work: str) -> list[Row]:
         ratio = median(sample.value for sample in ours) / median(values) if ours else None
         if ratio and work == "start":
             ratio = 1 / ratio
-        share = _share(result, samples[0], median(values))
-        found.append(Row(label, threads, median(values), min(values), max(values), len(values), share, ratio))
+        shares = [sample.share for sample in samples if sample.share is not None]
+        share = median(shares) if shares else None
+        found.append(Row(label, threads, median(values), min(values), max(values), share, ratio))
     return found
 
 
@@ -122,12 +124,12 @@ def isa_of(label: str) -> str:
     return label.partition(" (")[2].removesuffix(")")
 
 
-def _share(result: Result, sample: Sample, value: float) -> float | None:
+def _share(result: Result, sample: Sample) -> float | None:
     """Of reading memory for a token's weights, of int8 multiply-adds for a prompt's (its head and attention aside)."""
     if sample.work == "decode" and (read := result.limit("read", sample.threads)):
-        return value * sample.token_bytes / 1e9 / read
+        return sample.value * sample.token_bytes / 1e9 / read
     if sample.work == "prefill" and (peak := result.limit("int8", sample.threads, isa_of(sample.label))):
-        return value * SHAPES[sample.shape].layer_weights / 1e9 / peak
+        return sample.value * SHAPES[sample.shape].layer_weights / 1e9 / peak
     return None
 
 

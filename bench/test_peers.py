@@ -56,7 +56,7 @@ def test_runs_are_shown_together(tmp_path: Path) -> None:
     first = [sample("fastllm q8", 10), sample("peer Q8_0", 5)], {"read 1": [100]}
     second = [sample("fastllm q8", value) for value in (20, 30)], {"read 1": [50, 25], "read 2": [80]}
     found = cells(tmp_path, first, second)
-    assert found["fastllm q8"] == ["20.0", "10.0 to 30.0", "40%", ""]
+    assert found["fastllm q8"] == ["20.0", "10.0 to 30.0", "53%", ""]  # 10 of 100, 20 and 30 of 37.5
     assert found["peer Q8_0"][3] == "4.00 x"
 
 
