@@ -57,13 +57,14 @@ class Kind(NamedTuple):
     title: str
     variants: tuple[Variant, ...]
     settings: tuple[dict[str, Any], ...] = ({},)
+    far: tuple[dict[str, Any], ...] = ({},)  # tried with a long context, each with all of those
     without: tuple[str, ...] = ()  # works
 
 
 GGUF = (Variant("Q8_0", 8.5), Variant("Q4_0", 4.5), Variant("Q4_K_M", 4.8))
 KINDS = {
     "fastllm": Kind("fastllm", (Variant("q8", 8.5), Variant("q4", 4.5))),
-    "llama.cpp": Kind("llama.cpp", GGUF, ({"repack": True}, {"repack": False})),
+    "llama.cpp": Kind("llama.cpp", GGUF, ({"repack": True}, {"repack": False}), far=({"flash": 1}, {"flash": 0})),
     "ik_llama.cpp": Kind("ik_llama.cpp", GGUF, ({"rtr": 1}, {"rtr": 0}), without=("start",)),
     "ctranslate2": Kind("CTranslate2", (Variant("int8", 8),), ({"compute": "int8"},)),
     "ort": Kind("ORT GenAI", (Variant("int8", 9), Variant("int4", 5))),
@@ -85,7 +86,6 @@ class Peer:
         self.kind, _, self.tag = name.partition("@")
         self.variant, self.shape, self.where = variant, shape, where
         self.label = f"{KINDS[self.kind].title} {variant.name}" + (f" ({self.tag})" if self.tag else "")
-        self.settings = KINDS[self.kind].settings
         self.model = self.scratch = Path()
         self.token_bytes = SHAPES[shape].weights * variant.bits / 8
 
@@ -93,6 +93,11 @@ class Peer:
     def is_binary(self) -> bool:
         """Not a Python package: what is started is the folder's programs."""
         return self.kind in ("ik_llama.cpp", "llama2.c")
+
+    def settings(self, work: str) -> list[dict[str, Any]]:
+        """Those that are tried."""
+        kind = KINDS[self.kind]
+        return [some | more for some in kind.settings for more in (kind.far if work.startswith("long") else ({},))]
 
     def python(self) -> str:
         return sys.executable if self.is_binary else self.where
@@ -105,7 +110,7 @@ class Peer:
 
     def spec(self, work: str, threads: int, settings: dict[str, Any]) -> dict[str, Any]:
         shape = SHAPES[self.shape]
-        count = {"prefill": shape.prompt, "batch": 16, "long": 32, "long-q8": 32}.get(work, shape.tokens)
+        count = {"prefill": shape.prompt, "batch": 16, "long": 16, "long-q8": 16}.get(work, shape.tokens)
         before = FAR if work.startswith("long") else 8
         return {
             "peer": self.kind,
@@ -282,7 +287,7 @@ class Bench:
         why = f"{peer.label}, {peer.shape}, {work}"
         if why in self.result.absent:
             return
-        known = [self.best[key]] if key in self.best else list(peer.settings)
+        known = [self.best[key]] if key in self.best else peer.settings(work)
         tried: list[list[Sample]] = []
         for settings in known:
             try:

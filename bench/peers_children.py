@@ -154,6 +154,8 @@ class LlamaCpp(Runner):
         params.n_ctx, params.n_seq_max = self.room * self.batch, self.batch
         params.n_batch = params.n_ubatch = 512
         params.n_threads = params.n_threads_batch = self.threads
+        flash = self.settings.get("flash", params.flash_attn_type)
+        params.flash_attn_type = flash
         if self.kv == "q8":
             params.type_k = params.type_v = lib.GGML_TYPE_Q8_0
         params.no_perf = True
@@ -162,7 +164,8 @@ class LlamaCpp(Runner):
             raise RuntimeError("llama.cpp does not load the model")
         self.memory = lib.llama_get_memory(self.context)
         self.before = 0  # tokens of the last decode's prompt
-        self.state = Path(self.scratch) / f"llama.cpp-{self.kv}.state"
+        # Without flash attention values lie otherwise, so each has a file of its own.
+        self.state = Path(self.scratch) / f"llama.cpp-{self.kv}-{flash}.state"
         self.tokens_of_batch = lib.llama_batch_init(512, 0, self.batch)
 
     def _decode(self, spans: list[tuple[int, int, int]], wanted: int) -> None:

@@ -123,11 +123,18 @@ def test_what_always_crashes_is_left_out(peers: ModuleType, monkeypatch: pytest.
 
 def test_several_texts_of_a_process(peers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is a sample; of two settings those are better whose median is."""
-    values = {True: [1.0, 9.0, 2.0], False: [3.0, 4.0, 5.0]}
-    monkeypatch.setattr(peers, "run", lambda *args: {"values": values[args[3]["repack"]], "rss_mb": 1.0, "others": 0.0})
+    values = {1: [1.0, 9.0, 2.0], 0: [3.0, 4.0, 5.0]}
+    ran = []
+
+    def run(peer: Any, work: str, threads: int, settings: dict[str, Any]) -> dict[str, Any]:
+        ran.append((settings["repack"], settings["flash"]))
+        return {"values": values[settings["flash"]], "rss_mb": 1.0, "others": 0.0}
+
+    monkeypatch.setattr(peers, "run", run)
     bench = peers.Bench(peers.Result(), None)
     bench.take(peers.Peer("llama.cpp", peers.GGUF[0], "SmolLM2-135M", "python"), "long", 2)
-    assert [sample.value for sample in bench.result.samples] == values[False]
+    assert [sample.value for sample in bench.result.samples] == values[0]
+    assert sorted(ran) == [(False, 0), (False, 1), (True, 0), (True, 1)]
 
 
 def test_long_contexts_are_kept_in_16_or_8_bits(peers: ModuleType) -> None:
