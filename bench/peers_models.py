@@ -59,9 +59,9 @@ class Shape(NamedTuple):
 
 SHAPES = {
     "1.1B": Shape(2048, 5632, 22, 32, 4, 32000, 2048, tied=False, prompt=512, tokens=16),
-    "110M": Shape(768, 2048, 12, 12, 12, 32000, 1024, tied=True, prompt=512, tokens=128),
+    "110M": Shape(768, 2048, 12, 12, 12, 32000, 1024, tied=True, prompt=512, tokens=64),
     "stories15M": Shape(288, 768, 6, 6, 6, 32000, 1024, tied=True, prompt=128, tokens=256),
-    "SmolLM2-135M": Shape(576, 1536, 30, 9, 3, 49152, 8192, tied=True, prompt=512, tokens=96),  # of a real GGUF
+    "SmolLM2-135M": Shape(576, 1536, 30, 9, 3, 49152, 8192, tied=True, prompt=512, tokens=64),  # of a real GGUF
 }
 
 
