@@ -416,6 +416,7 @@ def ik_llama_cpp(spec: dict[str, Any]) -> dict[str, Any]:
     if work == "batch":
         command = ["llama-batched-bench", *common, "-c", str(spec["batch"] * spec["room"]), "-npp", str(BEFORE)]
         command += ["-ntg", str(count), "-npl", str(spec["batch"]), *(["-rtr"] if repack else [])]
+        command += ["--log-file", str(Path(spec["scratch"]) / "ik_llama.cpp")]  # not into the current folder
     else:
         after = f"{spec['before']},{count}"
         lengths = ["-p", str(count if work == "prefill" else 0), "-n", str(count if work in ("decode", "busy") else 0)]
