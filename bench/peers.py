@@ -110,7 +110,7 @@ class Peer:
 
     def spec(self, work: str, threads: int, settings: dict[str, Any]) -> dict[str, Any]:
         shape = SHAPES[self.shape]
-        count = {"prefill": shape.prompt, "batch": 16, "long": 16, "long-q8": 16}.get(work, shape.tokens)
+        count = {"prefill": shape.prompt, "decode": shape.tokens, "busy": min(shape.tokens, 64)}.get(work, 16)
         before = FAR if work.startswith("long") else 8
         return {
             "peer": self.kind,
