@@ -42,10 +42,10 @@ static const float *ones(size_t n) {
     return x;
 }
 
-static fl_matrix matrix(fl_type type, size_t d, size_t n) {
+static fl_matrix matrix(fl_type type, size_t d, size_t n, const fl_kernels *kernels) {
     void *panels = take(fl_matrix_bytes(type, d, n));
     float *values = numbers(d * n, 0.1f);
-    const fl_source source = {.data = values, .type = FL_F32, .d = d, .n = n};
+    const fl_source source = {.data = values, .type = FL_F32, .d = d, .n = n, .kernels = kernels};
     must(fl_pack(type, panels, &source, 1), "pack");
     fl_free(values);
     return (fl_matrix){.data = panels, .type = type, .d = d, .n = n};
@@ -66,9 +66,10 @@ static fl_model llama(shape s, fl_type type, const fl_kernels *kernels) {
     for (size_t i = 0; i < LAYERS; i++)
         layers[i] = (fl_layer){
             .attn_norm = {ones(s.dim), NULL}, .ffn_norm = {ones(s.dim), NULL}, .rope = 1,
-            .wq = matrix(type, q, s.dim), .wk = matrix(type, kv, s.dim), .wv = matrix(type, kv, s.dim),
-            .wo = matrix(type, s.dim, q), .w1 = matrix(type, s.hidden, s.dim), .w3 = matrix(type, s.hidden, s.dim),
-            .w2 = matrix(type, s.dim, s.hidden)};
+            .wq = matrix(type, q, s.dim, kernels), .wk = matrix(type, kv, s.dim, kernels),
+            .wv = matrix(type, kv, s.dim, kernels), .wo = matrix(type, s.dim, q, kernels),
+            .w1 = matrix(type, s.hidden, s.dim, kernels), .w3 = matrix(type, s.hidden, s.dim, kernels),
+            .w2 = matrix(type, s.dim, s.hidden, kernels)};
     fl_model m = {
         .config = {.dim = s.dim, .hidden_dim = s.hidden, .head_dim = s.head_dim, .n_layers = LAYERS,
                    .n_heads = s.heads, .n_kv_heads = s.kv_heads, .vocab_size = s.vocab, .max_seq = CONTEXT,
@@ -76,7 +77,7 @@ static fl_model llama(shape s, fl_type type, const fl_kernels *kernels) {
                    .logit_scale = 1, .embed_scale = 1, .residual_scale = 1, .mask_token = -1, .pad_token = -1},
         .kernels = kernels, .kv_type = FL_F16, .final_norm = {ones(s.dim), NULL},
         .rope_freqs = {numbers(s.head_dim / 2, 1)}, .layers = layers};
-    m.embed = m.head = matrix(type, s.vocab, s.dim);
+    m.embed = m.head = matrix(type, s.vocab, s.dim, kernels);
     must(fl_model_check(&m), "model");
     return m;
 }
@@ -131,8 +132,7 @@ static void attend_prompt(fl_type type, const fl_kernels *k) {
 }
 
 static void pack(fl_type type, const fl_kernels *k) {
-    (void)k;
-    matrix(type, 256, 512);
+    matrix(type, 256, 512, k);
 }
 
 // Eight draws from a vocabulary whose likeliest words hold most of the mass, as after a text.

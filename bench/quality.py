@@ -176,7 +176,7 @@ def _llama(model: Model, folder: Path, peer: str) -> Iterator[Row]:
 
 
 def _importance(model: Model) -> dict[str, NDArray[np.float32]]:
-    """The mean square of each input of each matrix over the calibration text, by GGUF's names."""
+    """The squares of each input of each matrix over the calibration text (as q4 sees them), by GGUF's names."""
     opened = open_source(model.path, model.tokenizer)
     stored = assemble(opened.recipe, dtype="q8", threads=2)
     llm = LLM(stored, opened.tokenizer, threads=2, context=None, path=model.path)
@@ -186,9 +186,9 @@ def _importance(model: Model) -> dict[str, NDArray[np.float32]]:
     found = {}
     for layer in range(stored.config.n_layers):
         for part, targets in names.items():
-            importance, feedback = seen.factors(f"layers.{layer}.{part}")
-            upper = np.triu(feedback, 1) + np.eye(len(feedback), dtype=np.float32)
-            squares = upper**2 @ importance
+            known = seen.factors(f"layers.{layer}.{part}")
+            assert known is not None  # no experts here
+            squares = np.diag(known.products)
             found |= {f"blk.{layer}.{target}.weight": squares.astype(np.float32) for target in targets}
     return found
 

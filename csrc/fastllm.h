@@ -65,8 +65,12 @@ typedef struct fl_source {
     size_t group;        // FL_Q8_F32 only
     size_t d, n;         // rows, columns
     const int32_t *rows; // row r of the result is row rows[r] of the source; NULL: rows in order
-    const float *importance; // FL_Q4 only: (n,) what a column's squared error counts; NULL: a guess
-    const float *feedback;   // FL_Q4 only, with importance: (n, n), see fl_factor; NULL: columns do not depend
+    // FL_Q4 only. What a calibration says of the columns h (n, n), the sum of x x^T over inputs x, is U diag(importance)
+    // U^T, see fl_factor; importance alone: what a column's squared error counts.
+    const struct fl_kernels *kernels; // to compute with
+    const float *importance;          // (n,); NULL: a guess
+    const float *feedback;            // (n, n) U^T, of which what lies below the diagonal is read; NULL: h is diagonal
+    const float *products;            // (n, n) h, with feedback; NULL: values are rounded once
 } fl_source;
 
 // Packs `source` into `panels`, fl_matrix_bytes long. Floats to int8: per group of 32, scale = max|w| / 127 rounded to
@@ -75,9 +79,9 @@ typedef struct fl_source {
 // of the least squared error that a search finds. FL_BAD_VALUE: a weight is not finite, or too large for the type.
 fl_status fl_pack(fl_type type, void *panels, const fl_source *source, size_t threads);
 
-// What the inputs of a matrix say of its errors: h (n, n), the sum of x x^T over rows x of inputs, whose diagonal a
-// hundredth of its mean is added to, becomes U diag(importance) U^T. U, unit upper triangular, takes the place of h's
-// part above the diagonal, in which fl_pack's feedback lies; the rest of h is working memory. FL_BAD_VALUE: not finite.
+// h (n, n), symmetric and positive definite, as U diag(importance) U^T. U, unit upper triangular, takes the place of h's
+// part above the diagonal; the rest of h is working memory. FL_BAD_VALUE: what is on h's diagonal is not above 0, or not
+// finite.
 fl_status fl_factor(size_t n, double *h, float *importance, size_t threads);
 
 // Writes row r of a matrix as n floats: the embedding lookup.

@@ -181,21 +181,15 @@ static fl_status copy_q8(const fl_source *s, const size_t *rows, size_t count, v
     return FL_OK;
 }
 
-// What four-bit panels are made with. errors: see fl_q4_store.
-typedef struct q4_work {
-    fl_q4_grid grid;
-    float *errors;
-} q4_work;
-
-static fl_status store_q4(void *panel, const fl_source *s, size_t g, float (*x)[FL_GROUP], const q4_work *work) {
-    const size_t groups = (s->n + FL_GROUP - 1) / FL_GROUP;
-    uint16_t *scales = (uint16_t *)panel + g * FL_LANES;
-    uint8_t *tiles = (uint8_t *)panel + fl_scales_bytes(FL_Q4, groups) + g * FL_GROUP * FL_LANES / 2;
-    return fl_q4_store(&work->grid, scales, tiles, s, g * FL_GROUP, x, work->errors);
+// 16 rows x n columns of f32, column by column.
+static fl_status turn(float (*x)[FL_GROUP], size_t n, float (*columns)[FL_LANES]) {
+    for (size_t k = 0; k < n; k++)
+        for (size_t lane = 0; lane < FL_LANES; lane++) columns[k][lane] = x[lane][k];
+    return FL_OK;
 }
 
 // One panel: its 16 rows, group by group.
-static fl_status pack_panel(fl_type type, void *panels, const fl_source *s, size_t p, const q4_work *work) {
+static fl_status pack_panel(fl_type type, void *panels, const fl_source *s, size_t p, const fl_q4_rows *q4) {
     const size_t bytes = fl_panel_bytes(type, s->n), groups = (s->n + FL_GROUP - 1) / FL_GROUP;
     const size_t first = p * FL_LANES, count = s->d - first < FL_LANES ? s->d - first : FL_LANES;
     char *panel = (char *)panels + p * bytes;
@@ -212,12 +206,12 @@ static fl_status pack_panel(fl_type type, void *panels, const fl_source *s, size
         } else {
             for (size_t lane = 0; lane < count; lane++) load_group(s, rows[lane], k, n, x[lane]);
             status = type == FL_Q8   ? store_q8(panel, groups, g, x)
-                     : type == FL_Q4 ? store_q4(panel, s, g, x, work)
+                     : type == FL_Q4 ? turn(x, n, q4->w + k)
                                      : store_floats(type, panel, g, x);
         }
         if (status != FL_OK) return status;
     }
-    return FL_OK;
+    return type == FL_Q4 ? fl_q4_pack(panel, s, q4) : FL_OK;
 }
 
 typedef struct pack_job {
@@ -232,21 +226,24 @@ static void pack_share(void *arg, fl_team *team, size_t id) {
     size_t begin, end;
     fl_share((job->source->d + FL_LANES - 1) / FL_LANES, team, id, &begin, &end);
     fl_status status = FL_OK;
-    q4_work work = {.errors = NULL};
-    if (job->type == FL_Q4) fl_q4_fill(&work.grid);
-    if (job->type == FL_Q4 && job->source->feedback) {
-        work.errors = malloc(FL_LANES * job->source->n * sizeof(float));
-        if (!work.errors) status = FL_NO_MEMORY;
+    fl_q4_rows q4 = {NULL, NULL, NULL, NULL};
+    float(*room)[FL_LANES] = NULL;
+    if (job->type == FL_Q4) {
+        const size_t n = job->source->n;
+        room = fl_alloc((3 * n + (n + FL_GROUP - 1) / FL_GROUP) * sizeof *room);
+        if (room) q4 = (fl_q4_rows){room, room + n, room + 2 * n, room + 3 * n};
+        else status = FL_NO_MEMORY;
     }
     for (size_t p = begin; p < end && status == FL_OK; p++)
-        status = pack_panel(job->type, job->panels, job->source, p, &work);
-    free(work.errors);
+        status = pack_panel(job->type, job->panels, job->source, p, &q4);
+    fl_free(room);
     if (status != FL_OK) atomic_store(&job->status, (int)status);
 }
 
 fl_status fl_pack(fl_type type, void *panels, const fl_source *s, size_t threads) {
     if (fl_panel_bytes(type, s->n) == 0 || (s->type == FL_Q8_F32 && s->group == 0)) return FL_BAD_TENSOR;
     if (type == FL_Q8_F32 && (s->type != FL_Q8_F32 || s->group % FL_GROUP || s->n % s->group)) return FL_BAD_TENSOR;
+    if (type == FL_Q4 && !s->kernels) return FL_BAD_TENSOR;
     if (s->rows)
         for (size_t r = 0; r < s->d; r++)
             if (s->rows[r] < 0 || (size_t)s->rows[r] >= s->d) return FL_BAD_TENSOR;

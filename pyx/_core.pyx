@@ -192,16 +192,17 @@ def matrix_bytes(str dtype, size_t d, size_t n):
 
 def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::1] data, *,
          const unsigned char[::1] scales=None, size_t group=0, const int32_t[::1] rows=None,
-         const float[::1] importance=None, const float[:, ::1] feedback=None, unsigned char[::1] out=None, size_t threads=1, str name="matrix"):
+         const float[::1] importance=None, const float[:, ::1] feedback=None, const float[:, ::1] products=None,
+         unsigned char[::1] out=None, size_t threads=1, str name="matrix", isa=None):
     """Packs a row-major matrix (d, n) into a Matrix of type `dtype`, in `out` (matrix_bytes long) or memory of its own.
 
     data: its bytes, as f32, f16, bf16, or ("q8_f32") int8 with f32 `scales`, one for each `group` consecutive elements.
-    rows: row r of the result is row rows[r] of the source. importance (n,) and
-    feedback (n, n): what factor says of a q4 matrix's inputs. name: what to call the matrix in an error.
+    rows: row r of the result is row rows[r] of the source. For q4 importance (n,), feedback (n, n) and products (n, n),
+    see fl_source. name: what to call the matrix in an error.
     """
     cdef fl_type type = type_of(dtype), source_type = type_of(source_dtype)
     cdef size_t size = 4 if source_type == FL_F32 else 1 if source_type == FL_Q8_F32 else 2
-    cdef fl_source source = fl_source(NULL, source_type, NULL, group, d, n, NULL, NULL, NULL)
+    cdef fl_source source = fl_source(NULL, source_type, NULL, group, d, n, NULL, find_kernels(isa), NULL, NULL, NULL)
     cdef fl_status status
     if source_type in (FL_Q8, FL_Q4) or d == 0 or n == 0 or fl_matrix_bytes(type, d, n) == 0 \
             or n > <size_t>data.shape[0] or <size_t>data.shape[0] != d * n * size:
@@ -223,6 +224,10 @@ def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::
         if importance is None or <size_t>feedback.shape[0] != n or <size_t>feedback.shape[1] != n:
             raise OptionError(f"{name} of {n} columns needs their importance and a feedback of {n} x {n}")
         source.feedback = &feedback[0, 0]
+    if products is not None:
+        if feedback is None or <size_t>products.shape[0] != n or <size_t>products.shape[1] != n:
+            raise OptionError(f"{name} of {n} columns needs their feedback and products of {n} x {n}")
+        source.products = &products[0, 0]
     if out is None:
         out = Buffer(fl_matrix_bytes(type, d, n))
     matrix = Matrix(dtype, d, n, out)
@@ -233,7 +238,7 @@ def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::
 
 
 def factor(double[:, ::1] h, float[::1] importance, *, size_t threads=1):
-    """h (n, n), the sum of x x^T over a matrix's inputs x: becomes U and importance (n,), see fl_factor."""
+    """h (n, n), symmetric and positive definite, becomes U and importance (n,), see fl_factor."""
     cdef size_t n = <size_t>h.shape[0]
     if n == 0 or h.shape[1] != h.shape[0] or <size_t>importance.shape[0] != n:
         raise OptionError("factor: h must be (n, n) and importance (n,)")

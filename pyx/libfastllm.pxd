@@ -45,8 +45,10 @@ cdef extern from "fastllm.h" nogil:
         size_t d
         size_t n
         const int32_t *rows
+        const fl_kernels *kernels
         const float *importance
         const float *feedback
+        const float *products
 
     ctypedef enum fl_norm_kind:
         pass

@@ -83,6 +83,16 @@ static inline size_t fl_attend_floats(size_t rows, size_t stride) {
     return FL_BLOCK * stride + fl_round_up(rows, FL_LANES) * (FL_BLOCK + FL_LANES + 3 + stride);
 }
 
+// A group of 32 columns of 16 rows on its way to four bits: column k's weights are w[k], and value[k] * scale what
+// they become. Where the columns' inputs go together, sums over errors e count: e h e^T.
+typedef struct fl_q4_group {
+    size_t count;             // columns that there are
+    float (*w)[FL_LANES];     // (count, 16) weights
+    float (*value)[FL_LANES]; // (count, 16) of fl_q4_values
+    float (*error)[FL_LANES]; // (count, 16) w - value * scale
+    float *scale;             // (16,)
+} fl_q4_group;
+
 // Positions of a run, which begins at a multiple of it. Attention to a run knows nothing of other runs; merged, in
 // order, they are attention to all.
 enum { FL_RUN = 512 };
@@ -106,6 +116,15 @@ struct fl_kernels {
                   const float *next_sum, const float *next_out);
     // The softmax of one block, [a->begin, a->end), with max and sum of all of them, to out (rows, 64).
     void (*probabilities[FL_Q8 + 1])(const fl_attend *a, float *out);
+    // The scales of a group, x (32, 16) with |x| <= 1, where 1 is reached or all is zero, sign (16,) the sign of that
+    // largest: of least squared error, each weighed with weight (32, 16).
+    void (*q4_search)(const float (*x)[FL_LANES], const float (*weight)[FL_LANES], const float *sign, float *scale);
+    // Fills value and error: columns rounded in turn, from x (count, 16). u (32, 32) or NULL: x of
+    // column j gets error of k times u[k][j], for each j > k.
+    void (*q4_round)(const fl_q4_group *g, float (*x)[FL_LANES], const float *u);
+    // Betters value, scale and error: each column's value and then the scale becomes what lowers e h e^T most, all else
+    // left as it is. h (32, 32): the group's own square; slope (count, 16): e h of all columns, is overwritten.
+    void (*q4_descend)(const fl_q4_group *g, float (*slope)[FL_LANES], const float *h);
     // n floats to f16, round to nearest even.
     void (*to_f16)(uint16_t *out, const float *x, size_t n);
     // Largest of n logits and the lowest index that has it; n >= 1. NaN counts as -infinity.

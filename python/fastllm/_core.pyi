@@ -46,9 +46,11 @@ def pack(
     rows: array[int] | None = None,
     importance: _AnyBuffer | None = None,
     feedback: _AnyBuffer | None = None,
+    products: _AnyBuffer | None = None,
     out: _AnyBuffer | None = None,
     threads: int = 1,
     name: str = "matrix",
+    isa: str | None = None,
 ) -> Matrix: ...
 def factor(h: _AnyBuffer, importance: _AnyBuffer, *, threads: int = 1) -> None: ...
 def block_types() -> dict[str, tuple[int, int]]: ...

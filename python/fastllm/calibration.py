@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm import _core, store
 from fastllm.errors import OptionError
@@ -18,7 +19,16 @@ _LEAST, _MOST = 256, 8192  # tokens of a text: what says anything at all, and wh
 _PIECE = 256  # tokens that are read as one text
 _BATCH = 1024  # tokens in one forward
 _MEMORY = 2 << 30  # bytes of sums over inputs that are gathered at once, if they are those of one layer at least
+_DAMPING = 0.01  # of the mean on a diagonal, added to it: a text does not say all
 _INPUTS = {"attn.wq": 0, "attn.wk": 0, "attn.wv": 0, "attn.wo": 1, "ffn.w1": 2, "ffn.w3": 2, "ffn.w2": 3}
+
+
+class Factors(NamedTuple):
+    """The sum h of x x^T over a matrix's inputs x, damped, as U diag(importance) U^T: see fl_source."""
+
+    importance: NDArray[np.float32]  # [n]
+    feedback: NDArray[np.float32]  # [n, n], U^T below the diagonal
+    products: NDArray[np.float32]  # [n, n], h
 
 
 class Calibration:
@@ -36,10 +46,10 @@ class Calibration:
         self._model = _core.Model(stored.config, dict(stored.tensors))
         self._pieces = _pieces(begin, tokens, min(_PIECE, stored.config.max_seq))
         self._sums: dict[int, NDArray[np.float64]] = {}
-        self._last: tuple[int, tuple[NDArray[np.float32], NDArray[np.float32]]] | None = None
+        self._last: tuple[int, Factors] | None = None
 
-    def factors(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """The importance of a matrix's columns, [n], and their feedback, [n, n] (see fl_factor); None: not known."""
+    def factors(self, name: str) -> Factors | None:
+        """What is known of a matrix's inputs; None: nothing."""
         import numpy
 
         found = re.fullmatch(r"layers\.(\d+)\.(.*)", name)
@@ -53,9 +63,11 @@ class Calibration:
             if place not in self._sums:
                 self._sums = self._gather(layer)
             h: Bytes = self._sums.pop(place)
+            h[numpy.diag_indices(len(h))] += _DAMPING * math.fsum(h.diagonal()) / len(h) or 1
+            products = h.astype(numpy.float32)
             importance: Bytes = numpy.empty(len(h), numpy.float32)
             _core.factor(h, importance, threads=self._threads)
-            self._last = place, (importance, h.astype(numpy.float32))
+            self._last = place, Factors(importance, h.T.astype(numpy.float32, order="C"), products)
         return self._last[1]
 
     def _widths(self, layer: int) -> dict[int, int]:

@@ -10,7 +10,7 @@ from fastllm import _core, store
 from fastllm.config import Config
 from fastllm.errors import CheckpointError
 from fastllm.families import Recipe, Weight
-from fastllm.tensors import SIZES, Bytes, Tensor
+from fastllm.tensors import SIZES, Tensor
 
 if TYPE_CHECKING:
     from fastllm.calibration import Calibration
@@ -79,14 +79,15 @@ def _packed_dtype(config: Config, name: str, tensor: Tensor, dtype: str | None) 
 def _is_sensitive(config: Config, name: str) -> bool:
     """Whether q4 keeps a matrix as q8: head and embedding, and the last layer's wv and w2.
 
-    In models narrower than 768, which suffer most, all of the last layer, and wv and wo of every layer.
+    In models narrower than 768, which suffer most, all of the last layer, every wv, and w2 of the first layer and of
+    the last but one.
     """
     if not name.startswith("layers."):
         return True
     _, layer, part = name.split(".", 2)
     last = int(layer) == config.n_layers - 1
     if config.dim < _NARROW:
-        return last or part in ("attn.wv", "attn.wo")
+        return last or part == "attn.wv" or (part == "ffn.w2" and int(layer) in (0, config.n_layers - 2))
     return last and part in ("attn.wv", "ffn.w2")
 
 
@@ -128,8 +129,6 @@ def pack(
     """Packs some rows into `out`; four-bit ones by what a calibration says of the matrix."""
     tensor = matrix.weight.tensor
     factors = calibration.factors(name) if calibration and matrix.dtype == "q4" else None
-    importance: Bytes = factors and factors[0]
-    feedback: Bytes = factors and factors[1]
     _core.pack(
         matrix.dtype,
         rows.end - rows.begin,
@@ -139,11 +138,10 @@ def pack(
         scales=tensor.scales,
         group=tensor.group,
         rows=matrix.weight.rows,
-        importance=importance,
-        feedback=feedback,
         out=out,
         threads=threads,
         name=name,
+        **(factors._asdict() if factors else {}),
     )
 
 

@@ -138,7 +138,7 @@ fl_matrix random_matrix(fl_type type, size_t d, size_t n, float scale) {
     fill(values, count, scale);
     for (size_t i = 0; i < count; i++) bytes[i] = (int8_t)((int)(next() >> 56) - 128);
     for (size_t i = 0; i < count / FL_GROUP; i++) scales[i] = (unit() + 2) * scale * 0x1p-8f;
-    const fl_source floats = {.data = values, .type = FL_F32, .d = d, .n = n};
+    const fl_source floats = {.data = values, .type = FL_F32, .d = d, .n = n, .kernels = isas[0]};
     const fl_source ints = {.data = bytes, .type = FL_Q8_F32, .scales = scales, .group = FL_GROUP, .d = d, .n = width};
     expect(fl_pack(type, panels, type == FL_Q8_F32 ? &ints : &floats, 1) == FL_OK, "packed");
     const fl_matrix w = {panels, type, d, n, NULL};

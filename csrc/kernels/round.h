@@ -1,0 +1,121 @@
+// Four-bit rounding, for q4.c: a group of 32 columns of a panel's 16 rows at a time, column by column, a row in each lane.
+#ifndef FL_ROUND_H
+#define FL_ROUND_H
+
+// The table's values, and halfway between each and the next.
+typedef struct table {
+    float value[16], middle[15];
+} table;
+
+static void fill_table(table *t) {
+    for (size_t c = 0; c < 16; c++) t->value[c] = (float)fl_q4_values[c];
+    for (size_t c = 0; c < 15; c++) t->middle[c] = (t->value[c] + t->value[c + 1]) * 0.5f;
+}
+
+// x[i] becomes the value nearest to it; several together, since each select waits for the one before.
+static FL_INLINE void nearest(const table *t, const size_t N, vf *x) {
+    vf v[2];
+    FL_UNROLL for (size_t i = 0; i < N; i++) v[i] = vf_set1(t->value[0]);
+    FL_UNROLL for (size_t c = 0; c < 15; c++) {
+        const vf middle = vf_set1(t->middle[c]), next = vf_set1(t->value[c + 1]);
+        FL_UNROLL for (size_t i = 0; i < N; i++) v[i] = vf_select_gt(x[i], middle, next, v[i]);
+    }
+    FL_UNROLL for (size_t i = 0; i < N; i++) x[i] = v[i];
+}
+
+// What the weights rounded with a scale are worth: the scale of least weighted squared error for these codes, and by
+// how much that error is below the one of all zeros.
+static FL_INLINE void try_scale(const table *t, const float (*x)[FL_LANES], const float (*weight)[FL_LANES], vf scale,
+                                vf *best, vf *gain) {
+    const vf inverse = vf_div(vf_set1(1.0f), scale), zero = vf_set1(0.0f);
+    vf a = zero, b = zero;
+    for (size_t k = 0; k < FL_GROUP; k += 2) {
+        vf v[2];
+        FL_UNROLL for (size_t i = 0; i < 2; i++) v[i] = vf_mul(vf_load(x[k + i]), inverse);
+        nearest(t, 2, v);
+        FL_UNROLL for (size_t i = 0; i < 2; i++) {
+            const vf wv = vf_mul(vf_load(weight[k + i]), v[i]);
+            a = vf_add(vf_mul(wv, vf_load(x[k + i])), a); // not fused, which takes a CPU without the instruction long
+            b = vf_add(vf_mul(wv, v[i]), b);
+        }
+    }
+    const vf fitted = vf_select_gt(b, zero, vf_div(a, b), zero), worth = vf_mul(a, fitted);
+    *best = vf_select_gt(worth, *gain, fitted, *best);
+    *gain = vf_select_gt(worth, *gain, worth, *gain);
+}
+
+// From scales that put a row's largest weight at the table's long end, its short end and between, the best is refined.
+static void q4_search(const float (*x)[FL_LANES], const float (*weight)[FL_LANES], const float *sign, float *scale) {
+    enum { STEPS = 7, REFINED = 2 };
+    table t;
+    fill_table(&t);
+    const vf largest = vf_load(sign);
+    vf best = vf_div(largest, vf_set1(-127.0f)), gain = vf_set1(0.0f);
+    for (size_t i = 0; i < 2 * STEPS; i++) {
+        const float end = (i < STEPS ? -127.0f : 127.0f) * (0.9f + 0.06f * (float)(i % STEPS));
+        try_scale(&t, x, weight, vf_div(largest, vf_set1(end)), &best, &gain);
+    }
+    for (size_t i = 0; i < REFINED; i++) try_scale(&t, x, weight, best, &best, &gain);
+    vf_store(scale, best);
+}
+
+static FL_INLINE vf inverse_or_zero(vf scale) {
+    const vf zero = vf_set1(0.0f);
+    return vf_select_gt(vf_abs(scale), zero, vf_div(vf_set1(1.0f), scale), zero);
+}
+
+static void q4_round(const fl_q4_group *g, float (*x)[FL_LANES], const float *u) {
+    table t;
+    fill_table(&t);
+    const vf s = vf_load(g->scale), inverse = inverse_or_zero(s);
+    for (size_t k = 0; k < g->count; k++) {
+        vf v = vf_mul(vf_load(x[k]), inverse);
+        nearest(&t, 1, &v);
+        const vf error = vf_sub(vf_load(g->w[k]), vf_mul(v, s));
+        vf_store(g->value[k], v);
+        vf_store(g->error[k], error);
+        if (u)
+            for (size_t j = k + 1; j < g->count; j++)
+                vf_store(x[j], vf_fma(error, vf_set1(u[k * FL_GROUP + j]), vf_load(x[j])));
+    }
+}
+
+// The change of a * d^2 - 2 b d, if it is below zero; otherwise none.
+static FL_INLINE vf if_less(vf d, vf a, vf b) {
+    const vf zero = vf_set1(0.0f);
+    return vf_select_gt(zero, vf_mul(d, vf_sub(vf_mul(d, a), vf_add(b, b))), d, zero);
+}
+
+static void q4_descend(const fl_q4_group *g, float (*slope)[FL_LANES], const float *h) {
+    table t;
+    fill_table(&t);
+    const vf s = vf_load(g->scale), inverse = inverse_or_zero(s), zero = vf_set1(0.0f);
+    for (size_t k = 0; k < g->count; k++) {
+        const vf own = vf_set1(h[k * FL_GROUP + k]), value = vf_load(g->value[k]), along = vf_load(slope[k]);
+        vf v = vf_fma(vf_div(along, own), inverse, value);
+        nearest(&t, 1, &v);
+        const vf moved = if_less(vf_mul(vf_sub(v, value), s), own, along);
+        vf_store(g->value[k], vf_select_gt(vf_abs(moved), zero, v, value));
+        for (size_t j = 0; j < g->count; j++)
+            vf_store(slope[j], vf_fma(moved, vf_set1(-h[k * FL_GROUP + j]), vf_load(slope[j])));
+    }
+    vf a = zero, b = zero;
+    for (size_t k = 0; k < g->count; k++) {
+        vf product = zero;
+        for (size_t j = 0; j < g->count; j++)
+            product = vf_fma(vf_load(g->value[j]), vf_set1(h[k * FL_GROUP + j]), product);
+        a = vf_fma(vf_load(g->value[k]), product, a);
+        b = vf_fma(vf_load(g->value[k]), vf_load(slope[k]), b);
+    }
+    const vf most = vf_set1(65504.0f), least = vf_set1(-65504.0f);
+    const vf fitted = vf_add(s, vf_select_gt(a, zero, vf_div(b, a), zero));
+    uint16_t half[FL_LANES];
+    vf_store_f16(half, vf_max(vf_min(fitted, most), least));
+    const vf rounded = vf_load_f16(half), moved = if_less(vf_sub(rounded, s), a, b);
+    const vf scale = vf_select_gt(vf_abs(moved), zero, rounded, s);
+    vf_store(g->scale, scale);
+    for (size_t k = 0; k < g->count; k++)
+        vf_store(g->error[k], vf_sub(vf_load(g->w[k]), vf_mul(vf_load(g->value[k]), scale)));
+}
+
+#endif
