@@ -1,7 +1,7 @@
 // Four-bit panels: codes into a table that is not an even grid, with a scale for each group of 32, searched.
 //
-// The table is Lloyd's (1982) for weights of trained models after they are scaled as the search scales them. It is longer
-// on its negative side: a scale may be negative, and turns that side to where the group's largest weight is.
+// The table is Lloyd's (1982) for weights of trained models after they are scaled as the search scales them. It is
+// longer on its negative side: a scale may be negative, and turns that side to where the group's largest weight is.
 //
 // With a calibration text the error that counts is that of the outputs, e H e^T with H the sum of x x^T over the text's
 // inputs x. Columns are rounded one after the other, and what rounding one has cost is taken into account in those
@@ -32,10 +32,10 @@ static uint16_t scale_bits(float scale) {
     return scale == 0 || bits & 0x7fffu ? bits : bits | 1u;
 }
 
-// out (count, 16) = or, with add, += errors of columns 0 .. k - 1 times rows of (count, s->n): a matrix product in which
+// out (count, 16) = or, with add, += errors of columns 0 .. k - 1 times rows (count, s->n): a matrix product in which
 // the errors are the panel and the rows the tokens.
-static void multiply_errors(const fl_source *s, const float *rows, size_t count, const float (*errors)[FL_LANES], size_t k,
-                            float (*out)[FL_LANES], int add) {
+static void multiply_errors(const fl_source *s, const float *rows, size_t count, const float (*errors)[FL_LANES],
+                            size_t k, float (*out)[FL_LANES], int add) {
     const fl_matrix panel = {.data = errors, .type = FL_F32, .d = FL_LANES, .n = k};
     const fl_inputs tokens = {.f = rows, .f_stride = s->n};
     s->kernels->matmul[FL_F32](&panel, 0, 1, &tokens, count, *out, FL_LANES, add);
@@ -131,7 +131,8 @@ fl_status fl_q4_pack(void *panel, const fl_source *s, const fl_q4_rows *r) {
                 if (status != FL_OK) return status;
             }
         }
-    for (size_t k = 0; k < s->n; k++) store_column(r->value[k], k % FL_GROUP, tiles + k / FL_GROUP * FL_GROUP * FL_LANES / 2);
+    for (size_t k = 0; k < s->n; k++)
+        store_column(r->value[k], k % FL_GROUP, tiles + k / FL_GROUP * FL_GROUP * FL_LANES / 2);
     for (size_t i = 0; i < groups * FL_LANES; i++) scales[i] = fl_f16_from_f32(r->scale[i / FL_LANES][i % FL_LANES]);
     return FL_OK;
 }

@@ -61,11 +61,9 @@ static FL_INLINE void block_lanes(const size_t P, const size_t T, const fl_type 
             vb w[FL_BLOCK_PANELS];
             FL_UNROLL for (size_t p = 0; p < P; p++)
                 w[p] = vb_reload(b->tiles[p] + g * FL_LANES * FL_GROUP + k * FL_LANES);
-            FL_UNROLL for (size_t t = 0; t < T; t++) {
-                int32_t a;
-                memcpy(&a, q + t * FL_GROUP + k, 4);
-                FL_UNROLL for (size_t p = 0; p < P; p++) dot[p][t] = vi_dot(dot[p][t], w[p], a);
-            }
+            FL_UNROLL for (size_t t = 0; t < T; t++)
+                FL_UNROLL for (size_t p = 0; p < P; p++)
+                    dot[p][t] = vi_dot_at(dot[p][t], w[p], q + t * FL_GROUP, k);
         }
         FL_UNROLL for (size_t p = 0; p < P; p++) {
             const vf scale = load_float(scale_type(type), b->scales[p], g * FL_LANES);

@@ -1,4 +1,8 @@
 // 16 lanes in four q registers. ARMv8.2 with dotprod.
+#if defined(__GNUC__) && !defined(__clang__)
+// Before registers are given out GCC moves loads ahead of where they are needed: tiles that fit then do not.
+#pragma GCC optimize("no-schedule-insns")
+#endif
 #include <arm_neon.h>
 
 #define FL_ISA neon
@@ -68,6 +72,18 @@ static inline void vb_load_codes(const uint8_t *p, vb *low, vb *high) {
 static inline vi vi_dot(vi c, vb w, int32_t a4) {
     const int8x16_t a = vreinterpretq_s8_s32(vdupq_n_s32(a4));
     EACH_I(vdotq_s32(c.v[j], w.v[j], a));
+}
+// Sixteen activations are loaded at once, and multiply four at a time: k is a constant once loops are unrolled.
+#define FL_DOT_AT
+static inline vi vi_dot_at(vi c, vb w, const int8_t *q, size_t k) {
+    const int8x16_t a = vld1q_s8(q + k / 16 * 16);
+    vi o;
+    for (int j = 0; j < 4; j++)
+        o.v[j] = k % 16 == 0   ? vdotq_laneq_s32(c.v[j], w.v[j], a, 0)
+                 : k % 16 == 4 ? vdotq_laneq_s32(c.v[j], w.v[j], a, 1)
+                 : k % 16 == 8 ? vdotq_laneq_s32(c.v[j], w.v[j], a, 2)
+                               : vdotq_laneq_s32(c.v[j], w.v[j], a, 3);
+    return o;
 }
 static inline vi vi_dot_start(int32_t bias) { (void)bias; return vi_set1(0); }
 

@@ -67,6 +67,15 @@ static FL_INLINE void tile_float(const size_t P, const size_t T, const fl_type t
             if (t0 + t < j->tokens) store_sum(j, first + p * j->step, t0 + t, sum[p][t]);
 }
 
+#ifndef FL_DOT_AT
+// Four activations from the k-th on.
+static inline vi vi_dot_at(vi c, vb w, const int8_t *q, size_t k) {
+    int32_t a;
+    memcpy(&a, q + k, 4);
+    return vi_dot(c, w, a);
+}
+#endif
+
 // Tiles 2 i and 2 i + 1 of a group.
 static FL_INLINE void load_tiles(const fl_type type, const uint8_t *group, size_t i, vb w[2]) {
     if (type == FL_Q4) {
@@ -98,11 +107,8 @@ static FL_INLINE void tile_int8(const size_t P, const size_t T, const fl_type ty
                 vb a[2];
                 load_tiles(type, group, i, a);
                 FL_UNROLL for (size_t h = 0; h < 2; h++)
-                    FL_UNROLL for (size_t t = 0; t < T; t++) {
-                        int32_t b;
-                        memcpy(&b, x[t][g].q + 8 * i + 4 * h, 4);
-                        dot[t] = vi_dot(dot[t], a[h], b);
-                    }
+                    FL_UNROLL for (size_t t = 0; t < T; t++)
+                        dot[t] = vi_dot_at(dot[t], a[h], x[t][g].q, 8 * i + 4 * h);
             }
             const vf scale = load_float(scale_type(type), w[p], g * FL_LANES);
             FL_UNROLL for (size_t t = 0; t < T; t++)

@@ -1,4 +1,5 @@
-// Four-bit rounding, for q4.c: a group of 32 columns of a panel's 16 rows at a time, column by column, a row in each lane.
+// Four-bit rounding, for q4.c: a group of 32 columns of a panel's 16 rows at a time, column by column, a row in each
+// lane.
 #ifndef FL_ROUND_H
 #define FL_ROUND_H
 
