@@ -67,7 +67,7 @@ def main() -> int:
         for model in _models(Path(name), args.models, args.pieces):
             for row in _measure(model, Path(name), args.peer_python):
                 what = f"{row.side} {row.dtype}"
-                numbers = f"{row.nbytes:,} | {row.kl:.5f} | {row.ppl:.4f} | {row.top1:.1%}"
+                numbers = f"{row.nbytes:,} | {row.kl:.6f} | {row.ppl:.5f} | {row.top1:.1%}"
                 print(f"| {model.name} | {what} | {numbers} |", flush=True)
     return 0
 
