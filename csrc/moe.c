@@ -170,10 +170,14 @@ void fl_moe(const fl_job *f, const fl_layer *l, fl_team *team, size_t id) {
     const fl_config *c = &f->m->config;
     const fl_routes *r = &s->routes;
     const size_t rows = f->tokens * c->n_experts_used, scores = fl_round_up(c->n_experts, FL_LANES);
-    const int quantize = fl_is_integer(l->e1.type) || fl_is_integer(l->e3.type) || fl_is_integer(l->w1.type);
+    const int experts = fl_is_integer(l->e1.type) || fl_is_integer(l->e3.type);
+    const int all = fl_is_integer(l->router.type) || fl_is_integer(l->w1.type) || fl_is_integer(l->w3.type) ||
+                    fl_is_integer(l->shared_gate.type);
     size_t begin, end;
 
-    const fl_inputs in = fl_prepare(f, team, id, s->x, s->dim, NULL, f->tokens, &l->ffn_norm, quantize);
+    // Of several tokens, gather makes the experts' int8.
+    const fl_inputs in = fl_prepare(f, team, id, s->x, s->dim, NULL, f->tokens, &l->ffn_norm,
+                                    all || (experts && f->tokens == 1));
     fl_multiply_dealt(f, team, id, &l->router, &in, f->tokens, r->scores, scores, 0);
     fl_barrier(team, id);
     fl_share(f->tokens, team, id, &begin, &end);
@@ -182,7 +186,7 @@ void fl_moe(const fl_job *f, const fl_layer *l, fl_team *team, size_t id) {
     if (id == (f->tokens > 1 ? 0 : team->threads - 1)) group(f); // who chose for a single token goes on
     fl_barrier(team, id);
 
-    gather(f, team, id, &in, quantize);
+    gather(f, team, id, &in, experts);
     size_t e;
     fl_deal gates = deal_experts(f, team, id, &l->e1);
     while (next_piece(f, &gates, &l->e1, &e, &begin, &end)) {
