@@ -14,6 +14,7 @@ typedef struct job {
     const uint8_t *panels;
     size_t panel_bytes, n;
     size_t step; // between the panels of a tile, in panels
+    size_t next; // from a tile's panels to those that their streams go on with, in panels
     const fl_inputs *in;
     size_t tokens;
     float *out;
@@ -38,7 +39,11 @@ static FL_INLINE void store_sum(const job *j, size_t panel, size_t t, vf sum) {
 
 // ---- few tokens ----------------------------------------------------------------------------------------------------
 
-enum { AHEAD = 2048 }; // bytes: how far before they are needed weights are asked for
+// How far before they are needed weights are asked for, in rows of a float panel or groups of an int8 one. Where a panel
+// ends, its stream goes on elsewhere: only who asks for that place reads on at full speed.
+static FL_INLINE size_t ahead(const fl_type type) {
+    return type == FL_F32 ? 32 : !is_int8(type) ? 64 : type == FL_Q4 ? 6 : 2;
+}
 
 // Tokens past the last are the last once more, and not stored.
 static FL_INLINE void tile_float(const size_t P, const size_t T, const fl_type type, const job *j, size_t first,
@@ -53,8 +58,10 @@ static FL_INLINE void tile_float(const size_t P, const size_t T, const fl_type t
         FL_UNROLL for (size_t t = 0; t < T; t++) sum[p][t] = vf_set1(0.0f);
     for (size_t k = 0; k < j->n; k++) {
         vf a[8];
+        const size_t far = k + ahead(type);
+        const size_t at = far * FL_LANES * (type == FL_F32 ? 4 : 2) + (far < j->n ? 0 : (j->next - 1) * j->panel_bytes);
         FL_UNROLL for (size_t p = 0; p < P; p++) {
-            if (T <= FL_FEW) FL_PREFETCH(w[p] + k * FL_LANES * (type == FL_F32 ? 4 : 2) + AHEAD);
+            if (T <= FL_FEW) FL_PREFETCH(w[p] + at);
             a[p] = load_float(type, w[p], k * FL_LANES);
         }
         FL_UNROLL for (size_t t = 0; t < T; t++) {
@@ -86,6 +93,14 @@ static FL_INLINE void load_tiles(const fl_type type, const uint8_t *group, size_
     }
 }
 
+// Asks for a quarter of group g of a panel whose tiles begin at `tiles`, and before the first for the group's scales.
+static FL_INLINE void fetch_quarter(const fl_type type, const uint8_t *panel, size_t tiles, size_t g, size_t quarter) {
+    const size_t bytes = group_bytes(type) / 4;
+    const uint8_t *group = panel + tiles + g * group_bytes(type);
+    if (quarter == 0) FL_PREFETCH(panel + g * FL_LANES * (type == FL_Q8_F32 ? 4 : 2));
+    FL_UNROLL for (size_t i = 0; i < bytes; i += 64) FL_PREFETCH(group + quarter * bytes + i);
+}
+
 static FL_INLINE void tile_int8(const size_t P, const size_t T, const fl_type type, const job *j, size_t first,
                                 size_t t0) {
     const size_t groups = groups_of(j), tiles = fl_scales_bytes(type, groups);
@@ -97,23 +112,28 @@ static FL_INLINE void tile_int8(const size_t P, const size_t T, const fl_type ty
         x[t] = (const fl_q8_group *)j->in->q + (t0 + t < j->tokens ? t0 + t : j->tokens - 1) * groups;
     FL_UNROLL for (size_t p = 0; p < P; p++)
         FL_UNROLL for (size_t t = 0; t < T; t++) sum[p][t] = vf_set1(0.0f);
-    for (size_t g = 0; g < groups; g++)
-        FL_UNROLL for (size_t p = 0; p < P; p++) {
-            const uint8_t *group = w[p] + tiles + g * group_bytes(type);
-            FL_UNROLL for (size_t i = 0; i < group_bytes(type); i += 64) FL_PREFETCH(group + i + AHEAD);
-            vi dot[8];
-            FL_UNROLL for (size_t t = 0; t < T; t++) dot[t] = vi_dot_start(x[t][g].bias);
-            FL_UNROLL for (size_t i = 0; i < 4; i++) {
+    for (size_t g = 0; g < groups; g++) {
+        const int inside = g + ahead(type) < groups;
+        const size_t far = g + ahead(type) - (inside ? 0 : groups), beyond = inside ? 0 : j->next * j->panel_bytes;
+        vi dot[8][8];
+        FL_UNROLL for (size_t p = 0; p < P; p++)
+            FL_UNROLL for (size_t t = 0; t < T; t++) dot[p][t] = vi_dot_start(x[t][g].bias);
+        // A line or two of each stream in turn: that reads faster than a group of each.
+        FL_UNROLL for (size_t i = 0; i < 4; i++)
+            FL_UNROLL for (size_t p = 0; p < P; p++) {
                 vb a[2];
-                load_tiles(type, group, i, a);
+                fetch_quarter(type, w[p] + beyond, tiles, far, i);
+                load_tiles(type, w[p] + tiles + g * group_bytes(type), i, a);
                 FL_UNROLL for (size_t h = 0; h < 2; h++)
                     FL_UNROLL for (size_t t = 0; t < T; t++)
-                        dot[t] = vi_dot_at(dot[t], a[h], x[t][g].q, 8 * i + 4 * h);
+                        dot[p][t] = vi_dot_at(dot[p][t], a[h], x[t][g].q, 8 * i + 4 * h);
             }
+        FL_UNROLL for (size_t p = 0; p < P; p++) {
             const vf scale = load_float(scale_type(type), w[p], g * FL_LANES);
             FL_UNROLL for (size_t t = 0; t < T; t++)
-                sum[p][t] = vf_fma(vf_from_vi(dot[t]), vf_mul(scale, vf_set1(x[t][g].scale)), sum[p][t]);
+                sum[p][t] = vf_fma(vf_from_vi(dot[p][t]), vf_mul(scale, vf_set1(x[t][g].scale)), sum[p][t]);
         }
+    }
     FL_UNROLL for (size_t t = 0; t < T; t++)
         FL_UNROLL for (size_t p = 0; p < P; p++)
             if (t0 + t < j->tokens) store_sum(j, first + p * j->step, t0 + t, sum[p][t]);
@@ -136,31 +156,36 @@ static FL_INLINE void tile(const size_t P, const size_t T, const fl_type type, c
 static FL_INLINE size_t tiles(const size_t P, const size_t T, const fl_type type, job *j, size_t panel0,
                               size_t panel1) {
     j->step = (panel1 - panel0) / P;
-    for (size_t p = 0; p < j->step; p++) tile(P, T, type, j, panel0 + p);
+    for (size_t p = 0; p < j->step; p++) {
+        j->next = p + 1 < j->step ? 1 : (P - 1) * j->step + 1; // the last go on with the next call's, which come after
+        tile(P, T, type, j, panel0 + p);
+    }
     return panel0 + P * j->step;
 }
 
 static FL_INLINE void matmul(const fl_type type, const fl_matrix *m, size_t panel0, size_t panel1, const fl_inputs *in,
                              size_t tokens, float *out, size_t out_stride, int add) {
-    job j = {m->data, fl_panel_bytes(type, m->n), m->n, 0, in, tokens, out, out_stride, add};
+    job j = {.panels = m->data, .panel_bytes = fl_panel_bytes(type, m->n), .n = m->n, .in = in, .tokens = tokens,
+             .out = out, .out_stride = out_stride, .add = add};
 #define TILES(P, T)                                                        \
     do {                                                                   \
         panel0 = tiles(P, T, type, &j, panel0, panel1);                    \
         if ((P) > 2) panel0 = tiles((P) / 2, T, type, &j, panel0, panel1); \
         if ((P) > 1) tiles(1, T, type, &j, panel0, panel1);                \
     } while (0)
+    const size_t streams = type == FL_Q4 ? FL_STREAMS_Q4 : FL_STREAMS;
     if (tokens == 1) {
-        TILES(FL_STREAMS, 1);
+        TILES(streams, 1);
     } else if (tokens == 2) {
-        TILES(FL_STREAMS, 2);
+        TILES(streams, 2);
     } else if (is_int8(type) && fl_tile_width(tokens) > 1) {
         blocks_begin();
         TILES(FL_BLOCK_PANELS, 0);
         blocks_end();
     } else if (tokens <= 4) {
-        TILES(FL_STREAMS / 2, 4);
+        TILES(streams / 2, 4);
     } else if (tokens <= 8 && FL_FEW >= 8) {
-        TILES(FL_STREAMS / 4, 8);
+        TILES(streams / 4, 8);
     } else {
         TILES(FL_TILE_PANELS, is_int8(type) ? 4 : FL_TILE);
     }
