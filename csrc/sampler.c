@@ -207,8 +207,8 @@ static double sum_above(fl_sampler *s, const fl_kernels *k, float bound) {
     double sum = 0;
     for (size_t run = 0; run * FL_SUM_RUN < s->vocab; run++) {
         const size_t begin = run * FL_SUM_RUN, rest = s->vocab - begin;
-        s->parts[run] = 0;
-        if (s->sums[run] > bound) k->above(&s->parts[run], s->probs + begin, rest < FL_SUM_RUN ? rest : FL_SUM_RUN, bound);
+        const size_t count = rest < FL_SUM_RUN ? rest : FL_SUM_RUN;
+        s->parts[run] = s->sums[run] > bound ? k->above(s->probs + begin, count, bound) : 0;
         sum += (double)s->parts[run];
     }
     return sum;

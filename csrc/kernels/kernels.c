@@ -215,17 +215,14 @@ static void softmax(float *out, float *sums, const float *x, size_t n, float tem
         softmax_runs(out, sums, x, n, temperature, max);
 }
 
-static void above(float *sums, const float *x, size_t n, float least) {
+static float above(const float *x, size_t n, float least) {
     const vf bound = vf_set1(least), zero = vf_set1(0.0f);
-    for (size_t start = 0; start < n; start += FL_SUM_RUN) {
-        const size_t end = start + FL_SUM_RUN < n ? start + FL_SUM_RUN : fl_round_up(n, FL_LANES);
-        vf total = zero;
-        for (size_t i = start; i < end; i += FL_LANES) {
-            const vf p = vf_load(x + i);
-            total = vf_add(total, vf_select_gt(p, bound, p, zero));
-        }
-        *sums++ = lanes_sum(total);
+    vf total = zero;
+    for (size_t i = 0; i < n; i += FL_LANES) {
+        const vf p = vf_load(x + i);
+        total = vf_add(total, vf_select_gt(p, bound, p, zero));
     }
+    return lanes_sum(total);
 }
 
 // ---- the table -----------------------------------------------------------------------------------------------------

@@ -132,9 +132,8 @@ struct fl_kernels {
     // out[i] = exp(x[i] / temperature - max), zero past n up to a multiple of 16; sums[b] = sum of out over elements
     // FL_SUM_RUN * b .. FL_SUM_RUN * (b + 1).
     void (*softmax)(float *out, float *sums, const float *x, size_t n, float temperature, float max);
-    // sums[b] = sum of the elements of run b, as above, that are larger than `least` >= 0; x is zero past n up to a
-    // multiple of 16.
-    void (*above)(float *sums, const float *x, size_t n, float least);
+    // The sum of those of n numbers that are larger than `least` >= 0; x is zero past n up to a multiple of 16.
+    float (*above)(const float *x, size_t n, float least);
     // Int8 multiply-adds that wait neither for memory nor for each other; returns how many. The sum is nobody's, but
     // a compiler cannot know that.
     uint64_t (*peak)(size_t rounds, int32_t *sum);
