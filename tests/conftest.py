@@ -15,8 +15,9 @@ import writers
 
 DATA = Path(__file__).parent / "data"
 
-# Models and tokenizers published by others lie beside the repository, on machines that have them.
-STORIES = Path(__file__).parents[2] / "shared" / "fixtures" / "stories260K"
+# What others published, and what is too large, lies beside the repository, on machines that have it.
+SHARED = Path(__file__).parents[2] / "shared" / "fixtures"
+STORIES = SHARED / "stories260K"
 needs_stories = pytest.mark.skipif(not STORIES.exists(), reason="stories260K is not here")
 
 # A test runs under sanitizers and on busy machines too: examples are few and have no deadline.
@@ -26,6 +27,14 @@ settings.register_profile("fastllm", deadline=None, max_examples=50, derandomize
 settings.load_profile("fastllm")
 
 SMALL = writers.config(40, 57, 4, 2, 300, max_seq=160)
+
+
+def golden(name):
+    """The folder of a golden checkpoint; a test that needs one which is not here is skipped."""
+    folder = DATA / name if (DATA / name).exists() else SHARED / name
+    if not folder.exists():
+        pytest.skip(f"{name} is not here")
+    return folder
 
 
 @contextmanager

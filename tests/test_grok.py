@@ -6,7 +6,6 @@ import pickle
 import shutil
 import struct
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,23 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastllm
-from conftest import DATA, failure, soon
+from conftest import DATA, failure, golden, soon
 from fastllm import CheckpointError
 from fastllm.families import recipe
 from fastllm.formats import open_checkpoint
 from fastllm.sampling import Sampling
 from fastllm.tensors import floats, transposed
 
-SHARED = Path(__file__).parents[2] / "shared" / "fixtures"
 MODELS = ("grok1_tiny", "grok1_deep12", "grok1_g1")
 DEEP = DATA / "grok1_deep12"
-
-
-def fixture(name):
-    folder = DATA / name if (DATA / name).exists() else SHARED / name
-    if not folder.exists():
-        pytest.skip(f"{name} is not here")
-    return folder
 
 
 def values(tensor):
@@ -42,7 +33,7 @@ def values(tensor):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_golden_logits_and_greedy_ids(name):
-    folder = fixture(name)
+    folder = golden(name)
     with np.load(folder / "expected.npz") as arrays:
         expected = dict(arrays)
     llm = fastllm.load(folder, dtype="f32", threads=1)
@@ -81,7 +72,7 @@ def widened(array):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy.core, where the files' numpy was
 @pytest.mark.parametrize("name", MODELS)
 def test_every_tensor(name):
-    folder = fixture(name)
+    folder = golden(name)
     about = json.loads((folder / "meta.json").read_text())["tensors"]
     found = open_checkpoint(folder).tensors
     assert list(found) == [entry["path"].removeprefix("params/") for entry in about]

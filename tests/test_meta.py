@@ -8,28 +8,20 @@ import numpy as np
 import pytest
 
 import fastllm
-from conftest import DATA
+from conftest import DATA, golden
 from fastllm import CheckpointError
 from fastllm.families import recipe
 from fastllm.formats import Checkpoint, open_checkpoint
 from fastllm.sampling import Sampling
 from fastllm.tensors import Tensor, floats
 
-SHARED = Path(__file__).parents[2] / "shared" / "fixtures"
 MODELS = ("meta_llama2_mp1", "meta_llama2_mp2", "meta_llama3_mp2")
 LLAMA_3 = DATA / "meta_llama3_mp2"
 
 
-def fixture(name):
-    folder = DATA / name if (DATA / name).exists() else SHARED / name
-    if not folder.exists():
-        pytest.skip(f"{name} is not here")
-    return folder
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_golden_logits_and_greedy_ids(name):
-    folder = fixture(name)
+    folder = golden(name)
     with np.load(folder / "expected.npz") as expected:
         llm = fastllm.load(folder, dtype="f32", threads=1)
         assert np.abs(llm.logits(expected["tokens"]) - expected["logits"]).max() < 1e-4
@@ -40,7 +32,7 @@ def test_golden_logits_and_greedy_ids(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_tensor_is_joined_as_it_was_split(name):
     torch = pytest.importorskip("torch")
-    folder = fixture(name)
+    folder = golden(name)
     about = json.loads((folder / "meta.json").read_text())
     parts = [torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pth"))]
     found = open_checkpoint(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import vocabularies
-from conftest import DATA
+from conftest import DATA, SHARED
 from fastllm.tokenizer import decode, find, from_blob, read
 from vocabularies import clean
 
@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers")
 tiktoken = pytest.importorskip("tiktoken")
 
 LINES = vocabularies.lines(2000)
-PUBLISHED = Path(__file__).parents[2] / "shared" / "fixtures" / "tokenizers" / "grok1"
+PUBLISHED = SHARED / "tokenizers" / "grok1"
 WEIGHTS = Path(os.environ.get("FASTLLM_TEST_WEIGHTS", "/nonexistent"))
 
 
