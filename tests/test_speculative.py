@@ -283,6 +283,14 @@ def test_a_draft_with_a_long_prompt(model, small):
     assert generation.proposed == 0
 
 
+def test_a_draft_as_dear_as_its_model_is_not_asked(model):
+    """What a guess costs is taken from the weights that it reads, before any was timed; nor is the prompt read."""
+    generation = model.start(PROMPT, SAMPLINGS["greedy"], max_tokens=40, seed=5, stop=(), draft=model)
+    draft = generation._proposer
+    assert len(list(generation)) == 40
+    assert (generation.proposed, draft._each) == (0, 0.0)
+
+
 def test_generate_with_a_draft(model, small):
     options = {"max_tokens": 60, "temperature": 0.9, "seed": 8}
     assert model.generate("the ocean", draft=small, **options) == model.generate("the ocean", **options)

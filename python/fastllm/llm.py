@@ -309,7 +309,8 @@ class LLM:
         if len(words) == 2 and words[0] != words[1]:
             raise OptionError(f"{draft.path} has other tokens than {self.path}: a draft needs the same vocabulary")
         greedy = draft._sampler(Sampling(temperature=0), 0)
-        return DraftModel(self._engine.costs, draft._engine, greedy, draft.context)
+        share = draft.bytes_per_token / self.bytes_per_token
+        return DraftModel(self._engine.costs, draft._engine, greedy, draft.context, share)
 
     @overload
     def generate(self, prompt: str | Sequence[int], *, stream: Literal[True], **options: Any) -> TextStream: ...

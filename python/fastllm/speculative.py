@@ -34,6 +34,11 @@ class Costs:
     def __init__(self) -> None:
         self._seconds = [0.0] * (len(_SIZES) + 1)  # 0: not seen yet
 
+    @property
+    def alone(self) -> float:
+        """Seconds of a forward of one row; 0 before the first."""
+        return self._seconds[0]
+
     def note(self, rows: int, seconds: float) -> None:
         """Learns what a forward took; rows is a power of two."""
         known, i = self._seconds, rows.bit_length() - 1
@@ -48,10 +53,10 @@ class Costs:
 
         chances: of the first guess to be right, of the second if the first is, and so on. each: seconds for a guess.
         """
-        alone = seconds = self._seconds[0]
-        if alone == 0:
+        seconds = self.alone
+        if seconds == 0:
             return 0
-        best, most = 0, _GAIN / alone
+        best, most = 0, _GAIN / seconds
         reach = expected = 1.0
         done = 0
         for count, seen in zip(_SIZES, self._seconds[1:], strict=True):
@@ -162,33 +167,37 @@ class PromptLookup(Proposer):
 class DraftModel(Proposer):
     """Guesses what a smaller model of the same vocabulary finds most likely."""
 
-    def __init__(self, costs: Costs, engine: Engine, greedy: _core.Sampler, context: int) -> None:
-        """engine, greedy, context: the draft's, with a sampler that takes the most likely token."""
+    def __init__(self, costs: Costs, engine: Engine, greedy: _core.Sampler, context: int, share: float) -> None:
+        """engine, greedy, context: the draft's, with a sampler that takes the most likely token.
+
+        share: the bytes that a token of the draft reads, of those that one of the model does.
+        """
         self._costs, self._engine, self._sampler, self._context = costs, engine, greedy, context
+        self._share = share
         self._sequence: _core.Sequence | None = None
         self._logits = engine.model.logits()
         self._known = 0  # tokens of the text that its sequence may hold; then come the guesses
         self._guesses: list[int] = []
-        self._each = 0.0  # seconds for a guess
+        self._each = 0.0  # seconds for a guess; 0 before the first, which is taken to cost its share
         self._right = _HOPE
 
     def begin(self, prompt: Sequence[int]) -> None:
-        if len(prompt) > self._context:
-            return
-        self._sequence = self._engine.take(prompt)
-        if rest := prompt[self._sequence.length : -1]:
-            self._engine.prefill(self._sequence, rest, self._logits)
-        self._known = len(prompt)
+        if len(prompt) <= self._context:
+            self._sequence = self._engine.take(prompt)
+            self._known = len(prompt)
 
     def propose(self, tokens: Sequence[int], most: int) -> list[int]:
         if self._sequence is None:
             return []
         self._compare(self._sequence, tokens)
         room = self._context - len(tokens) + 1  # the last guess is not run through the model
-        count = self._costs.best([self._right] * min(most, room), self._each)
+        each = self._each or self._share * self._costs.alone
+        count = self._costs.best([self._right] * min(most, room), each)
         if count == 0:
             self._right += (_HOPE - self._right) * 0.01  # it is asked again some day
             return []
+        if len(unread := tokens[self._sequence.length : -1]) > MOST:  # the prompt: read once a guess pays
+            self._engine.prefill(self._sequence, unread, self._logits)
         start = perf_counter()
         self._guesses = self._draft(self._sequence, tokens, count)
         self._each = _smooth(self._each, (perf_counter() - start) / count)
@@ -216,5 +225,6 @@ class DraftModel(Proposer):
     def end(self, tokens: Sequence[int]) -> None:
         if self._sequence is not None:
             self._compare(self._sequence, tokens)
-            self._engine.give(tokens, self._sequence)
+            if self._sequence.length:  # nothing, if no guess ever paid
+                self._engine.give(tokens, self._sequence)
             self._sequence = None
