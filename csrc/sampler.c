@@ -351,12 +351,14 @@ fl_status fl_sampler_draw(fl_sampler *s, const fl_kernels *k, const float *logit
     size_t best;
     const float max = k->max(x, s->vocab, &best);
     if (!isfinite(max)) return FL_BAD_VALUE;
-    // Where logits divided by the temperature overflow, the best one has all the probability.
-    if (p->temperature < 1e-6f || !isfinite(max / p->temperature)) {
+    // Where logits divided by the temperature overflow, the best one has all the probability. (A product takes half the
+    // time of as many quotients.)
+    const float scale = 1.0f / p->temperature;
+    if (p->temperature < 1e-6f || !isfinite(max * scale)) {
         *token = (int32_t)best;
         return FL_OK;
     }
-    k->softmax(s->probs, s->sums, x, s->vocab, p->temperature, max / p->temperature);
+    k->softmax(s->probs, s->sums, x, s->vocab, scale, max * scale);
     double total = 0;
     for (size_t i = 0; i < (s->vocab + FL_SUM_RUN - 1) / FL_SUM_RUN; i++) total += (double)s->sums[i];
     const float coin = draw(s);

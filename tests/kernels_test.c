@@ -358,24 +358,24 @@ static void test_sampling(void) {
     for (size_t number = 0; number < 600; number++) {
         const size_t n = number < 40 ? number + 1 : between(1, N - 16), padded = fl_round_up(n, FL_LANES);
         const size_t runs = (n + FL_SUM_RUN - 1) / FL_SUM_RUN;
-        const float temperature = (float)between(1, 64) * 0x1p-5f;
+        const float scale = (float)between(1, 64) * 0x1p-4f;
         fill(x, padded, 16);
         float max = 0;
         size_t index = 0, best = 0;
         for (size_t k = 1; k < n; k++) best = x[k] > x[best] ? k : best;
-        const float top = x[best] / temperature;
-        describe("softmax n %zu temperature %g", n, (double)temperature);
+        const float top = x[best] * scale;
+        describe("softmax n %zu scale %g", n, (double)scale);
         for (size_t i = 0; i < n_isas; i++) {
             poison(out, sizeof out);
             poison(sums, sizeof sums);
-            isas[i]->softmax(out, sums, x, n, temperature, top);
+            isas[i]->softmax(out, sums, x, n, scale, top);
             memcpy(out + padded, sums, runs * sizeof *sums);
             same(i, isas[i]->name, out, (padded + runs) * sizeof *out);
         }
         for (size_t b = 0; b < runs; b++) {
             double sum = 0;
             for (size_t k = b * FL_SUM_RUN; k < n && k < (b + 1) * FL_SUM_RUN; k++) {
-                const double want = exp((double)(x[k] / temperature - top));
+                const double want = exp((double)(x[k] * scale - top));
                 if (want > 1e-37) measure(SOFTMAX, fabs((double)out[k] - want) / want);
                 sum += want;
             }

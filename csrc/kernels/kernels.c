@@ -168,15 +168,13 @@ static float max_index(const float *x, size_t n, size_t *index) {
     return max;
 }
 
-static FL_INLINE void softmax_runs(float *out, float *sums, const float *x, size_t n, float temperature, float max) {
+static void softmax(float *out, float *sums, const float *x, size_t n, float scale, float max) {
     for (size_t start = 0; start < n; start += FL_SUM_RUN) {
         const size_t end = start + FL_SUM_RUN < n ? start + FL_SUM_RUN : n;
         vf total = vf_set1(0.0f);
         for (size_t i = start; i < end; i += FL_LANES) {
             const size_t count = end - i < FL_LANES ? end - i : FL_LANES;
-            vf a = vf_load(x + i);
-            if (temperature != 1.0f) a = vf_div(a, vf_set1(temperature));
-            vf p = vf_exp(vf_sub(a, vf_set1(max)));
+            vf p = vf_exp(vf_sub(vf_mul(vf_load(x + i), vf_set1(scale)), vf_set1(max)));
             if (count < FL_LANES) p = lanes_first(p, count, 0.0f);
             vf_store(out + i, p);
             total = vf_add(total, p);
@@ -206,14 +204,6 @@ static uint64_t peak(size_t rounds, int32_t *sum) {
     return (uint64_t)rounds * LOOPS * SUMS * FL_LANES * 4;
 }
 #endif
-
-// The usual temperature needs no division, which is half of the work.
-static void softmax(float *out, float *sums, const float *x, size_t n, float temperature, float max) {
-    if (temperature == 1.0f)
-        softmax_runs(out, sums, x, n, 1.0f, max);
-    else
-        softmax_runs(out, sums, x, n, temperature, max);
-}
 
 static float above(const float *x, size_t n, float least) {
     const vf bound = vf_set1(least), zero = vf_set1(0.0f);

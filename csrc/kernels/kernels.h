@@ -129,9 +129,9 @@ struct fl_kernels {
     void (*to_f16)(uint16_t *out, const float *x, size_t n);
     // Largest of n logits and the lowest index that has it; n >= 1. NaN counts as -infinity.
     float (*max)(const float *x, size_t n, size_t *index);
-    // out[i] = exp(x[i] / temperature - max), zero past n up to a multiple of 16; sums[b] = sum of out over elements
+    // out[i] = exp(x[i] * scale - max), zero past n up to a multiple of 16; sums[b] = sum of out over elements
     // FL_SUM_RUN * b .. FL_SUM_RUN * (b + 1).
-    void (*softmax)(float *out, float *sums, const float *x, size_t n, float temperature, float max);
+    void (*softmax)(float *out, float *sums, const float *x, size_t n, float scale, float max);
     // The sum of those of n numbers that are larger than `least` >= 0; x is zero past n up to a multiple of 16.
     float (*above)(const float *x, size_t n, float least);
     // Int8 multiply-adds that wait neither for memory nor for each other; returns how many. The sum is nobody's, but

@@ -216,11 +216,10 @@ static void quantize(const float *x, size_t n, void *tile, size_t width, size_t 
         const int zero = !(largest > 1e-30f);
         const vf inverse = vf_set1(zero ? 0.0f : 127.0f / largest);
         scales[lane] = zero ? 0.0f : largest / 127.0f;
-        vi_store_i8(q, vi_from_vf(vf_mul(a, inverse)));
-        vi_store_i8(q + FL_LANES, vi_from_vf(vf_mul(b, inverse)));
-        int32_t total = 0;
-        for (size_t i = 0; i < FL_GROUP; i++) total += q[i];
-        biases[lane] = -128 * total;
+        const vi qa = vi_from_vf(vf_mul(a, inverse)), qb = vi_from_vf(vf_mul(b, inverse));
+        vi_store_i8(q, qa);
+        vi_store_i8(q + FL_LANES, qb);
+        biases[lane] = -128 * (int32_t)lanes_sum(vf_add(vf_from_vi(qa), vf_from_vi(qb))); // small integers: exact
     }
 }
 
