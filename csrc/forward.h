@@ -48,10 +48,9 @@ static inline size_t fl_panels(const fl_matrix *w) { return (w->d + FL_LANES - 1
 
 enum { FL_CHUNK = 8 }; // panels that a kernel reads best at once
 
-// So many panels, dealt out in chunks; in smaller ones where a thread's share would be but a few of them.
+// So many panels, dealt out in chunks; in halves of them where a thread's share is but a few.
 static inline fl_deal fl_deal_panels(fl_team *team, size_t id, size_t panels) {
-    const size_t few = panels / (4 * team->threads), chunk = few < 4 ? 4 : few < FL_CHUNK ? few : FL_CHUNK;
-    return fl_deal_start(team, id, panels, chunk);
+    return fl_deal_start(team, id, panels, panels < 4 * FL_CHUNK * team->threads ? FL_CHUNK / 2 : FL_CHUNK);
 }
 
 #endif

@@ -170,7 +170,8 @@ static FL_INLINE void matmul(const fl_type type, const fl_matrix *m, size_t pane
 #define TILES(P, T)                                                        \
     do {                                                                   \
         panel0 = tiles(P, T, type, &j, panel0, panel1);                    \
-        if ((P) > 2) panel0 = tiles((P) / 2, T, type, &j, panel0, panel1); \
+        if ((P) > 4) panel0 = tiles((P) / 2, T, type, &j, panel0, panel1); \
+        if ((P) > 2) panel0 = tiles(2, T, type, &j, panel0, panel1);       \
         if ((P) > 1) tiles(1, T, type, &j, panel0, panel1);                \
     } while (0)
     const size_t streams = type == FL_Q4 ? FL_STREAMS_Q4 : FL_STREAMS;
