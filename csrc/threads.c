@@ -117,7 +117,10 @@ int fl_parallel(size_t threads, fl_work *work, void *arg) {
 #ifdef _OPENMP
     if (threads > FL_TEAM) threads = FL_TEAM;
     if (threads > 1) {
-        for (size_t i = 0; i < threads; i++) atomic_init(&queues[i].next, (uint64_t)UINT32_MAX << 32); // of no phase
+        for (size_t i = 0; i < threads; i++) {
+            atomic_init(&queues[i].next, (uint64_t)UINT32_MAX << 32); // of no phase
+            queues[i].longest = 0;
+        }
 #pragma omp parallel num_threads((int)threads)
         {
             // The runtime may grant fewer than we ask for.
