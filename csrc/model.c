@@ -377,7 +377,6 @@ fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, siz
         row += spans[i].n;
         for (size_t t = spans[i].n_logits; t > 0; t--) s->wanted[f.n_logits++] = row - t;
     }
-    threads = fl_pace_threads(&s->pace, threads);
-    if (fl_parallel(threads, run, &f)) fl_pace_stalled(&s->pace, threads);
+    fl_paced(&s->pace, threads, run, &f);
     return FL_OK;
 }

@@ -64,9 +64,10 @@ void fl_barrier(fl_team *team, size_t id) {
             start = now();
         } else if (now() - start > patience(&team->queues[id])) {
             stalled = 1;
-            atomic_store_explicit(&team->stalled, 1, memory_order_relaxed);
         }
     }
+    if (stalled)
+        atomic_fetch_add_explicit(&team->lost, (uint64_t)((now() - start) * 1e9), memory_order_relaxed);
 }
 
 fl_deal fl_deal_start(fl_team *team, size_t id, size_t n, size_t chunk) {
@@ -108,12 +109,12 @@ int fl_deal_next(fl_deal *deal, size_t *begin, size_t *end) {
     return 0;
 }
 
-int fl_parallel(size_t threads, fl_work *work, void *arg) {
+double fl_parallel(size_t threads, fl_work *work, void *arg) {
     fl_queue queues[FL_TEAM];
     fl_team team = {.threads = 1, .queues = queues};
     atomic_init(&team.waiting, 0);
     atomic_init(&team.round, 0);
-    atomic_init(&team.stalled, 0);
+    atomic_init(&team.lost, 0);
 #ifdef _OPENMP
     if (threads > FL_TEAM) threads = FL_TEAM;
     if (threads > 1) {
@@ -128,7 +129,7 @@ int fl_parallel(size_t threads, fl_work *work, void *arg) {
             team.threads = (size_t)omp_get_num_threads();
             work(arg, &team, (size_t)omp_get_thread_num());
         }
-        return atomic_load(&team.stalled);
+        return team.threads > 1 ? 1e-9 * (double)atomic_load(&team.lost) / (double)(team.threads - 1) : 0;
     }
 #else
     (void)threads;
@@ -140,17 +141,37 @@ int fl_parallel(size_t threads, fl_work *work, void *arg) {
 // ---- pace ----------------------------------------------------------------------------------------------------------
 
 size_t fl_pace_threads(fl_pace *pace, size_t threads) {
-    if (pace->fewer > 0 && now() >= pace->until) pace->fewer--;
+    if (pace->fewer > 0 && now() >= pace->until) {
+        pace->fewer--;
+        pace->ran = pace->lost = 0;
+    }
     return threads > pace->fewer ? threads - pace->fewer : 1;
 }
 
-void fl_pace_stalled(fl_pace *pace, size_t threads) {
+void fl_pace_note(fl_pace *pace, size_t threads, double seconds, double lost) {
+    // A hypervisor takes a core for some milliseconds now and then, which is no reason to go without it.
+    const double enough = 0.02, lately = 0.2;
+    if (threads == 1) return;
+    pace->ran += seconds;
+    pace->lost += lost;
+    if (pace->ran < enough) return;
+    if (pace->lost < 0.7 * pace->ran / (double)threads) {
+        if (pace->ran > lately) pace->ran /= 2, pace->lost /= 2;
+        return;
+    }
     // A try costs a time slice of some milliseconds: up to a second apart where all fail.
     const double time = now(), first = 0.05, most = 0.8;
     const int again = time < pace->until + first;
     pace->patience = !again ? first : pace->patience * 2 < most ? pace->patience * 2 : most;
     pace->until = time + pace->patience;
-    if (pace->fewer + 1 < threads) pace->fewer++;
+    pace->ran = pace->lost = 0;
+    pace->fewer++;
+}
+
+void fl_paced(fl_pace *pace, size_t threads, fl_work *work, void *arg) {
+    const size_t allowed = fl_pace_threads(pace, threads);
+    const double begun = now(), lost = fl_parallel(allowed, work, arg);
+    fl_pace_note(pace, allowed, now() - begun, lost);
 }
 
 int fl_has_threads(void) {

@@ -21,13 +21,14 @@ typedef struct fl_team {
     // On cache lines of their own: waiting is written by all, round is read by the spinning.
     _Alignas(64) atomic_size_t waiting;
     _Alignas(64) atomic_size_t round;
-    atomic_int stalled; // a thread waited so long for another that that one cannot have been running
+    atomic_uint_least64_t lost; // nanoseconds that its threads waited for one that cannot have been running, all together
 } fl_team;
 
 typedef void fl_work(void *arg, fl_team *team, size_t id);
 
-// Calls work(arg, team, id) on each of up to `threads` threads, the caller being id 0. Returns whether one stalled.
-int fl_parallel(size_t threads, fl_work *work, void *arg);
+// Calls work(arg, team, id) on each of up to `threads` threads, the caller being id 0. Returns the seconds that they
+// waited for one that was not running, on the average of those that could wait.
+double fl_parallel(size_t threads, fl_work *work, void *arg);
 
 // Returns when every thread of the team has called it.
 void fl_barrier(fl_team *team, size_t id);
@@ -51,17 +52,21 @@ fl_deal fl_deal_start(fl_team *team, size_t id, size_t n, size_t chunk);
 // The next items, [*begin, *end), at most a chunk of them; 0 when all are taken.
 int fl_deal_next(fl_deal *deal, size_t *begin, size_t *end);
 
-// How many threads to run where some are asked for: as many as lately did not stall each other. A core that another
-// program keeps busy stops a whole team at each barrier; the team is faster without it.
+// How many threads to run where some are asked for. A core that another program keeps busy stops a whole team at each
+// barrier: once that costs more than a thread is worth, the team goes on with one fewer, and tries again later.
 typedef struct fl_pace {
-    size_t fewer;    // than asked for
-    double until;    // seconds on the clock: when to try with one more
-    double patience; // seconds from a stall to the next try
+    size_t fewer;     // than asked for
+    double until;     // seconds on the clock: when to try with one more
+    double patience;  // seconds from there to the next try
+    double ran, lost; // seconds lately, with so many threads; of them, those waited for one that was not running
 } fl_pace;
 
 size_t fl_pace_threads(fl_pace *pace, size_t threads);
 
-// A forward with so many threads stalled.
-void fl_pace_stalled(fl_pace *pace, size_t threads);
+// A forward with so many threads took `seconds`, `lost` of them as fl_parallel returns them.
+void fl_pace_note(fl_pace *pace, size_t threads, double seconds, double lost);
+
+// fl_parallel on as many threads as the pace allows, which learns from it.
+void fl_paced(fl_pace *pace, size_t threads, fl_work *work, void *arg);
 
 #endif

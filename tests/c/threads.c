@@ -52,23 +52,35 @@ static void test_deals(void) {
         }
 }
 
+// A busy core: half of each of `times` forwards is lost.
+static void lose(fl_pace *pace, size_t threads, size_t times) {
+    for (size_t i = 0; i < times; i++) fl_pace_note(pace, threads, 0.03, 0.015);
+}
+
 static void test_pace(void) {
     fl_pace pace = {0};
     describe("pace");
     expect(fl_pace_threads(&pace, 8) == 8, "all threads, as long as none stalls");
-    fl_pace_stalled(&pace, 8);
-    expect(fl_pace_threads(&pace, 8) == 7, "one less after a stall");
-    fl_pace_stalled(&pace, 7);
+    for (size_t i = 0; i < 1000; i++) fl_pace_note(&pace, 2, 0.001, i % 25 ? 0 : 0.004); // four milliseconds of 25
+    expect(fl_pace_threads(&pace, 2) == 2, "a stall now and then costs less than a thread");
+    fl_pace_note(&pace, 2, 0.004, 0.004);
+    expect(fl_pace_threads(&pace, 2) == 2, "nor does one alone");
+    lose(&pace, 8, 1);
+    expect(fl_pace_threads(&pace, 8) == 7, "one less where much is lost");
+    lose(&pace, 7, 1);
     expect(fl_pace_threads(&pace, 8) == 6, "two less after two");
     expect(fl_pace_threads(&pace, 2) == 1 && fl_pace_threads(&pace, 1) == 1, "but never none");
     const double first = pace.patience;
     pace.until = 0; // long ago
     expect(fl_pace_threads(&pace, 8) == 7, "one more is tried when it is time");
     pace.until = 1e18;
-    fl_pace_stalled(&pace, 7);
+    lose(&pace, 7, 1);
     expect(pace.patience > first, "the next try waits longer where the last one failed");
-    for (size_t i = 0; i < 100; i++) fl_pace_stalled(&pace, 3);
-    expect(fl_pace_threads(&pace, 3) == 1 && pace.patience < 1, "however many stall");
+    const size_t fewer = pace.fewer;
+    lose(&pace, 1, 100);
+    expect(pace.fewer == fewer, "a thread alone waits for nobody");
+    for (size_t i = 0; i < 100 && fl_pace_threads(&pace, 3) > 1; i++) lose(&pace, fl_pace_threads(&pace, 3), 1);
+    expect(fl_pace_threads(&pace, 3) == 1 && pace.patience < 1, "however much is lost");
 }
 
 void test_threads(void) {
