@@ -127,7 +127,9 @@ double fl_parallel(size_t threads, fl_work *work, void *arg) {
             // The runtime may grant fewer than we ask for.
 #pragma omp single
             team.threads = (size_t)omp_get_num_threads();
-            work(arg, &team, (size_t)omp_get_thread_num());
+            const size_t id = (size_t)omp_get_thread_num();
+            work(arg, &team, id);
+            fl_barrier(&team, id); // a wait here counts; the runtime's own does not
         }
         return team.threads > 1 ? 1e-9 * (double)atomic_load(&team.lost) / (double)(team.threads - 1) : 0;
     }
