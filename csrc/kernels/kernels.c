@@ -188,15 +188,17 @@ static void softmax(float *out, float *sums, const float *x, size_t n, float sca
 #ifndef FL_AMX
 static uint64_t peak(size_t rounds, int32_t *sum) {
     enum { SUMS = FL_TILE * FL_TILE_PANELS, LOOPS = 64 };
-    int32_t a[LOOPS + SUMS], tile[FL_LANES];
-    for (size_t i = 0; i < LOOPS + SUMS; i++) a[i] = (int32_t)(rounds & i & 1);
+    // Each product is of another number: those that are equal are computed once by compilers, where a sum is not part of
+    // the instruction.
+    int32_t a[LOOPS * SUMS], tile[FL_LANES];
+    for (size_t i = 0; i < LOOPS * SUMS; i++) a[i] = (int32_t)(rounds & i & 1);
     memcpy(tile, a, sizeof tile);
     const vb w = vb_load((const int8_t *)tile);
     vi s[SUMS];
     FL_UNROLL for (size_t i = 0; i < SUMS; i++) s[i] = vi_set1(0);
     for (size_t r = 0; r < rounds; r++)
         for (size_t loop = 0; loop < LOOPS; loop++)
-            FL_UNROLL for (size_t i = 0; i < SUMS; i++) s[i] = vi_dot(s[i], w, a[loop + i]);
+            FL_UNROLL for (size_t i = 0; i < SUMS; i++) s[i] = vi_dot(s[i], w, a[loop * SUMS + i]);
     FL_UNROLL for (size_t i = 0; i < SUMS; i++) {
         memcpy(tile, &s[i], sizeof tile);
         *sum ^= tile[i % FL_LANES];
