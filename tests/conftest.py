@@ -29,12 +29,13 @@ settings.load_profile("fastllm")
 SMALL = writers.config(40, 57, 4, 2, 300, max_seq=160)
 
 
-def golden(name):
-    """The folder of a golden checkpoint; a test that needs one which is not here is skipped."""
-    folder = DATA / name if (DATA / name).exists() else SHARED / name
-    if not folder.exists():
-        pytest.skip(f"{name} is not here")
-    return folder
+def checkpoints(*names):
+    """Folders of golden checkpoints as parameters of a test, which needs them to be here."""
+    folders = {name: DATA / name if (DATA / name).exists() else SHARED / name for name in names}
+    return [
+        pytest.param(folder, id=name, marks=pytest.mark.skipif(not folder.exists(), reason=f"{name} is not here"))
+        for name, folder in folders.items()
+    ]
 
 
 @contextmanager

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastllm
-from conftest import DATA, failure, golden, soon
+from conftest import DATA, checkpoints, failure, soon
 from fastllm import CheckpointError
 from fastllm.families import recipe
 from fastllm.formats import open_checkpoint
 from fastllm.sampling import Sampling
 from fastllm.tensors import floats, transposed
 
-MODELS = ("grok1_tiny", "grok1_deep12", "grok1_g1")
+MODELS = checkpoints("grok1_tiny", "grok1_deep12", "grok1_g1")
 DEEP = DATA / "grok1_deep12"
 
 
@@ -31,9 +31,8 @@ def values(tensor):
 # ---- the golden models
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_golden_logits_and_greedy_ids(name):
-    folder = golden(name)
+@pytest.mark.parametrize("folder", MODELS)
+def test_golden_logits_and_greedy_ids(folder):
     with np.load(folder / "expected.npz") as arrays:
         expected = dict(arrays)
     llm = fastllm.load(folder, dtype="f32", threads=1)
@@ -70,9 +69,8 @@ def widened(array):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy.core, where the files' numpy was
-@pytest.mark.parametrize("name", MODELS)
-def test_every_tensor(name):
-    folder = golden(name)
+@pytest.mark.parametrize("folder", MODELS)
+def test_every_tensor(folder):
     about = json.loads((folder / "meta.json").read_text())["tensors"]
     found = open_checkpoint(folder).tensors
     assert list(found) == [entry["path"].removeprefix("params/") for entry in about]

@@ -8,20 +8,19 @@ import numpy as np
 import pytest
 
 import fastllm
-from conftest import DATA, golden
+from conftest import DATA, checkpoints
 from fastllm import CheckpointError
 from fastllm.families import recipe
 from fastllm.formats import Checkpoint, open_checkpoint
 from fastllm.sampling import Sampling
 from fastllm.tensors import Tensor, floats
 
-MODELS = ("meta_llama2_mp1", "meta_llama2_mp2", "meta_llama3_mp2")
+MODELS = checkpoints("meta_llama2_mp1", "meta_llama2_mp2", "meta_llama3_mp2")
 LLAMA_3 = DATA / "meta_llama3_mp2"
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_golden_logits_and_greedy_ids(name):
-    folder = golden(name)
+@pytest.mark.parametrize("folder", MODELS)
+def test_golden_logits_and_greedy_ids(folder):
     with np.load(folder / "expected.npz") as expected:
         llm = fastllm.load(folder, dtype="f32", threads=1)
         assert np.abs(llm.logits(expected["tokens"]) - expected["logits"]).max() < 1e-4
@@ -29,10 +28,9 @@ def test_golden_logits_and_greedy_ids(name):
         assert list(start) == expected["greedy"].tolist()
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_tensor_is_joined_as_it_was_split(name):
+@pytest.mark.parametrize("folder", MODELS)
+def test_every_tensor_is_joined_as_it_was_split(folder):
     torch = pytest.importorskip("torch")
-    folder = golden(name)
     about = json.loads((folder / "meta.json").read_text())
     parts = [torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pth"))]
     found = open_checkpoint(folder)

@@ -220,7 +220,9 @@ static void quantize(const float *x, size_t n, void *tile, size_t width, size_t 
         const vi qa = vi_from_vf(vf_mul(a, inverse)), qb = vi_from_vf(vf_mul(b, inverse));
         vi_store_i8(q, qa);
         vi_store_i8(q + FL_LANES, qb);
-        biases[lane] = -128 * (int32_t)lanes_sum(vf_add(vf_from_vi(qa), vf_from_vi(qb))); // small integers: exact
+        // Small integers, whose sum is exact; of what is no number, no integer is made.
+        const float total = lanes_sum(vf_add(vf_from_vi(qa), vf_from_vi(qb)));
+        biases[lane] = total >= -127 * FL_GROUP && total <= 127 * FL_GROUP ? -128 * (int32_t)total : 0;
     }
 }
 
