@@ -22,64 +22,105 @@ static FL_INLINE void blocks_begin(void) {
 
 static FL_INLINE void blocks_end(void) { _tile_release(); }
 
-// Asks for part i of n of what the next tile of tokens has for this block: this one is done with before it would come
-// from L2 by itself.
-static FL_INLINE void prefetch_tile(const block *b, const fl_q8_tile *x, size_t i, size_t n) {
-    const char *next = (const char *)(x + b->stride);
-    const size_t bytes = b->groups * sizeof *x;
-    for (size_t at = bytes * i / n; at < bytes * (i + 1) / n; at += 64) FL_PREFETCH(next + at);
-}
+// Each group has scales of its own, so that a product is no sum yet: it is stored, scaled and added up. Four are made of
+// each group, of 2 tiles of tokens and 2 panels or of 1 and 4: while another thread has the core's other half, a tile
+// that is loaded holds up all that follows, and this way there is hardly more than one for each product.
+enum { QUAD = 4 };
 
-static FL_INLINE void scale_products(const fl_type type, const block *b, size_t p, size_t g, const int32_t *product,
-                                     const float *x_scale, vf *sum) {
-    const vf scale = load_float(scale_type(type), b->scales[p], g * FL_LANES);
-    FL_UNROLL for (size_t t = 0; t < FL_LANES; t++)
-        sum[t] = vf_fma(vf_from_vi(_mm512_load_si512(product + t * FL_LANES)), vf_mul(scale, vf_set1(x_scale[t])), sum[t]);
-}
+// What a quad's products are made of and added to, from the first group on.
+typedef struct quad {
+    const fl_q8_tile *x[QUAD];
+    const uint8_t *tiles[QUAD];
+    const uint8_t *scales[QUAD];
+    float *sums[QUAD];
+} quad;
 
-// Macros, since the numbers of registers must be literals. One group at a time: each has scales of its own.
-#define MULTIPLY(c, a, d, g)                                        \
-    do {                                                            \
-        _tile_loadd(a, x[g].q, FL_GROUP);                           \
-        _tile_loadd(d, tiles + (g) * FL_LANES * FL_GROUP, 64);      \
-        _tile_zero(c);                                              \
-        _tile_dpbssd(c, a, d);                                      \
-    } while (0)
-// Group g is converted while g + 1 is stored and g + 3 multiplied: a product is stored long after it was begun.
-#define STEP(stored, multiplied, a, d, g)                                                            \
-    do {                                                                                             \
-        if (prefetch) prefetch_next(type, b, p, g);                                                  \
-        if ((g) + 3 < b->groups) MULTIPLY(multiplied, a, d, (g) + 3);                                \
-        if ((g) + 1 < b->groups) _tile_stored(stored, products[((g) + 1) % 4], 64);                  \
-        if ((g) < b->groups) scale_products(type, b, p, (g), products[(g) % 4], x[g].scale, sum);    \
-    } while (0)
+typedef int32_t products[QUAD][TILE_SUMS];
 
-// sums[p][t] += the block's product with the tokens of a tile.
-static FL_INLINE void block_tile(const size_t P, const fl_type type, const block *b, const fl_q8_tile *x, size_t count,
-                                 int prefetch, float *sums) {
-    _Alignas(64) int32_t products[4][FL_LANES * FL_LANES];
-    (void)count; // of a tile's tokens, which cost the same however few they are
-    for (size_t p = 0; p < P; p++, sums += TILE_SUMS) {
-        const uint8_t *tiles = b->tiles[p];
-        prefetch_tile(b, x, p, P);
-        vf sum[FL_LANES];
-        FL_UNROLL for (size_t t = 0; t < FL_LANES; t++)
-            sum[t] = b->begins ? vf_set1(0.0f) : vf_load(sums + t * FL_LANES);
-        MULTIPLY(0, 4, 6, 0);
-        if (b->groups > 1) MULTIPLY(1, 5, 7, 1);
-        if (b->groups > 2) MULTIPLY(2, 4, 6, 2);
-        _tile_stored(0, products[0], 64);
-        for (size_t g = 0; g < b->groups; g += 4) {
-            STEP(1, 3, 5, 7, g);
-            STEP(2, 0, 4, 6, g + 1);
-            STEP(3, 1, 5, 7, g + 2);
-            STEP(0, 2, 4, 6, g + 3);
-        }
-        FL_UNROLL for (size_t t = 0; t < FL_LANES; t++) vf_store(sums + t * FL_LANES, sum[t]);
+static FL_INLINE void add_product(const fl_type type, const quad *q, size_t g, size_t n, products *made) {
+    const vf scale = load_float(scale_type(type), q->scales[n], g * FL_LANES);
+    const float *x_scale = q->x[n][g].scale;
+    float *sums = q->sums[n];
+    FL_UNROLL for (size_t t = 0; t < FL_LANES; t++) {
+        const vf product = vf_from_vi(_mm512_load_si512((*made)[n] + t * FL_LANES));
+        vf_store(sums + t * FL_LANES, vf_fma(product, vf_mul(scale, vf_set1(x_scale[t])), vf_load(sums + t * FL_LANES)));
     }
 }
-#undef STEP
+
+// Macros, since the numbers of registers must be literals.
+#define LOAD_TOKENS(a, n) _tile_loadd(a, q->x[n][g].q, FL_GROUP)
+#define LOAD_WEIGHTS(b, n) _tile_loadd(b, q->tiles[n] + g * FL_LANES * FL_GROUP, 64)
+#define MULTIPLY(c, a, b)      \
+    do {                       \
+        _tile_zero(c);         \
+        _tile_dpbssd(c, a, b); \
+    } while (0)
+
+// Makes the products of group g of q, with T tiles of tokens, while those made before, of group g0 of q0, are added up.
+// A product is stored two later, when it is done; so the last two made before are stored here.
+static FL_INLINE void multiply_quad(const size_t T, const fl_type type, const quad *q, size_t g, const quad *q0,
+                                    size_t g0, products *made) {
+    LOAD_TOKENS(4, 0);
+    LOAD_WEIGHTS(6, 0);
+    _tile_stored(2, (*made)[2], 64);
+    MULTIPLY(0, 4, 6);
+    add_product(type, q0, g0, 0, made);
+    if (T == 1) LOAD_WEIGHTS(7, 1);
+    else LOAD_TOKENS(5, 1);
+    _tile_stored(3, (*made)[3], 64);
+    if (T == 1) MULTIPLY(1, 4, 7);
+    else MULTIPLY(1, 5, 6);
+    add_product(type, q0, g0, 1, made);
+    if (T == 1) LOAD_WEIGHTS(6, 2);
+    else LOAD_WEIGHTS(7, 2);
+    _tile_stored(0, (*made)[0], 64);
+    if (T == 1) MULTIPLY(2, 4, 6);
+    else MULTIPLY(2, 4, 7);
+    add_product(type, q0, g0, 2, made);
+    if (T == 1) LOAD_WEIGHTS(7, 3);
+    _tile_stored(1, (*made)[1], 64);
+    if (T == 1) MULTIPLY(3, 4, 7);
+    else MULTIPLY(3, 5, 7);
+    add_product(type, q0, g0, 3, made);
+}
+#undef LOAD_TOKENS
+#undef LOAD_WEIGHTS
 #undef MULTIPLY
+
+// sums[t][p] += the block's products with the tokens of a tile, which cost the same however few they are.
+static FL_INLINE void block_tiles(const size_t P, const fl_type type, const block *b, const fl_q8_tile *x,
+                                  size_t count, float *sums) {
+    const size_t tiles = (count + FL_LANES - 1) / FL_LANES;
+    _Alignas(64) products made;
+    _Alignas(64) float dropped[TILE_SUMS]; // of panels past the last, which are the last once more
+    quad quads[2], *q0 = &quads[1];
+    size_t g0 = 0;
+    for (size_t n = 0; n < QUAD; n++) q0->x[n] = x, q0->scales[n] = b->scales[0], q0->sums[n] = dropped; // of no products
+    if (b->begins) memset(sums, 0, tiles * P * TILE_SUMS * sizeof *sums);
+    for (size_t t = 0, T; t < tiles; t += T) {
+        T = tiles - t > 1 ? 2 : 1;
+        for (size_t p = 0; p < P; p += QUAD / T) {
+            quad *q = q0 == quads ? &quads[1] : quads;
+            for (size_t n = 0; n < QUAD; n++) {
+                const size_t tile = t + n % T, panel = p + n / T, inside = panel < P ? panel : P - 1;
+                q->x[n] = x + tile * b->stride;
+                q->tiles[n] = b->tiles[inside];
+                q->scales[n] = b->scales[inside];
+                q->sums[n] = panel < P ? sums + (tile * P + panel) * TILE_SUMS : dropped;
+            }
+            for (size_t g = 0; g < b->groups; g++) {
+                for (size_t i = p; t == 0 && i < P && i < p + QUAD / T; i++) prefetch_next(type, b, i, g);
+                if (T == 2) multiply_quad(2, type, q, g, q0, g0, &made);
+                else multiply_quad(1, type, q, g, q0, g0, &made);
+                q0 = q;
+                g0 = g;
+            }
+        }
+    }
+    _tile_stored(2, made[2], 64);
+    _tile_stored(3, made[3], 64);
+    for (size_t n = 0; n < QUAD; n++) add_product(type, q0, g0, n, &made);
+}
 
 static uint64_t peak(size_t rounds, int32_t *sum) {
     enum { LOOPS = 64, SUMS = 4, PRODUCT = 16 * 16 * 64 };

@@ -19,7 +19,7 @@ typedef struct block {
     size_t stride; // groups from a tile of tokens to the next
     int begins;    // the sums: this is the first block
     const uint8_t *tiles[FL_BLOCK_PANELS]; // of each panel: 8 tiles of 64 bytes a group
-    const void *scales[FL_BLOCK_PANELS];   // of scale_type: 16 a group
+    const uint8_t *scales[FL_BLOCK_PANELS]; // of scale_type: 16 a group
     const uint8_t *next[FL_BLOCK_PANELS];  // what follows this block in each panel: on its way to L2 meanwhile
 } block;
 
@@ -76,13 +76,15 @@ static FL_INLINE void block_lanes(const size_t P, const size_t T, const fl_type 
         FL_UNROLL for (size_t t = 0; t < T; t++) vf_store(sums + p * TILE_SUMS + (lane + t) * FL_LANES, sum[p][t]);
 }
 
-// The same for `count` tokens of the tile, and for some past them where it is simpler.
-static FL_INLINE void block_tile(const size_t P, const fl_type type, const block *b, const fl_q8_tile *x, size_t count,
-                                 int prefetch, float *sums) {
+// sums[t][p] += the block's product with tile t of `count` tokens, and with some past them where it is simpler.
+static FL_INLINE void block_tiles(const size_t P, const fl_type type, const block *b, const fl_q8_tile *x,
+                                  size_t count, float *sums) {
     enum { T = FL_TILE, LAST = FL_LANES % FL_TILE };
-    for (size_t lane = 0; lane + T <= FL_LANES && lane < count; lane += T)
-        block_lanes(P, T, type, b, x, lane, prefetch && lane == 0, sums);
-    if (LAST > 0 && count > FL_LANES - LAST) block_lanes(P, LAST, type, b, x, FL_LANES - LAST, 0, sums);
+    for (size_t t = 0; t < count; t += FL_LANES, x += b->stride, sums += P * TILE_SUMS) {
+        for (size_t lane = 0; lane + T <= FL_LANES && t + lane < count; lane += T)
+            block_lanes(P, T, type, b, x, lane, t + lane == 0, sums);
+        if (LAST > 0 && count - t > FL_LANES - LAST) block_lanes(P, LAST, type, b, x, FL_LANES - LAST, 0, sums);
+    }
 }
 #endif
 
@@ -110,9 +112,7 @@ static FL_INLINE void blocks_of(const size_t P, const fl_type type, const job *j
                 b.tiles[p] = unpacked[p];
             }
         }
-        for (size_t t = 0; t < count; t += FL_LANES)
-            block_tile(P, type, &b, x + t / FL_LANES * groups + g, count - t, t == 0,
-                       sums + t / FL_LANES * P * TILE_SUMS);
+        block_tiles(P, type, &b, x + g, count, sums);
     }
     for (size_t t = 0; t < count; t++)
         for (size_t p = 0; p < P; p++)
