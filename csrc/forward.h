@@ -22,6 +22,10 @@ static inline int fl_is_integer(fl_type type) { return type == FL_Q8 || type == 
 fl_inputs fl_prepare(const fl_job *f, fl_team *team, size_t id, const float *x, size_t stride, const size_t *rows,
                      size_t tokens, const fl_norm *norm, int quantize);
 
+// n floats, from group `first` on, of token t of so many as int8, in tiles of so many groups.
+void fl_quantize(const fl_job *f, const float *x, size_t n, void *q, size_t groups, size_t first, size_t tokens,
+                 size_t t);
+
 // Panels [begin, end) of out (+)= w . in + bias.
 void fl_multiply_panels(const fl_job *f, const fl_matrix *w, size_t begin, size_t end, const fl_inputs *in,
                         size_t tokens, float *out, size_t stride, int add);
@@ -30,13 +34,20 @@ void fl_multiply_panels(const fl_job *f, const fl_matrix *w, size_t begin, size_
 void fl_multiply_dealt(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w, const fl_inputs *in,
                        size_t tokens, float *out, size_t stride, int add);
 
-// out = act(w1 . in) * (w3 . in), or act(w1 . in) without w3, for panels [begin, end); `up` is working memory.
-void fl_gate_panels(const fl_job *f, const fl_matrix *w1, const fl_matrix *w3, size_t begin, size_t end,
-                    const fl_inputs *in, size_t tokens, float *out, float *up, size_t stride);
+// What a gate makes, as the next matrix takes it: NULL where it does not.
+typedef struct fl_hidden {
+    float *f;      // (tokens, stride)
+    void *q;       // tiles of (tokens, stride / 32) groups
+    size_t stride; // a multiple of 32
+} fl_hidden;
+
+// out = act(w1 . in) * (w3 . in), or act(w1 . in) without w3, for panels [begin, end), at most FL_CHUNK, from an even one.
+void fl_gate_panels(const fl_job *f, size_t id, const fl_matrix *w1, const fl_matrix *w3, size_t begin, size_t end,
+                    const fl_inputs *in, size_t tokens, const fl_hidden *out);
 
 // The same for all panels, dealt out to the team.
 void fl_gate_dealt(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w1, const fl_matrix *w3,
-                   const fl_inputs *in, size_t tokens, float *out, float *up, size_t stride);
+                   const fl_inputs *in, size_t tokens, const fl_hidden *out);
 
 // Rows of y, normed if there is a norm, are added to those of x, for the tokens [begin, end).
 void fl_add_branch(const fl_job *f, const fl_norm *norm, size_t begin, size_t end);
@@ -46,11 +57,18 @@ void fl_moe(const fl_job *f, const fl_layer *l, fl_team *team, size_t id);
 
 static inline size_t fl_panels(const fl_matrix *w) { return (w->d + FL_LANES - 1) / FL_LANES; }
 
-enum { FL_CHUNK = 8 }; // panels that a kernel reads best at once
-
-// So many panels, dealt out in chunks; in halves of them where a thread's share is but a few.
+// So many panels, dealt out in chunks; in halves of them where a thread's share is but a few. Two at a time, which are a
+// group of the next matrix's inputs.
 static inline fl_deal fl_deal_panels(fl_team *team, size_t id, size_t panels) {
-    return fl_deal_start(team, id, panels, panels < 4 * FL_CHUNK * team->threads ? FL_CHUNK / 2 : FL_CHUNK);
+    const size_t chunk = panels < 4 * FL_CHUNK * team->threads ? FL_CHUNK / 2 : FL_CHUNK;
+    return fl_deal_start(team, id, (panels + 1) / 2, chunk / 2);
+}
+
+static inline int fl_next_panels(fl_deal *deal, size_t panels, size_t *begin, size_t *end) {
+    if (!fl_deal_next(deal, begin, end)) return 0;
+    *begin *= 2;
+    *end = *end * 2 < panels ? *end * 2 : panels;
+    return 1;
 }
 
 #endif

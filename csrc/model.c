@@ -82,13 +82,18 @@ static void apply_norm(const fl_model *m, const fl_norm *norm, float *out, const
     m->kernels->norm[m->config.norm](out, x, norm->weight, norm->bias, m->config.dim, m->config.norm_eps);
 }
 
+void fl_quantize(const fl_job *f, const float *x, size_t n, void *q, size_t groups, size_t first, size_t tokens,
+                 size_t t) {
+    const size_t width = fl_tile_width(tokens);
+    char *tile = fl_tile_of(q, groups, tokens, t);
+    f->m->kernels->quantize(x, n, tile + first * width * sizeof(fl_q8_group), width, t % width);
+}
+
 fl_inputs fl_prepare(const fl_job *f, fl_team *team, size_t id, const float *x, size_t stride, const size_t *rows,
                      size_t tokens, const fl_norm *norm, int quantize) {
-    const fl_kernels *k = f->m->kernels;
     const int alone = tokens == 1, normed = norm && norm->weight, copied = normed || rows;
     float *out = alone ? f->s->lanes[id].norm : f->s->norm;
     void *q8 = alone ? f->s->lanes[id].q8 : f->s->q8;
-    const size_t width = fl_tile_width(tokens);
     size_t begin = 0, end = tokens;
     if (!alone) fl_share(tokens, team, id, &begin, &end);
     for (size_t t = begin; t < end; t++) {
@@ -96,7 +101,7 @@ fl_inputs fl_prepare(const fl_job *f, fl_team *team, size_t id, const float *x, 
         if (normed) apply_norm(f->m, norm, out + t * stride, row);
         else if (copied) memcpy(out + t * stride, row, stride * sizeof(float));
         if (copied) row = out + t * stride;
-        if (quantize) k->quantize(row, stride, fl_tile_of(q8, stride / FL_GROUP, tokens, t), width, t % width);
+        if (quantize) fl_quantize(f, row, stride, q8, stride / FL_GROUP, 0, tokens, t);
     }
     if (!alone) fl_barrier(team, id);
     return (fl_inputs){.f = copied ? out : x, .f_stride = stride, .q = q8};
@@ -114,27 +119,41 @@ void fl_multiply_panels(const fl_job *f, const fl_matrix *w, size_t begin, size_
 void fl_multiply_dealt(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w, const fl_inputs *in,
                        size_t tokens, float *out, size_t stride, int add) {
     fl_deal deal = fl_deal_panels(team, id, fl_panels(w));
-    for (size_t begin, end; fl_deal_next(&deal, &begin, &end);)
+    for (size_t begin, end; fl_next_panels(&deal, fl_panels(w), &begin, &end);)
         fl_multiply_panels(f, w, begin, end, in, tokens, out, stride, add);
 }
 
-void fl_gate_panels(const fl_job *f, const fl_matrix *w1, const fl_matrix *w3, size_t begin, size_t end,
-                    const fl_inputs *in, size_t tokens, float *out, float *up, size_t stride) {
-    if (begin >= end) return;
-    // Gate and up by the same thread, which then joins them: no barrier between.
-    fl_multiply_panels(f, w1, begin, end, in, tokens, out, stride, 0);
-    if (w3->data) fl_multiply_panels(f, w3, begin, end, in, tokens, up, stride, 0);
-    for (size_t t = 0; t < tokens; t++) {
-        const size_t at = t * stride + begin * FL_LANES;
-        f->m->kernels->act[f->m->config.act](out + at, w3->data ? up + at : NULL, (end - begin) * FL_LANES);
+// A matrix from a panel on.
+static fl_matrix panels_from(const fl_matrix *w, size_t panel) {
+    fl_matrix rest = *w;
+    if (w->data) rest.data = (const char *)w->data + panel * fl_panel_bytes(w->type, w->n);
+    if (w->bias) rest.bias = w->bias + panel * FL_LANES;
+    return rest;
+}
+
+void fl_gate_panels(const fl_job *f, size_t id, const fl_matrix *w1, const fl_matrix *w3, size_t begin, size_t end,
+                    const fl_inputs *in, size_t tokens, const fl_hidden *out) {
+    // Gate and up by the same thread, which then joins them: no barrier between. The rows lie close together meanwhile:
+    // those of a whole matrix may be a power of two apart, and a cache hold but few of them.
+    const fl_matrix gates = panels_from(w1, begin), ups = panels_from(w3, begin);
+    const size_t panels = end - begin, n = panels * FL_LANES, stride = fl_round_up(n, FL_GROUP);
+    float *gate = f->s->lanes[id].gate, *up = w3->data ? f->s->lanes[id].up : NULL;
+    fl_multiply_panels(f, &gates, 0, panels, in, tokens, gate, stride, 0);
+    if (up) fl_multiply_panels(f, &ups, 0, panels, in, tokens, up, stride, 0);
+    for (size_t t = 0; t < tokens; t++, gate += stride) {
+        f->m->kernels->act[f->m->config.act](gate, up ? up + t * stride : NULL, n);
+        if (out->f) memcpy(out->f + t * out->stride + begin * FL_LANES, gate, n * sizeof(float));
+        if (!out->q) continue;
+        memset(gate + n, 0, (stride - n) * sizeof(float));
+        fl_quantize(f, gate, stride, out->q, out->stride / FL_GROUP, begin * FL_LANES / FL_GROUP, tokens, t);
     }
 }
 
 void fl_gate_dealt(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w1, const fl_matrix *w3,
-                   const fl_inputs *in, size_t tokens, float *out, float *up, size_t stride) {
+                   const fl_inputs *in, size_t tokens, const fl_hidden *out) {
     fl_deal deal = fl_deal_panels(team, id, fl_panels(w1));
-    for (size_t begin, end; fl_deal_next(&deal, &begin, &end);)
-        fl_gate_panels(f, w1, w3, begin, end, in, tokens, out, up, stride);
+    for (size_t begin, end; fl_next_panels(&deal, fl_panels(w1), &begin, &end);)
+        fl_gate_panels(f, id, w1, w3, begin, end, in, tokens, out);
 }
 
 void fl_add_branch(const fl_job *f, const fl_norm *norm, size_t begin, size_t end) {
@@ -154,8 +173,9 @@ static void multiply_qkv(const fl_job *f, fl_team *team, size_t id, const fl_lay
     const fl_matrix *const w[] = {&l->wq, &l->wk, &l->wv};
     float *const out[] = {f->s->q, f->s->k, f->s->v};
     const size_t stride[] = {f->s->q_dim, f->s->kv_dim, f->s->kv_dim};
-    fl_deal deal = fl_deal_panels(team, id, fl_panels(w[0]) + fl_panels(w[1]) + fl_panels(w[2]));
-    for (size_t begin, end; fl_deal_next(&deal, &begin, &end);) {
+    const size_t panels = fl_panels(w[0]) + fl_panels(w[1]) + fl_panels(w[2]);
+    fl_deal deal = fl_deal_panels(team, id, panels);
+    for (size_t begin, end; fl_next_panels(&deal, panels, &begin, &end);) {
         size_t first = 0;
         for (size_t i = 0; i < 3; i++) {
             const size_t n = fl_panels(w[i]);
@@ -284,9 +304,12 @@ static void ffn_block(const fl_job *f, const fl_layer *l, size_t layer, fl_team 
     const int quantize = fl_is_integer(l->w1.type) || fl_is_integer(l->w3.type);
     fl_inputs in = fl_prepare(f, team, id, s->x, s->dim, NULL, f->tokens, norm, quantize);
     keep_inputs(f, team, id, 4 * layer + 2, &in, c->dim);
-    fl_gate_dealt(f, team, id, &l->w1, &l->w3, &in, f->tokens, s->gate, s->up, s->hidden);
+    const int integer = fl_is_integer(l->w2.type);
+    const fl_hidden hidden = {
+        .f = !integer || f->out->inputs ? s->gate : NULL, .q = integer ? s->hidden8 : NULL, .stride = s->hidden};
+    fl_gate_dealt(f, team, id, &l->w1, &l->w3, &in, f->tokens, &hidden);
     fl_barrier(team, id);
-    in = fl_prepare(f, team, id, s->gate, s->hidden, NULL, f->tokens, NULL, fl_is_integer(l->w2.type));
+    in = (fl_inputs){.f = s->gate, .f_stride = s->hidden, .q = s->hidden8};
     keep_inputs(f, team, id, 4 * layer + 3, &in, c->hidden_dim);
     add_block(f, team, id, &l->w2, &in, &l->post_ffn_norm, c->norm_after ? &l->ffn_norm : NULL, 1);
 }
@@ -322,7 +345,8 @@ static void head(const fl_job *f, fl_team *team, size_t id) {
     if (m->head_dense.data) {
         in = fl_prepare(f, team, id, f->s->x, f->s->dim, f->s->wanted, f->n_logits, &m->final_norm,
                         fl_is_integer(m->head_dense.type));
-        fl_gate_dealt(f, team, id, &m->head_dense, &(fl_matrix){0}, &in, f->n_logits, f->s->y, NULL, f->s->dim);
+        const fl_hidden dense = {.f = f->s->y, .stride = f->s->dim};
+        fl_gate_dealt(f, team, id, &m->head_dense, &(fl_matrix){0}, &in, f->n_logits, &dense);
         fl_barrier(team, id);
         in = fl_prepare(f, team, id, f->s->y, f->s->dim, NULL, f->n_logits, &m->head_norm, fl_is_integer(m->head.type));
     } else {
@@ -330,7 +354,7 @@ static void head(const fl_job *f, fl_team *team, size_t id) {
                         fl_is_integer(m->head.type));
     }
     fl_deal deal = fl_deal_panels(team, id, fl_panels(&m->head));
-    for (size_t begin, end; fl_deal_next(&deal, &begin, &end);) {
+    for (size_t begin, end; fl_next_panels(&deal, fl_panels(&m->head), &begin, &end);) {
         fl_multiply_panels(f, &m->head, begin, end, &in, f->n_logits, f->out->logits, stride, 0);
         for (size_t t = 0; t < f->n_logits; t++) {
             float *row = f->out->logits + t * stride + begin * FL_LANES;

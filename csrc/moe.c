@@ -84,16 +84,6 @@ static void *tiles_at(const fl_routes *r, void *q, size_t e, size_t groups) {
     return (char *)q + r->tiles[e] * groups * sizeof(fl_q8_group);
 }
 
-// Groups [begin, end) of a row of expert e, as int8.
-static void quantize_row(const fl_job *f, const float *x, size_t groups, size_t begin, size_t end, size_t e, size_t row,
-                         void *q) {
-    const fl_routes *r = &f->s->routes;
-    const size_t count = r->begin[e + 1] - r->begin[e], t = row - r->begin[e], width = fl_tile_width(count);
-    char *tile = fl_tile_of(tiles_at(r, q, e, groups), groups, count, t);
-    f->m->kernels->quantize(x + row * groups * FL_GROUP + begin * FL_GROUP, (end - begin) * FL_GROUP,
-                            tile + begin * width * sizeof(fl_q8_group), width, t % width);
-}
-
 // The rows' inputs, brought together by expert. A single token needs none of it: its rows are all the same.
 static void gather(const fl_job *f, fl_team *team, size_t id, const fl_inputs *in, int quantize) {
     const fl_routes *r = &f->s->routes;
@@ -103,24 +93,13 @@ static void gather(const fl_job *f, fl_team *team, size_t id, const fl_inputs *i
     fl_share(f->tokens, team, id, &begin, &end);
     for (size_t t = begin; t < end; t++)
         for (size_t j = 0; j < used; j++) {
-            const size_t row = r->row[t * used + j];
-            memcpy(r->x + row * in->f_stride, in->f + t * in->f_stride, in->f_stride * sizeof(float));
-            if (quantize) quantize_row(f, r->x, groups, 0, groups, (size_t)r->expert[t * used + j], row, r->q8);
+            const size_t row = r->row[t * used + j], e = (size_t)r->expert[t * used + j], first = r->begin[e];
+            const float *x = in->f + t * in->f_stride;
+            memcpy(r->x + row * in->f_stride, x, in->f_stride * sizeof(float));
+            if (quantize)
+                fl_quantize(f, x, in->f_stride, tiles_at(r, r->q8, e, groups), groups, 0, r->begin[e + 1] - first,
+                            row - first);
         }
-    fl_barrier(team, id);
-}
-
-// Groups are as good a share as rows, of which there may be few.
-static void quantize_hidden(const fl_job *f, fl_team *team, size_t id, size_t rows) {
-    const fl_routes *r = &f->s->routes;
-    const size_t groups = r->width / FL_GROUP;
-    size_t at, end, e = 0;
-    for (fl_share(rows * groups, team, id, &at, &end); at < end;) {
-        const size_t row = at / groups, first = at % groups, last = end - at < groups - first ? first + end - at : groups;
-        while (row >= r->begin[e + 1]) e++;
-        quantize_row(f, r->gate, groups, first, last, e, row, r->hidden8);
-        at += last - first;
-    }
     fl_barrier(team, id);
 }
 
@@ -134,10 +113,11 @@ static void shared_expert(const fl_job *f, const fl_layer *l, fl_team *team, siz
     fl_scratch *s = f->s;
     if (l->shared_gate.data && id == 0)
         fl_multiply_panels(f, &l->shared_gate, 0, 1, in, f->tokens, s->routes.shared, FL_LANES, 0);
-    fl_gate_dealt(f, team, id, &l->w1, &l->w3, in, f->tokens, s->gate, s->up, s->hidden);
+    const int integer = fl_is_integer(l->w2.type);
+    const fl_hidden made = {.f = integer ? NULL : s->gate, .q = integer ? s->hidden8 : NULL, .stride = s->hidden};
+    fl_gate_dealt(f, team, id, &l->w1, &l->w3, in, f->tokens, &made);
     fl_barrier(team, id);
-    const fl_inputs hidden =
-        fl_prepare(f, team, id, s->gate, s->hidden, NULL, f->tokens, NULL, fl_is_integer(l->w2.type));
+    const fl_inputs hidden = {.f = s->gate, .f_stride = s->hidden, .q = s->hidden8};
     fl_multiply_dealt(f, team, id, &l->w2, &hidden, f->tokens, s->y, s->dim, 0);
     fl_barrier(team, id);
 }
@@ -169,7 +149,8 @@ void fl_moe(const fl_job *f, const fl_layer *l, fl_team *team, size_t id) {
     fl_scratch *s = f->s;
     const fl_config *c = &f->m->config;
     const fl_routes *r = &s->routes;
-    const size_t rows = f->tokens * c->n_experts_used, scores = fl_round_up(c->n_experts, FL_LANES);
+    const size_t scores = fl_round_up(c->n_experts, FL_LANES);
+    const int integer = fl_is_integer(l->e2.type);
     const int experts = fl_is_integer(l->e1.type) || fl_is_integer(l->e3.type);
     const int all = fl_is_integer(l->router.type) || fl_is_integer(l->w1.type) || fl_is_integer(l->w3.type) ||
                     fl_is_integer(l->shared_gate.type);
@@ -193,11 +174,12 @@ void fl_moe(const fl_job *f, const fl_layer *l, fl_team *team, size_t id) {
         const size_t row = r->begin[e], count = r->begin[e + 1] - row;
         const fl_matrix w1 = expert_of(&l->e1, e), w3 = expert_of(&l->e3, e);
         const fl_inputs mine = f->tokens == 1 ? in : rows_of(r, e, r->x, s->dim, r->q8);
-        fl_gate_panels(f, &w1, &w3, begin, end, &mine, count, r->gate + row * r->width, r->up + row * r->width,
-                       r->width);
+        const fl_hidden made = {.f = integer ? NULL : r->gate + row * r->width,
+                                .q = integer ? tiles_at(r, r->hidden8, e, r->width / FL_GROUP) : NULL,
+                                .stride = r->width};
+        fl_gate_panels(f, id, &w1, &w3, begin, end, &mine, count, &made);
     }
     fl_barrier(team, id);
-    if (fl_is_integer(l->e2.type)) quantize_hidden(f, team, id, rows);
     fl_deal downs = deal_experts(f, team, id, &l->e2);
     while (next_piece(f, &downs, &l->e2, &e, &begin, &end)) {
         const size_t row = r->begin[e], count = r->begin[e + 1] - row;

@@ -42,7 +42,6 @@ static void lay_out_routes(fl_routes *r, const fl_config *c, size_t t, size_t di
     r->tiles = carve(at, c->n_experts, sizeof(size_t));
     r->q8 = carve(at, slots * dim / FL_GROUP, sizeof(fl_q8_group));
     r->gate = carve(at, rows * r->width, sizeof(float));
-    r->up = carve(at, rows * r->width, sizeof(float));
     r->hidden8 = carve(at, slots * r->width / FL_GROUP, sizeof(fl_q8_group));
     r->out = carve(at, rows * dim, sizeof(float));
     r->shared = carve(at, t * FL_LANES, sizeof(float));
@@ -50,7 +49,7 @@ static void lay_out_routes(fl_routes *r, const fl_config *c, size_t t, size_t di
 
 static void lay_out(fl_scratch *s, const fl_config *c, carver *at) {
     const size_t t = s->tokens, head = fl_round_up(c->head_dim, FL_LANES);
-    const size_t widest = largest(largest(s->dim, s->q_dim), s->hidden), groups = widest / FL_GROUP;
+    const size_t groups = largest(s->dim, s->q_dim) / FL_GROUP;
     s->x = carve(at, t * s->dim, sizeof(float));
     s->y = carve(at, t * s->dim, sizeof(float));
     s->q = carve(at, t * s->q_dim, sizeof(float));
@@ -58,7 +57,7 @@ static void lay_out(fl_scratch *s, const fl_config *c, carver *at) {
     s->v = carve(at, t * s->kv_dim, sizeof(float));
     s->att = carve(at, t * s->q_dim, sizeof(float));
     s->gate = carve(at, t * s->hidden, sizeof(float));
-    s->up = carve(at, t * s->hidden, sizeof(float));
+    s->hidden8 = carve(at, fl_tiles_bytes(s->hidden / FL_GROUP, t), 1);
     s->norm = carve(at, t * s->dim, sizeof(float));
     s->q8 = carve(at, fl_tiles_bytes(groups, t), 1);
     for (size_t i = 0; i < 2; i++) {
@@ -73,6 +72,8 @@ static void lay_out(fl_scratch *s, const fl_config *c, carver *at) {
         const fl_lane_scratch l = {
             .norm = carve(at, s->dim, sizeof(float)),
             .q8 = carve(at, groups, sizeof(fl_q8_group)),
+            .gate = carve(at, t * FL_CHUNK * FL_LANES, sizeof(float)),
+            .up = carve(at, t * FL_CHUNK * FL_LANES, sizeof(float)),
             .q = carve(at, FL_ATTEND_ROWS * head, sizeof(float)),
             .out = carve(at, FL_ATTEND_ROWS * head, sizeof(float)),
             .key = carve(at, fl_round_up(c->head_dim, FL_GROUP), sizeof(float)),

@@ -6,12 +6,14 @@
 #include "threads.h"
 
 enum { FL_ATTEND_ROWS = 48 }; // queries that share a pass over the keys and values
+enum { FL_CHUNK = 8 };        // panels that a kernel reads best at once
 
 // Of one thread. With one token in the batch, every thread computes the inputs of a matrix product for itself: cheaper
 // than to wait for another to do it.
 typedef struct fl_lane_scratch {
     float *norm;        // (dim,)
     fl_q8_group *q8;    // (widest / 32,) of one token
+    float *gate, *up;   // (tokens, panels of a chunk)
     float *q, *out;     // (FL_ATTEND_ROWS, head_dim rounded up to 16)
     float *key;         // (head_dim rounded up to 32,)
     float *attend;      // what the attention kernels work in
@@ -32,7 +34,7 @@ typedef struct fl_routes {
     size_t *active;   // (n_experts,) those that have rows
     size_t n_active;
     float *x;         // (rows, dim) inputs of the experts
-    float *gate, *up; // (rows, width)
+    float *gate;      // (rows, width)
     void *q8, *hidden8; // the same as int8, for the types that the experts' matrices have: tiles of each expert's rows
     size_t *tiles;    // (n_experts,) where an expert's begin, in tokens
     float *out;       // (rows, dim)
@@ -49,7 +51,8 @@ struct fl_scratch {
     float *q;           // (tokens, q_dim)
     float *k, *v;       // (tokens, kv_dim)
     float *att;         // (tokens, q_dim)
-    float *gate, *up;   // (tokens, hidden)
+    float *gate;        // (tokens, hidden)
+    void *hidden8;      // the same as int8
     float *norm;        // (tokens, dim)
     void *q8;           // tiles of (tokens, widest / 32) groups
     float *cos[2], *sin[2]; // (tokens, rotary_dim / 2), by each of the model's frequencies
