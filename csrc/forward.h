@@ -49,6 +49,9 @@ void fl_gate_panels(const fl_job *f, size_t id, const fl_matrix *w1, const fl_ma
 void fl_gate_dealt(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w1, const fl_matrix *w3,
                    const fl_inputs *in, size_t tokens, const fl_hidden *out);
 
+// What a layer's w1 and w3 make of all tokens, as the inputs of its w2. Ends with a barrier.
+fl_inputs fl_hidden_layer(const fl_job *f, fl_team *team, size_t id, const fl_layer *l, const fl_inputs *in);
+
 // Rows of y, normed if there is a norm, are added to those of x, for the tokens [begin, end).
 void fl_add_branch(const fl_job *f, const fl_norm *norm, size_t begin, size_t end);
 

@@ -156,6 +156,16 @@ void fl_gate_dealt(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w
         fl_gate_panels(f, id, w1, w3, begin, end, in, tokens, out);
 }
 
+fl_inputs fl_hidden_layer(const fl_job *f, fl_team *team, size_t id, const fl_layer *l, const fl_inputs *in) {
+    fl_scratch *s = f->s;
+    const int integer = fl_is_integer(l->w2.type);
+    const fl_hidden hidden = {
+        .f = !integer || f->out->inputs ? s->gate : NULL, .q = integer ? s->hidden8 : NULL, .stride = s->hidden};
+    fl_gate_dealt(f, team, id, &l->w1, &l->w3, in, f->tokens, &hidden);
+    fl_barrier(team, id);
+    return (fl_inputs){.f = hidden.f, .f_stride = s->hidden, .q = hidden.q};
+}
+
 void fl_add_branch(const fl_job *f, const fl_norm *norm, size_t begin, size_t end) {
     const size_t dim = f->m->config.dim;
     const float scale = f->m->config.residual_scale;
@@ -304,12 +314,7 @@ static void ffn_block(const fl_job *f, const fl_layer *l, size_t layer, fl_team 
     const int quantize = fl_is_integer(l->w1.type) || fl_is_integer(l->w3.type);
     fl_inputs in = fl_prepare(f, team, id, s->x, s->dim, NULL, f->tokens, norm, quantize);
     keep_inputs(f, team, id, 4 * layer + 2, &in, c->dim);
-    const int integer = fl_is_integer(l->w2.type);
-    const fl_hidden hidden = {
-        .f = !integer || f->out->inputs ? s->gate : NULL, .q = integer ? s->hidden8 : NULL, .stride = s->hidden};
-    fl_gate_dealt(f, team, id, &l->w1, &l->w3, &in, f->tokens, &hidden);
-    fl_barrier(team, id);
-    in = (fl_inputs){.f = s->gate, .f_stride = s->hidden, .q = s->hidden8};
+    in = fl_hidden_layer(f, team, id, l, &in);
     keep_inputs(f, team, id, 4 * layer + 3, &in, c->hidden_dim);
     add_block(f, team, id, &l->w2, &in, &l->post_ffn_norm, c->norm_after ? &l->ffn_norm : NULL, 1);
 }

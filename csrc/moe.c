@@ -113,11 +113,7 @@ static void shared_expert(const fl_job *f, const fl_layer *l, fl_team *team, siz
     fl_scratch *s = f->s;
     if (l->shared_gate.data && id == 0)
         fl_multiply_panels(f, &l->shared_gate, 0, 1, in, f->tokens, s->routes.shared, FL_LANES, 0);
-    const int integer = fl_is_integer(l->w2.type);
-    const fl_hidden made = {.f = integer ? NULL : s->gate, .q = integer ? s->hidden8 : NULL, .stride = s->hidden};
-    fl_gate_dealt(f, team, id, &l->w1, &l->w3, in, f->tokens, &made);
-    fl_barrier(team, id);
-    const fl_inputs hidden = {.f = s->gate, .f_stride = s->hidden, .q = s->hidden8};
+    const fl_inputs hidden = fl_hidden_layer(f, team, id, l, in);
     fl_multiply_dealt(f, team, id, &l->w2, &hidden, f->tokens, s->y, s->dim, 0);
     fl_barrier(team, id);
 }

@@ -12,7 +12,7 @@ enum { FL_CHUNK = 8 };        // panels that a kernel reads best at once
 // than to wait for another to do it.
 typedef struct fl_lane_scratch {
     float *norm;        // (dim,)
-    fl_q8_group *q8;    // (widest / 32,) of one token
+    fl_q8_group *q8;    // (wider of dim and q_dim / 32,) of one token
     float *gate, *up;   // (tokens, panels of a chunk)
     float *q, *out;     // (FL_ATTEND_ROWS, head_dim rounded up to 16)
     float *key;         // (head_dim rounded up to 32,)
@@ -51,10 +51,10 @@ struct fl_scratch {
     float *q;           // (tokens, q_dim)
     float *k, *v;       // (tokens, kv_dim)
     float *att;         // (tokens, q_dim)
-    float *gate;        // (tokens, hidden)
+    float *gate;        // (tokens, hidden), where floats are wanted
     void *hidden8;      // the same as int8
     float *norm;        // (tokens, dim)
-    void *q8;           // tiles of (tokens, widest / 32) groups
+    void *q8;           // tiles of (tokens, wider of dim and q_dim / 32) groups
     float *cos[2], *sin[2]; // (tokens, rotary_dim / 2), by each of the model's frequencies
     float *partial;     // (partials, head_dim rounded up to 16, and 2) rows of attention to runs that are to be merged:
     size_t partials;    // enough for four tokens at the end of the context
