@@ -187,7 +187,8 @@ static void softmax(float *out, float *sums, const float *x, size_t n, float sca
 
 #ifndef FL_AMX
 static uint64_t peak(size_t rounds, int32_t *sum) {
-    enum { SUMS = FL_TILE * FL_TILE_PANELS, LOOPS = 64 };
+    // Several turns in one, since a compiler that copies sums at the end of a loop's body may take longer than they do.
+    enum { SUMS = FL_TILE * FL_TILE_PANELS, LOOPS = 64, TURNS = 4 };
     // Each product is of another number: those that are equal are computed once by compilers, where a sum is not part of
     // the instruction.
     int32_t a[LOOPS * SUMS], tile[FL_LANES];
@@ -197,11 +198,12 @@ static uint64_t peak(size_t rounds, int32_t *sum) {
     vi s[SUMS];
     FL_UNROLL for (size_t i = 0; i < SUMS; i++) s[i] = vi_set1(0);
     for (size_t r = 0; r < rounds; r++)
-        for (size_t loop = 0; loop < LOOPS; loop++)
-            FL_UNROLL for (size_t i = 0; i < SUMS; i++) s[i] = vi_dot(s[i], w, a[loop * SUMS + i]);
-    FL_UNROLL for (size_t i = 0; i < SUMS; i++) {
+        for (size_t loop = 0; loop < LOOPS; loop += TURNS)
+            FL_UNROLL for (size_t turn = 0; turn < TURNS; turn++)
+                FL_UNROLL for (size_t i = 0; i < SUMS; i++) s[i] = vi_dot(s[i], w, a[(loop + turn) * SUMS + i]);
+    FL_UNROLL for (size_t i = 0; i < SUMS; i++) { // all lanes: one that nobody reads need not be computed
         memcpy(tile, &s[i], sizeof tile);
-        *sum ^= tile[i % FL_LANES];
+        for (size_t lane = 0; lane < FL_LANES; lane++) *sum ^= tile[lane];
     }
     return (uint64_t)rounds * LOOPS * SUMS * FL_LANES * 4;
 }
