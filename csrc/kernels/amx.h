@@ -120,6 +120,10 @@ static FL_INLINE void block_tiles(const size_t P, const fl_type type, const bloc
     _tile_stored(2, made[2], 64);
     _tile_stored(3, made[3], 64);
     for (size_t n = 0; n < QUAD; n++) add_product(type, q0, g0, n, &made);
+    for (size_t t = 0; b->ends && t < count; t++)
+        for (size_t p = 0; p < P; p++)
+            store_sum(b->j, b->first + p, b->t0 + t,
+                      vf_load(sums + (t / FL_LANES * P + p) * TILE_SUMS + t % FL_LANES * FL_LANES));
 }
 
 static uint64_t peak(size_t rounds, int32_t *sum) {

@@ -1,6 +1,6 @@
 // Matrix products of int8 weights and many tokens: arithmetic binds. A block is BLOCK_GROUPS groups of P panels, laid
 // out in L1 as the multiplying instructions want it; all tokens pass by, and their sums wait in memory for the next
-// block.
+// block. The last block's go to the output at once: its cache lines are fetched while others are computed.
 #ifndef FL_BLOCK_H
 #define FL_BLOCK_H
 
@@ -9,8 +9,8 @@
 #endif
 
 enum {
-    BLOCK_GROUPS = 16,
-    BLOCK_TILES = 8, // of 16 tokens, for which a block stays
+    BLOCK_GROUPS = 24,
+    BLOCK_TILES = 64 / FL_BLOCK_PANELS, // of 16 tokens, for which a block stays: their sums are 64 KiB
     TILE_SUMS = FL_LANES * FL_LANES,
 };
 
@@ -18,6 +18,9 @@ typedef struct block {
     size_t groups;
     size_t stride; // groups from a tile of tokens to the next
     int begins;    // the sums: this is the first block
+    int ends;      // them: this is the last
+    const job *j;
+    size_t first, t0; // its panel and token
     const uint8_t *tiles[FL_BLOCK_PANELS]; // of each panel: 8 tiles of 64 bytes a group
     const uint8_t *scales[FL_BLOCK_PANELS]; // of scale_type: 16 a group
     const uint8_t *next[FL_BLOCK_PANELS];  // what follows this block in each panel: on its way to L2 meanwhile
@@ -45,9 +48,9 @@ static FL_INLINE void prefetch_next(const fl_type type, const block *b, size_t p
 static FL_INLINE void blocks_begin(void) {}
 static FL_INLINE void blocks_end(void) {}
 
-// sums[p][t] += the block's product with T tokens of a tile, `lane` being the first.
+// sums[p][t] += the block's product with T tokens of tile x, whose first token is t0; `lane` is the first of them.
 static FL_INLINE void block_lanes(const size_t P, const size_t T, const fl_type type, const block *b,
-                                  const fl_q8_tile *x, size_t lane, int prefetch, float *sums) {
+                                  const fl_q8_tile *x, size_t t0, size_t lane, int prefetch, float *sums) {
     vf sum[FL_BLOCK_PANELS][FL_LANES];
     FL_UNROLL for (size_t p = 0; p < P; p++)
         FL_UNROLL for (size_t t = 0; t < T; t++)
@@ -72,8 +75,14 @@ static FL_INLINE void block_lanes(const size_t P, const size_t T, const fl_type 
             if (prefetch) prefetch_next(type, b, p, g);
         }
     }
-    FL_UNROLL for (size_t p = 0; p < P; p++)
-        FL_UNROLL for (size_t t = 0; t < T; t++) vf_store(sums + p * TILE_SUMS + (lane + t) * FL_LANES, sum[p][t]);
+    if (b->ends) {
+        FL_UNROLL for (size_t t = 0; t < T; t++)
+            FL_UNROLL for (size_t p = 0; p < P; p++)
+                if (t0 + lane + t < b->j->tokens) store_sum(b->j, b->first + p, t0 + lane + t, sum[p][t]);
+    } else {
+        FL_UNROLL for (size_t p = 0; p < P; p++)
+            FL_UNROLL for (size_t t = 0; t < T; t++) vf_store(sums + p * TILE_SUMS + (lane + t) * FL_LANES, sum[p][t]);
+    }
 }
 
 // sums[t][p] += the block's product with tile t of `count` tokens, and with some past them where it is simpler.
@@ -82,8 +91,9 @@ static FL_INLINE void block_tiles(const size_t P, const fl_type type, const bloc
     enum { T = FL_TILE, LAST = FL_LANES % FL_TILE };
     for (size_t t = 0; t < count; t += FL_LANES, x += b->stride, sums += P * TILE_SUMS) {
         for (size_t lane = 0; lane + T <= FL_LANES && t + lane < count; lane += T)
-            block_lanes(P, T, type, b, x, lane, t + lane == 0, sums);
-        if (LAST > 0 && count - t > FL_LANES - LAST) block_lanes(P, LAST, type, b, x, FL_LANES - LAST, 0, sums);
+            block_lanes(P, T, type, b, x, b->t0 + t, lane, t + lane == 0, sums);
+        if (LAST > 0 && count - t > FL_LANES - LAST)
+            block_lanes(P, LAST, type, b, x, b->t0 + t, FL_LANES - LAST, 0, sums);
     }
 }
 #endif
@@ -95,17 +105,16 @@ static FL_INLINE void blocks_of(const size_t P, const fl_type type, const job *j
     const fl_q8_tile *x = (const fl_q8_tile *)j->in->q + t0 / FL_LANES * groups;
     _Alignas(64) float sums[BLOCK_TILES * FL_BLOCK_PANELS * TILE_SUMS];
     _Alignas(64) uint8_t unpacked[FL_BLOCK_PANELS][BLOCK_GROUPS * FL_LANES * FL_GROUP];
-    block b;
+    block b = {.stride = groups, .j = j, .first = first, .t0 = t0};
     for (size_t g = 0; g < groups; g += BLOCK_GROUPS) {
-        b.stride = groups;
         b.begins = g == 0;
-        b.groups = groups - g < BLOCK_GROUPS ? groups - g : BLOCK_GROUPS;
-        const int last = g + BLOCK_GROUPS >= groups;
+        b.ends = groups - g <= BLOCK_GROUPS;
+        b.groups = b.ends ? groups - g : BLOCK_GROUPS;
         for (size_t p = 0; p < P; p++) {
             const uint8_t *panel = panel_at(j, first, p);
             b.tiles[p] = panel + tiles + g * group_bytes(type);
             b.scales[p] = panel + g * FL_LANES * (type == FL_Q8_F32 ? 4 : 2);
-            b.next[p] = last ? panel + j->panel_bytes + tiles : b.tiles[p] + BLOCK_GROUPS * group_bytes(type);
+            b.next[p] = b.ends ? panel + P * j->panel_bytes + tiles : b.tiles[p] + b.groups * group_bytes(type);
             if (type == FL_Q4 || FL_UNPACKS) {
                 unpack(type, b.tiles[p], b.groups, unpacked[p]);
                 FL_COMPILER_FENCE; // some compilers do not know that tiles are loaded from memory
@@ -114,10 +123,6 @@ static FL_INLINE void blocks_of(const size_t P, const fl_type type, const job *j
         }
         block_tiles(P, type, &b, x + g, count, sums);
     }
-    for (size_t t = 0; t < count; t++)
-        for (size_t p = 0; p < P; p++)
-            store_sum(j, first + p * j->step, t0 + t,
-                      vf_load(sums + (t / FL_LANES * P + p) * TILE_SUMS + t % FL_LANES * FL_LANES));
 }
 
 static FL_INLINE void blocks(const size_t P, const fl_type type, const job *j, size_t first) {

@@ -152,15 +152,18 @@ static FL_INLINE void tile(const size_t P, const size_t T, const fl_type type, c
         for (size_t t = 0; t < j->tokens; t += T) tile_float(P, T, type, j, first, t);
 }
 
-// P panels at a time, which lie a P-th of all apart: then each stream goes on where it was when a panel ends.
+// P panels at a time. For few tokens they lie a P-th of all apart: then each stream goes on where it was when a panel
+// ends. For many they are neighbours, as what is written of a token then is.
 static FL_INLINE size_t tiles(const size_t P, const size_t T, const fl_type type, job *j, size_t panel0,
                               size_t panel1) {
-    j->step = (panel1 - panel0) / P;
-    for (size_t p = 0; p < j->step; p++) {
-        j->next = p + 1 < j->step ? 1 : (P - 1) * j->step + 1; // the last go on with the next call's, which come after
-        tile(P, T, type, j, panel0 + p);
+    const size_t rounds = (panel1 - panel0) / P, apart = T > 0;
+    j->step = apart ? rounds : 1;
+    for (size_t i = 0; i < rounds; i++) {
+        // The last go on with the next call's, which come after.
+        j->next = !apart ? P : i + 1 < rounds ? 1 : (P - 1) * rounds + 1;
+        tile(P, T, type, j, panel0 + (apart ? i : i * P));
     }
-    return panel0 + P * j->step;
+    return panel0 + P * rounds;
 }
 
 static FL_INLINE void matmul(const fl_type type, const fl_matrix *m, size_t panel0, size_t panel1, const fl_inputs *in,
