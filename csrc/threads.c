@@ -41,12 +41,15 @@ static double now(void) {
 }
 
 // Threads end a phase about a chunk's time apart. Who waits for much longer waits for one that another program's time
-// slice, of milliseconds, keeps from running.
-static double patience(const fl_queue *queue) { return 300e-6 + 4 * queue->longest; }
+// slice, of milliseconds, keeps from running. `spent`: seconds on chunks.
+static double patience(double spent, size_t chunks) { return 300e-6 + (chunks > 0 ? 4 * spent / (double)chunks : 0); }
 
 void fl_barrier(fl_team *team, size_t id) {
     enum { SPINS = 256 };
     if (team->threads == 1) return;
+    fl_queue *mine = &team->queues[id];
+    const size_t taken = mine->taken;
+    mine->taken = 0;
     const size_t round = atomic_load_explicit(&team->round, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&team->waiting, 1, memory_order_acq_rel) + 1 == team->threads) {
         atomic_store_explicit(&team->waiting, 0, memory_order_relaxed);
@@ -62,7 +65,7 @@ void fl_barrier(fl_team *team, size_t id) {
             relax();
         } else if (start == 0) {
             start = now();
-        } else if (now() - start > patience(&team->queues[id])) {
+        } else if (now() - start > patience(start - mine->begun, taken)) {
             stalled = 1;
         }
     }
@@ -74,8 +77,7 @@ fl_deal fl_deal_start(fl_team *team, size_t id, size_t n, size_t chunk) {
     const fl_deal deal = {.team = team, .n = n, .chunk = chunk, .id = id, .from = id};
     if (team->threads > 1) {
         const uint64_t round = atomic_load_explicit(&team->round, memory_order_relaxed);
-        team->queues[id].begun = 0;
-        team->queues[id].longest = 0;
+        team->queues[id].begun = now();
         atomic_store_explicit(&team->queues[id].next, round << 32, memory_order_relaxed);
     }
     return deal;
@@ -90,10 +92,6 @@ int fl_deal_next(fl_deal *deal, size_t *begin, size_t *end) {
         return *begin < *end;
     }
     const uint64_t round = atomic_load_explicit(&team->round, memory_order_relaxed) & UINT32_MAX;
-    fl_queue *mine = &team->queues[deal->id];
-    const double begun = now();
-    if (mine->begun > 0 && begun - mine->begun > mine->longest) mine->longest = begun - mine->begun;
-    mine->begun = begun;
     for (; deal->from < deal->id + team->threads; deal->from++) {
         const size_t whose = deal->from % team->threads;
         size_t first, last;
@@ -104,6 +102,7 @@ int fl_deal_next(fl_deal *deal, size_t *begin, size_t *end) {
         if (next >> 32 != round || at >= last - first) continue;
         *begin = first + at;
         *end = last - *begin < deal->chunk ? last : *begin + deal->chunk;
+        team->queues[deal->id].taken++;
         return 1;
     }
     return 0;
@@ -120,7 +119,7 @@ double fl_parallel(size_t threads, fl_work *work, void *arg) {
     if (threads > 1) {
         for (size_t i = 0; i < threads; i++) {
             atomic_init(&queues[i].next, (uint64_t)UINT32_MAX << 32); // of no phase
-            queues[i].longest = 0;
+            queues[i].taken = 0;
         }
 #pragma omp parallel num_threads((int)threads)
         {

@@ -12,7 +12,8 @@ enum { FL_TEAM = 256 }; // threads of a team at most
 // One thread's part of a phase, on a cache line of its own: others look only when theirs is empty.
 typedef struct fl_queue {
     _Alignas(64) atomic_uint_least64_t next; // the number of the phase in the high half, the next chunk in the low half
-    double begun, longest;                   // seconds: when its thread began a chunk, and how long its longest took
+    double begun;                            // seconds on the clock: when its thread began to take chunks
+    size_t taken;                            // by it, since then; 0 from a barrier on
 } fl_queue;
 
 typedef struct fl_team {
