@@ -253,26 +253,37 @@ fl_status fl_pack(fl_type type, void *panels, const fl_source *s, size_t threads
     return (fl_status)atomic_load(&job.status);
 }
 
+// `count` columns from `first`, a multiple of 32, of a panel's row.
+static void row_group(fl_type type, const char *panel, const int8_t *tiles, size_t lane, size_t first, size_t count,
+                      float scale, float *out) {
+    const size_t at = first * FL_LANES; // of all rows' columns before
+    for (size_t k = 0; k < count; k++) {
+        const size_t i = at + k * FL_LANES + lane;
+        unsigned shift;
+        switch (type) {
+        case FL_F32: out[k] = ((const float *)panel)[i]; break;
+        case FL_F16: out[k] = fl_f32_from_f16(((const uint16_t *)panel)[i]); break;
+        case FL_BF16: out[k] = fl_f32_from_bf16(((const uint16_t *)panel)[i]); break;
+        case FL_Q4: {
+            const unsigned byte = (uint8_t)tiles[at / 2 + fl_q4_index(lane, k, &shift)];
+            out[k] = (float)fl_q4_values[byte >> shift & 15] * scale;
+            break;
+        }
+        default: out[k] = (float)tiles[at + tile_index(lane, k)] * scale;
+        }
+    }
+}
+
 void fl_matrix_row(const fl_matrix *w, size_t r, float *out) {
     const size_t lane = r % FL_LANES, groups = (w->n + FL_GROUP - 1) / FL_GROUP;
     const char *panel = (const char *)w->data + r / FL_LANES * fl_panel_bytes(w->type, w->n);
     const int8_t *tiles = (const int8_t *)panel + fl_scales_bytes(w->type, groups);
-    for (size_t k = 0; k < w->n; k++) {
-        const size_t at = k * FL_LANES + lane, scale = k / FL_GROUP * FL_LANES + lane;
-        const size_t q = k / FL_GROUP * FL_GROUP * FL_LANES + tile_index(lane, k % FL_GROUP);
-        switch (w->type) {
-        case FL_F32: out[k] = ((const float *)panel)[at]; break;
-        case FL_F16: out[k] = fl_f32_from_f16(((const uint16_t *)panel)[at]); break;
-        case FL_BF16: out[k] = fl_f32_from_bf16(((const uint16_t *)panel)[at]); break;
-        case FL_Q8: out[k] = (float)tiles[q] * fl_f32_from_f16(((const uint16_t *)panel)[scale]); break;
-        case FL_Q4: {
-            unsigned shift;
-            const size_t code = k / FL_GROUP * FL_GROUP * FL_LANES / 2 + fl_q4_index(lane, k % FL_GROUP, &shift);
-            const unsigned byte = (uint8_t)tiles[code];
-            out[k] = (float)fl_q4_values[byte >> shift & 15] * fl_f32_from_f16(((const uint16_t *)panel)[scale]);
-            break;
-        }
-        default: out[k] = (float)tiles[q] * ((const float *)panel)[scale];
-        }
+    for (size_t g = 0; g < groups; g++) {
+        const size_t first = g * FL_GROUP, count = w->n - first < FL_GROUP ? w->n - first : FL_GROUP;
+        const size_t at = g * FL_LANES + lane; // of the scale
+        float scale = 0;
+        if (w->type == FL_Q8_F32) scale = ((const float *)panel)[at];
+        else if (w->type == FL_Q8 || w->type == FL_Q4) scale = fl_f32_from_f16(((const uint16_t *)panel)[at]);
+        row_group(w->type, panel, tiles, lane, first, count, scale, out + first);
     }
 }
