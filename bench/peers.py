@@ -78,6 +78,13 @@ KINDS = {
     "llama2.c": Kind("llama2.c runq", (Variant("int8", 9),), without=("prefill", "batch", "long", "long-q8")),
 }
 
+# How libraries that choose their instructions as they start are kept to those of an instruction set.
+LIMITS = {
+    "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "MKL_ENABLE_INSTRUCTIONS": "AVX512_E1"},
+    "avxvnni": {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI", "MKL_ENABLE_INSTRUCTIONS": "AVX2_E1", "CT2_FORCE_CPU_ISA": "AVX2"},
+    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "CT2_FORCE_CPU_ISA": "AVX2"},
+}
+
 
 class Peer:
     """One variant of one kind, on one shape."""
@@ -104,8 +111,8 @@ class Peer:
 
     def environment(self) -> dict[str, str]:
         extra = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        if self.kind == "fastllm" and self.tag:
-            extra["FASTLLM_ISA"] = self.tag
+        if self.tag:
+            extra |= {"FASTLLM_ISA": self.tag, **LIMITS.get(self.tag, {})}
         return os.environ | extra
 
     def spec(self, work: str, threads: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -377,7 +384,8 @@ def parse() -> argparse.Namespace:
         metavar="PEER=PATH",
         help="where a peer is: an interpreter that has its package, or of llama2.c the folder with runq and of "
         "ik_llama.cpp the one with llama-bench; others are looked for in this interpreter. PEER@ISA is a build "
-        "for an instruction set, as llama.cpp@avx2, beside which stands fastllm with no more than that (fastllm@avx2)",
+        "for an instruction set, as llama.cpp@avx2, or a library that can be told to use no more (ctranslate2, openvino); "
+        "beside it stands fastllm with no more than that (fastllm@avx2)",
     )
     option("--peers", type=names, help=f"of these: {', '.join(KINDS)}; PEER@ISA too (default: all that --with names)")
     option("--shapes", type=names, default=list(SHAPES), help="of these: %(default)s")

@@ -87,6 +87,9 @@ def test_builds_stand_beside_fastllm_with_their_instruction_set(peers: ModuleTyp
     assert named == [*peers.KINDS, *extra]
     eight = peers.KINDS["fastllm"].variants[0]
     assert peers.Peer("fastllm@avx2", eight, "1.1B", "python").environment()["FASTLLM_ISA"] == "avx2"
+    limited = peers.Peer("openvino@avx512", eight, "1.1B", "python").environment()
+    assert limited["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE_VNNI"
+    assert "FASTLLM_ISA" not in peers.Peer("openvino", eight, "1.1B", "python").environment()
 
 
 def test_settings_that_crash_are_not_taken(peers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
