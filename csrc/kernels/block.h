@@ -1,6 +1,6 @@
 // Matrix products of int8 weights and many tokens: arithmetic binds. A block is BLOCK_GROUPS groups of P panels, laid
 // out in L1 as the multiplying instructions want it; all tokens pass by, and their sums wait in memory for the next
-// block. The last block's go to the output at once: its cache lines are fetched while others are computed.
+// block. Those of the last go to the output, whose cache lines come while the next sums are computed.
 #ifndef FL_BLOCK_H
 #define FL_BLOCK_H
 

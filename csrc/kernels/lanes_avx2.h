@@ -12,7 +12,6 @@
 #endif
 #define FL_FEW 4
 #define FL_STREAMS 8
-#define FL_STREAMS_Q4 4 // whose look-ups need registers
 #define FL_TILE_PANELS 1
 #define FL_MUL_VECTORS 6
 

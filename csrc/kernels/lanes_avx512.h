@@ -11,7 +11,6 @@
 #endif
 #define FL_FEW 8
 #define FL_STREAMS 8
-#define FL_STREAMS_Q4 8
 #define FL_TILE 8
 #define FL_TILE_PANELS 2
 #define FL_MUL_VECTORS 24

@@ -10,7 +10,6 @@
 #define FL_UNPACKS 0
 #define FL_FEW 4
 #define FL_STREAMS 4
-#define FL_STREAMS_Q4 4
 #define FL_TILE 4
 #define FL_TILE_PANELS 1
 #define FL_MUL_VECTORS 1

@@ -177,7 +177,9 @@ static FL_INLINE void matmul(const fl_type type, const fl_matrix *m, size_t pane
         if ((P) > 2) panel0 = tiles(2, T, type, &j, panel0, panel1);       \
         if ((P) > 1) tiles(1, T, type, &j, panel0, panel1);                \
     } while (0)
-    const size_t streams = type == FL_Q4 ? FL_STREAMS_Q4 : FL_STREAMS;
+    // Of four bits, whose look-ups take registers and time, four streams are read faster than eight. With more tokens, and
+    // registers enough, a panel's look-ups serve several products.
+    const size_t streams = type == FL_Q4 ? 4 : FL_STREAMS, wide = FL_FEW >= 8 ? FL_STREAMS : streams;
     if (tokens == 1) {
         TILES(streams, 1);
     } else if (tokens == 2) {
@@ -187,9 +189,9 @@ static FL_INLINE void matmul(const fl_type type, const fl_matrix *m, size_t pane
         TILES(FL_BLOCK_PANELS, 0);
         blocks_end();
     } else if (tokens <= 4) {
-        TILES(streams / 2, 4);
+        TILES(wide / 2, 4);
     } else if (tokens <= 8 && FL_FEW >= 8) {
-        TILES(streams / 4, 8);
+        TILES(wide / 4, 8);
     } else {
         TILES(FL_TILE_PANELS, is_int8(type) ? 4 : FL_TILE);
     }
