@@ -384,8 +384,8 @@ def parse() -> argparse.Namespace:
         metavar="PEER=PATH",
         help="where a peer is: an interpreter that has its package, or of llama2.c the folder with runq and of "
         "ik_llama.cpp the one with llama-bench; others are looked for in this interpreter. PEER@ISA is a build "
-        "for an instruction set, as llama.cpp@avx2, or a library that can be told to use no more (ctranslate2, openvino); "
-        "beside it stands fastllm with no more than that (fastllm@avx2)",
+        "for an instruction set, as llama.cpp@avx2, or a library that can be told to use no more (ctranslate2, "
+        "openvino); beside it stands fastllm with no more than that (fastllm@avx2)",
     )
     option("--peers", type=names, help=f"of these: {', '.join(KINDS)}; PEER@ISA too (default: all that --with names)")
     option("--shapes", type=names, default=list(SHAPES), help="of these: %(default)s")
