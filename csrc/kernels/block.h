@@ -20,7 +20,7 @@ typedef struct block {
     int begins;    // the sums: this is the first block
     int ends;      // them: this is the last
     const job *j;
-    size_t first, t0; // its panel and token
+    size_t first, t0; // the job's panel and token that the block begins with
     const uint8_t *tiles[FL_BLOCK_PANELS]; // of each panel: 8 tiles of 64 bytes a group
     const uint8_t *scales[FL_BLOCK_PANELS]; // of scale_type: 16 a group
     const uint8_t *next[FL_BLOCK_PANELS];  // what follows this block in each panel: on its way to L2 meanwhile
