@@ -114,7 +114,7 @@ static FL_INLINE void blocks_of(const size_t P, const fl_type type, const job *j
             const uint8_t *panel = panel_at(j, first, p);
             b.tiles[p] = panel + tiles + g * group_bytes(type);
             b.scales[p] = panel + g * FL_LANES * (type == FL_Q8_F32 ? 4 : 2);
-            b.next[p] = b.ends ? panel + P * j->panel_bytes + tiles : b.tiles[p] + b.groups * group_bytes(type);
+            b.next[p] = b.ends ? panel + j->next * j->panel_bytes + tiles : b.tiles[p] + b.groups * group_bytes(type);
             if (type == FL_Q4 || FL_UNPACKS) {
                 unpack(type, b.tiles[p], b.groups, unpacked[p]);
                 FL_COMPILER_FENCE; // some compilers do not know that tiles are loaded from memory
