@@ -272,8 +272,8 @@ fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated);
 
 // Draws a token from logits (vocab_size,), readable to the next multiple of 16: biases before penalties, then the
 // filters in the order of fl_sampling. What they leave is walked by descending probability, or by typicality; without
-// any filter in the order of the vocabulary. Uses one random number unless the temperature is 0. FL_BAD_VALUE: no logit
-// is finite.
+// any filter in the order of the vocabulary. Uses one random number unless the temperature is 0. FL_BAD_VALUE: a logit is
+// not finite, or none is once the biases are added.
 fl_status fl_sampler_draw(fl_sampler *s, const fl_kernels *k, const float *logits, int32_t *token);
 
 // ---- the machine ---------------------------------------------------------------------------------------------------

@@ -6,34 +6,42 @@
 
 #include "forward.h"
 
-// The experts' probabilities of a token, from its scores, in place.
+// The experts' probabilities of a token, from its scores, in place; all are NaN where a score is not finite.
 static void softmax(const fl_job *f, float *scores, float *sums) {
     const size_t n = f->m->config.n_experts;
     size_t best;
+    int finite;
     float total = 0;
-    f->m->kernels->softmax(scores, sums, scores, n, 1.0f, f->m->kernels->max(scores, n, &best));
+    const float max = f->m->kernels->max(scores, n, &best, &finite);
+    f->m->kernels->softmax(scores, sums, scores, n, 1.0f, finite ? max : NAN);
     for (size_t i = 0; i * FL_SUM_RUN < n; i++) total += sums[i];
     for (size_t i = 0; i < n; i++) scores[i] /= total;
 }
 
-// The experts of token t, most probable first, the lower number first among equals.
+// The experts of token t, most probable first, the lower number first among equals. Each is looked at once and so chosen
+// once at most, whatever its probability is, NaN too: an expert has no more rows than there are tokens, and that is what
+// the scratch has room for.
 static void choose(const fl_job *f, size_t t) {
     const fl_config *c = &f->m->config;
     const fl_routes *r = &f->s->routes;
     const size_t used = c->n_experts_used;
     float *p = r->scores + t * fl_round_up(c->n_experts, FL_LANES), total = 0;
+    int32_t *expert = r->expert + t * used;
+    float *weight = r->weight + t * used;
     softmax(f, p, r->sums + t * (c->n_experts / FL_SUM_RUN + 1));
-    for (size_t j = 0; j < used; j++) {
-        size_t best = 0;
-        for (size_t i = 1; i < c->n_experts; i++)
-            if (p[i] > p[best]) best = i;
-        r->expert[t * used + j] = (int32_t)best;
-        r->weight[t * used + j] = p[best];
-        total += p[best];
-        p[best] = -1;
+    for (size_t e = 0, found = 0; e < c->n_experts; e++) {
+        if (found == used && !(p[e] > weight[used - 1])) continue;
+        size_t at = found < used ? found++ : used - 1;
+        for (; at > 0 && p[e] > weight[at - 1]; at--) {
+            expert[at] = expert[at - 1];
+            weight[at] = weight[at - 1];
+        }
+        expert[at] = (int32_t)e;
+        weight[at] = p[e];
     }
-    if (c->moe_renormalize)
-        for (size_t j = 0; j < used; j++) r->weight[t * used + j] /= total;
+    if (!c->moe_renormalize) return;
+    for (size_t j = 0; j < used; j++) total += weight[j];
+    for (size_t j = 0; j < used; j++) weight[j] /= total;
 }
 
 // Where each token's rows lie: by expert, and within an expert by token.
@@ -118,11 +126,12 @@ static void shared_expert(const fl_job *f, const fl_layer *l, fl_team *team, siz
     fl_barrier(team, id);
 }
 
-// 1 / (1 + exp(-x)), by the kernel whose bits do not depend on the machine: the softmax of x and 0.
+// 1 / (1 + exp(-x)), by the kernel whose bits do not depend on the machine: the softmax of x and 0. NaN where x is not
+// finite.
 static float sigmoid(const fl_job *f, float x) {
     float pair[FL_LANES] = {x, 0}, sum;
     f->m->kernels->softmax(pair, &sum, pair, 2, 1.0f, x > 0 ? x : 0);
-    return pair[0] / sum;
+    return pair[0] / sum - (x - x);
 }
 
 // The sum of a token's experts, and of the shared one, into s->y.

@@ -349,7 +349,10 @@ fl_status fl_sampler_draw(fl_sampler *s, const fl_kernels *k, const float *logit
     const fl_sampling *p = &s->p;
     const float *x = adjust(s, logits);
     size_t best;
-    const float max = k->max(x, s->vocab, &best);
+    int finite;
+    float max = k->max(logits, s->vocab, &best, &finite);
+    if (!finite) return FL_BAD_VALUE;
+    if (x != logits) max = k->max(x, s->vocab, &best, &finite); // a bias may be -infinity
     if (!isfinite(max)) return FL_BAD_VALUE;
     // Where logits divided by the temperature overflow, the best one has all the probability. (A product takes half the
     // time of as many quotients.)

@@ -401,18 +401,28 @@ static void test_sampling(void) {
         // Of the same logits, sprinkled with what a grammar's mask or a broken model puts there.
         for (size_t k = 0; k < number % 12; k++) {
             const size_t at = between(0, n - 1);
-            x[at] = k % 4 == 0 ? NAN : k % 4 == 1 ? -INFINITY : k % 4 == 2 ? 1 : -0.0f;
+            const size_t kind = (k + number / 12) % 4;
+            x[at] = kind == 0 ? NAN : kind == 1 ? -INFINITY : kind == 2 ? 1 : -0.0f;
         }
         if (number % 50 == 49)
-            for (size_t k = 0; k < n; k++) x[k] = k % 3 ? -INFINITY : NAN;
+            for (size_t k = 0; k < n; k++) x[k] = k % 3 || number % 100 < 50 ? -INFINITY : NAN;
         float want = -INFINITY;
-        for (size_t k = 0; k < n; k++) want = x[k] > want ? x[k] : want;
+        int finite = 1, nan = 0;
+        for (size_t k = 0; k < n; k++) {
+            want = x[k] > want ? x[k] : want;
+            finite &= isfinite(x[k]) != 0;
+            nan |= isnan(x[k]) != 0;
+        }
         for (best = 0; best < n - 1 && x[best] != want; best++) {}
         if (x[best] != want) best = 0;
         describe("max number %zu n %zu", number, n);
         for (size_t i = 0; i < n_isas; i++) {
             index = n;
-            max = isas[i]->max(x, n, &index);
+            int found = -1;
+            max = isas[i]->max(x, n, &index, &found);
+            expect(found == finite, "whether all are finite");
+            expect(index < n, "an index of what there is");
+            if (nan) continue;
             const uint64_t at = index;
             memcpy(out, &at, 8);
             memcpy(out + 2, &max, 4);

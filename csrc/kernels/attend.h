@@ -33,6 +33,16 @@ static FL_INLINE void fetch_next(const form kind, const matrix *m, size_t row, s
         FL_PREFETCH(m->next + (at + i * FL_LANES) * size);
 }
 
+// The same from a row of values on.
+static FL_INLINE matrix rows_from(const form kind, const matrix *m, size_t row) {
+    const size_t at = row * m->stride * (kind == WIDE || kind == F32 ? 4 : kind == F16 ? 2 : 1);
+    matrix rest = *m;
+    rest.data += at;
+    rest.next += kind == WIDE ? 0 : at;
+    if (kind == Q8_VALUES) rest.scales += row * m->groups;
+    return rest;
+}
+
 // The first rows and vectors of it as floats, for strips to come. Several products take less time so.
 static FL_INLINE matrix widen(const form kind, const matrix *m, size_t rows, size_t vectors, float *out) {
     for (size_t k = 0; k < rows; k++)
@@ -136,9 +146,10 @@ static FL_INLINE workspace workspace_of(const fl_attend *a) {
 }
 
 // Rows [row, row + rows) of a call, and the positions [first, last) of a run that one of them sees, first being that
-// of a block.
+// of a block. Of the sequence, the first position that one sees is `from`; all see [all_from, all_limit), if any.
 typedef struct strip {
     size_t row, rows, first, last;
+    size_t from, all_from, all_limit;
 } strip;
 
 static inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
@@ -147,12 +158,14 @@ static inline size_t strips_of(const fl_attend *a) { return (a->rows + STRIP_ROW
 
 static inline strip strip_of(const fl_attend *a, size_t i, size_t begin, size_t end) {
     const size_t n = strips_of(a), row = a->rows * i / n;
-    strip t = {.row = row, .rows = a->rows * (i + 1) / n - row, .first = end, .last = begin};
+    strip t = {.row = row, .rows = a->rows * (i + 1) / n - row, .last = begin, .from = end, .all_limit = end};
     for (size_t r = row; r < row + t.rows; r++) {
-        t.first = a->from[r] < t.first ? a->from[r] : t.first;
+        t.from = a->from[r] < t.from ? a->from[r] : t.from;
+        t.all_from = a->from[r] > t.all_from ? a->from[r] : t.all_from;
+        t.all_limit = a->limit[r] < t.all_limit ? a->limit[r] : t.all_limit;
         t.last = a->limit[r] > t.last ? a->limit[r] : t.last;
     }
-    t.first = t.first > begin ? t.first / FL_BLOCK * FL_BLOCK : begin;
+    t.first = t.from > begin ? t.from / FL_BLOCK * FL_BLOCK : begin;
     t.last = t.last < end ? t.last : end;
     return t;
 }
@@ -172,13 +185,22 @@ static FL_INLINE void strip_scores(const form kind, const fl_attend *a, const wo
             }
 }
 
+// Positions [begin, end) of the block at `start`, 0 to 64, of those from `from` to `limit`; begin = end: none.
+typedef struct seen_part {
+    size_t begin, end;
+} seen_part;
+
+static FL_INLINE seen_part part_of(size_t from, size_t limit, size_t start) {
+    const size_t low = from > start ? smaller(from - start, FL_BLOCK) : 0;
+    const size_t high = limit > start ? smaller(limit - start, FL_BLOCK) : 0;
+    return (seen_part){low < high ? low : high, high};
+}
+
 // Scores of row r to -infinity at those positions of the block at `start` that it does not see.
 static FL_INLINE void hide(const fl_attend *a, const workspace *w, size_t r, size_t start) {
-    const size_t low = a->from[r] > start ? a->from[r] - start : 0;
-    const size_t high = a->limit[r] > start ? a->limit[r] - start : 0;
-    if (low == 0 && high >= FL_BLOCK) return;
-    const vf none = vf_set1(-INFINITY), from = vf_set1((float)(low < FL_BLOCK ? low : FL_BLOCK));
-    const vf limit = vf_set1((float)(high < FL_BLOCK ? high : FL_BLOCK));
+    const seen_part part = part_of(a->from[r], a->limit[r], start);
+    if (part.end - part.begin == FL_BLOCK) return;
+    const vf none = vf_set1(-INFINITY), from = vf_set1((float)part.begin), limit = vf_set1((float)part.end);
     float *row = w->scores + r * FL_BLOCK;
     for (size_t v = 0; v < FL_BLOCK; v += FL_LANES) {
         const vf position = vf_add(lanes_index(), vf_set1((float)v));
@@ -234,6 +256,38 @@ static FL_INLINE matrix values_of(const fl_attend *a, const char *block) {
                     .groups = (a->head_dim + FL_GROUP - 1) / FL_GROUP};
 }
 
+// out (rows, stride) of a strip = out * scale + the block's values, weighed. A row takes those that it sees and no others,
+// as 0 times a value that is not finite would be NaN: what all rows of the strip see is multiplied for all at once, and what
+// lies beyond, a few positions at the strip's end, row by row.
+//
+//      position  0 ......... 58 59 60 61        rows of a causal strip: the next token sees one more
+//      row 0     x x x x x x x
+//      row 1     x x x x x x x  x
+//      row 2     x x x x x x x  x  x
+//                all at once   row by row
+static FL_INLINE void weigh_values(const form kind, const fl_attend *a, const workspace *w, const strip *t, size_t start,
+                                   const matrix *values, float *out) {
+    static const float one = 1;
+    const size_t stride = a->stride, vectors = stride / FL_LANES;
+    const float *p = w->scores + t->row * FL_BLOCK, *scale = start == t->first ? NULL : w->scale + t->row;
+    const seen_part all = part_of(t->all_from, t->all_limit, start);
+    const int alike = t->all_from <= start || t->all_from == t->from; // where the rows begin to see the block
+    out += t->row * stride;
+    if (alike) {
+        const matrix rest = rows_from(kind, values, all.begin);
+        mul(kind, t->rows, all.end - all.begin, vectors, p + all.begin, FL_BLOCK, &rest, scale, out, stride);
+        if (t->all_limit >= t->last || all.end == FL_BLOCK) return;
+    }
+    for (size_t r = 0; r < t->rows; r++) {
+        const seen_part part = part_of(a->from[t->row + r], a->limit[t->row + r], start);
+        const size_t begin = alike && part.begin < all.end ? all.end : part.begin;
+        if (alike && begin == part.end) continue;
+        const matrix rest = rows_from(kind, values, begin);
+        mul(kind, 1, part.end - begin, vectors, p + r * FL_BLOCK + begin, FL_BLOCK, &rest,
+            alike ? &one : scale ? scale + r : NULL, out + r * stride, stride);
+    }
+}
+
 // Maxima, sums and outputs of the positions [begin, end) of one run.
 static FL_INLINE void attend_run(const form k, const form v, const fl_attend *a, const workspace *w, size_t begin, size_t end,
                                  float *max, float *sum, float *out) {
@@ -264,10 +318,7 @@ static FL_INLINE void attend_run(const form k, const form v, const fl_attend *a,
         for (size_t i = 0; i < strips; i++) {
             const strip t = strip_of(a, i, begin, end);
             if (start < t.first || start >= t.last) continue;
-            // Positions past a row's own limit weigh 0.
-            mul(strips > 1 ? WIDE : v, t.rows, smaller(t.last - start, FL_BLOCK), vectors,
-                w->scores + t.row * FL_BLOCK, FL_BLOCK, &values, start == t.first ? NULL : w->scale + t.row,
-                out + t.row * stride, stride);
+            weigh_values(strips > 1 ? WIDE : v, a, w, &t, start, &values, out);
         }
     }
     for (size_t r = 0; r < a->rows; r++) sum[r] = lanes_sum(vf_load(w->sums + r * FL_LANES));
@@ -277,7 +328,7 @@ static FL_INLINE void attend_run(const form k, const form v, const fl_attend *a,
 static void merge(size_t rows, size_t stride, float *max, float *sum, float *out, const float *next_max,
                   const float *next_sum, const float *next_out) {
     for (size_t r = 0; r < rows; r++, out += stride, next_out += stride) {
-        if (next_max[r] == -INFINITY) continue;
+        if (next_sum[r] == 0) continue; // it saw nothing
         const float most = max[r] > next_max[r] ? max[r] : next_max[r];
         float x[FL_LANES] = {max[r] - most, next_max[r] - most}, scale[FL_LANES];
         vf_store(scale, vf_exp(vf_load(x)));

@@ -4,6 +4,7 @@
 // element i into lane i mod 16, ascending, and then the lanes by one fixed tree.
 #include "kernels.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -48,6 +49,11 @@ static void write_norm(float *out, const float *x, const float *weight, const fl
                     n - i);
 }
 
+// 1 / sqrt(mean + eps), a mean of squares. Squares that overflow would make all of a row zero: NaN instead.
+static inline float inverse_root(float mean, float eps) {
+    return mean <= FLT_MAX ? 1.0f / sqrtf(mean + eps) : NAN;
+}
+
 static void rms_norm(float *out, const float *x, const float *weight, const float *bias, size_t n, float eps) {
     vf squares = vf_set1(0.0f);
     size_t i = 0;
@@ -59,7 +65,7 @@ static void rms_norm(float *out, const float *x, const float *weight, const floa
         const vf a = load_first(x + i, n - i);
         squares = vf_fma(a, a, squares);
     }
-    const float scale = 1.0f / sqrtf(lanes_sum(squares) / (float)n + eps);
+    const float scale = inverse_root(lanes_sum(squares) / (float)n, eps);
     write_norm(out, x, weight, bias, n, vf_set1(0.0f), vf_set1(scale));
 }
 
@@ -77,11 +83,13 @@ static void layer_norm(float *out, const float *x, const float *weight, const fl
         const vf a = lanes_first(vf_sub(load_first(x + i, n - i), mean), n - i, 0.0f);
         squares = vf_fma(a, a, squares);
     }
-    const float scale = 1.0f / sqrtf(lanes_sum(squares) / (float)n + eps);
+    const float scale = inverse_root(lanes_sum(squares) / (float)n, eps);
     write_norm(out, x, weight, bias, n, mean, vf_set1(scale));
 }
 
 // ---- activations ---------------------------------------------------------------------------------------------------
+
+// What they make of numbers; ACT, below, makes NaN of what is not finite.
 
 // x * sigmoid(k x)
 static inline vf swish(vf x, float k) {
@@ -121,8 +129,9 @@ static inline vf vf_gelu_tanh(vf x) {
 #define ACT(name)                                                             \
     static void act_##name(float *x, const float *up, size_t n) {             \
         for (size_t i = 0; i < n; i += FL_LANES) {                            \
-            const vf a = vf_##name(vf_load(x + i));                           \
-            vf_store(x + i, up ? vf_mul(a, vf_load(up + i)) : a);             \
+            const vf a = vf_load(x + i);                                      \
+            const vf b = vf_sub(vf_##name(a), nan_unless_finite(a));          \
+            vf_store(x + i, up ? vf_mul(b, vf_load(up + i)) : b);             \
         }                                                                     \
     }
 ACT(silu)
@@ -144,27 +153,38 @@ static void to_f16(uint16_t *out, const float *x, size_t n) {
 // ---- sampling ------------------------------------------------------------------------------------------------------
 
 // The largest, stretch by stretch: where it is then needs a search in one of them only.
-static float max_index(const float *x, size_t n, size_t *index) {
+static float max_index(const float *x, size_t n, size_t *index, int *finite) {
     enum { STRETCH = 1024 };
-    float max = -INFINITY;
+    float max = -INFINITY, broken = 0;
+    vf c = vf_set1(0.0f), d = c; // 0 times each number, added up: NaN once one is not finite
     size_t best = 0;
     for (size_t start = 0; start < n; start += STRETCH) {
         const size_t end = start + STRETCH < n ? start + STRETCH : n;
         vf a = vf_set1(-INFINITY), b = a;
         size_t i = start;
         for (; i + 2 * FL_LANES <= end; i += 2 * FL_LANES) {
-            a = vf_max(vf_load(x + i), a);
-            b = vf_max(vf_load(x + i + FL_LANES), b);
+            a = vf_max(a, vf_load(x + i));
+            b = vf_max(b, vf_load(x + i + FL_LANES));
+            c = vf_fma(vf_load(x + i), vf_set1(0.0f), c);
+            d = vf_fma(vf_load(x + i + FL_LANES), vf_set1(0.0f), d);
         }
         float largest = lanes_max(vf_max(a, b));
-        for (; i < end; i++) largest = x[i] > largest ? x[i] : largest;
+        for (; i < end; i++) {
+            largest = x[i] > largest ? x[i] : largest;
+            broken += x[i] * 0.0f;
+        }
         if (largest > max) {
             max = largest;
             best = start;
         }
     }
+    for (; best + FL_LANES <= n; best += FL_LANES) { // up to the vector that has it
+        const vf a = vf_load(x + best);
+        if (lanes_max(a) >= max) break;
+    }
     while (best < n && x[best] != max) best++;
-    *index = best < n ? best : 0; // nothing but NaN
+    *index = best < n ? best : 0; // nothing but NaN and -infinity
+    *finite = broken + lanes_sum(vf_add(c, d)) == 0;
     return max;
 }
 

@@ -76,7 +76,7 @@ typedef struct fl_attend {
     float softcap;       // scores become softcap * tanh(score / softcap); 0: they stay
     float *work;         // fl_attend_floats floats
     float *max, *sum;    // (rows,) maximum of the scores (-infinity: none), sum of e^(score - maximum)
-    float *out;          // (rows, stride) sum of values, so weighed
+    float *out;          // (rows, stride) sum of values, so weighed; what a row does not see does not enter it, even NaN
 } fl_attend;
 
 static inline size_t fl_attend_floats(size_t rows, size_t stride) {
@@ -97,18 +97,21 @@ typedef struct fl_q4_group {
 // order, they are attention to all.
 enum { FL_RUN = 512 };
 
+// NaN and infinity are never hidden: what is computed from them is not finite, in any kernel and any instruction set.
+// Which NaN it is, its sign and payload, may differ between instruction sets.
 struct fl_kernels {
     const char *name;
     fl_matmul *matmul[FL_TYPES];
-    // Groups of n floats, n a multiple of 32, into one lane of a tile of `width`.
+    // Groups of n floats, n a multiple of 32, into one lane of a tile of `width`. A group with a NaN or an infinity gets
+    // the scale NaN and zeros.
     void (*quantize)(const float *x, size_t n, void *tile, size_t width, size_t lane);
     // RMS: out = x / sqrt(mean(x^2) + eps) * weight; layer: out = (x - mean) / sqrt(variance + eps) * weight. Then
-    // + bias, unless that is NULL. n floats, out may be x.
+    // + bias, unless that is NULL. n floats, out may be x. NaN where the mean of squares is not finite.
     void (*norm[FL_LAYER_NORM + 1])(float *out, const float *x, const float *weight, const float *bias, size_t n,
                                     float eps);
-    // x = act(x) * up, without up where that is NULL; n a multiple of 16.
+    // x = act(x) * up, without up where that is NULL; n a multiple of 16. act(x) is NaN where x is not finite.
     void (*act[FL_RELU + 1])(float *x, const float *up, size_t n);
-    // x = cap * tanh(x / cap); n a multiple of 16.
+    // x = cap * tanh(x / cap), NaN where x is not finite; n a multiple of 16.
     void (*softcap)(float *x, size_t n, float cap);
     void (*attend[FL_Q8 + 1])(const fl_attend *a); // by kv_type; writes max, sum, out
     // Adds a run's max, sum and out to those of the runs before it.
@@ -127,8 +130,9 @@ struct fl_kernels {
     void (*q4_descend)(const fl_q4_group *g, float (*slope)[FL_LANES], const float *h);
     // n floats to f16, round to nearest even.
     void (*to_f16)(uint16_t *out, const float *x, size_t n);
-    // Largest of n logits and the lowest index that has it; n >= 1. NaN counts as -infinity.
-    float (*max)(const float *x, size_t n, size_t *index);
+    // Largest of n >= 1 logits, the lowest index that has it, and whether all are finite. With a NaN among them the
+    // largest is any number, and the index one below n.
+    float (*max)(const float *x, size_t n, size_t *index, int *finite);
     // out[i] = exp(x[i] * scale - max), zero past n up to a multiple of 16; sums[b] = sum of out over elements
     // FL_SUM_RUN * b .. FL_SUM_RUN * (b + 1).
     void (*softmax)(float *out, float *sums, const float *x, size_t n, float scale, float max);

@@ -132,3 +132,13 @@ static inline vf vf_load_i8(const int8_t *p) {
 static inline float lanes_sum(vf a) { REDUCE(add); }
 static inline float lanes_max(vf a) { REDUCE(max); }
 #undef REDUCE
+static inline float lanes_largest(vf a, vf b) {
+    const __m256i sign = _mm256_castps_si256(_mm256_set1_ps(-0.0f));
+#define MAGNITUDE(x) _mm256_andnot_si256(sign, _mm256_castps_si256(x))
+    const __m256i c = _mm256_max_epi32(_mm256_max_epi32(MAGNITUDE(a.l), MAGNITUDE(a.h)),
+                                       _mm256_max_epi32(MAGNITUDE(b.l), MAGNITUDE(b.h)));
+#undef MAGNITUDE
+    const __m128i d = _mm_max_epi32(_mm256_castsi256_si128(c), _mm256_extracti128_si256(c, 1));
+    const __m128i e = _mm_max_epi32(d, _mm_shuffle_epi32(d, 0x4e));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(e, _mm_shuffle_epi32(e, 0xb1))));
+}

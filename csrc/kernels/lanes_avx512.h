@@ -87,3 +87,10 @@ static inline vf vf_load_i8(const int8_t *p) {
 static inline float lanes_sum(vf a) { REDUCE(add); }
 static inline float lanes_max(vf a) { REDUCE(max); }
 #undef REDUCE
+static inline float lanes_largest(vf a, vf b) {
+    const __m512i c = _mm512_max_epi32(_mm512_castps_si512(vf_abs(a)), _mm512_castps_si512(vf_abs(b)));
+    const __m256i d = _mm256_max_epi32(_mm512_castsi512_si256(c), _mm512_extracti64x4_epi64(c, 1));
+    const __m128i e = _mm_max_epi32(_mm256_castsi256_si128(d), _mm256_extracti128_si256(d, 1));
+    const __m128i f = _mm_max_epi32(e, _mm_shuffle_epi32(e, 0x4e));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(f, _mm_shuffle_epi32(f, 0xb1))));
+}

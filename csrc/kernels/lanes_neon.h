@@ -105,6 +105,14 @@ static inline float lanes_max(vf a) {
     const float32x2_t l = vget_low_f32(b), h = vget_high_f32(b), c = vbsl_f32(vcgt_f32(l, h), l, h);
     return vget_lane_f32(c, 0) > vget_lane_f32(c, 1) ? vget_lane_f32(c, 0) : vget_lane_f32(c, 1);
 }
+static inline float lanes_largest(vf a, vf b) {
+    uint32x4_t c = vdupq_n_u32(0);
+    for (int j = 0; j < 4; j++) {
+        c = vmaxq_u32(c, vreinterpretq_u32_f32(vabsq_f32(a.v[j])));
+        c = vmaxq_u32(c, vreinterpretq_u32_f32(vabsq_f32(b.v[j])));
+    }
+    return vgetq_lane_f32(vreinterpretq_f32_u32(vdupq_n_u32(vmaxvq_u32(c))), 0);
+}
 
 #undef EACH
 #undef EACH_I

@@ -33,20 +33,22 @@ static inline vf vf_mul(vf a, vf b) { EACH(a.v[j] * b.v[j]); }
 static inline vf vf_div(vf a, vf b) { EACH(a.v[j] / b.v[j]); }
 static inline vf vf_fma(vf a, vf b, vf c) { EACH(fmaf(a.v[j], b.v[j], c.v[j])); }
 static inline vf vf_abs(vf a) { EACH(fabsf(a.v[j])); }
-// a > b ? a : b, so that a NaN in a is dropped: the x86 rule, which NEON is made to follow.
+// a > b ? a : b, and so b where one is NaN: the x86 rule, which NEON is made to follow. A NaN in a is dropped, one in b
+// is kept.
 static inline vf vf_max(vf a, vf b) { EACH(a.v[j] > b.v[j] ? a.v[j] : b.v[j]); }
 static inline vf vf_min(vf a, vf b) { EACH(a.v[j] < b.v[j] ? a.v[j] : b.v[j]); }
 // a > b ? x : y
 static inline vf vf_select_gt(vf a, vf b, vf x, vf y) { EACH(a.v[j] > b.v[j] ? x.v[j] : y.v[j]); }
 static inline vf vf_from_vi(vi a) { EACH((float)a.v[j]); }
-// Round to nearest even. Callers keep |a| far below 2^31.
+// Round to nearest even; of what is not below 2^31 in magnitude, or NaN, any number, which differs by instruction set:
+// callers do not use it then.
 static inline vi vi_from_vf(vf a) { EACH_I((int32_t)lrintf(a.v[j])); }
 static inline vi vi_set1(int32_t x) { EACH_I(x); }
-// 2^n as a float, n in -126..127.
+// 2^n as a float, n in -126..127; of another n any number.
 static inline vf vf_exp2i(vi n) {
     vf o;
     for (int j = 0; j < 16; j++) {
-        const int32_t bits = (n.v[j] + 127) * (1 << 23);
+        const uint32_t bits = ((uint32_t)n.v[j] + 127) << 23;
         memcpy(&o.v[j], &bits, 4);
     }
     return o;
@@ -87,6 +89,20 @@ static inline float lanes_max(vf a) {
     for (int s = 8; s > 0; s /= 2)
         for (int j = 0; j < s; j++) a.v[j] = a.v[j] > a.v[j + s] ? a.v[j] : a.v[j + s];
     return a.v[0];
+}
+// The largest magnitude of both. It is not finite where one is not: compared as integers, magnitudes are in order, with
+// infinity above all numbers and NaN above infinity.
+static inline float lanes_largest(vf a, vf b) {
+    uint32_t largest = 0;
+    float x;
+    for (int j = 0; j < 32; j++) {
+        const float magnitude = fabsf(j < 16 ? a.v[j] : b.v[j - 16]);
+        uint32_t bits;
+        memcpy(&bits, &magnitude, 4);
+        largest = bits > largest ? bits : largest;
+    }
+    memcpy(&x, &largest, 4);
+    return x;
 }
 
 #undef EACH

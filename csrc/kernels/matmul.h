@@ -217,7 +217,13 @@ static void quantize(const float *x, size_t n, void *tile, size_t width, size_t 
         float *scales = (float *)(void *)(at + width * FL_GROUP);
         int32_t *biases = (int32_t *)(void *)(scales + width);
         const vf a = vf_load(x), b = vf_load(x + FL_LANES);
-        const float largest = lanes_max(vf_max(vf_abs(a), vf_abs(b)));
+        const float largest = lanes_largest(a, b);
+        if (!(largest <= FLT_MAX)) {
+            memset(q, 0, FL_GROUP);
+            scales[lane] = NAN;
+            biases[lane] = 0;
+            continue;
+        }
         // 127 / largest must not overflow: groups of nothing but the smallest numbers become zero.
         const int zero = !(largest > 1e-30f);
         const vf inverse = vf_set1(zero ? 0.0f : 127.0f / largest);
@@ -225,9 +231,8 @@ static void quantize(const float *x, size_t n, void *tile, size_t width, size_t 
         const vi qa = vi_from_vf(vf_mul(a, inverse)), qb = vi_from_vf(vf_mul(b, inverse));
         vi_store_i8(q, qa);
         vi_store_i8(q + FL_LANES, qb);
-        // Small integers, whose sum is exact; of what is no number, no integer is made.
-        const float total = lanes_sum(vf_add(vf_from_vi(qa), vf_from_vi(qb)));
-        biases[lane] = total >= -127 * FL_GROUP && total <= 127 * FL_GROUP ? -128 * (int32_t)total : 0;
+        // Small integers, whose sum is exact.
+        biases[lane] = -128 * (int32_t)lanes_sum(vf_add(vf_from_vi(qa), vf_from_vi(qb)));
     }
 }
 

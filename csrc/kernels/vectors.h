@@ -12,10 +12,14 @@ static inline vf lanes_first(vf a, size_t count, float fill) {
     return vf_select_gt(vf_set1((float)count), lanes_index(), a, vf_set1(fill));
 }
 
-// e^x within 1.5 ulp, for x <= 88; 0 below -87.3. x = n ln2 + r, |r| <= ln2 / 2, e^r by Cephes' polynomial.
+// 0, or NaN where x is not finite. Subtracted from f(x) it leaves a number as it is, -0 too, and passes on what is none.
+static inline vf nan_unless_finite(vf x) { return vf_sub(x, x); }
+
+// e^x within 1.5 ulp, for x <= 88; 0 from -87.3 down, and NaN of NaN. x = n ln2 + r, |r| <= ln2 / 2, e^r by Cephes'
+// polynomial. The order of operands matters: max, min and select give their last one where a number is NaN.
 static inline vf vf_exp(vf x) {
-    const vf low = vf_set1(-87.3f);
-    const vf clamped = vf_max(vf_min(x, vf_set1(88.0f)), low);
+    const vf low = vf_set1(-0x1.5d3334p+6f), above = vf_set1(-0x1.5d3332p+6f); // -87.3, and the next number above it
+    const vf clamped = vf_max(low, vf_min(vf_set1(88.0f), x));
     const vi n = vi_from_vf(vf_mul(clamped, vf_set1(1.44269504f)));
     const vf nf = vf_from_vi(n);
     vf r = vf_fma(nf, vf_set1(-0.693359375f), clamped);
@@ -27,7 +31,7 @@ static inline vf vf_exp(vf x) {
     p = vf_fma(p, r, vf_set1(1.6666665459e-1f));
     p = vf_fma(p, r, vf_set1(5.0000001201e-1f));
     p = vf_fma(p, vf_mul(r, r), vf_add(r, vf_set1(1.0f)));
-    return vf_select_gt(x, low, vf_mul(p, vf_exp2i(n)), vf_set1(0.0f));
+    return vf_select_gt(above, x, vf_set1(0.0f), vf_mul(p, vf_exp2i(n)));
 }
 
 static inline vf vf_tanh(vf x) {
@@ -37,8 +41,10 @@ static inline vf vf_tanh(vf x) {
     return vf_select_gt(vf_set1(0.0f), x, vf_sub(vf_set1(0.0f), y), y);
 }
 
-// cap * tanh(x / cap)
-static inline vf capped(vf x, float cap) { return vf_mul(vf_set1(cap), vf_tanh(vf_div(x, vf_set1(cap)))); }
+// cap * tanh(x / cap); NaN where x is not finite.
+static inline vf capped(vf x, float cap) {
+    return vf_sub(vf_mul(vf_set1(cap), vf_tanh(vf_div(x, vf_set1(cap)))), nan_unless_finite(x));
+}
 
 static FL_INLINE vf load_float(fl_type type, const void *p, size_t i) {
     if (type == FL_F32) return vf_load((const float *)p + i);
