@@ -87,6 +87,9 @@ fl_status fl_factor(size_t n, double *h, float *importance, size_t threads);
 // Writes row r of a matrix as n floats: the embedding lookup.
 void fl_matrix_row(const fl_matrix *w, size_t r, float *out);
 
+// Whether n floats are all finite.
+int fl_finite(const float *x, size_t n);
+
 uint16_t fl_f16_from_f32(float x); // round to nearest even
 float fl_f32_from_f16(uint16_t h);
 uint16_t fl_bf16_from_f32(float x); // round to nearest even
@@ -229,7 +232,8 @@ typedef struct fl_scratch fl_scratch;
 fl_status fl_scratch_new(fl_scratch **out);
 void fl_scratch_free(fl_scratch *s);
 
-// Floats from one row of logits to the next: the vocabulary rounded up to 16. What lies past it is zero.
+// Floats from one row of logits to the next: the vocabulary rounded up to 16. What lies past it is zero, or NaN in a row
+// that is not finite.
 size_t fl_logits_stride(const fl_model *m);
 
 // What a forward writes; NULL for what is not wanted.
@@ -243,7 +247,9 @@ typedef struct fl_outputs {
 } fl_outputs;
 
 // Runs the new tokens of all spans through the model, appends their keys and values to the blocks, and writes what is
-// wanted. The result is the same to the bit however tokens are split into batches and however many threads run.
+// wanted. The result is the same to the bit however tokens are split into batches and however many threads run. Where a
+// broken model or an overflow makes NaN or infinity, what depends on it is not finite, and nothing else: neither other
+// spans nor the tokens before. Which NaN it is, sign and payload, may differ between machines and batches.
 fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t threads,
                      const fl_outputs *out);
 

@@ -98,8 +98,9 @@ fl_inputs fl_prepare(const fl_job *f, fl_team *team, size_t id, const float *x, 
     if (!alone) fl_share(tokens, team, id, &begin, &end);
     for (size_t t = begin; t < end; t++) {
         const float *row = x + (rows ? rows[t] : t) * stride;
+        // Rows that are copied are `dim` wide, and their padding stays zero whatever the stream's holds.
         if (normed) apply_norm(f->m, norm, out + t * stride, row);
-        else if (copied) memcpy(out + t * stride, row, stride * sizeof(float));
+        else if (copied) memcpy(out + t * stride, row, f->m->config.dim * sizeof(float));
         if (copied) row = out + t * stride;
         if (quantize) fl_quantize(f, row, stride, q8, stride / FL_GROUP, 0, tokens, t);
     }
@@ -223,6 +224,7 @@ static void embed_token(const fl_job *f, fl_lane_scratch *lane, int32_t token, s
     const fl_model *m = f->m;
     const fl_config *c = &m->config;
     fl_matrix_row(&m->embed, (size_t)token, x);
+    memset(x + c->dim, 0, (f->s->dim - c->dim) * sizeof(float)); // what an earlier text left there may be NaN
     if (c->mask_token >= 0 && token == c->mask_token) memset(x, 0, c->dim * sizeof(float));
     if (scale != 1.0f)
         for (size_t i = 0; i < c->dim; i++) x[i] *= scale;

@@ -59,6 +59,17 @@ uint16_t fl_bf16_from_f32(float x) {
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+int fl_finite(const float *x, size_t n) {
+    const uint32_t exponent = 0x7f800000u;
+    uint32_t broken = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], 4);
+        broken |= (bits & exponent) == exponent;
+    }
+    return !broken;
+}
+
 // ---- panels --------------------------------------------------------------------------------------------------------
 
 size_t fl_panel_bytes(fl_type type, size_t n) {

@@ -43,6 +43,13 @@ void same(size_t number, const char *who, const void *got, size_t bytes) {
     if (!ok) printf("FAIL %s, %s: byte %zu of %zu is not what the first result has\n", label, who, i, bytes);
 }
 
+void same_floats(size_t number, const char *who, const float *got, size_t n) {
+    static float x[1 << 18];
+    if (n > sizeof x / sizeof *x) abort();
+    for (size_t i = 0; i < n; i++) x[i] = isnan(got[i]) ? NAN : got[i];
+    same(number, who, x, n * sizeof *x);
+}
+
 // Largest difference from the plain loops, and what is allowed.
 static const struct {
     const char *name, *unit;

@@ -16,6 +16,9 @@ void expect(int ok, const char *what);
 // Number 0 is a scalar kernel's result: it is kept, and goes into the hash. Those after it must have its bits.
 void same(size_t number, const char *who, const void *got, size_t bytes);
 
+// The same of n floats, all NaN counting as one: its sign and payload depend on the order of operands.
+void same_floats(size_t number, const char *who, const float *got, size_t n);
+
 // Takes note of a difference from a plain loop in double precision. The largest ones are judged at the end.
 enum { PACK, MATMUL_FLOAT, MATMUL_INT8, QUANTIZE, NORM, ACT, SOFTCAP, ATTEND, SOFTMAX, EXP, ROPE, ORACLES };
 void measure(int which, double difference);
@@ -46,6 +49,7 @@ void test_conversions(void);
 void test_functions(void);
 void test_sampler(void);
 void test_forward(void);
+void test_nonfinite(void);
 void test_threads(void);
 
 #endif

@@ -69,8 +69,9 @@ static fl_matrix stack(fl_type type, size_t count, size_t d, size_t n) {
 
 static fl_norm norm(int bias) { return (fl_norm){vector(DIM), bias ? vector(DIM) : NULL}; }
 
-// Runs all sequences, `chunk` tokens of each at a time, and returns the logits of every token.
-static void run_forward(const fl_model *m, size_t threads, size_t chunk, float (*logits)[LONGEST][LOGITS]) {
+// Runs all sequences, `chunk` tokens of each at a time, and returns the logits of every token. The first sequence has the
+// last token of the vocabulary at `broken`, and nowhere else.
+static void run_forward(const fl_model *m, size_t threads, size_t chunk, size_t broken, float (*logits)[LONGEST][LOGITS]) {
     static int32_t tokens[SEQUENCES][LONGEST];
     float *some = take(SEQUENCES * LONGEST * LOGITS * sizeof *some);
     void *blocks[SEQUENCES][2];
@@ -80,8 +81,9 @@ static void run_forward(const fl_model *m, size_t threads, size_t chunk, float (
     for (size_t i = 0; i < SEQUENCES; i++) {
         for (size_t j = 0; j < 2; j++)
             if (fl_pool_take(pool, &blocks[i][j])) abort();
-        for (size_t t = 0; t < LONGEST; t++) tokens[i][t] = (int32_t)((7 * t + 11 * i + t * t) % VOCAB);
+        for (size_t t = 0; t < LONGEST; t++) tokens[i][t] = (int32_t)((7 * t + 11 * i + t * t) % (VOCAB - 1));
     }
+    if (broken < LONGEST) tokens[0][broken] = VOCAB - 1;
     for (size_t pos = 0; pos < LONGEST; pos += chunk) {
         fl_span spans[SEQUENCES];
         size_t n = 0, row = 0;
@@ -156,6 +158,35 @@ static fl_model rich(fl_type type, fl_layer *layers) {
     return m;
 }
 
+// A weight of a row that is NaN or infinite; where that cannot be, the scale of a group.
+static void spoil(const fl_matrix *w, size_t r, int nan) {
+    char *panel = (char *)w->data + r / FL_LANES * fl_panel_bytes(w->type, w->n);
+    const size_t lane = r % FL_LANES;
+    if (w->type == FL_F32 || w->type == FL_Q8_F32) ((float *)(void *)panel)[lane] = nan ? NAN : INFINITY;
+    else ((uint16_t *)(void *)panel)[lane] = w->type == FL_BF16 ? (nan ? 0x7fc0 : 0x7f80) : (nan ? 0x7e00 : 0x7c00);
+}
+
+// A token whose embedding is not finite: from there on its text has no finite logit. What comes before it, and the other
+// text, is what it is without it.
+static void test_broken(fl_model *m, float (*clean)[LONGEST][LOGITS]) {
+    static const size_t chunks[] = {LONGEST, 1, 7, 64, 33};
+    static float logits[SEQUENCES][LONGEST][LOGITS];
+    for (size_t number = 0; number < 10 * n_isas; number++) {
+        const size_t at = number < 5 * n_isas ? 61 : 3, threads = number % 7 % 3 + 1, chunk = chunks[number % 5];
+        spoil(&m->embed, VOCAB - 1, number % 2 == 0);
+        m->kernels = isas[number % (5 * n_isas) / 5];
+        describe("token %zu is broken, %s threads %zu chunk %zu", at, type_name(m->embed.type), threads, chunk);
+        run_forward(m, threads, chunk, at, logits);
+        same_floats(number % (5 * n_isas), m->kernels->name, logits[0][0], sizeof logits / sizeof(float));
+        expect(memcmp(logits[1], clean[1], sizeof logits[1]) == 0, "the other text");
+        expect(memcmp(logits[0], clean[0], at * sizeof logits[0][0]) == 0, "the tokens before it");
+        int finite = 0;
+        for (size_t t = at; t < LONGEST; t++)
+            for (size_t i = 0; i < VOCAB; i++) finite |= isfinite(logits[0][t][i]) != 0;
+        expect(!finite, "what comes after it");
+    }
+}
+
 void test_forward(void) {
     static const struct { fl_type weights, kv; int rich; } kinds[] = {
         {FL_F32, FL_F32, 0}, {FL_Q8, FL_F16, 0}, {FL_Q8_F32, FL_F32, 0}, {FL_BF16, FL_F16, 0},
@@ -172,12 +203,13 @@ void test_forward(void) {
             m.kernels = isas[number / 8];
             describe("forward %s rich %d threads %zu chunk %zu", type_name(type), kinds[kind].rich, threads, chunk);
             expect(fl_model_check(&m) == FL_OK, "model");
-            run_forward(&m, threads, chunk, logits);
+            run_forward(&m, threads, chunk, LONGEST, logits);
             same(number, m.kernels->name, logits, sizeof logits);
         }
         int finite = 1;
         for (size_t i = 0; i < sizeof logits / sizeof(float); i++) finite &= isfinite((&logits[0][0][0])[i]) != 0;
         expect(finite, "finite logits");
+        test_broken(&m, logits);
         while (n_owned > 0) fl_free(owned[--n_owned]);
     }
 }
