@@ -198,8 +198,8 @@ static FL_INLINE seen_part part_of(size_t from, size_t limit, size_t start) {
 
 // Scores of row r to -infinity at those positions of the block at `start` that it does not see.
 static FL_INLINE void hide(const fl_attend *a, const workspace *w, size_t r, size_t start) {
+    if (a->from[r] <= start && a->limit[r] >= start + FL_BLOCK) return;
     const seen_part part = part_of(a->from[r], a->limit[r], start);
-    if (part.end - part.begin == FL_BLOCK) return;
     const vf none = vf_set1(-INFINITY), from = vf_set1((float)part.begin), limit = vf_set1((float)part.end);
     float *row = w->scores + r * FL_BLOCK;
     for (size_t v = 0; v < FL_BLOCK; v += FL_LANES) {
