@@ -38,7 +38,7 @@ static FL_INLINE matrix rows_from(const form kind, const matrix *m, size_t row) 
     const size_t at = row * m->stride * (kind == WIDE || kind == F32 ? 4 : kind == F16 ? 2 : 1);
     matrix rest = *m;
     rest.data += at;
-    rest.next += kind == WIDE ? 0 : at;
+    if (kind != WIDE) rest.next += at;
     if (kind == Q8_VALUES) rest.scales += row * m->groups;
     return rest;
 }
