@@ -16,6 +16,7 @@ from libfastllm cimport *
 import os
 from _thread import allocate_lock
 from collections import deque
+from functools import wraps
 
 from fastllm.config import ACTS, NORMS, QK_NORMS
 from fastllm.errors import CheckpointError, ContextError, OptionError
@@ -117,6 +118,23 @@ def _forget_turns():
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_turns)
+
+
+# ---- floats ---------------------------------------------------------------------------------------------------------
+
+def standard_floats(function):
+    """A function whose floats round to nearest and may be subnormal, whatever its caller has set: see csrc/fpenv.h.
+
+    The core sees to its own; this is for what Python and numpy compute of a model's numbers. Not for generators.
+    """
+    @wraps(function)
+    def standard(*args, **kwargs):
+        cdef fl_fpenv before = fl_fpenv_set()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            fl_fpenv_restore(before)
+    return standard
 
 
 # ---- the machine ----------------------------------------------------------------------------------------------------
