@@ -130,8 +130,8 @@ double fl_parallel(size_t threads, fl_work *work, void *arg) {
             const size_t id = (size_t)omp_get_thread_num();
             const fl_fpenv before = fl_fpenv_set();
             work(arg, &team, id);
-            fl_fpenv_restore(before);
             fl_barrier(&team, id); // a wait here counts; the runtime's own does not
+            fl_fpenv_restore(before);
         }
         return team.threads > 1 ? 1e-9 * (double)atomic_load(&team.lost) / (double)(team.threads - 1) : 0;
     }
