@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fpenv.h"
 #include "kernels/kernels.h"
 #include "q4.h"
 #include "threads.h"
@@ -289,6 +290,7 @@ void fl_matrix_row(const fl_matrix *w, size_t r, float *out) {
     const size_t lane = r % FL_LANES, groups = (w->n + FL_GROUP - 1) / FL_GROUP;
     const char *panel = (const char *)w->data + r / FL_LANES * fl_panel_bytes(w->type, w->n);
     const int8_t *tiles = (const int8_t *)panel + fl_scales_bytes(w->type, groups);
+    const fl_fpenv before = fl_fpenv_set();
     for (size_t g = 0; g < groups; g++) {
         const size_t first = g * FL_GROUP, count = w->n - first < FL_GROUP ? w->n - first : FL_GROUP;
         const size_t at = g * FL_LANES + lane; // of the scale
@@ -297,4 +299,5 @@ void fl_matrix_row(const fl_matrix *w, size_t r, float *out) {
         else if (w->type == FL_Q8 || w->type == FL_Q4) scale = fl_f32_from_f16(((const uint16_t *)panel)[at]);
         row_group(w->type, panel, tiles, lane, first, count, scale, out + first);
     }
+    fl_fpenv_restore(before);
 }

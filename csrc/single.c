@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fpenv.h"
 #include "kernels/kernels.h"
 #include "threads.h"
 
@@ -29,12 +30,14 @@ fl_status fl_multiply(const fl_kernels *k, const fl_matrix *w, const float *x, s
     const size_t lanes = fl_tile_width(tokens);
     void *q8 = fl_alloc(fl_tiles_bytes(groups, tokens));
     if (padded && q8) {
+        const fl_fpenv before = fl_fpenv_set();
         for (size_t t = 0; t < tokens; t++) {
             memcpy(padded + t * width, x + t * w->n, w->n * sizeof(float));
             k->quantize(padded + t * width, width, fl_tile_of(q8, groups, tokens, t), lanes, t % lanes);
         }
         product p = {k, w, {padded, width, q8}, tokens, out};
         fl_parallel(threads, multiply_share, &p);
+        fl_fpenv_restore(before);
     }
     const fl_status status = padded && q8 ? FL_OK : FL_NO_MEMORY;
     fl_free(padded);
@@ -92,6 +95,7 @@ fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size
     void **blocks = malloc(n_blocks * sizeof *blocks);
     const fl_status status = cache && work && from && blocks ? FL_OK : FL_NO_MEMORY;
     if (status == FL_OK) {
+        const fl_fpenv before = fl_fpenv_set();
         float *sums = work + fl_attend_floats(rows, stride), *padded = sums + rows * stride;
         float *max = padded + rows * stride, *sum = max + rows;
         for (size_t r = 0; r < rows; r++) memcpy(padded + r * stride, q + r * head_dim, head_dim * sizeof(float));
@@ -117,6 +121,7 @@ fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size
         });
         for (size_t r = 0; r < rows; r++)
             for (size_t i = 0; i < head_dim; i++) out[r * head_dim + i] = sums[r * stride + i] / sum[r];
+        fl_fpenv_restore(before);
     }
     fl_free(cache);
     fl_free(work);

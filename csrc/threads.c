@@ -5,6 +5,7 @@
 
 #include "compiler.h"
 #include "fastllm.h"
+#include "fpenv.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -116,7 +117,7 @@ double fl_parallel(size_t threads, fl_work *work, void *arg) {
     atomic_init(&team.lost, 0);
 #ifdef _OPENMP
     if (threads > FL_TEAM) threads = FL_TEAM;
-    if (threads > 1) {
+    if (threads > 1 && fl_can_lead()) {
         for (size_t i = 0; i < threads; i++) {
             atomic_init(&queues[i].next, (uint64_t)UINT32_MAX << 32); // of no phase
             queues[i].taken = 0;
@@ -127,15 +128,19 @@ double fl_parallel(size_t threads, fl_work *work, void *arg) {
 #pragma omp single
             team.threads = (size_t)omp_get_num_threads();
             const size_t id = (size_t)omp_get_thread_num();
+            const fl_fpenv before = fl_fpenv_set();
             work(arg, &team, id);
             fl_barrier(&team, id); // a wait here counts; the runtime's own does not
+            fl_fpenv_restore(before);
         }
         return team.threads > 1 ? 1e-9 * (double)atomic_load(&team.lost) / (double)(team.threads - 1) : 0;
     }
 #else
     (void)threads;
 #endif
+    const fl_fpenv before = fl_fpenv_set();
     work(arg, &team, 0);
+    fl_fpenv_restore(before);
     return 0;
 }
 

@@ -31,6 +31,9 @@ typedef void fl_work(void *arg, fl_team *team, size_t id);
 // waited for one that was not running, on the average of those that could wait.
 double fl_parallel(size_t threads, fl_work *work, void *arg);
 
+// Whether the calling thread can lead a team: see fork.c.
+int fl_can_lead(void);
+
 // Returns when every thread of the team has called it.
 void fl_barrier(fl_team *team, size_t id);
 

@@ -13,6 +13,11 @@ from libc.string cimport memcmp, memcpy
 
 from libfastllm cimport *
 
+import os
+from _thread import allocate_lock
+from collections import deque
+from functools import wraps
+
 from fastllm.config import ACTS, NORMS, QK_NORMS
 from fastllm.errors import CheckpointError, ContextError, OptionError
 
@@ -45,6 +50,91 @@ cdef int check(fl_status status, str what) except -1:
     if status == FL_BAD_CONFIG:
         raise CheckpointError(f"{what}: these dimensions cannot be a model's")
     raise CheckpointError(f"{what}: a tensor is missing or has the wrong shape")
+
+
+# ---- turns ----------------------------------------------------------------------------------------------------------
+
+# Teams that Python threads start at once share the machine's cores: a team takes as many as it has threads, and waits
+# until they are free, first come, first served. (More threads than cores would stop each other at their barriers, for a
+# time slice each time. Python's own locks are not fair: a thread that gives one back and takes it again starves the
+# others.) A call of one thread waits for no barrier and takes no turn: the system shares the cores between such.
+# All of this happens under the GIL; nothing holds it while it waits.
+cdef size_t cores = 0          # of the machine; 0: not yet asked for
+cdef size_t busy_cores = 0     # of them, those that teams have
+cdef object waiting = deque()  # (a lock that is taken until it is this team's turn, how many cores it takes)
+
+
+cdef size_t take_cores(size_t threads) except? 0:
+    """Waits for the cores of a team; returns what is to be given back. Ctrl-C ends the wait with KeyboardInterrupt."""
+    global cores, busy_cores
+    if threads <= 1:
+        return 0
+    if cores == 0:
+        from fastllm.machine import thread_count
+        cores = thread_count()[0]
+    cdef size_t wanted = min(threads, cores)
+    if busy_cores + wanted <= cores and not waiting:
+        busy_cores += wanted
+        return wanted
+    turn = allocate_lock()
+    turn.acquire()
+    waiting.append((turn, wanted))
+    try:
+        turn.acquire()
+    except BaseException:
+        try:
+            waiting.remove((turn, wanted))
+            call_next()
+        except ValueError:  # its turn came just now
+            give_cores(wanted)
+        raise
+    return wanted
+
+
+cdef int give_cores(size_t taken) except -1:
+    global busy_cores
+    if taken:
+        busy_cores -= taken
+        call_next()
+    return 0
+
+
+cdef int call_next() except -1:
+    """Lets those that wait begin, in order, for as long as there are cores for the next one."""
+    global busy_cores
+    while waiting and busy_cores + <size_t>waiting[0][1] <= cores:
+        turn, wanted = waiting.popleft()
+        busy_cores += wanted
+        turn.release()
+    return 0
+
+
+def _forget_turns():
+    """In a forked child: the threads that had cores in the parent, or waited for them, are not there."""
+    global busy_cores
+    busy_cores = 0
+    waiting.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_turns)
+
+
+# ---- floats ---------------------------------------------------------------------------------------------------------
+
+def standard_floats(function):
+    """A function whose floats round to nearest and may be subnormal, whatever its caller has set: see csrc/fpenv.h.
+
+    The core sees to its own; this is for what Python and numpy compute of a model's numbers. Not for generators.
+    """
+    @wraps(function)
+    def standard(*args, **kwargs):
+        cdef fl_fpenv before = fl_fpenv_set()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            fl_fpenv_restore(before)
+    return standard
 
 
 # ---- the machine ----------------------------------------------------------------------------------------------------
@@ -85,8 +175,10 @@ def has_threads():
 def read_memory(const unsigned char[::1] data, size_t threads=1):
     """Reads all of `data` with `threads` threads and returns a sum of it: for timing memory."""
     cdef uint64_t total
+    taken = take_cores(threads)
     with nogil:
         total = fl_read(&data[0], <size_t>data.shape[0], threads)
+    give_cores(taken)
     return total
 
 
@@ -94,8 +186,10 @@ def int8_peak(size_t rounds, size_t threads=1, isa=None):
     """Runs int8 multiply-adds that wait for nothing, on `threads` threads at once, and returns how many: for timing."""
     cdef const fl_kernels *kernels = find_kernels(isa)
     cdef uint64_t done
+    taken = take_cores(threads)
     with nogil:
         done = fl_int8_peak(kernels, rounds, threads)
+    give_cores(taken)
     return done
 
 
@@ -180,8 +274,10 @@ cdef class Matrix:
         if self.stack or tokens == 0 or <size_t>x.shape[1] != self.c.n or out.shape[0] != x.shape[0] \
                 or <size_t>out.shape[1] != fl_round_up(self.c.d, FL_LANES):
             raise OptionError("multiply: x must be (t, n) and out (t, d rounded up to 16)")
+        taken = take_cores(threads)
         with nogil:
             status = fl_multiply(kernels, &self.c, &x[0, 0], tokens, threads, &out[0, 0])
+        give_cores(taken)
         check(status, "multiply")
 
 
@@ -231,8 +327,10 @@ def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::
     if out is None:
         out = Buffer(fl_matrix_bytes(type, d, n))
     matrix = Matrix(dtype, d, n, out)
+    taken = take_cores(threads)
     with nogil:
         status = fl_pack(type, &out[0], &source, threads)
+    give_cores(taken)
     check(status, f"{name} as {dtype}")
     return matrix
 
@@ -242,8 +340,10 @@ def factor(double[:, ::1] h, float[::1] importance, *, size_t threads=1):
     cdef size_t n = <size_t>h.shape[0]
     if n == 0 or h.shape[1] != h.shape[0] or <size_t>importance.shape[0] != n:
         raise OptionError("factor: h must be (n, n) and importance (n,)")
+    taken = take_cores(threads)
     with nogil:
         status = fl_factor(n, &h[0, 0], &importance[0], threads)
+    give_cores(taken)
     check(status, "factor")
 
 
@@ -271,8 +371,10 @@ def dequantize(str block, const unsigned char[::1] data, float[::1] out, *, size
         raise OptionError(f"{data.shape[0]:,} bytes of {block} blocks are not {out.shape[0]:,} values")
     if count == 0:
         return
+    taken = take_cores(threads)
     with nogil:
         status = fl_dequantize(number, &data[0], count, threads, &out[0])
+    give_cores(taken)
     check(status, block)
 
 
@@ -483,14 +585,12 @@ cdef class Model:
         """
         cdef fl_outputs outputs = fl_outputs(NULL, NULL, NULL, NULL)
         cdef size_t count = len(spans), total = 0, wanted = 0, at = 0, i
-        cdef fl_status status
         cdef fl_span *c_spans = NULL
         cdef float **hidden_list = NULL
         cdef float **attention_list = NULL
         cdef float **inputs_list = NULL
         cdef int32_t *ids = NULL
         cdef Sequence sequence
-        cdef Scratch scratch
         cdef size_t maps = 0
         for item, tokens, n_logits in spans:
             total += len(tokens)
@@ -526,11 +626,7 @@ cdef class Model:
             if inputs:
                 widest = max(self.c.config.dim, self.c.config.hidden_dim, self.c.config.n_heads * self.c.config.head_dim)
                 outputs.inputs = inputs_list = self.buffers(inputs, 4 * self.c.config.n_layers, total * widest)
-            scratch = self.idle.pop() if self.idle else Scratch()
-            with nogil:
-                status = fl_forward(&self.c, scratch.c, c_spans, count, threads, &outputs)
-            self.idle.append(scratch)
-            check(status, "forward")
+            self.run(c_spans, count, threads, &outputs)
             for i, item in enumerate(taken):
                 (<Sequence>item).length += c_spans[i].n
         finally:
@@ -548,7 +644,6 @@ cdef class Model:
         cdef int32_t drawn = 0, id = token if 0 <= token < self.c.config.vocab_size else -1
         cdef fl_status status
         cdef fl_span span
-        cdef Scratch scratch
         if logits.nbytes < fl_logits_stride(&self.c) * sizeof(float) or sampler.vocab_size != self.c.config.vocab_size:
             raise OptionError("step: no room for logits, or a sampler of another vocabulary")
         if sequence.cache.model is not self:
@@ -557,11 +652,7 @@ cdef class Model:
         try:
             sequence.reserve(sequence.length + 1, self.c.config.max_seq)
             span = fl_span(&id, 1, sequence.length, <void *const *>sequence.blocks, sequence.n_blocks, 1)
-            scratch = self.idle.pop() if self.idle else Scratch()
-            with nogil:
-                status = fl_forward(&self.c, scratch.c, &span, 1, threads, &outputs)
-            self.idle.append(scratch)
-            check(status, "forward")
+            self.run(&span, 1, threads, &outputs)
             sequence.length += 1
             with nogil:
                 status = fl_sampler_draw(sampler.c, sampler.kernels, outputs.logits, &drawn)
@@ -569,6 +660,20 @@ cdef class Model:
         finally:
             sequence.busy = False
         return drawn
+
+    cdef int run(self, const fl_span *spans, size_t count, size_t threads, const fl_outputs *outputs) except -1:
+        """fl_forward, when there are cores for it."""
+        cdef Scratch scratch
+        cdef fl_status status
+        taken = take_cores(threads)
+        try:
+            scratch = self.idle.pop() if self.idle else Scratch()
+            with nogil:
+                status = fl_forward(&self.c, scratch.c, spans, count, threads, outputs)
+            self.idle.append(scratch)
+        finally:
+            give_cores(taken)
+        return check(status, "forward")
 
     cdef float **buffers(self, given, size_t count, size_t floats) except NULL:
         """A list of `count` pointers to the Buffers in a dict, each with room for so many floats."""

@@ -200,3 +200,9 @@ cdef extern from "fastllm.h" nogil:
     uint64_t fl_read(const void *p, size_t bytes, size_t threads)
     uint64_t fl_int8_peak(const fl_kernels *k, size_t rounds, size_t threads)
     int fl_has_threads()
+
+cdef extern from "fpenv.h" nogil:
+    ctypedef struct fl_fpenv:
+        pass
+    fl_fpenv fl_fpenv_set()
+    void fl_fpenv_restore(fl_fpenv before)

@@ -1,9 +1,9 @@
 """The C core; see pyx/_core.pyx."""
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as _Tokens
-from typing import Any
+from typing import Any, TypeVar
 
 from typing_extensions import Buffer as _AnyBuffer
 
@@ -13,6 +13,9 @@ BLOCK: int
 ALIGN: int
 TYPES: tuple[str, ...]
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+def standard_floats(function: _Function) -> _Function: ...
 def isas() -> list[tuple[str, bool]]: ...
 def best_isa(isa: str | None = None) -> str: ...
 def has_threads() -> bool: ...

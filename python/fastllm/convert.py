@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FORMATS = ("fastllm", "llama2c")
 
 
+@_core.standard_floats
 def convert(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from _thread import allocate_lock  # threading takes milliseconds to import
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -38,32 +38,35 @@ class Engine:
         self.alone = self._threads(1)  # threads for one token
         self.costs = Costs()
         self._cache = _core.KVCache(model)
+        # Changed by single operations of a list only, without a lock: one that another thread holds at a fork stays
+        # held in the child.
         self._idle: list[tuple[list[int], _core.Sequence]] = []
-        self._lock = allocate_lock()
 
     def take(self, tokens: Sequence[int]) -> _core.Sequence:
         """A sequence that holds as long a beginning of `tokens` as any idle one, but not the last token.
 
         The same tokens give the same keys and values to the bit, so nobody can tell that they were computed before.
         """
-        with self._lock:
-            best, shared = -1, 0
-            for i, (held, _) in enumerate(self._idle):
-                common = _common(held, tokens)
+        while True:
+            best, shared = None, 0
+            for idle in self._idle.copy():
+                common = _common(idle[0], tokens)
                 # Taking it costs what it holds beyond that: not for a BOS in common.
-                if common > shared and 2 * common >= len(held):
-                    best, shared = i, common
-            if best < 0:
+                if common > shared and 2 * common >= len(idle[0]):
+                    best, shared = idle, common
+            if best is None:
                 return self._cache.sequence()
-            _, sequence = self._idle.pop(best)
+            with suppress(ValueError):  # another thread was faster
+                self._idle.remove(best)
+                break
+        sequence = best[1]
         sequence.truncate(min(shared, len(tokens) - 1))
         return sequence
 
     def give(self, tokens: Sequence[int], sequence: _core.Sequence) -> None:
         """Hands back a sequence that holds the first of `tokens`."""
-        with self._lock:
-            self._idle.append((list(tokens[: sequence.length]), sequence))
-            del self._idle[:-_IDLE]
+        self._idle.append((list(tokens[: sequence.length]), sequence))
+        del self._idle[:-_IDLE]
 
     def forward(self, spans: list[Span], logits: _core.Buffer) -> None:
         """Appends tokens to sequences and writes the logits that are wanted, row after row."""

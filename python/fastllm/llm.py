@@ -28,6 +28,7 @@ POOLINGS = ("mean", "cls", "last", "max")
 KV_DTYPES = ("f32", "f16", "q8")
 
 
+@_core.standard_floats
 def load(
     path: str | os.PathLike[str],
     *,
@@ -155,6 +156,7 @@ class TextStream:
 class LLM:
     """A model and its tokenizer. Immutable: several threads may use one at once."""
 
+    @_core.standard_floats
     def __init__(
         self,
         stored: store.Stored,
@@ -289,6 +291,7 @@ class LLM:
             proposer=self._proposer(lookup, draft),
         )
 
+    @_core.standard_floats
     def _sampler(self, sampling: Sampling, seed: int) -> _core.Sampler:
         return _core.Sampler(self.config.vocab_size, sampling, seed=seed, bias=sampling.logit_bias, isa=self._isa)
 
@@ -431,6 +434,7 @@ class LLM:
         _check_layer(layer, self.config.n_layers - 1)
         return self._engine.attention(self._ids(tokens, "the text"), layer, self.config.n_heads)
 
+    @_core.standard_floats
     def embed(
         self,
         texts: Sequence[str | Sequence[int]],

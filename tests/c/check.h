@@ -51,5 +51,6 @@ void test_sampler(void);
 void test_forward(void);
 void test_nonfinite(void);
 void test_threads(void);
+void test_callers(void);
 
 #endif
