@@ -1,7 +1,8 @@
 // fastllm: the public C interface.
 //
-// One forward over a ragged batch: prefill, decode and many sequences at once are the same call. No file I/O, no
-// global that changes; every entry that can fail returns an fl_status. In shapes: n inputs, d outputs, t tokens.
+// One forward over a ragged batch: prefill, decode and many sequences at once are the same call. No file is
+// opened; no global changes but for what mapped files need (see mapping.c); every entry that can fail returns a status.
+// In shapes: n inputs, d outputs, t tokens.
 #ifndef FASTLLM_H
 #define FASTLLM_H
 
@@ -281,6 +282,27 @@ fl_status fl_sampler_draw(fl_sampler *s, const fl_kernels *k, const float *logit
 // FL_ALIGN-ed zeroed memory, untouched until it is written; huge pages where the system gives them on request.
 void *fl_alloc(size_t bytes);
 void fl_free(void *p);
+
+// All of a file that is not empty, open as `fd` (which may be closed after), mapped read-only. It stays safe to read when
+// the file is cut short meanwhile: zeros are read then, and the state says so. Returns 0 or an errno. Of the functions
+// that make, free and guard mappings, one may run at a time.
+typedef struct fl_mapping fl_mapping;
+int fl_mapping_new(int fd, fl_mapping **out);
+void fl_mapping_free(fl_mapping *m);
+const void *fl_mapping_data(const fl_mapping *m);
+size_t fl_mapping_bytes(const fl_mapping *m);
+
+// What has become of the file since it was mapped. It takes a system call.
+typedef enum fl_file_state {
+    FL_FILE_SAME = 0,
+    FL_FILE_TRUNCATED,
+    FL_FILE_CHANGED,    // written to, by its length and time
+    FL_FILE_UNREADABLE, // the disk or the network failed
+} fl_file_state;
+fl_file_state fl_mapping_state(const fl_mapping *m);
+
+// Puts our handler of SIGBUS in front again where another library has put its own there since: before reading.
+void fl_mapping_guard(void);
 
 // Reads `bytes` of memory with `threads` threads; the sum keeps the compiler honest. For measuring bandwidth.
 uint64_t fl_read(const void *p, size_t bytes, size_t threads);

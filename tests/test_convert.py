@@ -22,7 +22,7 @@ from conftest import DATA, run
 from fastllm import CheckpointError, OptionError, TokenizerError, packing, source, store
 from fastllm.config import rope_freqs
 from fastllm.convert import convert, verify
-from fastllm.formats import map_file
+from fastllm.files import map_file
 from fastllm.store import DTYPES
 
 MODELS = ("llama2c_gqa_tied", "llama2c_untied")
