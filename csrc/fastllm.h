@@ -301,6 +301,10 @@ typedef enum fl_file_state {
 } fl_file_state;
 fl_file_state fl_mapping_state(const fl_mapping *m);
 
+// The same for those who ask after every token: zeros that were read are always noticed, but other changes only when
+// this has not asked the system for a tenth of a millisecond.
+fl_file_state fl_mapping_glance(fl_mapping *m);
+
 // Puts our handler of SIGBUS in front again where another library has put its own there since: before reading.
 void fl_mapping_guard(void);
 

@@ -143,9 +143,11 @@ cdef class MappedFile:
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, <void *>fl_mapping_data(self.c), <Py_ssize_t>fl_mapping_bytes(self.c), 1, flags)
 
-    cpdef int check(self) except -1:
+    def check(self):
         """Raises CheckpointError when the file is not what was mapped: what was read of it since may be anything."""
-        cdef fl_file_state state = fl_mapping_state(self.c)
+        self.expect_same(fl_mapping_state(self.c))
+
+    cdef int expect_same(self, fl_file_state state) except -1:
         if state == FL_FILE_SAME:
             return 0
         if state == FL_FILE_TRUNCATED:
@@ -509,12 +511,16 @@ cdef class Model:
 
     def check_files(self):
         """Raises CheckpointError when a mapped file of its weights has changed. Each forward looks too, at its end."""
-        fl_mapping_guard()
-        self.unchanged()
-
-    cdef int unchanged(self) except -1:
+        if self.files:
+            fl_mapping_guard()
         for file in self.files:
-            (<MappedFile>file).check()
+            file.check()
+
+    cdef int glance_at_files(self) except -1:
+        """For a single token, which may take no longer than the system to answer: see fl_mapping_glance."""
+        cdef MappedFile file
+        for file in self.files:
+            file.expect_same(fl_mapping_glance(file.c))
         return 0
 
     def logits(self, size_t rows=1):
@@ -583,7 +589,7 @@ cdef class Model:
             with nogil:
                 status = fl_forward(&self.c, scratch.c, c_spans, count, threads, &outputs)
             self.idle.append(scratch)
-            self.unchanged()
+            self.check_files()
             check(status, "forward")
             for i, item in enumerate(taken):
                 (<Sequence>item).length += c_spans[i].n
@@ -615,7 +621,7 @@ cdef class Model:
             with nogil:
                 status = fl_forward(&self.c, scratch.c, &span, 1, threads, &outputs)
             self.idle.append(scratch)
-            self.unchanged()
+            self.glance_at_files()
             check(status, "forward")
             sequence.length += 1
             with nogil:

@@ -211,6 +211,7 @@ cdef extern from "fastllm.h" nogil:
     const void *fl_mapping_data(const fl_mapping *m)
     size_t fl_mapping_bytes(const fl_mapping *m)
     fl_file_state fl_mapping_state(const fl_mapping *m)
+    fl_file_state fl_mapping_glance(fl_mapping *m)
     void fl_mapping_guard()
     uint64_t fl_read(const void *p, size_t bytes, size_t threads)
     uint64_t fl_int8_peak(const fl_kernels *k, size_t rounds, size_t threads)

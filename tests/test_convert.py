@@ -365,7 +365,7 @@ def test_a_source_truncated_meanwhile(write_model, tmp_path, options):
     def shrink_first(done, total):
         shrink(total, total)
 
-    with pytest.raises(CheckpointError, match=f"{source} was truncated meanwhile"):
+    with pytest.raises(CheckpointError, match=f"{source} was truncated while it was in use"):
         convert(source, tmp_path / "out", progress=shrink_first, **options)
     source.write_bytes(source.read_bytes() + b"\0")
     assert convert(source, tmp_path / "out", progress=None, **options) is None

@@ -65,14 +65,14 @@ def convert(
     path, from_hub = find_source(source, revision)
     target = Path(out)
     check_target(target)
+    _check_apart(path, target)
     with reading() as read:
         if (stored := store.open_file(path)) is not None:
             opened = _reopened(path, stored, tokenizer)
         else:
             opened = open_source(path, tokenizer, from_hub=from_hub)
         text = None if calibrate is None else _text(Path(calibrate))
-        _check_apart(path, target)
-        check_target(target)
+        check_target(target)  # now that it is known what is read
         watched = read.watched(progress)
         try:
             if format == "llama2c":
