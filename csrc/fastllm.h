@@ -315,6 +315,9 @@ uint64_t fl_read(const void *p, size_t bytes, size_t threads);
 // peak: returns how many there were, in proportion to `rounds`.
 uint64_t fl_int8_peak(const fl_kernels *k, size_t rounds, size_t threads);
 
+// Starts `threads` threads at once, the caller being one, and ends them: 0, or the errno with which one did not start.
+int fl_try_threads(size_t threads);
+
 // 1 where the build has OpenMP.
 int fl_has_threads(void);
 

@@ -229,13 +229,12 @@ size_t fl_mapping_bytes(const fl_mapping *m) { return m->bytes; }
 
 fl_file_state fl_mapping_state(const fl_mapping *m) {
     version now;
-    const int problem = version_of(m->fd, &now);
-    if (!problem && now.size < m->at_first.size) return FL_FILE_TRUNCATED;
-    if (problem || (atomic_load(&m->lost) && now.size == m->at_first.size)) return FL_FILE_UNREADABLE;
-    if (atomic_load(&m->lost)) return FL_FILE_TRUNCATED; // and longer again since
-    const int same = now.size == m->at_first.size && now.seconds == m->at_first.seconds &&
-                     now.nanoseconds == m->at_first.nanoseconds;
-    return same ? FL_FILE_SAME : FL_FILE_CHANGED;
+    if (version_of(m->fd, &now)) return FL_FILE_UNREADABLE;
+    const version *then = &m->at_first;
+    const int same = now.size == then->size && now.seconds == then->seconds && now.nanoseconds == then->nanoseconds;
+    const int lost = atomic_load(&m->lost);
+    if (same) return lost ? FL_FILE_UNREADABLE : FL_FILE_SAME;
+    return lost || now.size < m->at_first.size ? FL_FILE_TRUNCATED : FL_FILE_CHANGED;
 }
 
 fl_file_state fl_mapping_glance(fl_mapping *m) {

@@ -85,6 +85,15 @@ def has_threads():
     return bool(fl_has_threads())
 
 
+def try_threads(size_t threads):
+    """Starts that many threads at once, which do nothing. Raises OSError when the system refuses one."""
+    cdef int problem
+    with nogil:
+        problem = fl_try_threads(threads)
+    if problem:
+        raise OSError(problem, os.strerror(problem))
+
+
 def read_memory(const unsigned char[::1] data, size_t threads=1):
     """Reads all of `data` with `threads` threads and returns a sum of it: for timing memory."""
     cdef uint64_t total

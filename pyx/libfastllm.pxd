@@ -215,4 +215,5 @@ cdef extern from "fastllm.h" nogil:
     void fl_mapping_guard()
     uint64_t fl_read(const void *p, size_t bytes, size_t threads)
     uint64_t fl_int8_peak(const fl_kernels *k, size_t rounds, size_t threads)
+    int fl_try_threads(size_t threads)
     int fl_has_threads()

@@ -544,24 +544,26 @@ def _info(_: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace) -> int:
     from fastllm import store
+    from fastllm.files import reading
     from fastllm.formats import open_checkpoint
     from fastllm.source import find_source
 
     path, _ = find_source(args.file, None)
     rows: list[tuple[str, str, tuple[int, ...], int]]
     as_read = ""
-    if (stored := store.open_file(path)) is not None:
-        name, header = "fastllm", stored.config.to_json()
-        if stored.source:
-            header["source"] = stored.source
-        rows = [(k, getattr(t, "dtype", "f32"), t.shape, t.nbytes) for k, t in stored.tensors.items()]
-        tokenizer = stored.tokenizer
-    else:
-        checkpoint = open_checkpoint(path)
-        name, header, tokenizer = checkpoint.format, dict(checkpoint.header), checkpoint.tokenizer
-        header["architecture"] = checkpoint.architecture
-        rows = [(k, t.stored or t.dtype, t.shape, t.nbytes) for k, t in checkpoint.tensors.items()]
-        as_read = " as they are read" if any(t.stored for t in checkpoint.tensors.values()) else ""
+    with reading():
+        if (stored := store.open_file(path)) is not None:
+            name, header = "fastllm", stored.config.to_json()
+            if stored.source:
+                header["source"] = stored.source
+            rows = [(k, getattr(t, "dtype", "f32"), t.shape, t.nbytes) for k, t in stored.tensors.items()]
+            tokenizer = stored.tokenizer
+        else:
+            checkpoint = open_checkpoint(path)
+            name, header, tokenizer = checkpoint.format, dict(checkpoint.header), checkpoint.tokenizer
+            header["architecture"] = checkpoint.architecture
+            rows = [(k, t.stored or t.dtype, t.shape, t.nbytes) for k, t in checkpoint.tensors.items()]
+            as_read = " as they are read" if any(t.stored for t in checkpoint.tensors.values()) else ""
     if tokenizer:
         header["tokenizer"] = f"{tokenizer[0]}, {len(tokenizer[1]):,} bytes"
     total = sum(nbytes for *_, nbytes in rows)
