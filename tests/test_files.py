@@ -162,7 +162,9 @@ def copied(name, folder):
 
 def weights(path):
     """The largest file of a checkpoint."""
-    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file() and f.suffix not in (".npz", ".json")]
+    files = (
+        [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file() and f.suffix not in (".npz", ".json")]
+    )
     return max(files, key=lambda file: file.stat().st_size)
 
 
