@@ -115,6 +115,11 @@ static struct sigaction actions[2];
 static atomic_int passing; // calls of pass_on that have not returned
 static size_t page;        // bytes, set before the handler is
 
+// Whether it came from kill or raise, not from an instruction.
+static int was_sent(const siginfo_t *info) {
+    return info->si_code <= 0 || info->si_code == SI_USER || info->si_code == SI_QUEUE;
+}
+
 // Puts zeros from the page at `address` to the end of the mapping that it lies in; 0 where it lies in none.
 static int fill(uintptr_t address) {
     for (fl_mapping *m = atomic_load(&mappings); m; m = m->next) {
@@ -139,17 +144,17 @@ static void pass_on(int number, siginfo_t *info, void *context) {
         next.sa_sigaction(number, info, context);
     } else if (next.sa_handler != SIG_DFL && next.sa_handler != SIG_IGN) {
         next.sa_handler(number);
-    } else if (next.sa_handler == SIG_DFL || info->si_code > 0) {
+    } else if (next.sa_handler == SIG_DFL || !was_sent(info)) {
         next.sa_handler = SIG_DFL; // what the processor raised cannot be ignored
         sigaction(number, &next, NULL);
-        if (info->si_code <= 0) raise(number); // the others come again as soon as the instruction does
+        if (was_sent(info)) raise(number); // the others come again as soon as the instruction does
     }
     atomic_fetch_sub(&passing, 1);
 }
 
 static void on_bus_error(int number, siginfo_t *info, void *context) {
     const int kept = errno;
-    if (info->si_code <= 0 || !fill((uintptr_t)info->si_addr)) pass_on(number, info, context);
+    if (was_sent(info) || !fill((uintptr_t)info->si_addr)) pass_on(number, info, context);
     errno = kept;
 }
 

@@ -573,7 +573,7 @@ raise SystemExit"""
     out.write_bytes(b"before")
     done = run(code, write_model(), out)
     assert (done.returncode, done.stderr) == (130, "")
-    assert fastllm.load(out).generate("the", max_tokens=1)
+    assert fastllm.load(out).dtypes == ["f32"]
 
 
 def test_what_a_killed_one_leaves_goes_with_the_next(write_model, tmp_path):
