@@ -1,7 +1,8 @@
 // fastllm: the public C interface.
 //
-// One forward over a ragged batch: prefill, decode and many sequences at once are the same call. No file I/O, no
-// global that changes; every entry that can fail returns an fl_status. In shapes: n inputs, d outputs, t tokens.
+// One forward over a ragged batch: prefill, decode and many sequences at once are the same call. No file is
+// opened; no global changes but for what mapped files need (see mapping.c); every entry that can fail returns a status.
+// In shapes: n inputs, d outputs, t tokens.
 #ifndef FASTLLM_H
 #define FASTLLM_H
 
@@ -288,12 +289,40 @@ fl_status fl_sampler_draw(fl_sampler *s, const fl_kernels *k, const float *logit
 void *fl_alloc(size_t bytes);
 void fl_free(void *p);
 
+// All of a file that is not empty, open as `fd` (which may be closed after), mapped read-only. It stays safe to read when
+// the file is cut short meanwhile: zeros are read then, and the state says so. Returns 0 or an errno. Of the functions
+// that make, free and guard mappings, one may run at a time.
+typedef struct fl_mapping fl_mapping;
+int fl_mapping_new(int fd, fl_mapping **out);
+void fl_mapping_free(fl_mapping *m);
+const void *fl_mapping_data(const fl_mapping *m);
+size_t fl_mapping_bytes(const fl_mapping *m);
+
+// What has become of the file since it was mapped. It takes a system call.
+typedef enum fl_file_state {
+    FL_FILE_SAME = 0,
+    FL_FILE_TRUNCATED,
+    FL_FILE_CHANGED,    // written to, by its length and time
+    FL_FILE_UNREADABLE, // the disk or the network failed
+} fl_file_state;
+fl_file_state fl_mapping_state(const fl_mapping *m);
+
+// The same for those who ask after every token: zeros that were read are always noticed, but other changes only when
+// this has not asked the system for a tenth of a millisecond.
+fl_file_state fl_mapping_glance(fl_mapping *m);
+
+// Puts our handler of SIGBUS in front again where another library has put its own there since: before reading.
+void fl_mapping_guard(void);
+
 // Reads `bytes` of memory with `threads` threads; the sum keeps the compiler honest. For measuring bandwidth.
 uint64_t fl_read(const void *p, size_t bytes, size_t threads);
 
 // Int8 multiply-adds by `threads` threads at once, the instruction set's best and nothing else, for measuring its
 // peak: returns how many there were, in proportion to `rounds`.
 uint64_t fl_int8_peak(const fl_kernels *k, size_t rounds, size_t threads);
+
+// Starts `threads` threads at once, the caller being one, and ends them: 0, or the errno with which one did not start.
+int fl_try_threads(size_t threads);
 
 // 1 where the build has OpenMP.
 int fl_has_threads(void);

@@ -5,8 +5,11 @@
 The GIL is released in every call that computes. A Model, its Matrix objects and a KVCache may be shared between
 threads; a Sequence and a Sampler belong to one at a time.
 """
+import os
+
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport UINT64_MAX, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy
@@ -172,6 +175,15 @@ def has_threads():
     return bool(fl_has_threads())
 
 
+def try_threads(size_t threads):
+    """Starts that many threads at once, which do nothing. Raises OSError when the system refuses one."""
+    cdef int problem
+    with nogil:
+        problem = fl_try_threads(threads)
+    if problem:
+        raise OSError(problem, os.strerror(problem))
+
+
 def read_memory(const unsigned char[::1] data, size_t threads=1):
     """Reads all of `data` with `threads` threads and returns a sum of it: for timing memory."""
     cdef uint64_t total
@@ -211,6 +223,41 @@ cdef class Buffer:
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, self.data, <Py_ssize_t>self.nbytes, 0, flags)
+
+
+@cython.final
+cdef class MappedFile:
+    """A file that is not empty, mapped read-only. Supports the buffer protocol (bytes); unmapped after its last view.
+
+    fd: open for reading, and not needed after. path: what errors call the file. Raises OSError.
+    """
+    cdef fl_mapping *c
+    cdef readonly str path
+
+    def __cinit__(self, int fd, str path):
+        cdef int problem = fl_mapping_new(fd, &self.c)
+        if problem:
+            raise OSError(problem, os.strerror(problem), path)
+        self.path = path
+
+    def __dealloc__(self):
+        fl_mapping_free(self.c)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, <void *>fl_mapping_data(self.c), <Py_ssize_t>fl_mapping_bytes(self.c), 1, flags)
+
+    def check(self):
+        """Raises CheckpointError when the file is not what was mapped: what was read of it since may be anything."""
+        self.expect_same(fl_mapping_state(self.c))
+
+    cdef int expect_same(self, fl_file_state state) except -1:
+        if state == FL_FILE_SAME:
+            return 0
+        if state == FL_FILE_TRUNCATED:
+            raise CheckpointError(f"{self.path} was truncated while it was in use")
+        if state == FL_FILE_CHANGED:
+            raise CheckpointError(f"{self.path} was changed since it was loaded: load it again")
+        raise CheckpointError(f"{self.path} cannot be read any more: its disk or network failed")
 
 
 # ---- weights --------------------------------------------------------------------------------------------------------
@@ -259,6 +306,10 @@ cdef class Matrix:
     def data(self):
         """The panels as a read-only memoryview of bytes."""
         return memoryview(self.view)
+
+    cdef object owner(self):
+        """The object whose memory the panels lie in."""
+        return PyMemoryView_FromObject(self.view.base).obj
 
     def row(self, size_t r, float[::1] out):
         """Writes row r as f32 to `out`, n floats."""
@@ -426,6 +477,7 @@ cdef class Model:
     cdef fl_model c
     cdef dict tensors
     cdef list idle  # Scratch objects that no forward uses now
+    cdef list files  # MappedFile objects that matrices lie in
 
     def __cinit__(self):
         self.c.layers = NULL
@@ -434,6 +486,8 @@ cdef class Model:
         cdef fl_model *m = &self.c
         self.tensors = tensors
         self.idle = []
+        owners = {id(owner): owner for owner in ((<Matrix>t).owner() for t in tensors.values() if isinstance(t, Matrix))}
+        self.files = [owner for owner in owners.values() if isinstance(owner, MappedFile)]
         self.set_config(config)
         m.kernels = find_kernels(isa)
         m.kv_type = type_of(kv_dtype)
@@ -566,6 +620,20 @@ cdef class Model:
         """Bytes that 64 positions of one sequence take in the KV cache."""
         return fl_kv_block_bytes(&self.c)
 
+    def check_files(self):
+        """Raises CheckpointError when a mapped file of its weights has changed. Each forward looks too, at its end."""
+        if self.files:
+            fl_mapping_guard()
+        for file in self.files:
+            file.check()
+
+    cdef int glance_at_files(self) except -1:
+        """For a single token, which may take no longer than the system to answer: see fl_mapping_glance."""
+        cdef MappedFile file
+        for file in self.files:
+            file.expect_same(fl_mapping_glance(file.c))
+        return 0
+
     def logits(self, size_t rows=1):
         """A Buffer for `rows` rows of logits."""
         return Buffer(rows * fl_logits_stride(&self.c) * sizeof(float))
@@ -627,6 +695,7 @@ cdef class Model:
                 widest = max(self.c.config.dim, self.c.config.hidden_dim, self.c.config.n_heads * self.c.config.head_dim)
                 outputs.inputs = inputs_list = self.buffers(inputs, 4 * self.c.config.n_layers, total * widest)
             self.run(c_spans, count, threads, &outputs)
+            self.check_files()
             for i, item in enumerate(taken):
                 (<Sequence>item).length += c_spans[i].n
         finally:
@@ -653,6 +722,7 @@ cdef class Model:
             sequence.reserve(sequence.length + 1, self.c.config.max_seq)
             span = fl_span(&id, 1, sequence.length, <void *const *>sequence.blocks, sequence.n_blocks, 1)
             self.run(&span, 1, threads, &outputs)
+            self.glance_at_files()
             sequence.length += 1
             with nogil:
                 status = fl_sampler_draw(sampler.c, sampler.kernels, outputs.logits, &drawn)

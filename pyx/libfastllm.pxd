@@ -197,8 +197,25 @@ cdef extern from "fastllm.h" nogil:
 
     void *fl_alloc(size_t bytes)
     void fl_free(void *p)
+    ctypedef struct fl_mapping:
+        pass
+
+    ctypedef enum fl_file_state:
+        FL_FILE_SAME
+        FL_FILE_TRUNCATED
+        FL_FILE_CHANGED
+        FL_FILE_UNREADABLE
+
+    int fl_mapping_new(int fd, fl_mapping **out)
+    void fl_mapping_free(fl_mapping *m)
+    const void *fl_mapping_data(const fl_mapping *m)
+    size_t fl_mapping_bytes(const fl_mapping *m)
+    fl_file_state fl_mapping_state(const fl_mapping *m)
+    fl_file_state fl_mapping_glance(fl_mapping *m)
+    void fl_mapping_guard()
     uint64_t fl_read(const void *p, size_t bytes, size_t threads)
     uint64_t fl_int8_peak(const fl_kernels *k, size_t rounds, size_t threads)
+    int fl_try_threads(size_t threads)
     int fl_has_threads()
 
 cdef extern from "fpenv.h" nogil:

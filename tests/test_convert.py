@@ -1,15 +1,20 @@
 """Conversion: the file says what the checkpoint says, the same bytes each time, whole or not at all."""
 
+import errno
 import json
 import os
 import pty
 import re
 import select
 import signal
+import socket
+import stat
 import struct
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +27,7 @@ from conftest import DATA, run
 from fastllm import CheckpointError, OptionError, TokenizerError, packing, source, store
 from fastllm.config import rope_freqs
 from fastllm.convert import convert, verify
-from fastllm.formats import map_file
+from fastllm.files import map_file
 from fastllm.store import DTYPES
 
 MODELS = ("llama2c_gqa_tied", "llama2c_untied")
@@ -336,6 +341,107 @@ def test_places_that_cannot_be_written(write_model, tmp_path):
     assert names(tmp_path) == before
 
 
+def test_only_regular_files_are_replaced(write_model, tmp_path):
+    """As root, anything could be: /dev/null would become a file."""
+    source = write_model()
+    places = dict.fromkeys(("pipe", "socket", "link"), "no regular file") | {"loop": "Too many levels"}
+    os.mkfifo(tmp_path / "pipe")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "socket"))
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    if os.geteuid() == 0:
+        with suppress(PermissionError):  # in some containers
+            os.mknod(tmp_path / "null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+            places["null"] = "no regular file"
+    before = {name: os.lstat(tmp_path / name) for name in places}
+    for name, said in places.items():
+        for options in ({}, {"format": "llama2c"}):
+            with pytest.raises(CheckpointError, match=f"{tmp_path / name} cannot be written: .*{said}"):
+                convert(source, tmp_path / name, **options)
+        now = os.lstat(tmp_path / name)
+        assert (now.st_ino, now.st_mode) == (before[name].st_ino, before[name].st_mode)
+    listener.close()
+
+
+def test_a_link_s_target_is_replaced(write_model, tmp_path):
+    """Also one that does not exist yet; the link stays."""
+    source, other = write_model(), tmp_path / "other"
+    other.mkdir()
+    convert(source, tmp_path / "plain")
+    expected = (tmp_path / "plain").read_bytes()
+    (other / "old").write_bytes(b"old")
+    for name in ("old", "new"):
+        (tmp_path / name).symlink_to(Path("other", name))
+        convert(source, tmp_path / name)
+        assert (tmp_path / name).is_symlink()
+        assert (other / name).read_bytes() == expected
+    assert names(other) == ["new", "old"]
+
+
+def test_nothing_that_is_read_is_written_over_by_another_name(tmp_path):
+    """Hard and symbolic links to files of the checkpoint, its tokenizer and the calibration text."""
+    cfg = writers.config(40, 56, 4, 2, 300)
+    folder = write_folder(tmp_path / "folder", cfg, writers.random_weights(cfg))
+    (tmp_path / "tok.bin").write_bytes(writers.tokenizer_bin(writers.tokenizer_words(300)))
+    (tmp_path / "text").write_text("the ocean " * 300)
+    options = {"tokenizer": tmp_path / "tok.bin", "calibrate": tmp_path / "text", "dtype": "q4"}
+    files = [folder / "model.safetensors", folder / "config.json", tmp_path / "tok.bin", tmp_path / "text"]
+    before = [file.read_bytes() for file in files]
+    for i, file in enumerate(files):
+        hard, soft = tmp_path / f"hard{i}", tmp_path / f"soft{i}"
+        hard.hardlink_to(file)
+        soft.symlink_to(file)
+        for target in (hard, soft, *([file] if file.parent == tmp_path else [])):
+            with pytest.raises(CheckpointError, match=f"{target} cannot be written: it is .*a part of it"):
+                convert(folder, target, **options)
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_long_names(write_model, tmp_path):
+    source = write_model()
+    convert(source, tmp_path / ("x" * 250))
+    assert fastllm.load(tmp_path / ("x" * 250))
+    with pytest.raises(CheckpointError, match="cannot be written: File name too long"):
+        convert(source, tmp_path / ("x" * 256))
+
+
+def test_permissions(write_model, tmp_path):
+    """A new file has those of any new file; one that takes another's place has that one's."""
+    source, out = write_model(), tmp_path / "out"
+    mask = os.umask(0o027)
+    try:
+        convert(source, out)
+        assert stat.S_IMODE(out.stat().st_mode) == 0o640
+        for mode in (0o600, 0o666):
+            out.chmod(mode)
+            convert(source, out)
+            assert stat.S_IMODE(out.stat().st_mode) == mode
+    finally:
+        os.umask(mask)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("when", ["reserving", "writing", "syncing"])
+def test_disks_that_fail(write_model, tmp_path, monkeypatch, number, when):
+    source, out = write_model(), tmp_path / "out"
+    out.write_bytes(b"before")
+    before = names(tmp_path)
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    if when == "writing":
+        monkeypatch.setattr("fastllm.convert.pack", fail)  # stands for the write that follows
+    else:
+        monkeypatch.setattr(f"fastllm.files.os.{'fsync' if when == 'syncing' else 'posix_fallocate'}", fail)
+    takes = r", it takes [\d,]+ bytes" if number != errno.EIO else ""
+    with pytest.raises(CheckpointError, match=f"^{out} cannot be written: {os.strerror(number)}{takes}$"):
+        convert(source, out)
+    assert names(tmp_path) == before
+    assert out.read_bytes() == b"before"
+
+
 @pytest.mark.parametrize("options", [{}, {"format": "llama2c"}])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError()])
 def test_interrupted(write_model, tmp_path, error, options):
@@ -365,7 +471,7 @@ def test_a_source_truncated_meanwhile(write_model, tmp_path, options):
     def shrink_first(done, total):
         shrink(total, total)
 
-    with pytest.raises(CheckpointError, match=f"{source} was truncated meanwhile"):
+    with pytest.raises(CheckpointError, match=f"{source} was truncated while it was in use"):
         convert(source, tmp_path / "out", progress=shrink_first, **options)
     source.write_bytes(source.read_bytes() + b"\0")
     assert convert(source, tmp_path / "out", progress=None, **options) is None
@@ -407,22 +513,109 @@ raise SystemExit(cli.main(["convert", *sys.argv[1:]]))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_leave_nothing(write_model, tmp_path, number):
-    source = write_model()
-    before = names(tmp_path)
+@contextmanager
+def converting(source, out, **options):
+    """A process that is in the middle of it: its temporary file is there."""
+    before = names(out.parent)
     with subprocess.Popen(
-        [sys.executable, "-c", SLOW, source, tmp_path / "out"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", SLOW, source, out],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
     ) as process:
         assert process.stdout is not None
-        assert process.stderr is not None
         process.stdout.readline()
-        assert len(names(tmp_path)) > len(before)  # the temporary file
-        process.send_signal(number)
-        err = process.stderr.read().decode()
-        assert process.wait(60) == 2
+        assert set(names(out.parent)) - set(before)
+        yield process
+
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+@pytest.mark.parametrize("numbers", [*((n,) for n in ENDING), ENDING], ids=lambda numbers: numbers[-1].name)
+def test_signals_leave_nothing(write_model, tmp_path, numbers):
+    """One, or several at once, as when a session ends."""
+    source = write_model()
+    before = names(tmp_path)
+    with converting(source, tmp_path / "out") as process:
+        for number in numbers:
+            process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
     assert err == f"fastllm: {tmp_path}/out was not written: interrupted\n"
     assert names(tmp_path) == before
+
+
+def test_nohup(write_model, tmp_path):
+    """A signal that was to be ignored is."""
+
+    def ignore():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    with converting(write_model(), tmp_path / "out", preexec_fn=ignore) as process:
+        process.send_signal(signal.SIGHUP)
+        assert process.communicate(timeout=60)[1].startswith(f"{tmp_path}/out: ")
+    assert process.returncode == 0
+
+
+def test_interrupted_after_the_file_was_written(write_model, tmp_path):
+    """Then it does not say that it was not."""
+    late = """
+real = convert.convert
+def late(*args, **options):
+    real(*args, **options)
+    raise KeyboardInterrupt
+convert.convert = late
+raise SystemExit"""
+    code = SLOW.replace("\nraise SystemExit", late)
+    out = tmp_path / "out"
+    out.write_bytes(b"before")
+    done = run(code, write_model(), out)
+    assert (done.returncode, done.stderr) == (130, "")
+    assert fastllm.load(out).dtypes == ["f32"]
+
+
+def test_what_a_killed_one_leaves_goes_with_the_next(write_model, tmp_path):
+    """But nothing of a conversion that still runs, and nothing that only looks alike."""
+    source, folder = write_model(), tmp_path / "folder"
+    folder.mkdir()
+    for alike in (".fastllm-0123456789abcdef", ".fastllm-.part", "fastllm-0123456789abcdef.part"):
+        (folder / alike).write_bytes(b"mine")
+    (folder / ".fastllm-0123456789abcdee.part").mkdir()
+    (folder / ".fastllm-0123456789abcded.part").symlink_to(source)
+    before = names(folder)
+    with converting(source, folder / "killed") as process:
+        process.kill()
+    (left,) = set(names(folder)) - set(before)
+    assert (folder / left).stat().st_size > 0
+    with converting(source, folder / "living") as process:
+        assert left not in names(folder)  # already when it begins
+        assert len(names(folder)) == len(before) + 1
+        convert(source, folder / "other")
+        assert len(names(folder)) == len(before) + 2
+        assert process.communicate(timeout=60)[1].startswith(f"{folder}/living: ")
+    assert names(folder) == sorted([*before, "living", "other"])
+    assert (folder / "living").read_bytes() == (folder / "other").read_bytes()
+
+
+def test_killed_at_any_time(write_model, tmp_path):
+    """The name has what was there before, or the whole file; the next conversion leaves nothing else."""
+    source, folder = write_model(), tmp_path / "folder"
+    folder.mkdir()
+    convert(source, folder / "out")
+    whole = (folder / "out").read_bytes()
+    for i in range(8):
+        (folder / "out").write_bytes(b"before")
+        code = SLOW.replace("0.1", "0.002")
+        with subprocess.Popen([sys.executable, "-c", code, source, folder / "out"], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(i * 0.006)
+            process.kill()
+        assert (folder / "out").read_bytes() in (b"before", whole)
+    convert(source, folder / "out")
+    assert names(folder) == ["out"]
 
 
 def test_the_bar_is_for_terminals(write_model, tmp_path):

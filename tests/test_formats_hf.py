@@ -12,7 +12,8 @@ import fastllm
 from conftest import failure
 from fastllm import CheckpointError
 from fastllm.families import recipe
-from fastllm.formats import huggingface, map_file, open_checkpoint, safetensors
+from fastllm.files import map_file
+from fastllm.formats import huggingface, open_checkpoint, safetensors
 from fastllm.tensors import floats
 
 

@@ -12,7 +12,8 @@ from hypothesis.extra import numpy as arrays
 
 from conftest import failure, soon
 from fastllm import CheckpointError
-from fastllm.formats import map_file, npz, open_checkpoint
+from fastllm.files import map_file
+from fastllm.formats import npz, open_checkpoint
 from fastllm.tensors import floats
 
 KINDS = ("f2", "f4", "f8", ">f4", ">f2", "i1", "i2", "i4", "i8", ">i4", "u1", "u2", "u4", "u8", "?")

@@ -248,7 +248,7 @@ def test_nowhere(ask, env):
 
 def test_without_the_library(ask, tmp_path):
     """An extra that is not installed is named."""
-    (tmp_path / "huggingface_hub.py").write_text("raise ImportError")
+    (tmp_path / "huggingface_hub.py").write_text("raise ModuleNotFoundError(name=__name__)")
     path = os.pathsep.join([str(tmp_path), *sys.path])
     err = ask("run", "someone/folder", code=2, PYTHONPATH=path)
     assert "someone/folder does not exist here" in err

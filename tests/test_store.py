@@ -17,7 +17,8 @@ import writers
 from conftest import SMALL, failure
 from fastllm import CheckpointError, OptionError, store
 from fastllm.families import recipe
-from fastllm.formats import map_file, open_checkpoint
+from fastllm.files import map_file
+from fastllm.formats import open_checkpoint
 from fastllm.packing import assemble
 
 TINY = writers.config(8, 6, 2, 1, 261, n_layers=1, max_seq=16)

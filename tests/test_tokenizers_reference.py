@@ -323,7 +323,7 @@ def test_minilm(name):
 
 def metadata_of(pattern):
     """The tokenizer's metadata of the GGUF file, or of its first part."""
-    from fastllm.formats import map_file
+    from fastllm.files import map_file
     from fastllm.formats.gguf import read as read_gguf
 
     path = next(WEIGHTS.glob(pattern))
@@ -367,7 +367,7 @@ def gemma_metadata():
     """The four parts of the file that a package was cut in, joined as far as the metadata goes."""
     import tempfile
 
-    from fastllm.formats import map_file
+    from fastllm.files import map_file
     from fastllm.formats.gguf import read as read_gguf
 
     parts = sorted(WEIGHTS.glob("gemma3_270m*/**/*.gguf.part*"))

@@ -178,7 +178,7 @@ def test_a_missing_library_is_named(blobs, monkeypatch):
 
     def without(name, *args, **kwargs):
         if name in ("tokenizers", "tiktoken"):
-            raise ImportError(name)
+            raise ModuleNotFoundError(name, name=name)
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)

@@ -12,6 +12,7 @@ from fastllm.errors import (
     CheckpointError,
     ContextError,
     FastLLMError,
+    LibraryError,
     OptionError,
     TokenizerError,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "CheckpointError",
     "ContextError",
     "FastLLMError",
+    "LibraryError",
     "OptionError",
     "TokenizerError",
     "load",

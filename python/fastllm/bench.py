@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from fastllm import _core
 from fastllm.engine import CHUNK, Engine, Span
-from fastllm.errors import FastLLMError, OptionError
+from fastllm.errors import FastLLMError, OptionError, import_error
 from fastllm.llm import LLM, load
 from fastllm.machine import check_threads, int8_peak, read_bandwidth, thread_count
 from fastllm.progress import Bar
@@ -395,8 +395,9 @@ def check_plot(path: str | os.PathLike[str]) -> None:
     """Raises OptionError where `plot` could not write: better before an hour of measuring than after."""
     try:
         from matplotlib.backend_bases import FigureCanvasBase
-    except ImportError:
-        raise OptionError("--plot needs matplotlib: pip install 'fastllm[plot]'") from None
+    except (ImportError, OSError) as error:
+        missing = OptionError("--plot needs matplotlib: pip install 'fastllm[plot]'")
+        raise import_error(error, "matplotlib", missing) from None
     path = Path(path)
     known = sorted(FigureCanvasBase.get_supported_filetypes())
     if path.suffix[1:].lower() not in known:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from fastllm.errors import OptionError, TokenizerError
+from fastllm.errors import OptionError, TokenizerError, import_error
 from fastllm.llm import LLM
 from fastllm.tokenizer import Tokenizer, decode
 
@@ -140,8 +140,9 @@ class ChatTemplate:
     def _run(self, messages: list[Message], add_generation_prompt: bool, variables: Mapping[str, object]) -> str:
         try:
             from fastllm.sandbox import render
-        except ImportError:
-            raise TokenizerError("a chat template needs jinja2: pip install 'fastllm[hf]'") from None
+        except (ImportError, OSError) as error:
+            missing = TokenizerError("a chat template needs jinja2: pip install 'fastllm[hf]'")
+            raise import_error(error, "jinja2", missing) from None
         for message in messages:
             if message.get("role") not in _ROLES:
                 # A template may make a special token of it.

@@ -1,7 +1,8 @@
 """The command line: run, chat, embed, convert, bench, info, inspect.
 
 Generated text goes to stdout, everything else to stderr. Exit codes: 0; 2 for a wrong option, file or model, with one
-sentence that names the cause; 130 for Ctrl-C, but 2 where that leaves a conversion undone.
+sentence that names the cause; 130 for Ctrl-C, but 2 where that leaves a conversion undone. What else ends a process
+(SIGTERM, SIGHUP, SIGQUIT) does as ever, but for a conversion, which it ends like Ctrl-C.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastllm import __version__
-from fastllm.errors import CheckpointError, FastLLMError, OptionError
+from fastllm.errors import CheckpointError, FastLLMError, OptionError, reason
 
 if TYPE_CHECKING:
     from fastllm.engine import Generation
@@ -58,23 +60,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = args.command(args)
         sys.stdout.flush()
-    except FastLLMError as error:
-        print(f"fastllm: {error}", file=sys.stderr)
-        return 2
-    except MemoryError as error:
-        print(f"fastllm: not enough memory: {error}", file=sys.stderr)
+    except (FastLLMError, MemoryError, ImportError) as error:
+        print(f"fastllm: {_sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # whoever read it has gone
         return 141
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         print(f"fastllm: {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
         return 2
     return code
+
+
+def _sentence(error: FastLLMError | MemoryError | ImportError) -> str:
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {error}" if str(error) else "not enough memory"
+    if isinstance(error, ImportError):
+        return f"{error.name or 'a library'} cannot be loaded: {reason(error)}"
+    return str(error)
+
+
+def _drop_output() -> None:
+    """Python would complain again when it flushes at exit."""
+    with suppress(OSError):  # no more files can be opened
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> _Parser:
@@ -402,14 +414,12 @@ def _embed(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    import signal
-
     from fastllm.convert import convert, verify
     from fastllm.progress import Bar
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing half-written is left then either
+    before = _identity(args.out)
     try:
-        with Bar("converting") as bar:
+        with _ending_by_interrupt(), Bar("converting") as bar:
             no_tokenizer = convert(
                 args.model,
                 args.out,
@@ -423,6 +433,8 @@ def _convert(args: argparse.Namespace) -> int:
                 progress=bar,
             )
     except KeyboardInterrupt:
+        if _identity(args.out) != before:
+            raise  # just after it was written
         raise CheckpointError(f"{args.out} was not written: interrupted") from None
     print(f"{args.out}: {Path(args.out).stat().st_size:,} bytes", file=sys.stderr)
     if no_tokenizer:
@@ -435,6 +447,44 @@ def _convert(args: argparse.Namespace) -> int:
             parts.append(f"top-1 agreement {found.top1:.1%}")
         print(f"over {found.tokens} tokens: {'; '.join(parts)}", file=sys.stderr)
     return 0
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Of the file at a path, if there is one: another file has another."""
+    with suppress(OSError, ValueError):
+        about = os.stat(path)
+        return about.st_dev, about.st_ino
+    return None
+
+
+@contextmanager
+def _ending_by_interrupt() -> Iterator[None]:
+    """Lets the signals that end a process raise KeyboardInterrupt in the block, so that nothing half-written is left.
+
+    Those that are ignored, as SIGHUP is under nohup, stay so.
+    """
+    import signal
+    from time import monotonic
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    handlers = {number: old for number, old in handlers.items() if old is not None and old != signal.SIG_IGN}
+    last = -math.inf
+
+    def interrupt(*_: object) -> None:
+        """Once: a second signal, soon after, would end the cleaning up. A later one says that the first was lost."""
+        nonlocal last
+        last, soon = monotonic(), monotonic() < last + 1
+        if not soon:
+            raise KeyboardInterrupt
+
+    try:
+        for number in handlers:
+            signal.signal(number, interrupt)
+        yield
+    finally:
+        for number, old in handlers.items():
+            signal.signal(number, old)
 
 
 # ---- bench ---------------------------------------------------------------------------------------------------------
@@ -494,24 +544,26 @@ def _info(_: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace) -> int:
     from fastllm import store
+    from fastllm.files import reading
     from fastllm.formats import open_checkpoint
     from fastllm.source import find_source
 
     path, _ = find_source(args.file, None)
     rows: list[tuple[str, str, tuple[int, ...], int]]
     as_read = ""
-    if (stored := store.open_file(path)) is not None:
-        name, header = "fastllm", stored.config.to_json()
-        if stored.source:
-            header["source"] = stored.source
-        rows = [(k, getattr(t, "dtype", "f32"), t.shape, t.nbytes) for k, t in stored.tensors.items()]
-        tokenizer = stored.tokenizer
-    else:
-        checkpoint = open_checkpoint(path)
-        name, header, tokenizer = checkpoint.format, dict(checkpoint.header), checkpoint.tokenizer
-        header["architecture"] = checkpoint.architecture
-        rows = [(k, t.stored or t.dtype, t.shape, t.nbytes) for k, t in checkpoint.tensors.items()]
-        as_read = " as they are read" if any(t.stored for t in checkpoint.tensors.values()) else ""
+    with reading():
+        if (stored := store.open_file(path)) is not None:
+            name, header = "fastllm", stored.config.to_json()
+            if stored.source:
+                header["source"] = stored.source
+            rows = [(k, getattr(t, "dtype", "f32"), t.shape, t.nbytes) for k, t in stored.tensors.items()]
+            tokenizer = stored.tokenizer
+        else:
+            checkpoint = open_checkpoint(path)
+            name, header, tokenizer = checkpoint.format, dict(checkpoint.header), checkpoint.tokenizer
+            header["architecture"] = checkpoint.architecture
+            rows = [(k, t.stored or t.dtype, t.shape, t.nbytes) for k, t in checkpoint.tensors.items()]
+            as_read = " as they are read" if any(t.stored for t in checkpoint.tensors.values()) else ""
     if tokenizer:
         header["tokenizer"] = f"{tokenizer[0]}, {len(tokenizer[1]):,} bytes"
     total = sum(nbytes for *_, nbytes in rows)

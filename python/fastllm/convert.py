@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
-from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm import _core, store
 from fastllm.errors import CheckpointError, OptionError, TokenizerError
 from fastllm.families import Recipe, Weight
+from fastllm.files import check_target, read_file, reading
 from fastllm.machine import check_threads
 from fastllm.packing import Plan, Progress, assemble, chunks, pack, plan, vectors
 from fastllm.source import Opened, find_source, open_source, stored_tokenizer
@@ -66,46 +65,47 @@ def convert(
     count = check_threads(threads)
     path, from_hub = find_source(source, revision)
     target = Path(out)
-    _check_target(path, target)
-    sizes = _sizes(path)
-    if (stored := store.open_file(path)) is not None:
-        opened = _reopened(path, stored, tokenizer)
-    else:
-        opened = open_source(path, tokenizer, from_hub=from_hub)
-
-    def watched(done: int, total: int) -> None:
-        _check_sizes(path, sizes)
-        if progress:
-            progress(done, total)
-
-    try:
-        if format == "llama2c":
-            from fastllm.formats import llama2c_writer
-
-            llama2c_writer.write(target, opened.recipe, version or 0, progress=watched)
+    check_target(target)
+    _check_apart(path, target)
+    with reading() as read:
+        if (stored := store.open_file(path)) is not None:
+            opened = _reopened(path, stored, tokenizer)
         else:
-            plans = plan(opened.recipe, dtype or opened.dtype)
-            seen = None if calibrate is None else _calibration(opened, path, Path(calibrate), count)
-            store.write(target, opened.stored(), _parts(opened.recipe, plans, count, watched, seen))
-    except CheckpointError as error:
-        if str(path) in str(error) or str(target) in str(error):
-            raise
-        raise CheckpointError(f"{path} cannot be converted: {error}") from None
+            opened = open_source(path, tokenizer, from_hub=from_hub)
+        text = None if calibrate is None else _text(Path(calibrate))
+        check_target(target)  # now that it is known what is read
+        watched = read.watched(progress)
+        try:
+            if format == "llama2c":
+                from fastllm.formats import llama2c_writer
+
+                llama2c_writer.write(target, opened.recipe, version or 0, progress=watched)
+            else:
+                plans = plan(opened.recipe, dtype or opened.dtype)
+                seen = None if text is None else _calibration(opened, path, text, count)
+                store.write(target, opened.stored(), _parts(opened.recipe, plans, count, watched, seen))
+        except CheckpointError as error:
+            if str(path) in str(error) or str(target) in str(error):
+                raise
+            raise CheckpointError(f"{path} cannot be converted: {error}") from None
     return opened.tokenizer if isinstance(opened.tokenizer, TokenizerError) and format == "fastllm" else None
 
 
-def _calibration(opened: Opened, path: Path, text: Path, threads: int) -> Calibration:
+def _text(path: Path) -> str:
+    try:
+        return read_file(path).decode("utf-8")
+    except (CheckpointError, UnicodeDecodeError) as error:
+        raise OptionError(f"the calibration text {path} cannot be read: {error}") from None
+
+
+def _calibration(opened: Opened, path: Path, text: str, threads: int) -> Calibration:
     """What the model's inputs are while it reads a text."""
     from fastllm.calibration import Calibration
     from fastllm.llm import LLM
 
-    try:
-        words = text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"the calibration text {text} cannot be read: {error}") from None
     stored = assemble(opened.recipe, dtype="q8", threads=threads)
     llm = LLM(stored, opened.tokenizer, threads=threads, context=None, path=path)
-    return Calibration(stored, llm.tokenize(""), llm.tokenizer.encode(words), threads=threads)
+    return Calibration(stored, llm.tokenize(""), llm.tokenizer.encode(text), threads=threads)
 
 
 def _parts(
@@ -163,32 +163,10 @@ def _unpacked(matrix: _core.Matrix) -> Tensor:
 # ---- what must not happen --------------------------------------------------------------------------------------------
 
 
-def _check_target(source: Path, target: Path) -> None:
-    """Nothing that is read is written over."""
-    if target.is_dir():
-        raise CheckpointError(f"{target} cannot be written: it is a folder")
-    if target.exists() and (target.samefile(source) or source.resolve() in target.resolve().parents):
+def _check_apart(source: Path, target: Path) -> None:
+    """Nothing that lies in the checkpoint's folder is written over, though nothing be read of it."""
+    if target.exists() and source.resolve() in target.resolve().parents:
         raise CheckpointError(f"{target} cannot be written: it is what would be converted, or a part of it")
-
-
-def _sizes(source: Path) -> dict[Path, int]:
-    """The files a source is made of, and how long they are."""
-    if source.is_dir():
-        files = list(source.rglob("*"))
-    else:  # maybe one of several: name-00001-of-00003.gguf
-        files = list(source.parent.glob(re.sub(r"-\d{5}-of-(\d{5})", r"-*-of-\1", escape(source.name))))
-    return {file: file.stat().st_size for file in files if file.is_file()}
-
-
-def _check_sizes(source: Path, sizes: dict[Path, int]) -> None:
-    """Raises CheckpointError when a file has shrunk since: what was read past its new end is not what was there."""
-    for file, size in sizes.items():
-        try:
-            now = file.stat().st_size
-        except OSError:
-            continue  # deleted or renamed: what is mapped is still whole
-        if now < size:
-            raise CheckpointError(f"{source} cannot be converted: {file} was truncated meanwhile")
 
 
 # ---- verify ----------------------------------------------------------------------------------------------------------

@@ -198,6 +198,7 @@ class Generation:
                 yield from self._alone(sequence, text, logits)
             else:
                 yield from self._guessing(sequence, text, logits, proposer)
+            engine.model.check_files()
         finally:
             engine.give(text, sequence)
             if proposer is not None:

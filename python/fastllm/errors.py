@@ -9,6 +9,10 @@ class CheckpointError(FastLLMError):
     """A model file that is missing, truncated, inconsistent, or of no known kind."""
 
 
+class LibraryError(FastLLMError):
+    """A library that is installed and cannot be loaded: it is broken, or needs more memory or files than there are."""
+
+
 class TokenizerError(FastLLMError):
     """A tokenizer that is missing, broken, or not the model's."""
 
@@ -19,3 +23,21 @@ class OptionError(FastLLMError, ValueError):
 
 class ContextError(FastLLMError, ValueError):
     """More tokens than the context holds."""
+
+
+def reason(error: BaseException) -> str:
+    """What it was that made an import fail, in a line: libraries wrap the cause in advice."""
+    while isinstance(cause := error.__cause__ or error.__context__, (ImportError, OSError, MemoryError)):
+        error = cause
+    said = error.strerror if isinstance(error, OSError) else str(error)
+    return (said or type(error).__name__).strip().splitlines()[0]
+
+
+def import_error(error: ImportError | OSError, package: str, missing: FastLLMError) -> FastLLMError:
+    """What an import's failure means: `missing` where the package is not installed, else a LibraryError with the cause.
+
+    Too few open files and too little memory look like a package that is not there: OSError, ImportError.
+    """
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] == package:
+        return missing
+    return LibraryError(f"the library {package} cannot be loaded: {reason(error)}")

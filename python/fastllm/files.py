@@ -1,43 +1,237 @@
-"""Writing a file so that it is there whole or not at all."""
+"""Files while they are read and written: a change meanwhile is an error, a new file is there whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
 
+from fastllm import _core
 from fastllm.errors import CheckpointError
+
+_TEMPORARY = ".fastllm-{}.part"  # short whatever the name of the file will be: names have 255 bytes at most
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+class Reading:
+    """The files that were opened since it began."""
+
+    def __init__(self) -> None:
+        self.maps: list[_core.MappedFile] = []
+        self.identities: set[tuple[int, int]] = set()  # device and inode
+
+    def check(self) -> None:
+        """Raises CheckpointError when one of them has changed."""
+        for file in self.maps:
+            file.check()
+
+    def watched(self, progress: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
+        """A progress that checks, and reports to another."""
+
+        def watch(done: int, total: int) -> None:
+            self.check()
+            if progress:
+                progress(done, total)
+
+        return watch
+
+
+_reading: ContextVar[Reading | None] = ContextVar("reading", default=None)
+
+
+@contextmanager
+def reading() -> Iterator[Reading]:
+    """The files that are opened inside the block, which must be at its end what they were: one model in one state.
+
+    Raises CheckpointError when one has changed, also in place of another error, which then follows from it.
+    """
+    read = Reading()
+    before = _reading.set(read)
+    try:
+        yield read
+    except Exception:
+        _check_first(read)
+        raise
+    finally:
+        _reading.reset(before)
+    read.check()
+
+
+def _check_first(read: Reading) -> None:
+    try:
+        read.check()
+    except CheckpointError as cause:
+        raise cause from None
+
+
+def map_file(path: Path) -> memoryview:
+    """The bytes of a file, mapped read-only. Raises CheckpointError when it cannot be read."""
+    file, about = _open(path)
+    try:
+        if about.st_size == 0:
+            raise CheckpointError(f"{path} is empty")
+        mapped = _core.MappedFile(file, str(path))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    finally:
+        os.close(file)
+    if (read := _reading.get()) is not None:
+        read.maps.append(mapped)
+    return memoryview(mapped)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a small file. Raises CheckpointError when it cannot be read, or changes meanwhile."""
+    file, about = _open(path)
+    try:
+        with open(file, "rb") as opened:
+            blob = opened.read()
+            now = os.fstat(file)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    if (now.st_size, now.st_mtime_ns) != (about.st_size, about.st_mtime_ns):
+        raise CheckpointError(f"{path} was changed while it was read")
+    return blob
+
+
+def _open(path: Path) -> tuple[int, os.stat_result]:
+    """A descriptor of a regular file, and what the system says of it."""
+    try:
+        about = os.stat(path)
+        if stat.S_ISDIR(about.st_mode):
+            raise CheckpointError(f"{path} is a folder, not a file")
+        if not stat.S_ISREG(about.st_mode):
+            raise CheckpointError(f"{path} is no regular file")  # opening a pipe would wait for a writer
+        file = os.open(path, os.O_RDONLY | _BINARY)
+        about = os.fstat(file)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from None
+    if (read := _reading.get()) is not None:
+        read.identities.add((about.st_dev, about.st_ino))
+    return file, about
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def check_target(path: Path) -> None:
+    """Raises CheckpointError unless a new file may take the place of `path`: a new name, or a regular file.
+
+    A symbolic link is what it points to. What is being read, under whatever name, is not written over.
+    """
+    try:
+        about = os.stat(path)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be written: {getattr(error, 'strerror', error)}") from None
+    if stat.S_ISDIR(about.st_mode):
+        raise CheckpointError(f"{path} cannot be written: it is a folder")
+    if not stat.S_ISREG(about.st_mode):
+        raise CheckpointError(f"{path} cannot be written: it is no regular file")
+    if (read := _reading.get()) is not None and (about.st_dev, about.st_ino) in read.identities:
+        raise CheckpointError(f"{path} cannot be written: it is what would be converted, or a part of it")
 
 
 @contextmanager
 def replacing(path: Path, nbytes: int) -> Iterator[BinaryIO]:
     """A new file that takes `path`'s place, synced, when the block ends well. Otherwise nothing changes there.
 
-    Room for nbytes is reserved first, so that a disk too small says so at once. Raises CheckpointError.
+    A symbolic link stays: the file that it points to is replaced, or made. A file that is replaced hands on its
+    permissions. Room for nbytes is reserved first, so that a disk too small says so at once. What a process that was
+    killed has left in the folder goes away. Raises CheckpointError.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path} cannot be written: it is a folder")
+    check_target(path)
+    target = Path(os.path.realpath(path))
+    temporary = target.parent / _TEMPORARY.format(os.urandom(8).hex())
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        _remove_abandoned(target.parent)
         try:
-            with open(handle, "wb") as file:
+            with open(_create(temporary, _permissions(target)), "wb") as file:
                 _reserve(file, nbytes)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-                os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
+                if (read := _reading.get()) is not None:
+                    read.check()  # or what was written may be anything
+                if os.name != "nt":
+                    os.replace(temporary, target)  # while the lock is held
+            if os.name == "nt":  # an open file cannot be renamed
+                os.replace(temporary, target)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            with suppress(OSError):
+                os.unlink(temporary)
             raise
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise CheckpointError(f"{path} cannot be written: {error.strerror}, it takes {nbytes:,} bytes") from None
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from None
+        full = error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))
+        takes = f", it takes {nbytes:,} bytes" if full else ""
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}{takes}") from None
+
+
+def _permissions(target: Path) -> int | None:
+    """Those of the file that is there; None for a new one's."""
+    with suppress(FileNotFoundError):
+        return stat.S_IMODE(os.stat(target).st_mode)
+    return None
+
+
+def _create(path: Path, permissions: int | None) -> int:
+    """A descriptor of a new file, locked for as long as it is open, so that others see that its owner lives."""
+    mode = 0o666 if permissions is None else permissions & 0o777
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, mode)
+        try:
+            if permissions is not None and hasattr(os, "fchmod"):
+                os.fchmod(file, permissions)
+            # Before the lock was ours, another conversion may have taken the file for an abandoned one.
+            if not _lock(file, wait=True) or _is_at(file, path):
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _lock(file: int, *, wait: bool) -> bool:
+    """Locks an open file until it is closed. False where another has it, unless that is waited for, or has no locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def _is_at(file: int, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    return False
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes temporary files of ours whose owner is dead, as after kill -9: its lock went with it."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not fnmatchcase(entry.name, _TEMPORARY.format("?" * 16)) or not entry.is_file(follow_symlinks=False):
+                continue
+            with suppress(OSError):  # another user's
+                file = os.open(entry.path, os.O_RDWR | _BINARY)
+                try:
+                    if _lock(file, wait=False):
+                        os.unlink(entry.path)
+                finally:
+                    os.close(file)
 
 
 def _reserve(file: BinaryIO, nbytes: int) -> None:
@@ -48,9 +242,3 @@ def _reserve(file: BinaryIO, nbytes: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # not every file system can
             raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path, PurePosixPath
 
-from fastllm.errors import CheckpointError
+from fastllm.errors import CheckpointError, import_error
 
 # llama2.c's files of 32,000 words come without a tokenizer: it is Llama's, of which this is a copy open to everybody.
 LLAMA_TOKENIZER = ("hf-internal-testing/llama-tokenizer", "tokenizer.model")
@@ -110,10 +110,11 @@ def _one_sentence(name: str, repo: str, revision: str | None) -> Iterator[None]:
     try:
         from huggingface_hub import errors
         from huggingface_hub.utils.tqdm import disable_progress_bars
-    except ImportError:
-        raise CheckpointError(
+    except (ImportError, OSError) as error:
+        missing = CheckpointError(
             f"{name} does not exist here; to get it from the Hugging Face hub: pip install 'fastllm[hub]'"
-        ) from None
+        )
+        raise import_error(error, "huggingface_hub", missing) from None
     if not sys.stderr.isatty():
         disable_progress_bars()
     at = f" at {revision!r}" if revision else ""

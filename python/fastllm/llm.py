@@ -11,6 +11,7 @@ from fastllm import _core, store
 from fastllm.config import Config
 from fastllm.engine import Batch, Engine, Generation
 from fastllm.errors import CheckpointError, ContextError, OptionError, TokenizerError
+from fastllm.files import reading
 from fastllm.machine import check_threads, read_bandwidth
 from fastllm.sampling import DEFAULTS, Sampling
 from fastllm.source import find_source, open_source, stored_tokenizer
@@ -59,19 +60,22 @@ def load(
         raise OptionError(f"kv must be one of {', '.join(KV_DTYPES)}, not {kv!r}")
     count = check_threads(threads)
     found, from_hub = find_source(path, revision)
-    if (stored := store.open_file(found)) is not None:
-        _check_stored_dtype(found, stored, dtype)
-        words = stored_tokenizer(stored, found, tokenizer)
-    else:
-        from fastllm.packing import assemble
+    with reading() as read:
+        if (stored := store.open_file(found)) is not None:
+            _check_stored_dtype(found, stored, dtype)
+            words = stored_tokenizer(stored, found, tokenizer)
+        else:
+            from fastllm.packing import assemble
 
-        source = open_source(found, tokenizer, from_hub=from_hub)
-        try:
-            stored = assemble(source.recipe, dtype=dtype or source.dtype, threads=count, progress=progress)
-        except CheckpointError as error:
-            raise CheckpointError(f"{found} cannot be used: {error}") from None
-        words = source.tokenizer
-    return LLM(stored, words, threads=count, context=context, path=found, kv=kv)
+            source = open_source(found, tokenizer, from_hub=from_hub)
+            try:
+                stored = assemble(
+                    source.recipe, dtype=dtype or source.dtype, threads=count, progress=read.watched(progress)
+                )
+            except CheckpointError as error:
+                raise CheckpointError(f"{found} cannot be used: {error}") from None
+            words = source.tokenizer
+        return LLM(stored, words, threads=count, context=context, path=found, kv=kv)
 
 
 def _check_stored_dtype(path: Path, stored: store.Stored, dtype: str | None) -> None:
@@ -311,6 +315,7 @@ class LLM:
         words = [t.stream().pieces for t in (self._tokenizer, draft._tokenizer) if not isinstance(t, TokenizerError)]
         if len(words) == 2 and words[0] != words[1]:
             raise OptionError(f"{draft.path} has other tokens than {self.path}: a draft needs the same vocabulary")
+        draft._model.check_files()
         greedy = draft._sampler(Sampling(temperature=0), 0)
         share = draft.bytes_per_token / self.bytes_per_token
         return DraftModel(self._engine.costs, draft._engine, greedy, draft.context, share)
@@ -487,7 +492,8 @@ class LLM:
                 pieces = []
 
     def _ids(self, text: str | Sequence[int], what: str) -> list[int]:
-        """The ids of a text, checked."""
+        """The ids of a text that is to go through the model, checked, as are the files that it lies in."""
+        self._model.check_files()
         ids = self.tokenize(text) if isinstance(text, str) else [int(token) for token in text]
         if not ids:
             raise OptionError(f"{what} is empty: it needs a token")

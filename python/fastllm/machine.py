@@ -28,11 +28,18 @@ def thread_count() -> tuple[int, str]:
 
 
 def check_threads(threads: int | None) -> int:
-    """A thread count that was asked for, or the default. Raises OptionError when it is impossible."""
+    """A thread count that was asked for, or the default. Raises OptionError when it is impossible.
+
+    Also where the system refuses so many: it may limit the threads of a user, and each takes memory for its stack.
+    """
     if threads is None:
-        return thread_count()[0]
+        threads = thread_count()[0]
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
         raise OptionError(f"threads must be between 1 and {MOST_THREADS}, not {threads!r}")
+    try:
+        _core.try_threads(threads)
+    except OSError as error:
+        raise OptionError(f"{threads} threads cannot be started: {error.strerror}; ask for fewer") from None
     return threads
 
 

@@ -25,10 +25,11 @@ class Bar:
         if self._bar is None and self._wanted and monotonic() - self._start > _PATIENCE:
             self._wanted = False
             try:
-                self._bar = _rich_bar()
-            except ImportError:
+                bar = _rich_bar()
+                bar.start()
+            except (ImportError, OSError, RuntimeError):  # RuntimeError: it cannot start its thread
                 return
-            self._bar.start()
+            self._bar = bar
             self._bar.add_task(self._text)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastllm import _core
 from fastllm.config import Config
 from fastllm.errors import CheckpointError, OptionError
-from fastllm.formats import is_safetensors, map_file
+from fastllm.files import map_file
+from fastllm.formats import is_safetensors
 
 if TYPE_CHECKING:
     from fastllm.tensors import Bytes

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm.errors import CheckpointError
+from fastllm.files import map_file
 
 if TYPE_CHECKING:
     from fastllm.tensors import Tensor
@@ -29,23 +29,6 @@ class Checkpoint(NamedTuple):
     header: Mapping[str, object]
     tensors: Mapping[str, Tensor]
     tokenizer: tuple[str, bytes] | None = None
-
-
-def map_file(path: Path) -> memoryview:
-    """The bytes of a file, mapped read-only. Raises CheckpointError when it cannot be read."""
-    try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise CheckpointError(f"{path} is no regular file")  # opening a pipe would wait for a writer
-        with path.open("rb") as file:
-            if path.stat().st_size == 0:
-                raise CheckpointError(f"{path} is empty")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise CheckpointError(f"{path} is a folder, not a checkpoint file") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

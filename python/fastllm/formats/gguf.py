@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint, map_file
+from fastllm.files import map_file
+from fastllm.formats import Checkpoint
 from fastllm.formats.quants import BLOCKS
 from fastllm.formats.quants import tensor as quantized
 from fastllm.tensors import SIZES, Reader, Tensor, mapped

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint, arrays, map_file, pickles
+from fastllm.files import map_file
+from fastllm.formats import Checkpoint, arrays, pickles
 from fastllm.tensors import Bytes, Tensor, floats
 
 # The leaves of the tree, each sorted. A layer's come below transformer/decoder_layer_<i>.

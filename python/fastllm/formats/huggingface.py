@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint, map_file, safetensors
+from fastllm.files import map_file
+from fastllm.formats import Checkpoint, safetensors
 from fastllm.tensors import Tensor
 
 # In the order transformers looks for them.

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint, map_file, torch
+from fastllm.files import map_file
+from fastllm.formats import Checkpoint, torch
 from fastllm.tensors import Tensor, joined_columns, joined_rows
 
 _ROWS = ("wq", "wk", "wv", "w1", "w3", "output")

@@ -15,8 +15,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint, map_file
+from fastllm.errors import CheckpointError, import_error
+from fastllm.files import map_file
+from fastllm.formats import Checkpoint
 from fastllm.formats.safetensors import as_f32
 from fastllm.tensors import SIZES, Bytes, Tensor, mapped
 
@@ -218,8 +219,9 @@ def _config(folder: Path) -> dict[str, Any]:
 def _model_config(path: Path) -> dict[str, Any]:
     try:
         import yaml
-    except ImportError:
-        raise CheckpointError(f"{path} needs PyYAML to be read: pip install 'fastllm[hf]'") from None
+    except (ImportError, OSError) as error:
+        missing = CheckpointError(f"{path} needs PyYAML to be read: pip install 'fastllm[hf]'")
+        raise import_error(error, "yaml", missing) from None
     text = bytes(map_file(path))
     if len(text) > _MOST_YAML or text.count(b"[") + text.count(b"{") > _MOST_BRACKETS:
         raise CheckpointError(f"{path} is no mindformers config: it is too long")

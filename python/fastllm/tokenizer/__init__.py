@@ -14,7 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
-from fastllm.errors import TokenizerError
+from fastllm.errors import CheckpointError, TokenizerError
+from fastllm.files import read_file
 
 
 class Stream:
@@ -161,13 +162,9 @@ def _unpack(blob: bytes) -> dict[str, bytes]:
 
 def _load(path: Path) -> bytes:
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise TokenizerError(f"{path} is no regular file")  # opening a pipe would wait for a writer
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise TokenizerError(f"{path} does not exist") from None
-    except OSError as error:
-        raise TokenizerError(f"{path} cannot be read: {error.strerror}") from None
+        return read_file(path)
+    except CheckpointError as error:
+        raise TokenizerError(str(error)) from None
 
 
 def _kind_of(path: Path, blob: bytes, vocab_size: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import b64decode
 from typing import Any
 
-from fastllm.errors import TokenizerError
+from fastllm.errors import TokenizerError, import_error
 from fastllm.tokenizer import Files, Stream, Tokenizer
 from fastllm.tokenizer.pieces import special_splitter
 from fastllm.tokenizer.settings import Settings
@@ -33,10 +33,9 @@ class RankTokenizer(Tokenizer):
     def __init__(self, ranks: dict[bytes, int], special: dict[str, int], settings: Settings) -> None:
         try:
             import tiktoken
-        except ImportError:
-            raise TokenizerError(
-                "a tokenizer.model of ranks needs the tiktoken library: pip install 'fastllm[hf]'"
-            ) from None
+        except (ImportError, OSError) as error:
+            missing = TokenizerError("a tokenizer.model of ranks needs the tiktoken library: pip install 'fastllm[hf]'")
+            raise import_error(error, "tiktoken", missing) from None
         self._special, self.special = special, special.keys()
         self._splitter = special_splitter(special)
         self.plain = len(ranks)

@@ -13,7 +13,7 @@ from math import prod
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from fastllm.errors import TokenizerError
+from fastllm.errors import FastLLMError, TokenizerError, import_error
 from fastllm.tokenizer import Files, Stream, Tokenizer
 from fastllm.tokenizer.decoding import decoding_table
 from fastllm.tokenizer.settings import ROLES, Settings
@@ -29,8 +29,9 @@ def library(what: str) -> Any:
     """The tokenizers library. Raises TokenizerError, naming the extra, where it is missing."""
     try:
         import tokenizers
-    except ImportError:
-        raise TokenizerError(f"{what} needs the tokenizers library: pip install 'fastllm[hf]'") from None
+    except (ImportError, OSError) as error:
+        missing = TokenizerError(f"{what} needs the tokenizers library: pip install 'fastllm[hf]'")
+        raise import_error(error, "tokenizers", missing) from None
     return tokenizers
 
 
@@ -39,7 +40,7 @@ def refusals(name: str) -> Iterator[None]:
     """Turns what a library raises into TokenizerError. Panics of the Rust ones are BaseExceptions of their own."""
     try:
         yield
-    except (TokenizerError, KeyboardInterrupt, SystemExit):
+    except (FastLLMError, MemoryError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
         said = " ".join(str(error).split())[:300]
