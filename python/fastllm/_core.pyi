@@ -75,6 +75,7 @@ class Model:
         *,
         kv_dtype: str = "f16",
         isa: str | None = None,
+        paced: bool = True,
     ) -> None: ...
     def logits(self, rows: int = 1) -> Buffer: ...
     def forward(

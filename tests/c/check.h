@@ -47,5 +47,6 @@ void test_functions(void);
 void test_sampler(void);
 void test_forward(void);
 void test_threads(void);
+void test_pace(void);
 
 #endif
