@@ -4,12 +4,12 @@
 //
 //   threads    4  4  4  4 | 3     3  3  3  3  3 | 4   | 3  3  3  3  3  3  3 | 4    4  4
 //              a core is  | try:  threads that  | try:  it failed: wait   | try:  it won: the
-//              lost       | won   are enough    |       its cost x 40     |       core is back
+//              lost       | won   are enough    |       its cost x 25     |       core is back
 #include "pace.h"
 
 #include <stdlib.h>
 
-static const double PATIENCE = 40;
+static const double PATIENCE = 25;
 static const double TRY = 0.02;    // seconds: other programs' time slices take some milliseconds
 static const double LATELY = 0.1;  // seconds over which forwards are averaged
 static const double MARGIN = 0.005; // of the time: less is no difference

@@ -35,6 +35,15 @@ static void yield_cpu(void) {
 #endif
 }
 
+// The number of CPUs that this process may use now.
+static size_t cpus(void) {
+#ifdef _OPENMP
+    return (size_t)omp_get_num_procs();
+#else
+    return 1;
+#endif
+}
+
 // Seconds since some time ago, whatever is done to the system's date.
 static double now(void) {
 #ifdef _WIN32
@@ -66,14 +75,15 @@ void fl_barrier(fl_team *team, size_t id) {
         return;
     }
     double start = 0;
-    int stalled = 0;
+    int stalled = 0; // for one that is not running, which may need this very core
     for (size_t i = 1; atomic_load_explicit(&team->round, memory_order_acquire) == round; i++) {
         if (stalled) {
-            yield_cpu(); // that one may need this very core; before, it would give a time slice away each time
+            yield_cpu(); // earlier, it would give a time slice away each time
         } else if (i % SPINS) {
             relax();
         } else if (start == 0) {
             start = now();
+            stalled = team->crowded;
         } else if (now() - start > patience(start - mine->begun, taken)) {
             stalled = 1;
         }
@@ -138,7 +148,10 @@ double fl_parallel(size_t threads, fl_work *work, void *arg) {
         {
             // The runtime may grant fewer than we ask for.
 #pragma omp single
-            team.threads = (size_t)omp_get_num_threads();
+            {
+                team.threads = (size_t)omp_get_num_threads();
+                team.crowded = team.threads > cpus();
+            }
             const size_t id = (size_t)omp_get_thread_num();
             work(arg, &team, id);
             fl_barrier(&team, id); // a wait here counts; the runtime's own does not
@@ -153,15 +166,6 @@ double fl_parallel(size_t threads, fl_work *work, void *arg) {
 }
 
 // ---- pace ----------------------------------------------------------------------------------------------------------
-
-// The number of CPUs that this process may use now.
-static size_t cpus(void) {
-#ifdef _OPENMP
-    return (size_t)omp_get_num_procs();
-#else
-    return 1;
-#endif
-}
 
 void fl_paced(fl_pace *pace, size_t tokens, size_t threads, fl_work *work, void *arg) {
     if (!pace || threads <= 1) {

@@ -20,6 +20,7 @@ typedef struct fl_queue {
 
 typedef struct fl_team {
     size_t threads;
+    int crowded;      // more threads than CPUs
     fl_queue *queues; // (threads,)
     // On cache lines of their own: waiting is written by all, round is read by the spinning.
     _Alignas(64) atomic_size_t waiting;
