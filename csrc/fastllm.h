@@ -182,6 +182,12 @@ typedef struct fl_layer {
     size_t rope;                   // 0: no rotation, else by rope_freqs[rope - 1]
 } fl_layer;
 
+// Learns on how many threads forwards of one model are fastest: no more than there are CPUs for this process, and fewer
+// while other programs keep some of those busy. Belongs to one forward at a time: the caller sees to it.
+typedef struct fl_pace fl_pace;
+fl_status fl_pace_new(fl_pace **out);
+void fl_pace_free(fl_pace *pace);
+
 typedef struct fl_model {
     fl_config config;
     const fl_kernels *kernels;
@@ -195,6 +201,7 @@ typedef struct fl_model {
     fl_matrix head;               // (vocab_size, dim); the embedding itself where the two are tied; none: no logits
     const float *rope_freqs[2];   // (rotary_dim / 2,) radians per position
     fl_layer *layers;             // (n_layers,)
+    fl_pace *pace;                // NULL: forwards run on exactly as many threads as are asked for
 } fl_model;
 
 // Whether the config can be a model and every tensor is there with its shape and an alignment the kernels can read.

@@ -408,6 +408,6 @@ fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, siz
         row += spans[i].n;
         for (size_t t = spans[i].n_logits; t > 0; t--) s->wanted[f.n_logits++] = row - t;
     }
-    fl_paced(&s->pace, threads, run, &f);
+    fl_paced(m->pace, f.tokens, threads, run, &f);
     return FL_OK;
 }

@@ -93,7 +93,6 @@ fl_status fl_scratch_reserve(fl_scratch *s, const fl_model *m, size_t tokens, si
     const fl_config *c = &m->config;
     if (s->memory && tokens <= s->tokens && threads <= s->threads) return FL_OK;
     fl_scratch next = {
-        .pace = s->pace,
         .tokens = largest(tokens, s->tokens),
         .threads = largest(threads, s->threads),
         .dim = fl_round_up(c->dim, FL_GROUP),

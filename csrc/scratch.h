@@ -60,7 +60,6 @@ struct fl_scratch {
     size_t partials;    // enough for four tokens at the end of the context
     size_t *wanted;     // (tokens,) rows whose logits are computed
     fl_routes routes;
-    fl_pace pace;
     fl_lane_scratch *lanes; // (threads,)
 };
 

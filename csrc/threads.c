@@ -6,6 +6,7 @@
 #include "compiler.h"
 #include "fastllm.h"
 #include "fpenv.h"
+#include "pace.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -35,10 +36,27 @@ static void yield_cpu(void) {
 #endif
 }
 
+// The number of CPUs that this process may use now.
+static size_t cpus(void) {
+#ifdef _OPENMP
+    return (size_t)omp_get_num_procs();
+#else
+    return 1;
+#endif
+}
+
+// Seconds since some time ago, whatever is done to the system's date.
 static double now(void) {
+#ifdef _WIN32
+    LARGE_INTEGER ticks, frequency;
+    QueryPerformanceCounter(&ticks);
+    QueryPerformanceFrequency(&frequency);
+    return (double)ticks.QuadPart / (double)frequency.QuadPart;
+#else
     struct timespec t;
-    timespec_get(&t, TIME_UTC);
+    clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+#endif
 }
 
 // Threads end a phase about a chunk's time apart. Who waits for much longer waits for one that another program's time
@@ -58,14 +76,15 @@ void fl_barrier(fl_team *team, size_t id) {
         return;
     }
     double start = 0;
-    int stalled = 0;
+    int stalled = 0; // for one that is not running, which may need this very core
     for (size_t i = 1; atomic_load_explicit(&team->round, memory_order_acquire) == round; i++) {
         if (stalled) {
-            yield_cpu(); // that one may need this very core; before, it would give a time slice away each time
+            yield_cpu(); // earlier, it would give a time slice away each time
         } else if (i % SPINS) {
             relax();
         } else if (start == 0) {
             start = now();
+            stalled = team->crowded;
         } else if (now() - start > patience(start - mine->begun, taken)) {
             stalled = 1;
         }
@@ -92,16 +111,20 @@ int fl_deal_next(fl_deal *deal, size_t *begin, size_t *end) {
         deal->from = *end;
         return *begin < *end;
     }
-    const uint64_t round = atomic_load_explicit(&team->round, memory_order_relaxed) & UINT32_MAX;
+    const uint64_t round = atomic_load_explicit(&team->round, memory_order_relaxed), first_chunk = round << 32;
     for (; deal->from < deal->id + team->threads; deal->from++) {
         const size_t whose = deal->from % team->threads;
         size_t first, last;
         fl_share(deal->n, team, whose, &first, &last);
-        // What is not of this phase is of one before it: its owner has yet to begin, and then begins at its first chunk.
-        const uint64_t next = atomic_fetch_add_explicit(&team->queues[whose].next, 1, memory_order_relaxed);
-        const size_t at = (size_t)(next & UINT32_MAX) * deal->chunk;
-        if (next >> 32 != round || at >= last - first) continue;
-        *begin = first + at;
+        // Looks before it takes: an addition draws a queue's cache line from all others, and where T threads end a phase
+        // there are T queues for each. What is not of this phase is of one before it: its owner has yet to begin, and
+        // then begins at its first chunk.
+        const size_t chunks = (last - first + deal->chunk - 1) / deal->chunk;
+        atomic_uint_least64_t *next = &team->queues[whose].next;
+        if (atomic_load_explicit(next, memory_order_relaxed) - first_chunk >= chunks) continue;
+        const uint64_t at = atomic_fetch_add_explicit(next, 1, memory_order_relaxed) - first_chunk;
+        if (at >= chunks) continue;
+        *begin = first + (size_t)at * deal->chunk;
         *end = last - *begin < deal->chunk ? last : *begin + deal->chunk;
         team->queues[deal->id].taken++;
         return 1;
@@ -126,7 +149,10 @@ double fl_parallel(size_t threads, fl_work *work, void *arg) {
         {
             // The runtime may grant fewer than we ask for.
 #pragma omp single
-            team.threads = (size_t)omp_get_num_threads();
+            {
+                team.threads = (size_t)omp_get_num_threads();
+                team.crowded = team.threads > cpus();
+            }
             const size_t id = (size_t)omp_get_thread_num();
             const fl_fpenv before = fl_fpenv_set();
             work(arg, &team, id);
@@ -146,38 +172,14 @@ double fl_parallel(size_t threads, fl_work *work, void *arg) {
 
 // ---- pace ----------------------------------------------------------------------------------------------------------
 
-size_t fl_pace_threads(fl_pace *pace, size_t threads) {
-    if (pace->fewer > 0 && now() >= pace->until) {
-        pace->fewer--;
-        pace->ran = pace->lost = 0;
-    }
-    return threads > pace->fewer ? threads - pace->fewer : 1;
-}
-
-void fl_pace_note(fl_pace *pace, size_t threads, double seconds, double lost) {
-    // A hypervisor takes a core for some milliseconds now and then, which is no reason to go without it.
-    const double enough = 0.02, lately = 0.2;
-    if (threads == 1) return;
-    pace->ran += seconds;
-    pace->lost += lost;
-    if (pace->ran < enough) return;
-    if (pace->lost < 0.7 * pace->ran / (double)threads) {
-        if (pace->ran > lately) pace->ran /= 2, pace->lost /= 2;
+void fl_paced(fl_pace *pace, size_t tokens, size_t threads, fl_work *work, void *arg) {
+    if (!pace || threads <= 1) {
+        fl_parallel(threads, work, arg);
         return;
     }
-    // A try costs a time slice of some milliseconds: up to a second apart where all fail.
-    const double time = now(), first = 0.05, most = 0.8;
-    const int again = time < pace->until + first;
-    pace->patience = !again ? first : pace->patience * 2 < most ? pace->patience * 2 : most;
-    pace->until = time + pace->patience;
-    pace->ran = pace->lost = 0;
-    pace->fewer++;
-}
-
-void fl_paced(fl_pace *pace, size_t threads, fl_work *work, void *arg) {
-    const size_t allowed = fl_pace_threads(pace, threads);
+    const size_t there = cpus(), allowed = fl_pace_threads(pace, tokens, threads < there ? threads : there);
     const double begun = now(), lost = fl_parallel(allowed, work, arg);
-    fl_pace_note(pace, allowed, now() - begun, lost);
+    fl_pace_note(pace, tokens, allowed, now() - begun, lost);
 }
 
 int fl_has_threads(void) {

@@ -7,6 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "fastllm.h"
+
 enum { FL_TEAM = 256 }; // threads of a team at most
 
 // One thread's part of a phase, on a cache line of its own: others look only when theirs is empty.
@@ -18,6 +20,7 @@ typedef struct fl_queue {
 
 typedef struct fl_team {
     size_t threads;
+    int crowded;      // more threads than CPUs
     fl_queue *queues; // (threads,)
     // On cache lines of their own: waiting is written by all, round is read by the spinning.
     _Alignas(64) atomic_size_t waiting;
@@ -56,21 +59,8 @@ fl_deal fl_deal_start(fl_team *team, size_t id, size_t n, size_t chunk);
 // The next items, [*begin, *end), at most a chunk of them; 0 when all are taken.
 int fl_deal_next(fl_deal *deal, size_t *begin, size_t *end);
 
-// How many threads to run where some are asked for. A core that another program keeps busy stops a whole team at each
-// barrier: once that costs more than a thread is worth, the team goes on with one fewer, and tries again later.
-typedef struct fl_pace {
-    size_t fewer;     // than asked for
-    double until;     // seconds on the clock: when to try with one more
-    double patience;  // seconds from there to the next try
-    double ran, lost; // seconds lately, with so many threads; of them, those waited for one that was not running
-} fl_pace;
-
-size_t fl_pace_threads(fl_pace *pace, size_t threads);
-
-// A forward with so many threads took `seconds`, `lost` of them as fl_parallel returns them.
-void fl_pace_note(fl_pace *pace, size_t threads, double seconds, double lost);
-
-// fl_parallel on as many threads as the pace allows, which learns from it.
-void fl_paced(fl_pace *pace, size_t threads, fl_work *work, void *arg);
+// fl_parallel of a forward of so many tokens, on as many threads as the pace allows, which learns from it; without a
+// pace on as many as are asked for.
+void fl_paced(fl_pace *pace, size_t tokens, size_t threads, fl_work *work, void *arg);
 
 #endif

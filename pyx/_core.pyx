@@ -472,7 +472,8 @@ cdef class Model:
     """A config and its tensors, bound and checked; immutable.
 
     config: a fastllm.config.Config. tensors: name -> Matrix or Vector, by its canonical names; without "head" the
-    embedding serves. Raises CheckpointError when one is missing or has the wrong shape.
+    embedding serves. Raises CheckpointError when one is missing or has the wrong shape. Where a forward is given more
+    threads than are fastest just now, on busy cores, it takes fewer; with paced=False exactly as many, for tests.
     """
     cdef fl_model c
     cdef dict tensors
@@ -481,8 +482,9 @@ cdef class Model:
 
     def __cinit__(self):
         self.c.layers = NULL
+        self.c.pace = NULL
 
-    def __init__(self, config, dict tensors, *, str kv_dtype="f16", isa=None):
+    def __init__(self, config, dict tensors, *, str kv_dtype="f16", isa=None, bint paced=True):
         cdef fl_model *m = &self.c
         self.tensors = tensors
         self.idle = []
@@ -491,6 +493,8 @@ cdef class Model:
         self.set_config(config)
         m.kernels = find_kernels(isa)
         m.kv_type = type_of(kv_dtype)
+        if paced:
+            check(fl_pace_new(&m.pace), "the pace of threads")
         m.layers = <fl_layer *>calloc(config.n_layers, sizeof(fl_layer))
         if m.layers is NULL:
             raise MemoryError("cannot allocate the list of layers")
@@ -582,6 +586,7 @@ cdef class Model:
 
     def __dealloc__(self):
         free(self.c.layers)
+        fl_pace_free(self.c.pace)
 
     # What is not there is NULL; __init__ has looked for what must be.
 

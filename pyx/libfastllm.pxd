@@ -115,6 +115,8 @@ cdef extern from "fastllm.h" nogil:
         size_t window
         size_t rope
 
+    ctypedef struct fl_pace:
+        pass
     ctypedef struct fl_model:
         fl_config config
         const fl_kernels *kernels
@@ -128,6 +130,7 @@ cdef extern from "fastllm.h" nogil:
         fl_matrix head
         const float *rope_freqs[2]
         fl_layer *layers
+        fl_pace *pace
 
     ctypedef struct fl_outputs:
         float *logits
@@ -183,6 +186,8 @@ cdef extern from "fastllm.h" nogil:
     void fl_pool_free(fl_pool *pool)
     fl_status fl_pool_take(fl_pool *pool, void **block)
     void fl_pool_give(fl_pool *pool, void *block)
+    fl_status fl_pace_new(fl_pace **out)
+    void fl_pace_free(fl_pace *pace)
     fl_status fl_scratch_new(fl_scratch **out)
     void fl_scratch_free(fl_scratch *s)
     size_t fl_logits_stride(const fl_model *m)

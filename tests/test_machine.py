@@ -7,7 +7,9 @@ from math import inf
 
 import pytest
 
+from conftest import run
 from fastllm import _core, machine
+from fastllm.cli import main
 from fastllm.errors import OptionError
 
 openmp = pytest.mark.skipif(not _core.has_threads(), reason="built without OpenMP")
@@ -50,6 +52,54 @@ def test_affinity_mask_is_obeyed():
     code += "from fastllm.machine import thread_count; print(thread_count()[0])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
     assert done.stdout.decode().strip() == "1"
+
+
+@openmp
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="threads cannot be counted here")
+def test_no_more_threads_run_than_cpus(write_model):
+    code = """
+import os, sys
+import fastllm
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+llm = fastllm.load(sys.argv[1], threads=1)
+before = len(os.listdir("/proc/self/task"))
+llm._engine.threads = 16  # only now, for packing takes what it is given
+llm.logits(list(range(1, 100)))
+assert len(os.listdir("/proc/self/task")) == before
+"""
+    done = run(code, write_model())
+    assert done.returncode == 0, done.stderr
+
+
+@openmp
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [("3", 3), ("4,2", 4), (" 5 , 1 ", 5), ("007", 7), ("1024", 1024), ("99999", 1024), ("", None), ("  ", None)],
+)
+def test_omp_num_threads_is_honoured(monkeypatch, value, count):
+    default = machine.thread_count()
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert machine.thread_count() == (default if count is None else (count, "OMP_NUM_THREADS"))
+    assert machine.check_threads(None) == machine.thread_count()[0]
+    assert machine.check_threads(2) == 2  # what is asked for goes first
+
+
+@openmp
+@pytest.mark.parametrize("value", ["0", "-2", "two", "2.5", ",2", "\u0663", "1" * 5000])
+def test_omp_num_threads_that_is_none(monkeypatch, capsys, value):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    with pytest.raises(OptionError, match="OMP_NUM_THREADS must be a number"):
+        machine.thread_count()
+    assert machine.check_threads(2) == 2
+    assert main(["info"]) == 2
+    assert "OMP_NUM_THREADS" in capsys.readouterr().err
+
+
+@openmp
+def test_info_says_why(monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,1")
+    assert main(["info"]) == 0
+    assert "threads: 3 (OMP_NUM_THREADS)" in capsys.readouterr().out
 
 
 def test_threads_that_cannot_be():

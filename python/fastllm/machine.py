@@ -15,16 +15,32 @@ _LEAST_READ, _MOST_READ = 64 << 20, 512 << 20  # bytes read to measure memory
 
 
 def thread_count() -> tuple[int, str]:
-    """How many threads to run, and why: physical cores, but no more than this process may use.
+    """How many threads to run, and why: as OMP_NUM_THREADS says, or else one for each physical core, but no more than
+    this process may use.
 
-    More threads than the affinity mask or the cgroup's quota allow would wait for each other at every barrier.
+    More threads than the affinity mask or the cgroup's quota allow would wait for each other at every barrier. Raises
+    OptionError for an OMP_NUM_THREADS that is no number of threads.
     """
     if not _core.has_threads():
         return 1, "built without OpenMP"
+    asked = _omp_num_threads()
+    if asked:
+        return asked, "OMP_NUM_THREADS"
     cores, quota = _physical_cores(_allowed_cpus()), _cgroup_quota()
     if quota < cores:
         return max(1, int(quota)), "the cgroup's CPU quota"
     return cores, "physical cores this process may use"
+
+
+def _omp_num_threads() -> int:
+    """OMP_NUM_THREADS, of a list (a number for each level of nesting) the first; 0 where it is absent or empty."""
+    value = os.environ.get("OMP_NUM_THREADS", "").strip()
+    if not value:
+        return 0
+    first = value.split(",")[0].strip()
+    if not (first.isascii() and first.isdigit() and len(first) < 10 and int(first) > 0):
+        raise OptionError(f"OMP_NUM_THREADS must be a number of threads, or a list of them, not {value!r}")
+    return min(int(first), MOST_THREADS)
 
 
 def check_threads(threads: int | None) -> int:

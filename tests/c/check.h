@@ -52,5 +52,6 @@ void test_forward(void);
 void test_nonfinite(void);
 void test_threads(void);
 void test_callers(void);
+void test_pace(void);
 
 #endif

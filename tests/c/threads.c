@@ -1,4 +1,4 @@
-// Work that is dealt out to threads, and how many of them run.
+// Work that is dealt out to threads.
 #include "threads.h"
 
 #include <string.h>
@@ -52,38 +52,46 @@ static void test_deals(void) {
         }
 }
 
-// A busy core: half of each of `times` forwards is lost.
-static void lose(fl_pace *pace, size_t threads, size_t times) {
-    for (size_t i = 0; i < times; i++) fl_pace_note(pace, threads, 0.03, 0.015);
+// Deals of so many workers, walked in turn on this thread: how often a queue's next chunk was taken by an addition.
+static size_t additions(size_t workers, size_t n, size_t chunk) {
+    static fl_queue queues[FL_TEAM];
+    fl_team team = {.threads = workers, .queues = queues};
+    fl_deal of[FL_TEAM];
+    size_t left = workers, dealt = 0, added = 0;
+    int busy[FL_TEAM];
+    atomic_init(&team.round, 1);
+    for (size_t id = 0; id < workers; id++) {
+        atomic_init(&queues[id].next, 0); // of the phase before
+        busy[id] = 1;
+    }
+    for (size_t turn = 0; left > 0; turn++)
+        for (size_t id = 0; id < workers; id++) {
+            size_t begin, end;
+            if (turn < id % 3 || !busy[id]) continue; // some are late
+            if (turn == id % 3) of[id] = fl_deal_start(&team, id, n, chunk);
+            busy[id] = fl_deal_next(&of[id], &begin, &end);
+            if (busy[id]) dealt += end - begin;
+            else left--;
+        }
+    for (size_t id = 0; id < workers; id++) added += (size_t)(atomic_load(&queues[id].next) & UINT32_MAX);
+    expect(dealt == n, "all is dealt");
+    return added;
 }
 
-static void test_pace(void) {
-    fl_pace pace = {0};
-    describe("pace");
-    expect(fl_pace_threads(&pace, 8) == 8, "all threads, as long as none stalls");
-    for (size_t i = 0; i < 1000; i++) fl_pace_note(&pace, 2, 0.001, i % 25 ? 0 : 0.004); // four milliseconds of 25
-    expect(fl_pace_threads(&pace, 2) == 2, "a stall now and then costs less than a thread");
-    fl_pace_note(&pace, 2, 0.004, 0.004);
-    expect(fl_pace_threads(&pace, 2) == 2, "nor does one alone");
-    lose(&pace, 8, 1);
-    expect(fl_pace_threads(&pace, 8) == 7, "one less where much is lost");
-    lose(&pace, 7, 1);
-    expect(fl_pace_threads(&pace, 8) == 6, "two less after two");
-    expect(fl_pace_threads(&pace, 2) == 1 && fl_pace_threads(&pace, 1) == 1, "but never none");
-    const double first = pace.patience;
-    pace.until = 0; // long ago
-    expect(fl_pace_threads(&pace, 8) == 7, "one more is tried when it is time");
-    pace.until = 1e18;
-    lose(&pace, 7, 1);
-    expect(pace.patience > first, "the next try waits longer where the last one failed");
-    const size_t fewer = pace.fewer;
-    lose(&pace, 1, 100);
-    expect(pace.fewer == fewer, "a thread alone waits for nobody");
-    for (size_t i = 0; i < 100 && fl_pace_threads(&pace, 3) > 1; i++) lose(&pace, fl_pace_threads(&pace, 3), 1);
-    expect(fl_pace_threads(&pace, 3) == 1 && pace.patience < 1, "however much is lost");
+static void test_additions(void) {
+    static const size_t workers[] = {2, 16, 64, FL_TEAM};
+    for (size_t i = 0; i < sizeof workers / sizeof *workers; i++)
+        for (size_t n = 0; n < 2000; n = 3 * n + 1) {
+            const size_t chunk = 4;
+            size_t chunks = 0;
+            for (size_t id = 0; id < workers[i]; id++)
+                chunks += (n * (id + 1) / workers[i] - n * id / workers[i] + chunk - 1) / chunk;
+            describe("deals of %zu items to %zu workers", n, workers[i]);
+            expect(additions(workers[i], n, chunk) == chunks, "one addition for each chunk, and none to find nothing");
+        }
 }
 
 void test_threads(void) {
     test_deals();
-    test_pace();
+    test_additions();
 }

@@ -1,0 +1,100 @@
+// A try takes the forwards of some milliseconds, or one longer forward, and is held against what as many forwards took
+// before: who is faster stays. What a failed try cost, and what a team cost that turned out to be too large, is paid off
+// before the next try that way: either way costs at most 1 / (1 + PATIENCE) of the time, whatever a forward takes.
+//
+//   threads    4  4  4  4 | 3     3  3  3  3  3 | 4   | 3  3  3  3  3  3  3 | 4    4  4
+//              a core is  | try:  threads that  | try:  it failed: wait   | try:  it won: the
+//              lost       | won   are enough    |       its cost x 25     |       core is back
+#include "pace.h"
+
+#include <stdlib.h>
+
+static const double PATIENCE = 25;
+static const double TRY = 0.02;    // seconds: other programs' time slices take some milliseconds
+static const double LATELY = 0.1;  // seconds over which forwards are averaged
+static const double MARGIN = 0.005; // of the time: less is no difference
+static const double LOSSES = 0.7;  // of a thread's worth: less is no reason to go without it
+
+fl_status fl_pace_new(fl_pace **out) {
+    *out = calloc(1, sizeof **out);
+    return *out ? FL_OK : FL_NO_MEMORY;
+}
+
+void fl_pace_free(fl_pace *pace) { free(pace); }
+
+static fl_pace_kind *kind_of(fl_pace *pace, size_t tokens) {
+    size_t kind = 0;
+    while (tokens > 1 && kind + 1 < FL_PACE_KINDS) tokens /= 2, kind++;
+    return &pace->kinds[kind];
+}
+
+static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+static void settle(fl_pace_kind *k, size_t threads) {
+    k->threads = threads;
+    k->tried = 0;
+    k->forwards = k->ran = k->lost = 0;
+}
+
+static void try_with(fl_pace_kind *k, size_t threads) {
+    k->tried = threads;
+    k->tries = k->saved = 0;
+}
+
+size_t fl_pace_threads(fl_pace *pace, size_t tokens, size_t most) {
+    if (most <= 1) return 1;
+    fl_pace_kind *k = kind_of(pace, tokens);
+    if (k->threads == 0) {
+        settle(k, most);
+        k->forwards = -1;
+        k->fewer.step = k->more.step = 1;
+    }
+    if (k->threads > most) settle(k, most);
+    if (k->tried > most) k->tried = 0;
+    if (k->tried > 0) return k->tried;
+    if (k->ran < TRY) return k->threads; // too few to compare with
+    const int losing = k->lost * (double)k->threads > LOSSES * k->ran;
+    if (losing && k->threads > 1 && k->fewer.wait <= 0)
+        try_with(k, k->threads - smaller(k->fewer.step, k->threads / 2));
+    else if (k->threads < most && k->more.wait <= 0)
+        try_with(k, k->threads + smaller(k->more.step, most - k->threads));
+    return k->tried > 0 ? k->tried : k->threads;
+}
+
+// Where there is no difference fewer threads win: the others only wait. Steps grow as long as tries win, as where several
+// cores are lost, or are back.
+static void conclude(fl_pace_kind *k) {
+    const double usual = k->tries + k->saved; // seconds that the same forwards would have taken
+    const int more = k->tried > k->threads, won = k->saved > (more ? MARGIN : -MARGIN) * usual;
+    fl_pace_way *way = more ? &k->more : &k->fewer, *back = more ? &k->fewer : &k->more;
+    if (won) {
+        way->step *= 2;
+        back->step = 1;
+        if (!more) k->more.wait = PATIENCE * k->ran * k->saved / usual; // what those that wait had cost lately
+        settle(k, k->tried);
+    } else {
+        *way = (fl_pace_way){1, LATELY - PATIENCE * k->saved};
+        k->tried = 0;
+    }
+}
+
+void fl_pace_note(fl_pace *pace, size_t tokens, size_t threads, double seconds, double lost) {
+    fl_pace_kind *k = kind_of(pace, tokens);
+    if (k->tried > 0 && threads == k->tried) {
+        k->tries += seconds;
+        k->saved += k->ran / k->forwards - seconds;
+        if (k->tries >= TRY) conclude(k);
+        return;
+    }
+    if (threads != k->threads) return; // one thread was asked for
+    if (k->forwards < 0) {
+        k->forwards = 0;
+        return;
+    }
+    k->forwards++;
+    k->ran += seconds;
+    k->lost += lost;
+    k->fewer.wait -= seconds;
+    k->more.wait -= seconds;
+    if (k->ran > LATELY) k->forwards /= 2, k->ran /= 2, k->lost /= 2;
+}
