@@ -423,9 +423,8 @@ static void test_sampling(void) {
 }
 
 int main(void) {
-    static void (*const tests[])(void) = {test_matmul,   test_quantize, test_vectors,     test_attend,
-                                          test_sampling, test_sampler,  test_conversions, test_functions, test_forward,
-                                          test_threads};
+    static void (*const tests[])(void) = {test_matmul, test_quantize,    test_vectors,   test_attend,  test_sampling, test_sampler,
+                                          test_pool,   test_conversions, test_functions, test_forward, test_threads};
     int supported;
     const char *name;
     printf("instruction sets:");
