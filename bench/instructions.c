@@ -141,9 +141,11 @@ static void draw(const fl_sampling *params, const fl_kernels *k) {
     float *logits = numbers(VOCAB, 4);
     for (size_t i = 0; i < VOCAB; i += 500) logits[i] += 8;
     fl_sampler *s;
+    fl_draw_scratch *work;
     int32_t token;
     must(fl_sampler_new(VOCAB, params, 1, &s), "sampler");
-    for (size_t i = 0; i < DRAWS; i++) must(fl_sampler_draw(s, k, logits, &token), "draw");
+    must(fl_draw_scratch_new(&work), "working memory");
+    for (size_t i = 0; i < DRAWS; i++) must(fl_sampler_draw(s, work, k, logits, &token), "draw");
 }
 
 static void greedy(fl_type type, const fl_kernels *k) {

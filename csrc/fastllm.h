@@ -215,8 +215,9 @@ fl_status fl_model_check(const fl_model *m);
 // 64) and (64, groups). At the end, with a pad_token: what is added to the scores of each position, 64 f32.
 size_t fl_kv_block_bytes(const fl_model *m);
 
-// A pool that hands out blocks and takes them back; it grows in slabs and frees them all at the end. Not thread-safe:
-// the caller holds a lock. A block comes with whatever an earlier sequence left in it.
+// A pool that hands out blocks and takes them back; it grows in slabs, frees those that hold no block in use, but one,
+// and at the end all. Not thread-safe: the caller holds a lock. A block comes with whatever an earlier sequence left in
+// it.
 typedef struct fl_pool fl_pool;
 fl_status fl_pool_new(size_t block_bytes, fl_pool **out);
 void fl_pool_free(fl_pool *pool);
@@ -281,14 +282,22 @@ void fl_sampler_free(fl_sampler *s);
 // Adds `bias` to the logit of `token`, for every draw.
 fl_status fl_sampler_bias(fl_sampler *s, int32_t token, float bias);
 
-// Tells the sampler of a token of the prompt (generated 0) or of the text (generated 1), for the penalties.
+// Tells the sampler of a token of the prompt (generated 0) or of the text (generated 1), for the penalties. What a
+// sampler holds of a text is the tokens it has seen, each once, and nothing where there is no penalty.
 fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated);
 
+// Working memory of draws: one for each call that runs at the same time, whatever the sampler. Grows, never shrinks.
+typedef struct fl_draw_scratch fl_draw_scratch;
+fl_status fl_draw_scratch_new(fl_draw_scratch **out);
+void fl_draw_scratch_free(fl_draw_scratch *w);
+
 // Draws a token from logits (vocab_size,), readable to the next multiple of 16: biases before penalties, then the
-// filters in the order of fl_sampling. What they leave is walked by descending probability, or by typicality; without
-// any filter in the order of the vocabulary. Uses one random number unless the temperature is 0. FL_BAD_VALUE: a logit is
-// not finite, or none is once the biases are added.
-fl_status fl_sampler_draw(fl_sampler *s, const fl_kernels *k, const float *logits, int32_t *token);
+// filters in the order of fl_sampling. What they leave is walked by descending probability, or by typicality, lowest id
+// first among equals; without any filter in the order of the vocabulary. Uses one random number unless the temperature
+// is 0. Sums of probabilities are doubles: exact as long as none is less than 2^-29 of the sum; else they round in an
+// order that follows from the logits and options alone. FL_BAD_VALUE: a logit is not finite, or the largest is not after
+// biases and penalties: no token may be drawn.
+fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, const float *logits, int32_t *token);
 
 // ---- the machine ---------------------------------------------------------------------------------------------------
 

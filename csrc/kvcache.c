@@ -1,29 +1,29 @@
-// The pool of KV blocks: slabs of them, threaded on a free list.
+// The pool of KV blocks: slabs of them, each with a free list of its own. A slab that is free as a whole goes back to the
+// system, but for one, so that a text that comes and goes costs no allocation each time.
 #include <stdlib.h>
 
 #include "kernels/kernels.h"
 
-typedef struct slab {
-    struct slab *next;
-    void *blocks;
-} slab;
-
-// The link lies in the free block itself: what a block holds past its sequence's length, nobody reads.
+// The link lies in the free block itself: what a block holds past its sequence's length is not read.
 typedef struct free_block {
     struct free_block *next;
 } free_block;
 
+typedef struct slab {
+    struct slab *next, *previous; // in the list it is in
+    free_block *free;             // blocks that were given back
+    size_t fresh;                 // blocks at the end that were never handed out
+    size_t used;                  // blocks that are handed out
+    char *blocks;                 // each with the slab it is from in the FL_ALIGN bytes before it
+} slab;
+
 struct fl_pool {
-    size_t block_bytes, fresh; // fresh: blocks of the newest slab that were never handed out
-    slab *slabs;
-    free_block *free;
+    size_t stride, slab_blocks; // bytes from one block of a slab to the next; blocks in one
+    slab *open, *full;          // slabs in use, with and without a free block
+    slab *spare;                // a slab that is not in use, or none
 };
 
 enum { SLAB_BYTES = 4 << 20 };
-
-static size_t slab_blocks(const fl_pool *pool) {
-    return pool->block_bytes < SLAB_BYTES ? SLAB_BYTES / pool->block_bytes : 1;
-}
 
 size_t fl_kv_block_bytes(const fl_model *m) {
     const fl_config *c = &m->config;
@@ -34,46 +34,94 @@ size_t fl_kv_block_bytes(const fl_model *m) {
 fl_status fl_pool_new(size_t block_bytes, fl_pool **out) {
     fl_pool *pool = calloc(1, sizeof *pool);
     if (!pool) return FL_NO_MEMORY;
-    pool->block_bytes = block_bytes;
+    pool->stride = fl_round_up(block_bytes, FL_ALIGN) + FL_ALIGN;
+    pool->slab_blocks = pool->stride < SLAB_BYTES ? SLAB_BYTES / pool->stride : 1;
     *out = pool;
     return FL_OK;
 }
 
-void fl_pool_free(fl_pool *pool) {
-    if (!pool) return;
-    for (slab *s = pool->slabs; s;) {
+static void link_slab(slab **list, slab *s) {
+    s->next = *list;
+    s->previous = NULL;
+    if (*list) (*list)->previous = s;
+    *list = s;
+}
+
+static void unlink_slab(slab **list, slab *s) {
+    if (s->next) s->next->previous = s->previous;
+    if (s->previous)
+        s->previous->next = s->next;
+    else
+        *list = s->next;
+}
+
+static void free_slab(slab *s) {
+    fl_free(s->blocks);
+    free(s);
+}
+
+static void free_slabs(slab *s) {
+    while (s) {
         slab *next = s->next;
-        fl_free(s->blocks);
-        free(s);
+        free_slab(s);
         s = next;
     }
+}
+
+void fl_pool_free(fl_pool *pool) {
+    if (!pool) return;
+    free_slabs(pool->open);
+    free_slabs(pool->full);
+    if (pool->spare) free_slab(pool->spare);
     free(pool);
 }
 
+static slab *new_slab(const fl_pool *pool) {
+    slab *s = calloc(1, sizeof *s);
+    if (!s) return NULL;
+    s->fresh = pool->slab_blocks;
+    s->blocks = fl_alloc(pool->slab_blocks * pool->stride);
+    if (s->blocks) return s;
+    free(s);
+    return NULL;
+}
+
 fl_status fl_pool_take(fl_pool *pool, void **block) {
-    if (pool->free) {
-        *block = pool->free;
-        pool->free = pool->free->next;
-        return FL_OK;
-    }
-    if (pool->fresh == 0) {
-        slab *s = malloc(sizeof *s);
+    slab *s = pool->open;
+    if (!s) {
+        s = pool->spare ? pool->spare : new_slab(pool);
         if (!s) return FL_NO_MEMORY;
-        s->blocks = fl_alloc(slab_blocks(pool) * pool->block_bytes);
-        if (!s->blocks) {
-            free(s);
-            return FL_NO_MEMORY;
-        }
-        s->next = pool->slabs;
-        pool->slabs = s;
-        pool->fresh = slab_blocks(pool);
+        pool->spare = NULL;
+        link_slab(&pool->open, s);
     }
-    *block = (char *)pool->slabs->blocks + (slab_blocks(pool) - pool->fresh--) * pool->block_bytes;
+    if (s->free) {
+        *block = s->free;
+        s->free = s->free->next;
+    } else {
+        char *at = s->blocks + (pool->slab_blocks - s->fresh--) * pool->stride;
+        *(slab **)at = s;
+        *block = at + FL_ALIGN;
+    }
+    if (++s->used == pool->slab_blocks) {
+        unlink_slab(&pool->open, s);
+        link_slab(&pool->full, s);
+    }
     return FL_OK;
 }
 
 void fl_pool_give(fl_pool *pool, void *block) {
+    slab *s = *(slab **)((char *)block - FL_ALIGN);
     free_block *f = block;
-    f->next = pool->free;
-    pool->free = f;
+    f->next = s->free;
+    s->free = f;
+    if (s->used-- == pool->slab_blocks) {
+        unlink_slab(&pool->full, s);
+        link_slab(&pool->open, s);
+    }
+    if (s->used > 0) return;
+    unlink_slab(&pool->open, s);
+    if (pool->spare)
+        free_slab(s);
+    else
+        pool->spare = s;
 }

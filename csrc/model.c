@@ -401,6 +401,7 @@ fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, siz
     }
     if (f.tokens == 0) return FL_OK;
     if (threads == 0) threads = 1;
+    if (threads > FL_TEAM) threads = FL_TEAM; // working memory is for no more
     const fl_status status = fl_scratch_reserve(s, m, f.tokens, threads);
     if (status != FL_OK) return status;
     size_t row = 0;

@@ -1,75 +1,47 @@
-// From logits to a token. No full sort: only tokens that may be kept are looked at, and only those that are kept sorted.
+// From logits to a token. Nothing is sorted: a histogram says in which bucket of probabilities a sum is reached, and only
+// that bucket's tokens are looked at more closely. So a draw takes a few passes over the vocabulary at most.
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/kernels.h"
 
-typedef struct candidate {
-    float key; // their order: largest first, lowest id among equals
-    int32_t id;
-} candidate;
-
 typedef struct bias {
     int32_t token;
     float value;
 } bias;
 
+typedef struct seen {
+    uint32_t name;  // token + 1; 0: a free place
+    uint32_t count; // how often it was generated
+} seen;
+
 struct fl_sampler {
     fl_sampling p;
     size_t vocab;
     uint64_t state;
-    uint32_t *counts;  // (vocab,) how often a token was generated
-    uint8_t *seen;     // (vocab,) whether it was in prompt or text
-    int32_t *history;  // the tokens seen, each once
-    size_t n_history;
+    seen *places; // (n_places,) a hash table of the tokens in prompt or text, at most half full
+    size_t n_places, n_seen;
     bias *biases;
     size_t n_biases;
-    float *logits;     // (vocab rounded up to 16) after penalties
-    float *probs;      // the same size
-    float *sums;       // of runs of FL_SUM_RUN probabilities
-    float *parts;      // of runs, the sums of those that are likely enough
-    candidate *found;  // (vocab,)
-    candidate *kept;   // (vocab,) the likeliest first
 };
 
 fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t seed, fl_sampler **out) {
+    if (vocab_size == 0 || vocab_size > INT32_MAX) return FL_BAD_CONFIG;
     fl_sampler *s = calloc(1, sizeof *s);
     if (!s) return FL_NO_MEMORY;
-    const size_t padded = fl_round_up(vocab_size, FL_LANES);
     s->p = *params;
     s->vocab = vocab_size;
     s->state = seed ? seed : 0x9E3779B97F4A7C15u; // xorshift never leaves zero
-    s->counts = calloc(vocab_size, sizeof *s->counts);
-    s->seen = calloc(vocab_size, sizeof *s->seen);
-    s->history = calloc(vocab_size, sizeof *s->history);
-    s->logits = fl_alloc(padded * sizeof(float));
-    s->probs = fl_alloc(padded * sizeof(float));
-    s->sums = calloc(vocab_size / FL_SUM_RUN + 1, sizeof *s->sums);
-    s->parts = calloc(vocab_size / FL_SUM_RUN + 1, sizeof *s->parts);
-    s->found = calloc(vocab_size, sizeof *s->found);
-    s->kept = calloc(vocab_size, sizeof *s->kept);
-    if (!s->counts || !s->seen || !s->history || !s->logits || !s->probs || !s->sums || !s->parts || !s->found ||
-        !s->kept) {
-        fl_sampler_free(s);
-        return FL_NO_MEMORY;
-    }
     *out = s;
     return FL_OK;
 }
 
 void fl_sampler_free(fl_sampler *s) {
     if (!s) return;
-    free(s->counts);
-    free(s->seen);
-    free(s->history);
+    free(s->places);
     free(s->biases);
-    fl_free(s->logits);
-    fl_free(s->probs);
-    free(s->sums);
-    free(s->parts);
-    free(s->found);
-    free(s->kept);
     free(s);
 }
 
@@ -82,12 +54,60 @@ fl_status fl_sampler_bias(fl_sampler *s, int32_t token, float value) {
     return FL_OK;
 }
 
+// ---- tokens that were seen -----------------------------------------------------------------------------------------
+
+static int penalizes(const fl_sampling *p) {
+    return p->repetition_penalty != 1.0f || p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f;
+}
+
+// Where a token is or would be; n_places, a power of two, has a free place.
+static seen *place_of(seen *places, size_t n_places, uint32_t name) {
+    size_t i = (size_t)(name * 0x9E3779B97F4A7C15u >> 32) & (n_places - 1);
+    while (places[i].name != 0 && places[i].name != name) i = (i + 1) & (n_places - 1);
+    return &places[i];
+}
+
+static fl_status more_places(fl_sampler *s) {
+    const size_t n = s->n_places ? 2 * s->n_places : 64;
+    seen *more = calloc(n, sizeof *more);
+    if (!more) return FL_NO_MEMORY;
+    for (size_t i = 0; i < s->n_places; i++)
+        if (s->places[i].name != 0) *place_of(more, n, s->places[i].name) = s->places[i];
+    free(s->places);
+    s->places = more;
+    s->n_places = n;
+    return FL_OK;
+}
+
 fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated) {
     if (token < 0 || (size_t)token >= s->vocab) return FL_BAD_TOKEN;
-    if (!s->seen[token]) s->history[s->n_history++] = token;
-    s->seen[token] = 1;
-    if (generated) s->counts[token]++;
+    if (!penalizes(&s->p)) return FL_OK;
+    if (2 * s->n_seen >= s->n_places) {
+        const fl_status status = more_places(s);
+        if (status != FL_OK) return status;
+    }
+    const uint32_t name = (uint32_t)token + 1;
+    seen *place = place_of(s->places, s->n_places, name);
+    s->n_seen += place->name == 0;
+    place->name = name;
+    place->count += generated != 0;
     return FL_OK;
+}
+
+// Logits after biases and penalties, in `out`: the given ones where there are none.
+static const float *adjust(const fl_sampler *s, const float *logits, float *out) {
+    const fl_sampling *p = &s->p;
+    if (s->n_seen == 0 && s->n_biases == 0) return logits;
+    memcpy(out, logits, s->vocab * sizeof(float));
+    for (size_t i = 0; i < s->n_biases; i++) out[s->biases[i].token] += s->biases[i].value;
+    for (size_t i = 0; i < s->n_places; i++) {
+        const seen *place = &s->places[i];
+        if (place->name == 0) continue;
+        float *l = &out[place->name - 1];
+        *l = *l > 0 ? *l / p->repetition_penalty : *l * p->repetition_penalty;
+        if (place->count) *l -= p->presence_penalty + (float)place->count * p->frequency_penalty;
+    }
+    return out;
 }
 
 // ---- random numbers ------------------------------------------------------------------------------------------------
@@ -101,253 +121,337 @@ static float draw(fl_sampler *s) {
     return (float)(high >> 8) / 16777216.0f;
 }
 
+// ---- working memory ------------------------------------------------------------------------------------------------
+
+// A token that may be drawn: its rank in the high half and its id in the low one, so that their order as numbers is
+// that by rank, lowest id first among equals.
+typedef uint64_t candidate;
+
+static inline candidate candidate_of(uint32_t rank, size_t id) { return (candidate)rank << 32 | id; }
+static inline uint32_t rank_in(candidate c) { return (uint32_t)(c >> 32); }
+static inline size_t id_in(candidate c) { return (size_t)(c & UINT32_MAX); }
+
+// Candidates by ascending id, and between which ranks they lie.
+typedef struct group {
+    candidate *c;
+    size_t n;
+    uint32_t low, high;
+} group;
+
+// Candidates by their rank: bucket b has those whose rank >> shift is first + b.
+enum { FL_BUCKETS = 1024 };
+
+typedef struct histogram {
+    uint32_t first;
+    unsigned shift;
+    struct bucket {
+        double sum; // of their probabilities
+        size_t count;
+    } buckets[FL_BUCKETS];
+} histogram;
+
+struct fl_draw_scratch {
+    size_t vocab; // what it has room for
+    void *memory;
+    // (vocab rounded up to 16) each:
+    float *logits;    // after penalties
+    float *probs;     // of all tokens; the largest is 1
+    float *kept;      // of the candidates that `keep` left
+    double *logs;     // of those
+    candidate *found; // all candidates
+    candidate *part;  // those of one bucket
+    // Of each run of FL_SUM_RUN tokens:
+    float *sums;  // of probabilities
+    float *parts; // of those that are likely enough
+    group all;    // `found`
+    int counted;  // whether `coarse` is of it
+    histogram coarse;
+};
+
+fl_status fl_draw_scratch_new(fl_draw_scratch **out) {
+    *out = calloc(1, sizeof **out);
+    return *out ? FL_OK : FL_NO_MEMORY;
+}
+
+void fl_draw_scratch_free(fl_draw_scratch *w) {
+    if (!w) return;
+    fl_free(w->memory);
+    free(w);
+}
+
+static fl_status reserve(fl_draw_scratch *w, size_t vocab) {
+    if (vocab <= w->vocab) return FL_OK;
+    const size_t padded = fl_round_up(vocab, FL_LANES), runs = fl_round_up(vocab / FL_SUM_RUN + 1, FL_LANES);
+    char *at = fl_alloc(padded * (3 * sizeof(float) + 2 * sizeof(candidate) + sizeof(double)) + 2 * runs * sizeof(float));
+    if (!at) return FL_NO_MEMORY;
+    fl_free(w->memory);
+    w->vocab = vocab;
+    w->memory = at;
+    w->probs = (float *)at;
+    w->logits = w->probs + padded;
+    w->kept = w->logits + padded;
+    w->sums = w->kept + padded;
+    w->parts = w->sums + runs;
+    w->found = (candidate *)(w->parts + runs);
+    w->part = w->found + padded;
+    w->logs = (double *)(w->part + padded);
+    return FL_OK;
+}
+
 // ---- order ---------------------------------------------------------------------------------------------------------
 
-static int before(candidate a, candidate b) { return a.key > b.key || (a.key == b.key && a.id < b.id); }
-
-// The last in order at the root.
-static void sift_down(candidate *heap, size_t n, size_t i) {
-    const candidate moving = heap[i];
-    for (;;) {
-        size_t child = 2 * i + 1;
-        if (child >= n) break;
-        if (child + 1 < n && before(heap[child], heap[child + 1])) child++;
-        if (!before(moving, heap[child])) break;
-        heap[i] = heap[child];
-        i = child;
-    }
-    heap[i] = moving;
-}
-
-static void sort(candidate *c, size_t n) {
-    if (n > 32) {
-        for (size_t i = n / 2; i-- > 0;) sift_down(c, n, i);
-        while (n > 1) {
-            const candidate last = c[0];
-            c[0] = c[--n];
-            c[n] = last;
-            sift_down(c, n, 0);
-        }
-        return;
-    }
-    for (size_t i = 1; i < n; i++) {
-        const candidate moving = c[i];
-        size_t at = i;
-        for (; at > 0 && before(moving, c[at - 1]); at--) c[at] = c[at - 1];
-        c[at] = moving;
-    }
-}
-
-// Candidates by the size of their key, in about as many buckets as there are candidates. Those of a bucket are sorted
-// when they are wanted: as a rule the first few hold all that is drawn from.
-enum { FL_BUCKETS = 8192 };
-
-typedef struct buckets {
-    uint32_t ends[FL_BUCKETS]; // where bucket b ends in s->kept
-    unsigned shift;
-    size_t next;   // the first bucket that is not sorted
-    size_t sorted; // candidates in order
-} buckets;
-
-// How far a key in [0, 1] is from 1, in steps that are finer for smaller keys.
-static uint32_t distance(float key) {
+// By descending probability: how far one is from 1, in steps that are finer for smaller ones. Steps of 2^20, aligned,
+// hold probabilities that are multiples of one unit and at most 2^24 of it: their sums are exact.
+static uint32_t rank_of(float p) {
     uint32_t bits;
-    memcpy(&bits, &key, sizeof bits);
-    return 0x3F800000u - bits;
+    memcpy(&bits, &p, sizeof bits);
+    return 0x3F800000u - (bits < 0x3F800000u ? bits : 0x3F800000u);
 }
 
-// n candidates of s->found, whose keys are above `bound`, into s->kept.
-static void fill(buckets *b, fl_sampler *s, size_t n, float bound) {
-    size_t count = 16;
-    while (count < n && count < FL_BUCKETS) count *= 2;
-    b->shift = 0;
-    b->next = b->sorted = 0;
-    while (distance(bound) >> b->shift >= count) b->shift++;
-    memset(b->ends, 0, count * sizeof *b->ends);
-    for (size_t i = 0; i < n; i++) b->ends[distance(s->found[i].key) >> b->shift]++;
-    uint32_t at = 0;
-    for (size_t i = 0; i < count; i++) {
-        const uint32_t size = b->ends[i];
-        b->ends[i] = at;
-        at += size;
-    }
-    for (size_t i = 0; i < n; i++) s->kept[b->ends[distance(s->found[i].key) >> b->shift]++] = s->found[i];
+static inline void add(struct bucket *buckets, const histogram *h, candidate c, const float *probs) {
+    struct bucket *b = &buckets[(rank_in(c) >> h->shift) - h->first];
+    b->sum += (double)probs[id_in(c)];
+    b->count++;
 }
 
-// Sees to it that the first `count` of s->kept are in order.
-static void order(buckets *b, fl_sampler *s, size_t count) {
-    while (b->sorted < count) {
-        const size_t end = b->ends[b->next++];
-        sort(s->kept + b->sorted, end - b->sorted);
-        b->sorted = end;
+static void tally(histogram *h, const group *g, const float *probs) {
+    struct bucket odd[FL_BUCKETS]; // of every other candidate: additions to one bucket wait for each other
+    size_t buckets = 16;
+    while (buckets < g->n && buckets < FL_BUCKETS) buckets *= 2;
+    h->shift = 0;
+    while ((g->high >> h->shift) - (g->low >> h->shift) >= buckets) h->shift++;
+    h->first = g->low >> h->shift;
+    memset(h->buckets, 0, buckets * sizeof *odd);
+    memset(odd, 0, buckets * sizeof *odd);
+    for (size_t i = 0; i < g->n; i += 2) {
+        add(h->buckets, h, g->c[i], probs);
+        if (i + 1 < g->n) add(odd, h, g->c[i + 1], probs);
     }
+    for (size_t i = 0; i < buckets; i++) {
+        h->buckets[i].sum += odd[i].sum;
+        h->buckets[i].count += odd[i].count;
+    }
+}
+
+// n candidates as a group.
+static group group_of(candidate *c, size_t n) {
+    group g = {c, n, UINT32_MAX, 0};
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t rank = rank_in(c[i]);
+        g.low = rank < g.low ? rank : g.low;
+        g.high = rank > g.high ? rank : g.high;
+    }
+    return g;
+}
+
+// Those of a group whose ranks are `first` or up to `width` - 1 more, into `to`, which may be where the group is.
+// Without a branch, which nothing could foretell: to[n] is written anyway.
+static group narrow(group g, uint32_t first, uint32_t width, candidate *to) {
+    size_t n = 0;
+    for (size_t i = 0; i < g.n; i++) {
+        const candidate c = g.c[i];
+        to[n] = c;
+        n += rank_in(c) - first < width;
+    }
+    return group_of(to, n);
+}
+
+// The first candidates in order.
+typedef struct cut {
+    size_t count;
+    double sum;     // of their probabilities
+    candidate last; // of them
+} cut;
+
+// As many as hold more than `mass`, but at most `most`, all of them where there are not so many.
+static cut beginning(fl_draw_scratch *w, size_t most, double mass) {
+    cut at = {.count = 0};
+    group g = w->all;
+    double before = 0, inside = 0; // the sums of whole buckets of `coarse`, and of what else is left behind
+    if (most > g.n) most = g.n;
+    while (g.low < g.high) {
+        histogram fine, *h = g.c == w->found ? &w->coarse : &fine;
+        if (h == &fine || !w->counted) tally(h, &g, w->probs);
+        w->counted = 1;
+        // The counts of all buckets add up to what makes this end.
+        const struct bucket *b = h->buckets;
+        for (; at.count + b->count < most && before + (inside + b->sum) <= mass; b++) {
+            at.count += b->count;
+            inside += b->sum;
+        }
+        if (most > at.count + b->count) most = at.count + b->count;
+        if (h == &w->coarse) {
+            before = inside;
+            inside = 0;
+        }
+        g = narrow(g, (h->first + (uint32_t)(b - h->buckets)) << h->shift, 1u << h->shift, w->part);
+    }
+    for (size_t i = 0; i < g.n; i++) {
+        at.count++;
+        at.last = g.c[i];
+        inside += (double)w->probs[id_in(at.last)];
+        if (at.count >= most || before + inside > mass) break;
+    }
+    at.sum = before + inside;
+    return at;
+}
+
+// The sum of p, or of p times `times`: of each lane, and then of the lanes. p is zero past n up to a multiple of 16.
+static double sum_of(const float *p, const double *times, size_t n) {
+    double sums[FL_LANES] = {0};
+    for (size_t i = 0; i < n; i += FL_LANES)
+        for (size_t j = 0; j < FL_LANES; j++) sums[j] += times ? (double)p[i + j] * times[i + j] : (double)p[i + j];
+    for (size_t half = FL_LANES / 2; half > 0; half /= 2)
+        for (size_t j = 0; j < half; j++) sums[j] += sums[j + half];
+    return sums[0];
+}
+
+// Leaves of the candidates those up to `last`, with their probabilities in w->kept; returns the sum of these.
+static double keep(fl_draw_scratch *w, candidate last) {
+    candidate *found = w->found;
+    float *kept = w->kept;
+    size_t n = 0;
+    for (size_t i = 0; i < w->all.n; i++) {
+        const candidate c = found[i];
+        found[n] = c;
+        n += c <= last;
+    }
+    w->all = group_of(found, n);
+    w->counted = 0;
+    for (size_t i = 0; i < n; i++) kept[i] = w->probs[id_in(found[i])];
+    for (size_t i = n; i < fl_round_up(n, FL_LANES); i++) kept[i] = 0;
+    return sum_of(kept, NULL, n);
 }
 
 // ---- filters -------------------------------------------------------------------------------------------------------
 
 static int is_fraction(float p) { return p > 0.0f && p < 1.0f; }
 
-// ln x for normal x > 0: x = m 2^e, m in [sqrt(1/2), sqrt(2)), ln m = 2 atanh((m - 1) / (m + 1)). Not libm's, which
-// differs from system to system.
-static double natural_log(double x) {
-    int e;
-    double m = frexp(x, &e);
-    if (m < 0.70710678118654752440) {
-        m *= 2;
-        e--;
-    }
-    const double s = (m - 1) / (m + 1), z = s * s;
+// The sum of the probabilities above a bound, run by run in w->parts. A run whose sum is no larger has none: few have.
+static double sum_above(fl_draw_scratch *w, size_t vocab, const fl_kernels *k, float bound) {
     double sum = 0;
-    for (int k = 23; k >= 1; k -= 2) sum = sum * z + 1.0 / k;
-    return 2 * s * sum + e * 0.69314718055994530942;
-}
-
-// The sum of the probabilities above a bound, run by run in s->parts. A run whose sum is no larger has none: few have.
-static double sum_above(fl_sampler *s, const fl_kernels *k, float bound) {
-    double sum = 0;
-    for (size_t run = 0; run * FL_SUM_RUN < s->vocab; run++) {
-        const size_t begin = run * FL_SUM_RUN, rest = s->vocab - begin;
-        const size_t count = rest < FL_SUM_RUN ? rest : FL_SUM_RUN;
-        s->parts[run] = s->sums[run] > bound ? k->above(s->probs + begin, count, bound) : 0;
-        sum += (double)s->parts[run];
+    for (size_t run = 0; run * FL_SUM_RUN < vocab; run++) {
+        const size_t begin = run * FL_SUM_RUN, rest = vocab - begin;
+        const size_t some = rest < FL_SUM_RUN ? rest : FL_SUM_RUN;
+        w->parts[run] = w->sums[run] > bound ? k->above(w->probs + begin, some, bound) : 0;
+        sum += (double)w->parts[run];
     }
     return sum;
 }
 
-// The tokens above a bound into s->found, in no order; s->parts as `above` makes it of that bound.
-static size_t collect(fl_sampler *s, float bound) {
-    const size_t padded = fl_round_up(s->vocab, FL_LANES);
+// Makes the tokens above a bound candidates; w->parts as `sum_above` makes it of that bound.
+static void collect(fl_draw_scratch *w, size_t vocab, float bound) {
+    const size_t padded = fl_round_up(vocab, FL_LANES);
+    const float *probs = w->probs, *parts = w->parts;
+    const uint32_t worst = rank_of(bound);
+    candidate *found = w->found;
     size_t n = 0;
     for (size_t i = 0; i < padded; i += FL_LANES) {
-        if (s->parts[i / FL_SUM_RUN] <= 0) {
+        if (parts[i / FL_SUM_RUN] <= 0) {
             i += FL_SUM_RUN - FL_LANES;
             continue;
         }
-        int any = 0;
-        for (size_t j = i; j < i + FL_LANES; j++) any |= s->probs[j] > bound;
-        for (size_t j = i; any && j < i + FL_LANES; j++)
-            if (s->probs[j] > bound) s->found[n++] = (candidate){s->probs[j], (int32_t)j};
+        uint32_t ranks[FL_LANES], best = worst;
+        for (size_t j = 0; j < FL_LANES; j++) {
+            ranks[j] = rank_of(probs[i + j]);
+            best = ranks[j] < best ? ranks[j] : best;
+        }
+        if (best == worst) continue;
+        for (size_t j = 0; j < FL_LANES; j++) { // what is past the vocabulary is zero
+            found[n] = candidate_of(ranks[j], i + j);
+            n += ranks[j] < worst;
+        }
     }
-    return n;
+    w->all = group_of(found, n);
+    w->counted = 0;
 }
 
-// Tokens by buckets: at least the `count` most likely, and the most likely that together hold more than `mass`; all
-// that have `least` where those are fewer. Tries ever lower bounds: few tokens hold most of the mass.
-static size_t likely(fl_sampler *s, const fl_kernels *k, buckets *b, size_t count, double mass, float least) {
+// Candidates: at least the `most` most likely, and the most likely that together hold more than `mass`; all that have
+// `least` where those are fewer. Tries ever lower bounds: few tokens hold most of the mass.
+static void likely(fl_draw_scratch *w, size_t vocab, const fl_kernels *k, size_t most, double mass, float least) {
     const float lowest = least > 0 ? nextafterf(least, 0.0f) : 0.0f;
-    float bound = mass < INFINITY ? 2.0f : 0.0f;
-    size_t n;
-    for (;;) {
-        bound = bound > 1e-9f ? bound / 16 : 0.0f;
-        if (bound < lowest) bound = lowest;
-        const double sum = sum_above(s, k, bound);
-        // Added up one by one they may round to a little less.
-        if (bound > lowest && sum <= mass * 1.0001) continue;
-        n = collect(s, bound);
-        if (bound <= lowest || n >= count) break;
-    }
-    fill(b, s, n, bound);
-    return n;
+    float bound = mass < INFINITY && most < vocab / 32 ? 2.0f : 0.0f;
+    do {
+        double sum;
+        do {
+            bound = bound > 1e-9f ? bound / 16 : 0.0f;
+            if (bound < lowest) bound = lowest;
+            sum = sum_above(w, vocab, k, bound);
+        } while (bound > lowest && sum <= mass * 1.0001); // added up one by one they may round to a little less
+        collect(w, vocab, bound);
+    } while (bound > lowest && w->all.n < most);
 }
 
-// Candidates in descending order of probability until top_k, top_p or min_p says enough. Returns how many are in
-// s->kept; *total is the sum of their probabilities. `all` is the sum over the vocabulary, the largest being 1.
-static size_t keep_likely(fl_sampler *s, const fl_kernels *k, double all, double *total) {
-    const int nucleus = is_fraction(s->p.top_p);
-    double whole = all;
-    buckets b;
-    size_t n;
-    if (s->p.top_k && s->p.top_k < s->vocab) {
-        n = likely(s, k, &b, s->p.top_k, 0, 0);
-        n = n < s->p.top_k ? n : s->p.top_k;
-        order(&b, s, n);
-        whole = 0;
-        for (size_t i = 0; i < n; i++) whole += (double)s->kept[i].key;
+// Candidates in descending order of probability until top_k, top_p or min_p says enough. `all` is the sum over the
+// vocabulary, the largest being 1.
+static cut keep_likely(const fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, double all) {
+    const fl_sampling *p = &s->p;
+    const int top_k = p->top_k && p->top_k < s->vocab, nucleus = is_fraction(p->top_p);
+    const float min_p = p->min_p > 0.0f ? p->min_p : 0.0f;
+    if (top_k) {
+        likely(w, s->vocab, k, p->top_k, 0, 0);
     } else {
         // Tokens under the nucleus' share of the rest cannot be in it: there are too few of them to fill it.
-        float least = s->p.min_p;
+        float least = min_p;
         if (nucleus && s->vocab > 1) {
-            const float share = (float)((1.0 - (double)s->p.top_p) / (double)(s->vocab - 1) * all);
+            const float share = (float)((1.0 - (double)p->top_p) / (double)(s->vocab - 1) * all);
             least = share > least ? share : least;
         }
-        const double mass = nucleus ? (double)s->p.top_p * all : INFINITY;
-        n = likely(s, k, &b, 0, mass, least < 1.0f ? least : 1.0f); // the best is always a candidate
+        likely(w, s->vocab, k, 0, nucleus ? (double)p->top_p * all : INFINITY, least < 1.0f ? least : 1.0f);
     }
-    size_t kept = 0;
-    double sum = 0;
-    while (kept < n) {
-        order(&b, s, kept + 1);
-        const candidate next = s->kept[kept];
-        if (kept > 0 && next.key < s->p.min_p) break;
-        kept++;
-        sum += (double)next.key;
-        if (nucleus && sum > (double)s->p.top_p * whole) break;
+    const candidate worst = candidate_of(rank_of(min_p), UINT32_MAX); // the best is always a candidate
+    cut end = {.last = worst};
+    if (top_k) end = beginning(w, p->top_k, INFINITY);
+    if (nucleus) end = beginning(w, top_k ? end.count : w->all.n, (double)p->top_p * (top_k ? end.sum : all));
+    const int limited = end.last > worst || !(top_k || nucleus);
+    if (limited) end.last = worst;
+    if (limited || is_fraction(p->typical_p)) {
+        end.sum = keep(w, end.last);
+        end.count = w->all.n;
     }
-    *total = sum;
-    return kept;
+    return end;
 }
 
-// Of the kept candidates, those whose surprise is nearest to the expected one, until they hold typical_p of the mass.
-static size_t keep_typical(fl_sampler *s, size_t count, double *total) {
-    const double log_total = natural_log(*total);
-    double entropy = 0;
-    for (size_t i = 0; i < count; i++) {
-        const double p = (double)s->kept[i].key;
-        entropy -= p / *total * (natural_log(p) - log_total);
+// Of the candidates, those whose log-probability is nearest to the expected one, until they hold typical_p of the mass:
+// that is their new order.
+static cut keep_typical(const fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, double total) {
+    group *g = &w->all;
+    k->log(w->logs, w->kept, g->n);
+    const double expected = sum_of(w->kept, w->logs, g->n) / total;
+    for (size_t i = 0; i < g->n; i++) {
+        const float far = (float)fabs(w->logs[i] - expected);
+        uint32_t rank; // the bits of positive floats are in their order
+        memcpy(&rank, &far, sizeof rank);
+        g->c[i] = candidate_of(rank, id_in(g->c[i]));
     }
-    for (size_t i = 0; i < count; i++) {
-        const double surprise = log_total - natural_log((double)s->kept[i].key);
-        s->found[i] = (candidate){(float)-fabs(surprise - entropy), s->kept[i].id};
-    }
-    sort(s->found, count);
-    size_t kept = 0;
-    double sum = 0;
-    while (kept < count && sum < (double)s->p.typical_p * *total) {
-        const int32_t id = s->found[kept].id;
-        s->kept[kept] = (candidate){s->probs[id], id};
-        sum += (double)s->kept[kept++].key;
-    }
-    *total = sum;
-    return kept;
+    *g = group_of(g->c, g->n);
+    w->counted = 0;
+    return beginning(w, g->n, nextafter((double)s->p.typical_p * total, 0.0)); // exactly that much is enough
 }
 
 // ---- drawing -------------------------------------------------------------------------------------------------------
 
-// Logits after biases and penalties: the given ones where there are none.
-static const float *adjust(fl_sampler *s, const float *logits) {
-    const fl_sampling *p = &s->p;
-    const int penalized = p->repetition_penalty != 1.0f || p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f;
-    if (!penalized && s->n_biases == 0) return logits;
-    memcpy(s->logits, logits, s->vocab * sizeof(float));
-    for (size_t i = 0; i < s->n_biases; i++) s->logits[s->biases[i].token] += s->biases[i].value;
-    for (size_t i = 0; penalized && i < s->n_history; i++) {
-        const int32_t id = s->history[i];
-        float *l = &s->logits[id];
-        *l = *l > 0 ? *l / p->repetition_penalty : *l * p->repetition_penalty;
-        if (s->counts[id]) *l -= p->presence_penalty + (float)s->counts[id] * p->frequency_penalty;
-    }
-    return s->logits;
-}
-
 // Walks the whole vocabulary in order, run by run: no candidate list needed where nothing is filtered.
-static int32_t draw_any(const fl_sampler *s, double target) {
-    const size_t runs = (s->vocab + FL_SUM_RUN - 1) / FL_SUM_RUN;
+static size_t draw_any(const fl_draw_scratch *w, size_t vocab, double target) {
+    const size_t runs = (vocab + FL_SUM_RUN - 1) / FL_SUM_RUN;
     size_t run = 0;
     double sum = 0;
-    while (run + 1 < runs && sum + (double)s->sums[run] <= target) sum += (double)s->sums[run++];
-    for (size_t i = run * FL_SUM_RUN; i < s->vocab; i++) {
-        sum += (double)s->probs[i];
-        if (target < sum) return (int32_t)i;
+    while (run + 1 < runs && sum + (double)w->sums[run] <= target) sum += (double)w->sums[run++];
+    for (size_t i = run * FL_SUM_RUN; i < vocab; i++) {
+        sum += (double)w->probs[i];
+        if (target < sum) return i;
     }
     // The runs were added up in another order than their parts: the target may lie a rounding beyond the end.
-    size_t last = s->vocab - 1;
-    while (s->probs[last] <= 0) last--;
-    return (int32_t)last;
+    size_t last = vocab - 1;
+    while (last > 0 && w->probs[last] <= 0) last--;
+    return last;
 }
 
-fl_status fl_sampler_draw(fl_sampler *s, const fl_kernels *k, const float *logits, int32_t *token) {
+fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, const float *logits, int32_t *token) {
     const fl_sampling *p = &s->p;
-    const float *x = adjust(s, logits);
+    const fl_status status = reserve(w, s->vocab);
+    if (status != FL_OK) return status;
+    const float *x = adjust(s, logits, w->logits);
     size_t best;
     int finite;
     float max = k->max(logits, s->vocab, &best, &finite);
@@ -361,26 +465,17 @@ fl_status fl_sampler_draw(fl_sampler *s, const fl_kernels *k, const float *logit
         *token = (int32_t)best;
         return FL_OK;
     }
-    k->softmax(s->probs, s->sums, x, s->vocab, scale, max * scale);
+    k->softmax(w->probs, w->sums, x, s->vocab, scale, max * scale);
     double total = 0;
-    for (size_t i = 0; i < (s->vocab + FL_SUM_RUN - 1) / FL_SUM_RUN; i++) total += (double)s->sums[i];
-    const float coin = draw(s);
+    for (size_t i = 0; i < (s->vocab + FL_SUM_RUN - 1) / FL_SUM_RUN; i++) total += (double)w->sums[i];
+    const double coin = (double)draw(s);
     const int typical = is_fraction(p->typical_p);
     if (!typical && !is_fraction(p->top_p) && p->min_p <= 0.0f && (p->top_k == 0 || p->top_k >= s->vocab)) {
-        *token = draw_any(s, (double)coin * total);
+        *token = (int32_t)draw_any(w, s->vocab, coin * total);
         return FL_OK;
     }
-    size_t kept = keep_likely(s, k, total, &total);
-    if (typical) kept = keep_typical(s, kept, &total);
-    const double target = (double)coin * total;
-    double sum = 0;
-    *token = s->kept[kept - 1].id;
-    for (size_t i = 0; i < kept; i++) {
-        sum += (double)s->kept[i].key;
-        if (target < sum) {
-            *token = s->kept[i].id;
-            break;
-        }
-    }
+    cut end = keep_likely(s, w, k, total);
+    if (typical) end = keep_typical(s, w, k, end.sum);
+    *token = (int32_t)id_in(beginning(w, end.count, coin * end.sum).last);
     return FL_OK;
 }

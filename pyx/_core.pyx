@@ -3,14 +3,18 @@
 """The C core as Python objects: weights, model, KV cache, sampler. Thin: lifetimes, locks and exceptions, no policy.
 
 The GIL is released in every call that computes. A Model, its Matrix objects and a KVCache may be shared between
-threads; a Sequence and a Sampler belong to one at a time.
+threads; a Sequence and a Sampler belong to one at a time, and say so.
+
+Objects from outside are converted once, and what was converted is counted: len() may say something else, and code that
+converts may change a list. What C points to is held by the object or the call that has the pointer. Constructors are
+__cinit__, which runs once.
 """
 import os
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.memoryview cimport PyMemoryView_FromObject
-from libc.stdint cimport UINT64_MAX, uintptr_t
+from libc.stdint cimport INT32_MAX, SIZE_MAX, UINT64_MAX, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy
 
@@ -184,7 +188,7 @@ def try_threads(size_t threads):
         raise OSError(problem, os.strerror(problem))
 
 
-def read_memory(const unsigned char[::1] data, size_t threads=1):
+def read_memory(const unsigned char[::1] data not None, size_t threads=1):
     """Reads all of `data` with `threads` threads and returns a sum of it: for timing memory."""
     cdef uint64_t total
     taken = take_cores(threads)
@@ -273,7 +277,7 @@ cdef class Matrix:
     cdef bint stack
     cdef const unsigned char[::1] view
 
-    def __init__(self, str dtype, size_t d, size_t n, const unsigned char[::1] data, *, count=None):
+    def __cinit__(self, str dtype, size_t d, size_t n, const unsigned char[::1] data not None, *, count=None):
         cdef fl_type type = type_of(dtype)
         cdef size_t need = fl_matrix_bytes(type, d, n)
         self.stack = count is not None
@@ -311,13 +315,13 @@ cdef class Matrix:
         """The object whose memory the panels lie in."""
         return PyMemoryView_FromObject(self.view.base).obj
 
-    def row(self, size_t r, float[::1] out):
+    def row(self, size_t r, float[::1] out not None):
         """Writes row r as f32 to `out`, n floats."""
         if self.stack or r >= self.c.d or <size_t>out.shape[0] != self.c.n:
             raise OptionError(f"no row {r} of {out.shape[0]} values in a matrix of {self.c.d} x {self.c.n}")
         fl_matrix_row(&self.c, r, &out[0])
 
-    def multiply(self, const float[:, ::1] x, float[:, ::1] out, *, size_t threads=1, isa=None):
+    def multiply(self, const float[:, ::1] x not None, float[:, ::1] out not None, *, size_t threads=1, isa=None):
         """out (t, d rounded up to 16) = x (t, n) times the matrix, transposed."""
         cdef const fl_kernels *kernels = find_kernels(isa)
         cdef size_t tokens = <size_t>x.shape[0]
@@ -337,7 +341,7 @@ def matrix_bytes(str dtype, size_t d, size_t n):
     return fl_matrix_bytes(type_of(dtype), d, n)
 
 
-def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::1] data, *,
+def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::1] data not None, *,
          const unsigned char[::1] scales=None, size_t group=0, const int32_t[::1] rows=None,
          const float[::1] importance=None, const float[:, ::1] feedback=None, const float[:, ::1] products=None,
          unsigned char[::1] out=None, size_t threads=1, str name="matrix", isa=None):
@@ -352,7 +356,7 @@ def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::
     cdef fl_source source = fl_source(NULL, source_type, NULL, group, d, n, NULL, find_kernels(isa), NULL, NULL, NULL)
     cdef fl_status status
     if source_type in (FL_Q8, FL_Q4) or d == 0 or n == 0 or fl_matrix_bytes(type, d, n) == 0 \
-            or n > <size_t>data.shape[0] or <size_t>data.shape[0] != d * n * size:
+            or n > <size_t>data.shape[0] or <size_t>data.shape[0] % (n * size) or <size_t>data.shape[0] // (n * size) != d:
         raise CheckpointError(f"{name} of {d} x {n} {source_dtype} values cannot be {data.shape[0]:,} bytes")
     source.data = &data[0]
     if source_type == FL_Q8_F32:
@@ -386,7 +390,7 @@ def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::
     return matrix
 
 
-def factor(double[:, ::1] h, float[::1] importance, *, size_t threads=1):
+def factor(double[:, ::1] h not None, float[::1] importance not None, *, size_t threads=1):
     """h (n, n), symmetric and positive definite, becomes U and importance (n,), see fl_factor."""
     cdef size_t n = <size_t>h.shape[0]
     if n == 0 or h.shape[1] != h.shape[0] or <size_t>importance.shape[0] != n:
@@ -411,7 +415,7 @@ def block_types():
         i += 1
 
 
-def dequantize(str block, const unsigned char[::1] data, float[::1] out, *, size_t threads=1):
+def dequantize(str block, const unsigned char[::1] data not None, float[::1] out not None, *, size_t threads=1):
     """GGUF's blocks of a type as floats: `data` whole blocks, `out` room for their values."""
     types = block_types()
     if block not in types:
@@ -434,7 +438,7 @@ cdef class Vector:
     cdef Buffer buffer
     cdef readonly size_t n
 
-    def __init__(self, const unsigned char[::1] data):
+    def __cinit__(self, const unsigned char[::1] data not None):
         if data.shape[0] == 0 or data.shape[0] % 4:
             raise CheckpointError(f"{data.shape[0]} bytes are not a vector of f32")
         self.n = <size_t>data.shape[0] // 4
@@ -480,13 +484,10 @@ cdef class Model:
     cdef list idle  # Scratch objects that no forward uses now
     cdef list files  # MappedFile objects that matrices lie in
 
-    def __cinit__(self):
-        self.c.layers = NULL
-        self.c.pace = NULL
-
-    def __init__(self, config, dict tensors, *, str kv_dtype="f16", isa=None, bint paced=True):
+    def __cinit__(self, config, dict tensors not None, *, str kv_dtype="f16", isa=None, bint paced=True):
         cdef fl_model *m = &self.c
-        self.tensors = tensors
+        cdef size_t i
+        self.tensors = dict(tensors)
         self.idle = []
         owners = {id(owner): owner for owner in ((<Matrix>t).owner() for t in tensors.values() if isinstance(t, Matrix))}
         self.files = [owner for owner in owners.values() if isinstance(owner, MappedFile)]
@@ -495,17 +496,17 @@ cdef class Model:
         m.kv_type = type_of(kv_dtype)
         if paced:
             check(fl_pace_new(&m.pace), "the pace of threads")
-        m.layers = <fl_layer *>calloc(config.n_layers, sizeof(fl_layer))
+        m.layers = <fl_layer *>calloc(m.config.n_layers, sizeof(fl_layer))
         if m.layers is NULL:
             raise MemoryError("cannot allocate the list of layers")
         for name, shape, required in config.matrices():
-            tensor = tensors.get(name)
+            tensor = self.tensors.get(name)
             if tensor is None and not required:
                 continue
             if not isinstance(tensor, Matrix) or tensor.shape != shape:
                 raise CheckpointError(f"the model has no matrix {name} of {' x '.join(map(str, shape))}")
         for name, n, required in config.vectors():
-            tensor = tensors.get(name)
+            tensor = self.tensors.get(name)
             if tensor is None and not required:
                 continue
             if not isinstance(tensor, Vector) or tensor.n != n:
@@ -517,11 +518,11 @@ cdef class Model:
         if config.head:
             m.head_dense = self.matrix("head.dense")
             m.head_norm = self.norm("head.norm")
-            m.head = self.matrix("head" if "head" in tensors else "embed")
+            m.head = self.matrix("head" if "head" in self.tensors else "embed")
             m.head.bias = self.vector("head.bias")
         m.rope_freqs[0] = self.vector("rope.freqs")
         m.rope_freqs[1] = self.vector("rope.freqs_local")
-        for i in range(config.n_layers):
+        for i in range(m.config.n_layers):
             self.set_layer(config, i)
         check(fl_model_check(m), "model")
 
@@ -641,7 +642,10 @@ cdef class Model:
 
     def logits(self, size_t rows=1):
         """A Buffer for `rows` rows of logits."""
-        return Buffer(rows * fl_logits_stride(&self.c) * sizeof(float))
+        cdef size_t row = fl_logits_stride(&self.c) * sizeof(float)
+        if rows > SIZE_MAX // row:
+            raise MemoryError(f"cannot allocate {rows:,} rows of logits")
+        return Buffer(rows * row)
 
     def forward(self, list spans, Buffer logits=None, *, size_t threads=1, hidden=None, attention=None,
                 inputs=None):
@@ -657,48 +661,56 @@ cdef class Model:
         inputs: 4 layer + i -> Buffer for what multiplies, of all tokens, f32: wq, wk and wv (i = 0); wo; w1 and w3; w2.
         """
         cdef fl_outputs outputs = fl_outputs(NULL, NULL, NULL, NULL)
-        cdef size_t count = len(spans), total = 0, wanted = 0, at = 0, i
+        cdef size_t count, n, n_logits, total = 0, wanted = 0, at = 0, i
         cdef fl_span *c_spans = NULL
         cdef float **hidden_list = NULL
         cdef float **attention_list = NULL
         cdef float **inputs_list = NULL
         cdef int32_t *ids = NULL
         cdef Sequence sequence
-        cdef size_t maps = 0
-        for item, tokens, n_logits in spans:
-            total += len(tokens)
+        cdef list parts = [], words, taken = [], held = []
+        for item, tokens, last in list(spans):
+            words, n_logits = list(tokens), last
+            n = <size_t>len(words)
+            if n_logits > n:
+                raise OptionError(f"forward: logits after the last {n_logits:,} of {n:,} tokens")
+            parts.append((<Sequence?>item, words, n_logits))
+            total += n
             wanted += n_logits
-            maps += len(tokens) * ((<Sequence?>item).length + <size_t>len(tokens)) * self.c.config.n_heads
-        if wanted and (logits is None or logits.nbytes < wanted * fl_logits_stride(&self.c) * sizeof(float)):
+        if wanted and (logits is None or wanted > logits.nbytes // sizeof(float) // fl_logits_stride(&self.c)):
             raise OptionError(f"forward: no room for {wanted} rows of logits")
-        taken = []
+        count = <size_t>len(parts)
+        maps = 0
         try:
             c_spans = <fl_span *>calloc(count + 1, sizeof(fl_span))
             ids = <int32_t *>malloc((total + 1) * sizeof(int32_t))
             if c_spans is NULL or ids is NULL:
                 raise MemoryError("forward: out of memory")
-            for i, (item, tokens, n_logits) in enumerate(spans):
-                sequence = item
+            for i, (item, tokens, last) in enumerate(parts):
+                sequence, words, n_logits = item, tokens, last
+                n = <size_t>len(words)
                 if sequence.cache.model is not self:
                     raise OptionError("forward: a sequence of another model")
                 sequence.take()
                 taken.append(sequence)
-                sequence.reserve(sequence.length + <size_t>len(tokens), self.c.config.max_seq)
-                c_spans[i] = fl_span(ids + at, len(tokens), sequence.length, <void *const *>sequence.blocks,
-                                     sequence.n_blocks, n_logits)
-                for token in tokens:
+                sequence.reserve(sequence.length + n, self.c.config.max_seq)
+                c_spans[i] = fl_span(ids + at, n, sequence.length, <void *const *>sequence.blocks, sequence.n_blocks,
+                                     n_logits)
+                for token in words:
                     # Whatever does not fit int32 is no token either.
                     ids[at] = token if 0 <= token < self.c.config.vocab_size else -1
                     at += 1
+                if attention:
+                    maps += int(n) * int(sequence.length + n) * int(self.c.config.n_heads)
             outputs.logits = <float *>logits.data if wanted else NULL
             if hidden:
                 outputs.hidden = hidden_list = self.buffers(hidden, self.c.config.n_layers + 2,
-                                                            total * self.c.config.dim)
+                                                            int(total) * self.c.config.dim, held)
             if attention:
-                outputs.attention = attention_list = self.buffers(attention, self.c.config.n_layers, maps)
+                outputs.attention = attention_list = self.buffers(attention, self.c.config.n_layers, maps, held)
             if inputs:
                 widest = max(self.c.config.dim, self.c.config.hidden_dim, self.c.config.n_heads * self.c.config.head_dim)
-                outputs.inputs = inputs_list = self.buffers(inputs, 4 * self.c.config.n_layers, total * widest)
+                outputs.inputs = inputs_list = self.buffers(inputs, 4 * self.c.config.n_layers, int(total) * widest, held)
             self.run(c_spans, count, threads, &outputs)
             self.check_files()
             for i, item in enumerate(taken):
@@ -712,10 +724,11 @@ cdef class Model:
             free(attention_list)
             free(inputs_list)
 
-    def step(self, Sequence sequence, token, Sampler sampler, Buffer logits, *, size_t threads=1):
+    def step(self, Sequence sequence not None, token, Sampler sampler not None, Buffer logits not None, *,
+             size_t threads=1):
         """Appends one token to a sequence and draws the next: forward and Sampler.draw at once, for one text alone."""
         cdef fl_outputs outputs = fl_outputs(<float *>logits.data, NULL, NULL, NULL)
-        cdef int32_t drawn = 0, id = token if 0 <= token < self.c.config.vocab_size else -1
+        cdef int32_t id = token if 0 <= token < self.c.config.vocab_size else -1
         cdef fl_status status
         cdef fl_span span
         if logits.nbytes < fl_logits_stride(&self.c) * sizeof(float) or sampler.vocab_size != self.c.config.vocab_size:
@@ -724,17 +737,18 @@ cdef class Model:
             raise OptionError("step: a sequence of another model")
         sequence.take()
         try:
-            sequence.reserve(sequence.length + 1, self.c.config.max_seq)
-            span = fl_span(&id, 1, sequence.length, <void *const *>sequence.blocks, sequence.n_blocks, 1)
-            self.run(&span, 1, threads, &outputs)
-            self.glance_at_files()
-            sequence.length += 1
-            with nogil:
-                status = fl_sampler_draw(sampler.c, sampler.kernels, outputs.logits, &drawn)
-            check(status, "logits")
+            sampler.take()
+            try:
+                sequence.reserve(sequence.length + 1, self.c.config.max_seq)
+                span = fl_span(&id, 1, sequence.length, <void *const *>sequence.blocks, sequence.n_blocks, 1)
+                self.run(&span, 1, threads, &outputs)
+                self.glance_at_files()
+                sequence.length += 1
+                return sampler.next(outputs.logits)
+            finally:
+                sampler.busy = False
         finally:
             sequence.busy = False
-        return drawn
 
     cdef int run(self, const fl_span *spans, size_t count, size_t threads, const fl_outputs *outputs) except -1:
         """fl_forward, when there are cores for it."""
@@ -750,16 +764,22 @@ cdef class Model:
             give_cores(taken)
         return check(status, "forward")
 
-    cdef float **buffers(self, given, size_t count, size_t floats) except NULL:
-        """A list of `count` pointers to the Buffers in a dict, each with room for so many floats."""
+    cdef float **buffers(self, given, size_t count, floats, list held) except NULL:
+        """A list of `count` pointers to the Buffers in a dict, each with room for so many floats; `held` keeps them."""
         cdef float **out = <float **>calloc(count, sizeof(float *))
+        cdef size_t index
         if out is NULL:
             raise MemoryError("forward: out of memory")
-        for layer, buffer in given.items():
-            if not 0 <= layer < count or (<Buffer?>buffer).nbytes < floats * sizeof(float):
-                free(out)
-                raise OptionError(f"forward: no layer {layer}, or no room for {floats:,} values")
-            out[layer] = <float *>(<Buffer>buffer).data
+        try:
+            for layer, buffer in list(given.items()):
+                index = layer if 0 <= layer < count else SIZE_MAX
+                if index >= count or (<Buffer?>buffer).nbytes // sizeof(float) < floats:
+                    raise OptionError(f"forward: no layer {layer}, or no room for {floats:,} values")
+                held.append(buffer)
+                out[index] = <float *>(<Buffer>buffer).data
+        except:
+            free(out)
+            raise
         return out
 
 
@@ -768,7 +788,7 @@ cdef class KVCache:
     cdef fl_pool *pool
     cdef Model model
 
-    def __init__(self, Model model):
+    def __cinit__(self, Model model not None):
         self.model = model
         check(fl_pool_new(fl_kv_block_bytes(&model.c), &self.pool), "KV cache")
 
@@ -789,7 +809,7 @@ cdef class Sequence:
     cdef bint busy
     cdef readonly size_t length
 
-    def __init__(self, KVCache cache):
+    def __cinit__(self, KVCache cache not None):
         self.cache = cache
 
     def __dealloc__(self):
@@ -832,20 +852,37 @@ cdef class Sequence:
 
 # ---- sampling -------------------------------------------------------------------------------------------------------
 
+cdef class DrawScratch:
+    """Working memory of one draw at a time."""
+    cdef fl_draw_scratch *c
+
+    def __cinit__(self):
+        check(fl_draw_scratch_new(&self.c), "working memory")
+
+    def __dealloc__(self):
+        fl_draw_scratch_free(self.c)
+
+
+# DrawScratch objects that no draw uses now, as many as there were draws at once. Of all models: a sampler knows none,
+# and hundreds of them may wait for their turn.
+cdef list idle_draws = []
+
+
 cdef class Sampler:
     """Draws tokens; params is any object with the fields of fl_sampling. One text at a time."""
     cdef fl_sampler *c
     cdef const fl_kernels *kernels
     cdef size_t vocab_size
+    cdef bint busy
 
-    def __init__(self, size_t vocab_size, params, *, uint64_t seed, bias=None, isa=None):
+    def __cinit__(self, size_t vocab_size, params, *, uint64_t seed, bias=None, isa=None):
         cdef fl_sampling p = fl_sampling(
             params.temperature, params.top_k, params.top_p, params.min_p, params.typical_p,
             params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
         self.kernels = find_kernels(isa)
         self.vocab_size = vocab_size
-        if vocab_size == 0:
-            raise OptionError("sampler: an empty vocabulary")
+        if not 0 < vocab_size <= INT32_MAX:
+            raise OptionError(f"sampler: a vocabulary of {vocab_size:,} tokens")
         check(fl_sampler_new(vocab_size, &p, seed, &self.c), "sampler")
         for token, value in (bias or {}).items():
             if not 0 <= token < vocab_size:
@@ -855,48 +892,74 @@ cdef class Sampler:
     def __dealloc__(self):
         fl_sampler_free(self.c)
 
-    def accept(self, token, *, bint generated):
-        """Tells of a token of the prompt, or of the text, for the penalties."""
-        if not 0 <= token < self.vocab_size:
-            raise OptionError(f"sampler: no token {token} in a vocabulary of {self.vocab_size}")
-        check(fl_sampler_accept(self.c, token, generated), "sampler")
+    cdef int take(self) except -1:
+        if self.busy:
+            raise OptionError("a sampler is in use by another thread")
+        self.busy = True
+        return 0
 
-    def draw(self, Buffer logits, size_t row=0):
-        """The next token, from a row of what forward wrote."""
-        cdef size_t stride = fl_round_up(self.vocab_size, FL_LANES)
+    cdef int32_t next(self, const float *logits) except -1:
+        """Draws; the caller has taken the sampler."""
+        cdef DrawScratch scratch = idle_draws.pop() if idle_draws else DrawScratch()
         cdef int32_t token = 0
         cdef fl_status status
-        if logits.nbytes < (row + 1) * stride * sizeof(float):
-            raise OptionError(f"sampler: no row {row} of logits")
-        cdef const float *x = <const float *>logits.data + row * stride
         with nogil:
-            status = fl_sampler_draw(self.c, self.kernels, x, &token)
+            status = fl_sampler_draw(self.c, scratch.c, self.kernels, logits, &token)
+        idle_draws.append(scratch)
         check(status, "logits")
         return token
+
+    def accept(self, token, *, bint generated):
+        """Tells of a token of the prompt, or of the text, for the penalties. Raises OptionError, also during a draw."""
+        cdef int32_t id = token if 0 <= token < self.vocab_size else -1
+        cdef fl_status status
+        if id < 0:
+            raise OptionError(f"sampler: no token {token} in a vocabulary of {self.vocab_size}")
+        self.take()
+        status = fl_sampler_accept(self.c, id, generated)
+        self.busy = False
+        check(status, "sampler")
+
+    def draw(self, Buffer logits not None, size_t row=0):
+        """The next token, from a row of what forward wrote. Raises OptionError, also while another thread draws."""
+        cdef size_t stride = fl_round_up(self.vocab_size, FL_LANES)
+        if row >= logits.nbytes // sizeof(float) // stride:
+            raise OptionError(f"sampler: no row {row} of logits")
+        self.take()
+        try:
+            return self.next(<const float *>logits.data + row * stride)
+        finally:
+            self.busy = False
 
 
 # ---- kernels on their own -------------------------------------------------------------------------------------------
 
-def attend(const float[:, ::1] q, const float[:, ::1] keys, const float[:, ::1] values, seen, float[:, ::1] out, *,
-           str kv_dtype="f32", isa=None):
+def attend(const float[:, ::1] q not None, const float[:, ::1] keys not None, const float[:, ::1] values not None, seen,
+           float[:, ::1] out not None, *, str kv_dtype="f32", isa=None):
     """Attention of one head: row r of q over the first seen[r] keys and values, unscaled; for tests and benchmarks."""
     cdef const fl_kernels *kernels = find_kernels(isa)
     cdef fl_type type = type_of(kv_dtype)
     cdef size_t rows = <size_t>q.shape[0], n = <size_t>keys.shape[0], head_dim = <size_t>q.shape[1], r
+    cdef list limits = list(seen)
+    cdef size_t *c_limits = NULL
     cdef fl_status status
-    if type > FL_F16 or rows == 0 or n == 0 or head_dim == 0 or len(seen) != q.shape[0] or keys.shape[1] != q.shape[1] \
-            or values.shape[0] != keys.shape[0] or values.shape[1] != q.shape[1] or out.shape[0] != q.shape[0] \
-            or out.shape[1] != q.shape[1] or not all(1 <= s <= keys.shape[0] for s in seen):
+    if type > FL_F16 or rows == 0 or n == 0 or head_dim == 0 or <size_t>len(limits) != rows \
+            or keys.shape[1] != q.shape[1] or values.shape[0] != keys.shape[0] or values.shape[1] != q.shape[1] \
+            or out.shape[0] != q.shape[0] or out.shape[1] != q.shape[1]:
         raise OptionError("attend: the shapes do not fit each other")
-    cdef size_t *limits = <size_t *>malloc(rows * sizeof(size_t))
-    if limits is NULL:
+    c_limits = <size_t *>malloc(rows * sizeof(size_t))
+    if c_limits is NULL:
         raise MemoryError("attend: out of memory")
-    for r in range(rows):
-        limits[r] = seen[r]
-    with nogil:
-        status = fl_attend_rows(kernels, type, rows, n, head_dim, &q[0, 0], &keys[0, 0], &values[0, 0], limits,
-                                &out[0, 0])
-    free(limits)
+    try:
+        for r, limit in enumerate(limits):
+            c_limits[r] = limit if 1 <= limit <= n else 0
+            if not 1 <= c_limits[r] <= n:
+                raise OptionError(f"attend: row {r} cannot see {limit} of {n} positions")
+        with nogil:
+            status = fl_attend_rows(kernels, type, rows, n, head_dim, &q[0, 0], &keys[0, 0], &values[0, 0], c_limits,
+                                    &out[0, 0])
+    finally:
+        free(c_limits)
     check(status, "attend")
 
 

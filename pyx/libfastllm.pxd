@@ -162,6 +162,8 @@ cdef extern from "fastllm.h" nogil:
         pass
     ctypedef struct fl_sampler:
         pass
+    ctypedef struct fl_draw_scratch:
+        pass
 
     size_t fl_round_up(size_t n, size_t to)
     size_t fl_matrix_bytes(fl_type type, size_t d, size_t n)
@@ -198,7 +200,10 @@ cdef extern from "fastllm.h" nogil:
     void fl_sampler_free(fl_sampler *s)
     fl_status fl_sampler_bias(fl_sampler *s, int32_t token, float bias)
     fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated)
-    fl_status fl_sampler_draw(fl_sampler *s, const fl_kernels *k, const float *logits, int32_t *token)
+    fl_status fl_draw_scratch_new(fl_draw_scratch **out)
+    void fl_draw_scratch_free(fl_draw_scratch *w)
+    fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, const float *logits,
+                              int32_t *token)
 
     void *fl_alloc(size_t bytes)
     void fl_free(void *p)

@@ -5,7 +5,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from fastllm.errors import TokenizerError
 
 
-def llama2c_words(const unsigned char[::1] blob):
+def llama2c_words(const unsigned char[::1] blob not None):
     """The words of a llama2.c tokenizer.bin and their scores: after an int32, for each an f32 score, an int32 length,
     the bytes. Raises TokenizerError."""
     cdef const unsigned char *at = &blob[0] + min(4, blob.shape[0])
@@ -34,16 +34,17 @@ cdef int hex_digit(unsigned char c) noexcept:
     return c - c'a' + 10 if c'a' <= c <= c'f' else -1
 
 
-def byte_names(list words):
+def byte_names(list words not None):
     """Which words are names of bytes, <0x00> to <0xFF>: index -> byte."""
-    cdef size_t i
+    cdef bytes word
     cdef int high, low
     cdef const unsigned char *at
     cdef dict found = {}
-    for i in range(<size_t>len(words)):
-        word = words[i]
+    for i, word in enumerate(words):
+        if len(word) != 6:
+            continue
         at = <const unsigned char *>PyBytes_AS_STRING(word)
-        if PyBytes_GET_SIZE(word) != 6 or memcmp(at, b"<0x", 3) != 0 or at[5] != c'>':
+        if memcmp(at, b"<0x", 3) != 0 or at[5] != c'>':
             continue
         high, low = hex_digit(at[3]), hex_digit(at[4])
         if high >= 0 and low >= 0:
@@ -99,7 +100,7 @@ cdef object field_value(const proto_field *field):
     return PyBytes_FromStringAndSize(<const char *>field.data, <Py_ssize_t>field.size)
 
 
-def proto_fields(const unsigned char[::1] message):
+def proto_fields(const unsigned char[::1] message not None):
     """The fields of a protobuf message, (number, value): varints as int, all else as bytes. Raises TokenizerError."""
     cdef const unsigned char *at = &message[0]
     cdef const unsigned char *end = at + message.shape[0]
@@ -111,7 +112,7 @@ def proto_fields(const unsigned char[::1] message):
     return out
 
 
-def proto_pieces(const unsigned char[::1] model):
+def proto_pieces(const unsigned char[::1] model not None):
     """Of a sentencepiece ModelProto, the texts of the pieces (field 1 of its field 1), their types (3, where there is
     none 1), and its other fields as proto_fields has them: three lists. Raises TokenizerError."""
     cdef const unsigned char *at = &model[0]
@@ -149,7 +150,7 @@ cdef unsigned char *write_varint(unsigned char *at, size_t value) noexcept:
     return at + 1
 
 
-def write_proto_pieces(list words, scores, list types):
+def write_proto_pieces(list words not None, scores, list types not None):
     """What proto_pieces reads, with scores as field 2. Each piece once, and none that is not text: such words cannot be
     met in encoding and become control pieces, 3, unless they are the unknown one, 2."""
     cdef size_t most = 0, length
@@ -157,9 +158,11 @@ def write_proto_pieces(list words, scores, list types):
     cdef unsigned char *at
     cdef unsigned char *body
     cdef float score
+    cdef bytes word
     cdef set seen = set()
+    words = list(words)  # code that converts a score or a type might change it after the bytes are counted
     for word in words:
-        most += <size_t>PyBytes_GET_SIZE(word) + 64  # more than tags, lengths or the name of an unused word take
+        most += <size_t>len(word) + 64  # more than tags, lengths or the name of an unused word take
     cdef bytes out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>most)
     at = <unsigned char *>PyBytes_AS_STRING(out)
     for i, (word, value, kind) in enumerate(zip(words, scores, types, strict=True)):

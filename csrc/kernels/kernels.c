@@ -239,6 +239,30 @@ static float above(const float *x, size_t n, float least) {
     return lanes_sum(total);
 }
 
+// x = m 2^e, m in [sqrt(1/2), sqrt(2)), ln m = 2 atanh((m - 1) / (m + 1)). Not libm's, which differs from system to
+// system. In doubles, of which there are no lanes: compilers make vectors of the loops over 16.
+static void logarithm(double *out, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i += FL_LANES) {
+        uint32_t bits[FL_LANES];
+        int32_t e[FL_LANES];
+        float m[FL_LANES];
+        memcpy(bits, x + i, sizeof bits);
+        for (size_t j = 0; j < FL_LANES; j++) {
+            const uint32_t exponent = (bits[j] + (0x3F800000u - 0x3F3504F4u)) >> 23; // the latter: sqrt(1/2), rounded up
+            e[j] = (int32_t)exponent - 127;
+            bits[j] -= (exponent - 127) << 23;
+        }
+        memcpy(m, bits, sizeof m);
+        for (size_t j = 0; j < FL_LANES; j++) {
+            const double s = ((double)m[j] - 1) / ((double)m[j] + 1), z = s * s, z2 = z * z, z4 = z2 * z2;
+            const double low = 1.0 + 1.0 / 3 * z + (1.0 / 5 + 1.0 / 7 * z) * z2;
+            const double middle = 1.0 / 9 + 1.0 / 11 * z + (1.0 / 13 + 1.0 / 15 * z) * z2;
+            const double high = 1.0 / 17 + 1.0 / 19 * z + (1.0 / 21 + 1.0 / 23 * z) * z2;
+            out[i + j] = 2 * s * (low + z4 * (middle + z4 * high)) + (double)e[j] * 0.69314718055994530942;
+        }
+    }
+}
+
 // ---- the table -----------------------------------------------------------------------------------------------------
 
 #define NAME2(isa) fl_kernels_##isa
@@ -266,5 +290,6 @@ const fl_kernels NAME(FL_ISA) = {
     .max = max_index,
     .softmax = softmax,
     .above = above,
+    .log = logarithm,
     .peak = peak,
 };

@@ -138,6 +138,8 @@ struct fl_kernels {
     void (*softmax)(float *out, float *sums, const float *x, size_t n, float scale, float max);
     // The sum of those of n numbers that are larger than `least` >= 0; x is zero past n up to a multiple of 16.
     float (*above)(const float *x, size_t n, float least);
+    // out[i] = ln x[i] for n normal x > 0; both have room up to a multiple of 16.
+    void (*log)(double *out, const float *x, size_t n);
     // Int8 multiply-adds that wait neither for memory nor for each other; returns how many. The sum is nobody's, but
     // a compiler cannot know that.
     uint64_t (*peak)(size_t rounds, int32_t *sum);

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from _thread import allocate_lock, get_ident  # threading takes milliseconds to import
+from _weakref import ref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from time import perf_counter
+from types import GeneratorType
 from typing import TYPE_CHECKING, TypeAlias
 
 from fastllm import _core
+from fastllm.errors import OptionError
 from fastllm.speculative import MOST, Costs, Proposer
 
 if TYPE_CHECKING:
@@ -158,6 +162,8 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 class Generation:
     """One text being written: iterate over its new tokens, or add it to a Batch.
 
+    Iterating goes on where the last iteration stopped. One thread, or one Batch, writes a text at a time: OptionError.
+
     prompt: the ids before; tokens: the new ones so far; finish_reason: "stop" at a stop token, "length" at max_tokens
     or the end of the context, None before the end. prompt_seconds, decode_seconds: time in the model and sampler;
     cached: prompt tokens that an earlier text had left in the cache. proposed, accepted: tokens that `proposer`
@@ -180,20 +186,53 @@ class Generation:
         self.cached = self.proposed = self.accepted = 0
         self._engine, self._sampler, self._max, self._stop = engine, sampler, max_tokens, stop
         self._proposer = proposer
+        self._told = False  # whether the sampler knows of the prompt
+        self._lock = allocate_lock()
+        self._writer: ref[Generator[int, None, None] | Batch] | None = None  # a link would be a cycle
+        self._thread = 0  # in which the writer began
 
     def __iter__(self) -> Iterator[int]:
+        with self._lock:
+            writer = self._busy()
+            if isinstance(writer, Batch):
+                raise OptionError("a batch is writing this text: it cannot be iterated over")
+            if writer is not None and self._thread != get_ident():
+                raise OptionError("another thread is iterating over this text")
+            if writer is None:
+                writer = self._write()
+                self._writer, self._thread = ref(writer), get_ident()
+            return writer
+
+    def claim(self, batch: Batch) -> None:
+        """Leaves the writing to a batch. Raises OptionError."""
+        with self._lock:
+            if self._busy() is not None:
+                raise OptionError("this text is being written already: it cannot be added to a batch")
+            self._writer = ref(batch)
+
+    def release(self) -> None:
+        """Takes the writing back from a batch."""
+        self._writer = None
+
+    def _busy(self) -> Generator[int, None, None] | Batch | None:
+        """Who is writing: the batch, or the iterator that was made last, if it can go on."""
+        writer = None if self._writer is None else self._writer()
+        ended = isinstance(writer, GeneratorType) and writer.gi_frame is None
+        return None if ended else writer
+
+    def _write(self) -> Generator[int, None, None]:
         if self.finish_reason:
             return
         engine, proposer = self._engine, self._proposer
-        text = self.prompt.copy()
+        text = self.prompt + self.tokens
         start = perf_counter()
         sequence = self.begin()
         try:
             logits = engine.model.logits(1 if proposer is None else MOST + 1)
-            engine.prefill(sequence, self.prompt[sequence.length :], logits)
+            engine.prefill(sequence, text[sequence.length :], logits)
             if proposer is not None:
-                proposer.begin(self.prompt)
-            self.prompt_seconds = perf_counter() - start
+                proposer.begin(text)
+            self.prompt_seconds += perf_counter() - start
             if proposer is None:
                 yield from self._alone(sequence, text, logits)
             else:
@@ -225,12 +264,14 @@ class Generation:
     ) -> Iterator[int]:
         """Several tokens at a time, as far as the proposer guesses them."""
         guesses: list[int] = []
+        begun = False
         now = perf_counter()
         while True:
             start = now
-            if self.tokens:
+            if begun:
                 guesses = proposer.propose(text, min(MOST, self._max - len(self.tokens) - 1))
                 self._try(sequence, text[-1:] + guesses, logits)
+            begun = True
             # Row after row, for as long as all guesses before it are right.
             for row in range(len(guesses) + 1):
                 token = self.draw(logits, row)
@@ -251,11 +292,13 @@ class Generation:
                     break
 
     def begin(self) -> _core.Sequence:
-        """A sequence with as much of the prompt as there is; the sampler knows of the prompt."""
-        for token in self.prompt:
-            self._sampler.accept(token, generated=False)
-        sequence = self._engine.take(self.prompt)
-        self.cached = sequence.length
+        """A sequence with as much of the text so far as there is; the sampler knows of the prompt."""
+        sequence = self._engine.take(self.prompt + self.tokens)
+        if not self._told:
+            self._told = True
+            self.cached = sequence.length
+            for token in self.prompt:
+                self._sampler.accept(token, generated=False)
         return sequence
 
     def _try(self, sequence: _core.Sequence, tokens: list[int], logits: _core.Buffer) -> None:
@@ -297,20 +340,23 @@ class Batch:
         return bool(self._waiting or self._running)
 
     def add(self, generation: Generation) -> None:
-        """Takes in a text that nobody has begun to iterate over. Its proposer is not asked."""
+        """Takes in a text that nothing else is writing, begun or not. Its proposer is not asked. Raises OptionError."""
+        generation.claim(self)
         self._waiting.append(generation)
 
     def drop(self, generation: Generation) -> None:
-        """Ends a text early, if it has not ended."""
+        """Ends a text early, if it has not ended; it may go on elsewhere."""
         if (running := self._running.pop(generation, None)) is not None:
             self._engine.give(generation.prompt + generation.tokens, running.sequence)
         elif generation in self._waiting:
             self._waiting.remove(generation)
+        else:
+            return
+        generation.release()
 
     def close(self) -> None:
         """Ends all texts."""
-        self._waiting.clear()
-        for generation in list(self._running):
+        for generation in [*self._waiting, *self._running]:
             self.drop(generation)
 
     def step(self) -> list[tuple[Generation, int | None]]:
@@ -344,12 +390,15 @@ class Batch:
         """Lets those that wait take free places; returns those that need none, since they are to have no tokens."""
         ended: list[tuple[Generation, int | None]] = []
         while self._waiting and len(self._running) < self._most:
-            generation = self._waiting.popleft()
+            generation = self._waiting[0]
             if generation.finish_reason is not None:
+                self.drop(generation)
                 ended.append((generation, None))
             else:
                 sequence = generation.begin()
-                self._running[generation] = _Running(sequence, generation.prompt[sequence.length :])
+                rest = (generation.prompt + generation.tokens)[sequence.length :]
+                self._running[generation] = _Running(sequence, rest)
+                self._waiting.popleft()
         return ended
 
     def _spans(self) -> tuple[list[Span], list[Generation]]:
@@ -361,10 +410,11 @@ class Batch:
         drawing: list[Generation] = []
         room = CHUNK
         for generation, running in self._running.items():
-            count = 1 if generation.tokens else min(room, len(running.rest))
+            writing = bool(generation.tokens) and len(running.rest) == 1
+            count = 1 if writing else min(room, len(running.rest))
             if count == 0:
                 continue
-            room -= 0 if generation.tokens else count
+            room -= 0 if writing else count
             part, running.rest = running.rest[:count], running.rest[count:]
             spans.append((running.sequence, part, int(not running.rest)))
             if not running.rest:

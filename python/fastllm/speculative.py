@@ -83,7 +83,7 @@ class Proposer(Protocol):
     """Guesses how one text goes on."""
 
     def begin(self, prompt: Sequence[int]) -> None:
-        """Reads the prompt; called once, before all else."""
+        """Reads the prompt, or the text so far where it goes on after a break; called before all else."""
 
     def propose(self, tokens: Sequence[int], most: int) -> list[int]:
         """At most `most` guesses of what follows, as many as pay: none, 1, 3, 7 or 15.
@@ -92,7 +92,7 @@ class Proposer(Protocol):
         """
 
     def end(self, tokens: Sequence[int]) -> None:
-        """The text has ended with these."""
+        """The text has ended with these, or makes a break."""
 
 
 class PromptLookup(Proposer):

@@ -48,6 +48,7 @@ fl_matrix random_matrix(fl_type type, size_t d, size_t n, float scale);
 void test_conversions(void);
 void test_functions(void);
 void test_sampler(void);
+void test_pool(void);
 void test_forward(void);
 void test_nonfinite(void);
 void test_threads(void);

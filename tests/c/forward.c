@@ -18,6 +18,8 @@ void test_sampler(void) {
     enum { VOCAB = 1003, DRAWS = 64 };
     static float logits[1008];
     fill(logits, VOCAB, 8);
+    fl_draw_scratch *work;
+    expect(fl_draw_scratch_new(&work) == FL_OK, "working memory");
     for (size_t j = 0; j < sizeof params / sizeof params[0]; j++) {
         describe("sampler %zu", j);
         for (size_t i = 0; i < n_isas; i++) {
@@ -25,11 +27,46 @@ void test_sampler(void) {
             fl_sampler *s;
             int ok = fl_sampler_new(VOCAB, &params[j], 42, &s) == FL_OK;
             for (size_t k = 0; ok && k < DRAWS; k++)
-                ok = fl_sampler_draw(s, isas[i], logits, &drawn[k]) == FL_OK && fl_sampler_accept(s, drawn[k], 1) == FL_OK;
+                ok = fl_sampler_draw(s, work, isas[i], logits, &drawn[k]) == FL_OK &&
+                     fl_sampler_accept(s, drawn[k], 1) == FL_OK;
             expect(ok, "draws");
             same(i, isas[i]->name, drawn, sizeof drawn);
             fl_sampler_free(s);
         }
+    }
+    fl_draw_scratch_free(work);
+}
+
+// Blocks that come and go: aligned, apart from each other, and whole for as long as they are taken.
+void test_pool(void) {
+    enum { BLOCKS = 64 };
+    static const size_t sizes[] = {64, 1000, 300000, 2 << 20, (4 << 20) + 64};
+    for (size_t j = 0; j < sizeof sizes / sizeof *sizes; j++) {
+        const size_t bytes = sizes[j], most = bytes < 100000 ? BLOCKS : 9;
+        unsigned char *blocks[BLOCKS];
+        size_t n = 0;
+        fl_pool *pool;
+        describe("pool of blocks of %zu bytes", bytes);
+        int ok = fl_pool_new(bytes, &pool) == FL_OK, whole = 1;
+        for (size_t turn = 0; ok && turn < 400; turn++) {
+            // Up to all of them and down to none, several times.
+            if (n < most && (n == 0 || between(0, 9) < (turn % 100 < 50 ? 8u : 2u))) {
+                void *block;
+                ok = fl_pool_take(pool, &block) == FL_OK && (uintptr_t)block % FL_ALIGN == 0;
+                blocks[n] = block;
+                memset(block, (int)(turn % 251), 8);
+                memset(blocks[n] + bytes - 8, (int)(turn % 251), 8);
+                n++;
+            } else {
+                const size_t i = between(0, n - 1);
+                for (size_t b = 0; b < 8; b++) whole &= blocks[i][b] == blocks[i][bytes - 1 - b] && blocks[i][b] == blocks[i][0];
+                fl_pool_give(pool, blocks[i]);
+                blocks[i] = blocks[--n];
+            }
+        }
+        expect(ok, "blocks");
+        expect(whole, "what a block holds");
+        fl_pool_free(pool);
     }
 }
 

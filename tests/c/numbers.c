@@ -1,4 +1,5 @@
 // Number formats, exp, and rotation angles.
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -69,6 +70,21 @@ void test_functions(void) {
         }
         for (size_t k = 0; k < FL_SUM_RUN; k++)
             if (x[k] > -87.3f) measure(EXP, ulps(out[k], exp((double)x[k])));
+    }
+    static double logs[FL_SUM_RUN];
+    for (uint32_t bits = 0x00800000u; bits < 0x7F000000u; bits += 0x003FF0F1u) { // normal numbers, and both sides of each
+        describe("log from the float 0x%08x", bits);
+        const size_t n = between(1, FL_SUM_RUN);
+        for (uint32_t k = 0; k < FL_SUM_RUN; k++) x[k] = from_bits(k % 3 ? bits + k : 0x3F800000u - FL_SUM_RUN / 2 + k);
+        memset(logs, 0, sizeof logs);
+        for (size_t i = 0; i < n_isas; i++) {
+            isas[i]->log(logs, x, n);
+            same(i, isas[i]->name, logs, n * sizeof *logs);
+        }
+        for (size_t k = 0; k < n; k++) {
+            const double want = log((double)x[k]);
+            expect(fabs(logs[k] - want) <= 4 * DBL_EPSILON * fabs(want), "log");
+        }
     }
     for (size_t number = 0; number < 4000; number++) {
         const size_t pos = number < 1000 ? number : between(0, 1 << 20), half = between(1, 61);
