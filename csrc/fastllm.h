@@ -14,7 +14,7 @@ typedef enum fl_status {
     FL_NO_MEMORY,    // an allocation failed
     FL_BAD_CONFIG,   // dimensions that cannot be a model
     FL_BAD_TENSOR,   // a tensor is missing, or its shape is not what the config needs
-    FL_BAD_TOKEN,    // a token id outside the vocabulary
+    FL_BAD_TOKEN,    // a token id outside the vocabulary, or none to draw
     FL_BAD_POSITION, // a position outside the context or outside the sequence's blocks
     FL_BAD_VALUE,    // a number the target type cannot hold: NaN, infinity, out of range
     FL_NO_ISA,       // the instruction set asked for is unknown, not built, or not on this CPU
@@ -295,8 +295,8 @@ void fl_draw_scratch_free(fl_draw_scratch *w);
 // filters in the order of fl_sampling. What they leave is walked by descending probability, or by typicality, lowest id
 // first among equals; without any filter in the order of the vocabulary. Uses one random number unless the temperature
 // is 0. Sums of probabilities are doubles: exact as long as none is less than 2^-29 of the sum; else they round in an
-// order that follows from the logits and options alone. FL_BAD_VALUE: a logit is not finite, or the largest is not after
-// biases and penalties: no token may be drawn.
+// order that follows from the logits and options alone. FL_BAD_VALUE: a logit is not finite. FL_BAD_TOKEN: after biases and
+// penalties the largest is not, so that there is no token to draw.
 fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, const float *logits, int32_t *token);
 
 // ---- the machine ---------------------------------------------------------------------------------------------------

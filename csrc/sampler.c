@@ -457,7 +457,7 @@ fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k
     float max = k->max(logits, s->vocab, &best, &finite);
     if (!finite) return FL_BAD_VALUE;
     if (x != logits) max = k->max(x, s->vocab, &best, &finite); // a bias may be -infinity
-    if (!isfinite(max)) return FL_BAD_VALUE;
+    if (!isfinite(max)) return FL_BAD_TOKEN;
     // Where logits divided by the temperature overflow, the best one has all the probability. (A product takes half the
     // time of as many quotients.)
     const float scale = 1.0f / p->temperature;

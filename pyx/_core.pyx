@@ -26,7 +26,7 @@ from collections import deque
 from functools import wraps
 
 from fastllm.config import ACTS, NORMS, QK_NORMS
-from fastllm.errors import CheckpointError, ContextError, OptionError
+from fastllm.errors import CheckpointError, ContextError, NumericError, OptionError
 
 LANES = FL_LANES
 GROUP = FL_GROUP
@@ -434,16 +434,21 @@ def dequantize(str block, const unsigned char[::1] data not None, float[::1] out
 
 
 cdef class Vector:
-    """n floats, aligned and zero-padded to a multiple of 16: norm weights, frequencies. Copies `data`, f32 bytes."""
+    """n floats, aligned and zero-padded to a multiple of 16: norm weights, frequencies. Copies `data`, f32 bytes.
+
+    name: what to call the vector in an error. Raises CheckpointError where a value is not finite.
+    """
     cdef Buffer buffer
     cdef readonly size_t n
 
-    def __cinit__(self, const unsigned char[::1] data not None):
+    def __cinit__(self, const unsigned char[::1] data not None, *, str name="a vector"):
         if data.shape[0] == 0 or data.shape[0] % 4:
-            raise CheckpointError(f"{data.shape[0]} bytes are not a vector of f32")
+            raise CheckpointError(f"{name} of {data.shape[0]} bytes is no vector of f32")
         self.n = <size_t>data.shape[0] // 4
         self.buffer = Buffer(fl_round_up(self.n, FL_LANES) * 4)
         memcpy(self.buffer.data, &data[0], self.n * 4)
+        if not fl_finite(<const float *>self.buffer.data, self.n):
+            raise CheckpointError(f"{name} has a value that is not finite")
 
     @property
     def shape(self):
@@ -724,6 +729,15 @@ cdef class Model:
             free(attention_list)
             free(inputs_list)
 
+    def broken_layer(self, Sequence sequence not None, token, *, size_t threads=1):
+        """The first layer (see hidden of forward) whose output for one more token is not finite; None where all are."""
+        hidden = {i: Buffer(self.c.config.dim * sizeof(float)) for i in range(self.c.config.n_layers + 2)}
+        self.forward([(sequence, [token], 0)], threads=threads, hidden=hidden)
+        for layer, stream in hidden.items():
+            if not fl_finite(<const float *>(<Buffer>stream).data, self.c.config.dim):
+                return layer
+        return None
+
     def step(self, Sequence sequence not None, token, Sampler sampler not None, Buffer logits not None, *,
              size_t threads=1):
         """Appends one token to a sequence and draws the next: forward and Sampler.draw at once, for one text alone."""
@@ -906,6 +920,10 @@ cdef class Sampler:
         with nogil:
             status = fl_sampler_draw(self.c, scratch.c, self.kernels, logits, &token)
         idle_draws.append(scratch)
+        if status == FL_BAD_VALUE:
+            raise NumericError("the logits are not finite")
+        if status == FL_BAD_TOKEN:
+            raise OptionError("after biases and penalties there is no token to draw")
         check(status, "logits")
         return token
 

@@ -169,6 +169,7 @@ cdef extern from "fastllm.h" nogil:
     size_t fl_matrix_bytes(fl_type type, size_t d, size_t n)
     fl_status fl_pack(fl_type type, void *panels, const fl_source *source, size_t threads)
     fl_status fl_factor(size_t n, double *h, float *importance, size_t threads)
+    int fl_finite(const float *x, size_t n)
     void fl_matrix_row(const fl_matrix *w, size_t r, float *out)
 
     const char *fl_block(size_t i, size_t *values, size_t *bytes)

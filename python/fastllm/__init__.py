@@ -13,6 +13,7 @@ from fastllm.errors import (
     ContextError,
     FastLLMError,
     LibraryError,
+    NumericError,
     OptionError,
     TokenizerError,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "ContextError",
     "FastLLMError",
     "LibraryError",
+    "NumericError",
     "OptionError",
     "TokenizerError",
     "load",

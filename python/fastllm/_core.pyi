@@ -71,7 +71,7 @@ class Vector:
     shape: tuple[int]
     nbytes: int
     data: memoryview
-    def __init__(self, data: _AnyBuffer) -> None: ...
+    def __init__(self, data: _AnyBuffer, *, name: str = ...) -> None: ...
 
 class Model:
     isa: str
@@ -99,6 +99,7 @@ class Model:
         attention: Mapping[int, Buffer] | None = None,
         inputs: Mapping[int, Buffer] | None = None,
     ) -> None: ...
+    def broken_layer(self, sequence: Sequence, token: int, *, threads: int = 1) -> int | None: ...
     def step(self, sequence: Sequence, token: int, sampler: Sampler, logits: Buffer, *, threads: int = 1) -> int: ...
 
 class KVCache:

@@ -125,7 +125,7 @@ def _parts(
 
     parts = {name: store.Part(p.dtype, p.shape, p.nbytes, packed(name, p)) for name, p in plans.items()}
     for name, values in vectors(recipe).items():
-        parts[name] = store.Part(None, (len(values) // 4,), len(values), (values,))
+        parts[name] = store.Part(None, (len(values) // 4,), len(values), (_core.Vector(values, name=name).data,))
     return parts
 
 

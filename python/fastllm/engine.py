@@ -12,7 +12,7 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, TypeAlias
 
 from fastllm import _core
-from fastllm.errors import OptionError
+from fastllm.errors import NumericError, OptionError
 from fastllm.speculative import MOST, Costs, Proposer
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ Span: TypeAlias = tuple[_core.Sequence, Sequence[int], int]
 class Engine:
     """A model with its KV cache; several texts may run at once, each in a thread of its own."""
 
-    def __init__(self, model: _core.Model, threads: int, layer_bytes: int, *, causal: bool) -> None:
+    def __init__(self, model: _core.Model, threads: int, layer_bytes: int, *, causal: bool, name: str) -> None:
         """layer_bytes: what a token reads of a layer; a forward with too little work to pay for barriers takes fewer.
 
-        causal: otherwise a text goes through the model in one forward.
+        causal: otherwise a text goes through the model in one forward. name: what errors call the model.
         """
-        self.model, self.threads, self._causal = model, threads, causal
+        self.model, self.threads, self._causal, self._name = model, threads, causal, name
         self._phase_bytes = layer_bytes // 5  # a layer has five barriers
         self.alone = self._threads(1)  # threads for one token
         self.costs = Costs()
@@ -88,6 +88,17 @@ class Engine:
             part = tokens[start : start + CHUNK]
             last = start + CHUNK >= len(tokens)
             self.forward([(sequence, part, int(last))], logits)
+
+    def broken(self, sequence: _core.Sequence, text: Sequence[int]) -> NumericError:
+        """The error for logits after `text` that are not finite. The sequence holds the text, and maybe more."""
+        position = len(text) - 1
+        sequence.truncate(position)
+        layer = self.model.broken_layer(sequence, text[-1], threads=self.alone)
+        first = "only they" if layer is None else f"the first is the output of layer {layer}"
+        return NumericError(
+            f"{self._name} computes numbers that are not finite: the logits at position {position:,} of the text, {first}"
+            f"{' (0 is the embedding)' if layer == 0 else ''}"
+        )
 
     def logits(self, tokens: Sequence[int]) -> Iterator[tuple[int, _core.Buffer]]:
         """Logits after every token, chunk by chunk: how many rows, and the rows."""
@@ -165,7 +176,8 @@ class Generation:
     Iterating goes on where the last iteration stopped. One thread, or one Batch, writes a text at a time: OptionError.
 
     prompt: the ids before; tokens: the new ones so far; finish_reason: "stop" at a stop token, "length" at max_tokens
-    or the end of the context, None before the end. prompt_seconds, decode_seconds: time in the model and sampler;
+    or the end of the context, "error" where the logits are not finite (the iterator raises it, a batch leaves it in
+    `error`), None before the end. prompt_seconds, decode_seconds: time in the model and sampler;
     cached: prompt tokens that an earlier text had left in the cache. proposed, accepted: tokens that `proposer`
     guessed, and those of them that are in the text.
     """
@@ -182,6 +194,7 @@ class Generation:
     ) -> None:
         self.prompt, self.tokens = list(prompt), list[int]()
         self.finish_reason: str | None = None if max_tokens else "length"
+        self.error: NumericError | None = None
         self.prompt_seconds = self.decode_seconds = 0.0
         self.cached = self.proposed = self.accepted = 0
         self._engine, self._sampler, self._max, self._stop = engine, sampler, max_tokens, stop
@@ -238,6 +251,8 @@ class Generation:
             else:
                 yield from self._guessing(sequence, text, logits, proposer)
             engine.model.check_files()
+        except NumericError:
+            raise self.fail(sequence) from None
         finally:
             engine.give(text, sequence)
             if proposer is not None:
@@ -308,6 +323,12 @@ class Generation:
         self._engine.costs.note(len(tokens), perf_counter() - start)
         self.proposed += len(tokens) - 1
 
+    def fail(self, sequence: _core.Sequence) -> NumericError:
+        """Ends the text, whose logits are not finite."""
+        self.finish_reason = "error"
+        self.error = self._engine.broken(sequence, self.prompt + self.tokens)
+        return self.error
+
     def draw(self, logits: _core.Buffer, row: int) -> int | None:
         """The next token of the text, from a row of logits; None at a stop token."""
         return self._take(self._sampler.draw(logits, row))
@@ -362,7 +383,8 @@ class Batch:
     def step(self) -> list[tuple[Generation, int | None]]:
         """One forward: the texts that have got a token, and the token; None for a text that has ended without.
 
-        A text with a finish_reason has left the batch. After an error only close is left to do.
+        A text with a finish_reason has left the batch; one whose logits are not finite has an `error`, and the others go
+        on. After an exception only close is left to do.
         """
         out = self._join()
         start = perf_counter()
@@ -372,7 +394,11 @@ class Batch:
         self._engine.forward(spans, self._logits)
         before = [(generation, bool(generation.tokens)) for generation in self._running]
         for row, generation in enumerate(drawing):
-            token = generation.draw(self._logits, row)
+            token = None
+            try:
+                token = generation.draw(self._logits, row)
+            except NumericError:
+                generation.fail(self._running[generation].sequence)
             out.append((generation, token))
             if generation.finish_reason is not None:
                 self.drop(generation)

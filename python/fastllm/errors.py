@@ -17,6 +17,15 @@ class TokenizerError(FastLLMError):
     """A tokenizer that is missing, broken, or not the model's."""
 
 
+class NumericError(FastLLMError):
+    """Numbers that are not finite where a text or vector should come of them: a broken model, or one that overflows.
+
+    texts: from generate_batch, what became of each prompt; None for those that ended in this error.
+    """
+
+    texts: list[str | None] | list[list[int] | None] | None = None
+
+
 class OptionError(FastLLMError, ValueError):
     """An option or argument outside what is possible."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from fastllm import _core, store
 from fastllm.config import Config
 from fastllm.engine import Batch, Engine, Generation
-from fastllm.errors import CheckpointError, ContextError, OptionError, TokenizerError
+from fastllm.errors import CheckpointError, ContextError, NumericError, OptionError, TokenizerError
 from fastllm.files import reading
 from fastllm.machine import check_threads, read_bandwidth
 from fastllm.sampling import DEFAULTS, Sampling
@@ -193,7 +193,9 @@ class LLM:
         read = {name: _bytes_read(config, name, t) for name, t in tensors.items()}
         layers = sum(nbytes for name, nbytes in read.items() if name.startswith("layers."))
         self._head = tensors.get("head", tensors["embed"])
-        self._engine = Engine(self._model, threads, layers // config.n_layers, causal=config.causal)
+        self._engine = Engine(
+            self._model, threads, layers // config.n_layers, causal=config.causal, name=str(path)
+        )
         self._tokenizer = tokenizer
         self.file_bytes = sum(t.nbytes for t in stored.tensors.values())
         # Of an embedding that is not also the head, one row.
@@ -351,7 +353,8 @@ class LLM:
         draft: write the same text, faster where much of it stands in the prompt or in the text before (lookup), or
         where a smaller model with the same vocabulary guesses well (draft); see fastllm.speculative. The others are
         Sampling's. A model without a tokenizer takes ids and gives ids: a list, or with stream their iterator.
-        Raises OptionError, ContextError, TokenizerError (text where there is no tokenizer).
+        Raises OptionError, ContextError, TokenizerError (text where there is no tokenizer), NumericError (the model
+        computes numbers that are not finite).
         """
         stops = _stop_strings(stop)
         sampling = Sampling(
@@ -384,7 +387,8 @@ class LLM:
 
         Each text is what generate gives for its prompt alone, but n of them take far less time than n times one: see
         fastllm.engine.Batch. seed: one for all, or one for each. sampling: the fields of Sampling, such as temperature.
-        Raises OptionError, ContextError, TokenizerError.
+        Raises OptionError, ContextError, TokenizerError, and once all texts have ended NumericError, with the others in
+        its `texts`, where the model computed numbers that are not finite for one of them.
         """
         if isinstance(prompts, str):
             raise OptionError("generate_batch takes a list of prompts, not one prompt")
@@ -401,10 +405,10 @@ class LLM:
             batch.add(generation)
         if isinstance(self._tokenizer, TokenizerError) and not stops:
             _write(batch, {})
-            return [generation.tokens for generation in generations]
+            return _unbroken(generations, [generation.tokens for generation in generations])
         streams = {generation: TextStream(generation, self.tokenizer, stops) for generation in generations}
         texts = _write(batch, streams)
-        return [texts[generation] for generation in generations]
+        return _unbroken(generations, [texts[generation] for generation in generations])
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """The logits at every token: float32 [T, vocabulary]; of an encoder, the masked-token logits.
@@ -421,6 +425,7 @@ class LLM:
             block = numpy.frombuffer(memoryview(rows), numpy.float32).reshape(count, -1)
             out[at : at + count] = block[:, : self.config.vocab_size]
             at += count
+        out[numpy.isnan(out)] = numpy.nan  # of one sign and payload, which depend on the machine
         return out
 
     def hidden_states(self, tokens: Sequence[int], layer: int | None = None) -> NDArray[np.float32]:
@@ -452,7 +457,7 @@ class LLM:
 
         pooling: of the hidden states at `layer` (see hidden_states): their mean, that of the first token ("cls"), that
         of the last, or the largest of each channel. normalize: to length 1. A string gets what its tokenizer puts
-        around a text. Raises OptionError, ContextError, TokenizerError.
+        around a text. Raises OptionError, ContextError, TokenizerError, NumericError (a vector that is not finite).
         """
         import numpy
 
@@ -472,6 +477,8 @@ class LLM:
                 out[i] = stream.max(axis=0)
             else:
                 out[i] = stream[0 if pooling == "cls" else -1]
+            if not numpy.isfinite(out[i]).all():
+                raise NumericError(f"{self.path} computes numbers that are not finite: the vector of text {i}")
         if normalize:
             lengths = numpy.sqrt((out.astype(numpy.float64) ** 2).sum(axis=1, keepdims=True))
             out = (out / numpy.maximum(lengths, 1e-12)).astype(numpy.float32)
@@ -488,7 +495,9 @@ class LLM:
         for text, rows in self._engine.hidden(texts, layer, self.config.dim):
             pieces.append(rows)
             if sum(map(len, pieces)) == len(texts[text]):
-                yield numpy.concatenate(pieces)
+                whole = numpy.concatenate(pieces)
+                whole[numpy.isnan(whole)] = numpy.nan  # of one sign and payload, which depend on the machine
+                yield whole
                 pieces = []
 
     def _ids(self, text: str | Sequence[int], what: str) -> list[int]:
@@ -524,6 +533,17 @@ def _write(batch: Batch, streams: Mapping[Generation, TextStream]) -> dict[Gener
     finally:
         batch.close()
     return {generation: "".join(parts) for generation, parts in pieces.items()}
+
+
+def _unbroken(generations: Sequence[Generation], texts: list[Any]) -> list[Any]:
+    """The texts of a batch. Raises NumericError, with all others in it, where one ended so."""
+    failed = [i for i, generation in enumerate(generations) if generation.error is not None]
+    if not failed:
+        return texts
+    others = f" (and {len(failed) - 1} more)" if failed[1:] else ""
+    error = NumericError(f"prompt {failed[0]}{others}: {generations[failed[0]].error}")
+    error.texts = [None if generation.error else text for generation, text in zip(generations, texts, strict=True)]
+    raise error
 
 
 def _stop_strings(stop: str | Sequence[str]) -> list[str]:

@@ -160,7 +160,7 @@ def assemble(recipe: Recipe, *, dtype: str | None, threads: int, progress: Progr
                 progress(done, total)
         tensors[name] = matrix.bind(memory[start:done])
     for name, values in vectors(recipe).items():
-        tensors[name] = _core.Vector(values)
+        tensors[name] = _core.Vector(values, name=name)
     return store.Stored(recipe.config, tensors, recipe.bos, recipe.stop, recipe.chat_stop)
 
 

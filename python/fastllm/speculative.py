@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
+from fastllm.errors import NumericError
+
 if TYPE_CHECKING:
     from fastllm import _core
     from fastllm.engine import Engine
@@ -199,7 +201,11 @@ class DraftModel(Proposer):
         if len(unread := tokens[self._sequence.length : -1]) > MOST:  # the prompt: read once a guess pays
             self._engine.prefill(self._sequence, unread, self._logits)
         start = perf_counter()
-        self._guesses = self._draft(self._sequence, tokens, count)
+        try:
+            self._guesses = self._draft(self._sequence, tokens, count)
+        except NumericError:  # a draft that is broken guesses no more; the text is not concerned
+            self._sequence = None
+            return []
         self._each = _smooth(self._each, (perf_counter() - start) / count)
         return self._guesses
 

@@ -179,7 +179,7 @@ def _load(data: memoryview) -> Stored:
         values = part(name)
         if len(values) < size * 4:
             raise CheckpointError(f"{name} has {len(values) // 4} values, the config needs {size}")
-        tensors[name] = _core.Vector(values[: size * 4])
+        tensors[name] = _core.Vector(values[: size * 4], name=name)
     tokenizer = None
     if "tokenizer" in about:
         kind, size = about["tokenizer"]["kind"], about["tokenizer"]["bytes"]

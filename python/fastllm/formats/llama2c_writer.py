@@ -111,13 +111,23 @@ def _header(config: Config, version: int, *, tied: bool, group: int) -> bytes:
 
 
 def _pieces(recipe: Recipe, name: str, group: int) -> Iterator[Any]:
+    import numpy
+
     if name == "rotations":
         yield from _rotations(recipe.config)
     elif name in recipe.vectors:
-        yield recipe.vectors[name]
+        yield _finite(numpy.frombuffer(recipe.vectors[name], numpy.float32), name)
     else:
-        values = _interleaved(recipe.matrices[name], recipe.config, name)
+        values = _finite(_interleaved(recipe.matrices[name], recipe.config, name), name)
         yield from _q80(values, group) if group else (values,)
+
+
+def _finite(values: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    import numpy
+
+    if not numpy.isfinite(values).all():
+        raise CheckpointError(f"{name} has a value that is not finite")
+    return values
 
 
 def _rotations(config: Config) -> Iterator[NDArray[np.float32]]:

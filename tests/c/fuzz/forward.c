@@ -253,17 +253,20 @@ static void draw(const fl_model *m, const float *row) {
     fl_sampling sampling = p;
     if (!(sampling.temperature >= 0)) sampling.temperature = 1;
     fl_sampler *s;
+    fl_draw_scratch *work;
+    must(fl_draw_scratch_new(&work) == FL_OK, "memory");
     must(fl_sampler_new(vocab, &sampling, 1 + next(), &s) == FL_OK, "memory");
     if (!pick(3)) must(fl_sampler_bias(s, (int32_t)pick(vocab - 1), pick(1) ? -INFINITY : 1e9f) == FL_OK, "a bias");
     for (size_t i = 0; i < 3; i++) {
         int32_t token = -1;
-        const fl_status status = fl_sampler_draw(s, m->kernels, row, &token);
-        must(status == FL_BAD_VALUE || (status == FL_OK && token >= 0 && (size_t)token < vocab), "a token");
-        must(status == FL_BAD_VALUE || fl_finite(row, vocab), "a draw from finite logits only");
+        const fl_status status = fl_sampler_draw(s, work, m->kernels, row, &token);
+        must((status == FL_BAD_VALUE) == !fl_finite(row, vocab), "a draw from finite logits, and from those alone");
+        must(status != FL_OK || (token >= 0 && (size_t)token < vocab), "a token");
         if (status != FL_OK) break;
         must(fl_sampler_accept(s, token, 1) == FL_OK, "a token that is known");
     }
     fl_sampler_free(s);
+    fl_draw_scratch_free(work);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
