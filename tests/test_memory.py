@@ -55,3 +55,60 @@ def test_a_mapped_model_is_not_copied(mapped, threads):
     assert mapped.stat().st_size > 2 * (kv_bytes + BESIDE)  # else a copy could hide in it
     assert kilobytes(done.stdout, "RssAnon") < kv_bytes + BESIDE
     assert kilobytes(done.stdout, "VmHWM") < mapped.stat().st_size + kv_bytes + BESIDE
+
+
+_SAMPLERS = """
+from fastllm import _core
+from fastllm.sampling import Sampling
+options, vocab = Sampling(top_p=0.9, repetition_penalty=1.1), 262_144
+logits, samplers = _core.Buffer(vocab * 4), []
+for i in range(201):
+    samplers.append(_core.Sampler(vocab, options, seed=i))
+    for token in range(100):
+        samplers[-1].accept(token, generated=False)
+    samplers[-1].draw(logits)
+    if i in (0, 200):
+        print(open("/proc/self/status").read())
+"""
+
+
+def test_a_sampler_holds_little_of_a_large_vocabulary():
+    done = run(_SAMPLERS)
+    assert done.returncode == 0, done.stderr
+    before, after = (kilobytes(status, "RssAnon") for status in done.stdout.split("\nName:"))
+    assert after - before < 200 * (16 << 10)
+
+
+_TEXTS = """
+import sys, gc
+import fastllm
+from fastllm import _core
+model = fastllm.load(sys.argv[1], threads=1)._model
+cache = _core.KVCache(model)
+def report():
+    gc.collect()
+    print(open("/proc/self/status").read())
+first = cache.sequence()
+model.forward([(first, [1] * 64, 0)])
+report()
+for _ in range(2):
+    texts = [cache.sequence() for _ in range(12)]
+    for start in range(0, 1024, 64):
+        model.forward([(text, [1] * 64, 0) for text in texts[:1]])
+    for text in texts[1:]:
+        model.forward([(text, [1] * 64, 0)])
+    report()
+    del text, texts
+    report()
+"""
+
+
+def test_memory_of_texts_that_are_gone_goes_back(mapped):
+    """All but a spare slab, and what is shared with blocks in use."""
+    done = run(_TEXTS, mapped)
+    assert done.returncode == 0, done.stderr
+    before, *pairs = (kilobytes(status, "RssAnon") for status in done.stdout.split("\nName:"))
+    block = 16 * 2 * 4 * 64 * 64 * 2
+    for during, after in zip(pairs[::2], pairs[1::2], strict=True):
+        assert during - before > 25 * block
+        assert after - before < 2 * (4 << 20) + (2 << 20)

@@ -1,5 +1,6 @@
 """Draws against an oracle in plain Python: what may be drawn, and what this very coin draws."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fastllm import CheckpointError, OptionError, _core
+from fastllm.errors import FastLLMError
 from fastllm.sampling import Sampling
 
 ISAS = [name for name, supported in _core.isas() if supported]
@@ -201,6 +203,87 @@ def test_large_vocabularies(size, options):
     assert all(check_draws(logits, options, seed, [], 1) for seed in range(1, 30))
 
 
+@pytest.mark.parametrize("size", [1, 16, 1000, 262_144])
+@pytest.mark.parametrize("value", [0.0, -3.5])
+def test_equal_logits(size, value):
+    """Each has the weight 1, so all sums are exact, and the lowest ids come first."""
+    for seed, (top_k, top_p, min_p, typical_p) in enumerate(
+        itertools.product((0, 1, 7, 100_000), (0.3, 0.9, 1.0), (0.0, 1e-9, 1.0), (0.25, 0.9, 1.0)), 1
+    ):
+        options = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "typical_p": typical_p}
+        kept = min(top_k or size, size)
+        if top_p < 1:
+            kept = math.floor(float(np.float32(top_p)) * kept) + 1
+        if typical_p < 1:
+            kept = math.ceil(float(np.float32(typical_p)) * kept)
+        token = sampler(size, seed, **options).draw(buffer_of(np.full(size, value)))
+        assert token == math.floor(next(coins(seed)) * kept), options
+
+
+def order_of(logits, options):
+    """Tokens in the order a coin walks them, what they are ordered by, and the sums of their probabilities: numpy's."""
+    scaled = logits * np.float32(1 / np.float32(options.temperature))
+    weights = np.exp((scaled - scaled.max()).astype(np.float64)).astype(np.float32).astype(np.float64)
+    order = np.lexsort((np.arange(len(weights)), -weights))
+    if 0 < options.top_k < len(order):
+        order = order[: options.top_k]
+    if 0 < options.top_p < 1:
+        sums = np.cumsum(weights[order])
+        order = order[: 1 + np.searchsorted(sums, options.top_p * sums[-1], side="right")]
+    order = order[weights[order] >= options.min_p]
+    far = -np.log(np.maximum(weights, 1e-300))
+    if 0 < options.typical_p < 1:
+        total = weights[order].sum()
+        far = np.abs(far - (weights * far)[order].sum() / total)
+        order = order[np.lexsort((order, far[order]))]
+        sums = np.cumsum(weights[order])
+        order = order[: 1 + np.searchsorted(sums, options.typical_p * total, side="left")]
+    sums = np.cumsum(weights[order])
+    return order, far[order], sums / sums[-1]
+
+
+SHAPES = {
+    "flat": lambda rng, size: rng.random(size) * 1e-3,
+    "spread": lambda rng, size: rng.standard_normal(size),
+    "wide": lambda rng, size: 8 * rng.standard_normal(size),
+    "levels": lambda rng, size: rng.integers(0, 4, size) / 4,
+    "cluster": lambda rng, size: np.where(np.arange(size) == 77, 1, rng.random(size) * 1e-5),
+    "peaked": lambda rng, size: np.where(rng.random(size) < 1e-3, 12 + rng.standard_normal(size), 0.0),
+}
+MANY = [
+    {"top_p": 0.9},
+    {"top_p": 0.9999999},
+    {"top_k": 2500},
+    {"top_k": 2000, "top_p": 0.95},
+    {"min_p": 1e-9},
+    {"min_p": 0.3},
+    {"typical_p": 0.9},
+    {"typical_p": 0.2, "temperature": 1e4},
+    {"top_k": 2900, "top_p": 0.99, "min_p": 0.01, "typical_p": 0.8},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [3000, 40_003])
+def test_many_tokens_of_any_shape(shape, size):
+    """As far as the rounding of f32 probabilities lets one tell: a draw is where the coin falls."""
+    logits = SHAPES[shape](np.random.default_rng(size), size).astype(np.float32)
+    buffer = buffer_of(logits)
+    for options in MANY:
+        sampling = Sampling(**{"top_p": 1.0} | options)
+        order, far, sums = order_of(logits, sampling)
+        place = np.full(size, -1)
+        place[order] = np.arange(len(order))
+        for seed in range(1, 5):
+            coin, token = next(coins(seed)), sampler(size, seed, **options).draw(buffer)
+            at = place[token]
+            assert at >= 0
+            # Those that are as likely, but for the last bits, may come in another order.
+            first, last = np.searchsorted(far, [far[at] - 1e-6, far[at] + 1e-6], side="right")
+            low, high = sums[first - 1] if first else 0, sums[min(last, len(sums)) - 1]
+            assert low - 1e-5 <= coin <= high + 1e-5, (options, seed)
+
+
 def test_filters_take_effect_in_their_order():
     """top_p is a share of what top_k leaves, min_p comes after both: the best two of four, not the best alone."""
     logits = np.log([0.5, 0.3, 0.1, 0.1])
@@ -300,6 +383,37 @@ def test_the_most_likely_of_equals_is_the_first():
     logits[[20, 31, 49]] = 4
     assert sampler(50, temperature=0).draw(buffer_of(logits)) == 20
     assert {sampler(50, seed, top_k=1).draw(buffer_of(logits)) for seed in range(1, 50)} == {20}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 1.0}, {"typical_p": 0.5}, {"temperature": 0}]
+)
+@pytest.mark.parametrize("temperature", [1e-6, 1.0, 1e4])
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 1e4])
+def test_all_tokens_but_one_are_forbidden(options, temperature, penalty):
+    """By biases that no temperature and no penalty brings back."""
+    size, left = 300, 123
+    bias = {i: -math.inf for i in range(size) if i != left}
+    ours = sampler(size, **{"temperature": temperature} | options, logit_bias=bias, repetition_penalty=penalty)
+    for token in range(size):
+        ours.accept(token, generated=True)
+    assert {ours.draw(buffer_of(np.linspace(-9, 9, size))) for _ in range(20)} == {left}
+    none = sampler(size, **{"temperature": temperature} | options, logit_bias=bias | {left: -math.inf})
+    with pytest.raises(FastLLMError):
+        none.draw(buffer_of(np.zeros(size)))
+
+
+def test_penalties_of_many_tokens():
+    """A text that has every token in it, some often: their table grows, and forgets none."""
+    size, rng = 5000, np.random.default_rng(1)
+    logits = rng.integers(-40, 40, size) / 4
+    options = Sampling(temperature=0, repetition_penalty=1.25, presence_penalty=0.5, frequency_penalty=0.25)
+    ours, counts = _core.Sampler(size, options, seed=1), np.zeros(size)
+    for token in rng.permutation(np.repeat(np.arange(size), rng.integers(1, 4, size))):
+        ours.accept(token, generated=True)
+        counts[token] += 1
+    expected = np.where(logits > 0, logits / 1.25, logits * 1.25) - (0.5 + 0.25 * counts)
+    assert ours.draw(buffer_of(logits)) == np.argmax(expected.astype(np.float32))
 
 
 def test_tokens_outside_the_vocabulary():
