@@ -14,7 +14,8 @@
 #include <omp.h>
 #include <pthread.h>
 
-// A thread that could not let go, such as one of a team itself, leads none in a child: it works alone there.
+// A thread that could not let go, such as one of a team itself, leads none in a child: it works alone there. This is kept
+// for the thread, whoever it works for: its team is the runtime's, and fork asks no caller.
 static _Thread_local int kept, alone;
 
 #if defined(__clang__)
@@ -22,7 +23,7 @@ static int let_go(void) { return 1; }
 #elif __GNUC__ < 9
 static int let_go(void) { return 0; }
 #else
-// There where LLVM's runtime stands in for GCC's, as in conda's environments.
+// It is there where LLVM's runtime stands in for GCC's, as in conda's environments.
 extern void __kmpc_fork_call(void) __attribute__((weak));
 
 static int let_go(void) { return __kmpc_fork_call ? 1 : omp_pause_resource_all(omp_pause_hard) == 0; }

@@ -30,7 +30,8 @@ typedef struct fl_team {
 
 typedef void fl_work(void *arg, fl_team *team, size_t id);
 
-// Calls work(arg, team, id) on each of up to `threads` threads, the caller being id 0. Returns the seconds that they
+// Calls work(arg, team, id) on each of up to `threads` threads, the caller being id 0, in the default mode of floats (see
+// fpenv.h). Returns the seconds that they
 // waited for one that was not running, on the average of those that could wait.
 double fl_parallel(size_t threads, fl_work *work, void *arg);
 

@@ -163,3 +163,39 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 def test_a_child_goes_on(name):
     ran = run(BEGIN + (LEAD if name != "before the first team" else "") + PROGRAMS[name], DEMO)
     assert ran.returncode == 0, ran.stderr
+
+
+LOCKED = """
+import os, signal, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+import tokenizers
+from fastllm.tokenizer.tokenizer_json import read
+
+words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+ours = read({"tokenizer.json": words.to_str().encode()})
+done = threading.Event()
+
+def encode():
+    # A thread that a fork finds while it encodes, held up there.
+    with ours._lock:
+        held.set()
+        done.wait()
+
+held, thread = threading.Event(), threading.Thread(target=encode)
+thread.start()
+held.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(60)
+    os._exit(ours.encode("a b c") != [0, 1, 2])
+status = os.waitpid(pid, 0)[1]
+done.set()
+assert status == 0, status
+"""
+
+
+def test_a_tokenizer_in_use_at_a_fork():
+    pytest.importorskip("tokenizers")
+    ran = run(LOCKED)
+    assert ran.returncode == 0, ran.stderr

@@ -79,11 +79,30 @@ static int teams_in_children(size_t want, size_t depth) {
     return waitpid(child, &status, 0) == child && status == 0 && threads == want;
 }
 
+// Of a team, the thread that leads and one that does not.
+static void fork_inside(void *arg, fl_team *team, size_t id) {
+    if (id > 1) return;
+    const pid_t child = fork();
+    if (child == 0) {
+        alarm(60);
+        size_t threads = 0;
+        fl_parallel(MOST, count, &threads);
+        _exit(threads > 0 ? 0 : 1);
+    }
+    int status;
+    if (child > 0 && waitpid(child, &status, 0) == child && status == 0) atomic_fetch_add((atomic_size_t *)arg, 1);
+    (void)team;
+}
+
 static void test_forks(void) {
     describe("children of fork");
     size_t threads = 0;
     fl_parallel(MOST, count, &threads);
     for (size_t i = 0; i < 5; i++) expect(teams_in_children(threads, 2), "teams have their threads");
+    atomic_size_t inside;
+    atomic_init(&inside, 0);
+    fl_parallel(MOST, fork_inside, &inside);
+    expect(atomic_load(&inside) == (threads > 1 ? 2 : 1), "a thread of a team may fork too");
 }
 
 #else

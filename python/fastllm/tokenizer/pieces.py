@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from _thread import allocate_lock  # threading takes milliseconds to import
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 from fastllm import _core
@@ -38,16 +36,18 @@ class PieceTokenizer(Tokenizer):
         self._words, self._pieces, self._model, self._controls = words, pieces, model, controls
         self.special = controls.keys()
         self._space = space
+        # Made where they are needed, by two threads at once maybe: a lock would stay held in a child of fork.
         self._processors: dict[bool, Any] = {}
-        self._loading = allocate_lock()
+        self._splitter: tuple[re.Pattern[str] | None] | None = None
 
     def encode(self, text: str, *, special: bool = False, start: bool = True) -> list[int]:
         # Lone surrogates are bytes that were not UTF-8 to begin with.
         text = text.encode("utf-8", "replace").decode()
-        if not special or self._splitter is None:
+        splitter = self._special_splitter() if special else None
+        if splitter is None:
             return self._encode(text, start=start)
         ids: list[int] = []
-        for i, part in enumerate(self._splitter.split(text)):
+        for i, part in enumerate(splitter.split(text)):
             if i % 2:
                 ids.append(self._controls[part])
             else:
@@ -55,9 +55,10 @@ class PieceTokenizer(Tokenizer):
                 ids += self._encode(part, start=start or i > 0)
         return ids
 
-    @cached_property
-    def _splitter(self) -> re.Pattern[str] | None:
-        return special_splitter(self._controls)  # of Gemma's thousands: made where it is needed
+    def _special_splitter(self) -> re.Pattern[str] | None:
+        if self._splitter is None:
+            self._splitter = (special_splitter(self._controls),)
+        return self._splitter[0]
 
     def _encode(self, text: str, *, start: bool) -> list[int]:
         if not text:
@@ -65,10 +66,9 @@ class PieceTokenizer(Tokenizer):
         return list(self._processor(start).EncodeAsIds(text))
 
     def _processor(self, start: bool) -> Any:
-        with self._loading:
-            if start not in self._processors:
-                self._processors[start] = self._load(start)
-            return self._processors[start]
+        if start not in self._processors:
+            self._processors[start] = self._load(start)
+        return self._processors[start]
 
     def _load(self, start: bool) -> Any:
         import sentencepiece

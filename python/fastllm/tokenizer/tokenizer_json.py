@@ -7,11 +7,13 @@ text as a whole.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from threading import Lock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from fastllm.errors import FastLLMError, TokenizerError, import_error
 from fastllm.tokenizer import Files, Stream, Tokenizer
@@ -74,6 +76,7 @@ class LibraryTokenizer(Tokenizer):
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, settings: Settings) -> None:
         self._tokenizer, self._lock = tokenizer, Lock()
+        _living.add(self)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._add_tokens(settings)
@@ -152,3 +155,16 @@ class LibraryTokenizer(Tokenizer):
     def token_id(self, text: str) -> int | None:
         found: int | None = self._tokenizer.token_to_id(text)
         return found
+
+
+_living: WeakSet[LibraryTokenizer] = WeakSet()
+
+
+def _free_locks() -> None:
+    """In a forked child: a thread of the parent that was encoding is not there to give its lock back."""
+    for tokenizer in _living:
+        tokenizer._lock = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_free_locks)
