@@ -50,7 +50,7 @@ size_t fl_pace_threads(fl_pace *pace, size_t tokens, size_t most) {
         k->forwards = -1;
         k->fewer.step = k->more.step = 1;
     }
-    if (k->threads > most) settle(k, most);
+    if (k->threads > most) settle(k, most), k->more.step = 1;
     if (k->tried > most) k->tried = 0;
     if (k->tried > 0) return k->tried;
     if (k->ran < TRY) return k->threads; // too few to compare with
