@@ -4,13 +4,14 @@
 //
 //   threads    4  4  4  4 | 3     3  3  3  3  3 | 4   | 3  3  3  3  3  3  3 | 4    4  4
 //              a core is  | try:  threads that  | try:  it failed: wait   | try:  it won: the
-//              lost       | won   are enough    |       its cost x 25     |       core is back
+//              lost       | won   are enough    |       its cost x 40     |       core is back
 #include "pace.h"
 
 #include <stdlib.h>
 
-static const double PATIENCE = 25;
-static const double TRY = 0.02;    // seconds: other programs' time slices take some milliseconds
+static const double PATIENCE = 40;
+static const double START = 0.01;  // seconds in which a try says nothing: threads fall asleep, or change their core
+static const double TRY = 0.02;    // seconds in which it does: other programs' time slices take some milliseconds
 static const double LATELY = 0.1;  // seconds over which forwards are averaged
 static const double MARGIN = 0.005; // of the time: less is no difference
 static const double LOSSES = 0.7;  // of a thread's worth: less is no reason to go without it
@@ -38,7 +39,7 @@ static void settle(fl_pace_kind *k, size_t threads) {
 
 static void try_with(fl_pace_kind *k, size_t threads) {
     k->tried = threads;
-    k->tries = k->saved = 0;
+    k->begun = k->cost = k->took = k->usual = 0;
 }
 
 size_t fl_pace_threads(fl_pace *pace, size_t tokens, size_t most) {
@@ -49,7 +50,7 @@ size_t fl_pace_threads(fl_pace *pace, size_t tokens, size_t most) {
         k->forwards = -1;
         k->fewer.step = k->more.step = 1;
     }
-    if (k->threads > most) settle(k, most);
+    if (k->threads > most) settle(k, most), k->more.step = 1;
     if (k->tried > most) k->tried = 0;
     if (k->tried > 0) return k->tried;
     if (k->ran < TRY) return k->threads; // too few to compare with
@@ -64,16 +65,16 @@ size_t fl_pace_threads(fl_pace *pace, size_t tokens, size_t most) {
 // Where there is no difference fewer threads win: the others only wait. Steps grow as long as tries win, as where several
 // cores are lost, or are back.
 static void conclude(fl_pace_kind *k) {
-    const double usual = k->tries + k->saved; // seconds that the same forwards would have taken
-    const int more = k->tried > k->threads, won = k->saved > (more ? MARGIN : -MARGIN) * usual;
+    const double saved = k->usual - k->took;
+    const int more = k->tried > k->threads, won = saved > (more ? MARGIN : -MARGIN) * k->usual;
     fl_pace_way *way = more ? &k->more : &k->fewer, *back = more ? &k->fewer : &k->more;
     if (won) {
         way->step *= 2;
         back->step = 1;
-        if (!more) k->more.wait = PATIENCE * k->ran * k->saved / usual; // what those that wait had cost lately
+        if (!more) k->more.wait = PATIENCE * k->ran * saved / k->usual; // what those that wait had cost lately
         settle(k, k->tried);
     } else {
-        *way = (fl_pace_way){1, LATELY - PATIENCE * k->saved};
+        *way = (fl_pace_way){1, LATELY + PATIENCE * k->cost};
         k->tried = 0;
     }
 }
@@ -81,9 +82,11 @@ static void conclude(fl_pace_kind *k) {
 void fl_pace_note(fl_pace *pace, size_t tokens, size_t threads, double seconds, double lost) {
     fl_pace_kind *k = kind_of(pace, tokens);
     if (k->tried > 0 && threads == k->tried) {
-        k->tries += seconds;
-        k->saved += k->ran / k->forwards - seconds;
-        if (k->tries >= TRY) conclude(k);
+        const double usual = k->ran / k->forwards;
+        k->begun += seconds;
+        k->cost += seconds - usual;
+        if (k->begun > START) k->took += seconds, k->usual += usual;
+        if (k->took >= TRY) conclude(k);
         return;
     }
     if (threads != k->threads) return; // one thread was asked for

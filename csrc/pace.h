@@ -21,7 +21,8 @@ typedef struct fl_pace_kind {
     size_t tried;        // that it tries just now; 0: none
     double forwards;     // with `threads`, lately; below 0: the first, which reads cold memory, is still to come
     double ran, lost;    // seconds that they took; of them, those that a thread waited for one that was not running
-    double tries, saved; // seconds that the try has run; and against as many forwards with `threads`
+    double begun, cost;  // of the try: seconds since it began, and how many more than the same forwards with `threads`
+    double took, usual;  // of its forwards that count: seconds that they took, and take with `threads`
     fl_pace_way fewer, more;
 } fl_pace_kind;
 

@@ -96,6 +96,12 @@ static void test_kinds(void) {
     busy.free = 8;
     run(&busy, pace, 1, 4, 1000, 1);
     expect(run(&busy, pace, 1, 8, 1000, 1) < 1.1 && run(&busy, pace, 1, 8, 1000, 1) < 1.001, "more are asked for, and run");
+    int both = 0;
+    for (size_t i = 0; i < 100000; i++) { // a batch that grows and shrinks
+        forward(&busy, pace, 5, 3 + i / 50 % 2);
+        both |= fl_pace_threads(pace, 5, 4) == 4;
+    }
+    expect(both, "three and four in turns");
     fl_pace_free(pace);
 }
 
