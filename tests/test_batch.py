@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from architectures import ARCHITECTURES, random_llm
-from fastllm import CheckpointError, ContextError, OptionError
+from fastllm import ContextError, OptionError
 from fastllm.engine import CHUNK, TOGETHER, Batch
 from fastllm.sampling import Sampling
 
@@ -184,9 +184,9 @@ def test_wrong_options(llm):
         llm.generate_batch(["the"], no_such_option=1)
 
 
-def test_logits_that_are_no_numbers_end_the_batch(llm):
+def test_no_token_to_draw_ends_the_batch(llm):
     """And what the others held goes back to the cache."""
-    with pytest.raises(CheckpointError, match="not finite"):
+    with pytest.raises(OptionError, match="no token to draw"):
         llm.generate_batch(["the", "a"], logit_bias={i: -float("inf") for i in range(300)})
     assert llm.generate_batch(["the"], max_tokens=5, seed=1) == [llm.generate("the", max_tokens=5, seed=1)]
 

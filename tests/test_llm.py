@@ -452,9 +452,8 @@ def test_norms_that_are_no_numbers(tmp_path):
     weights["final_norm"][:] = np.nan
     path = tmp_path / "model.bin"
     path.write_bytes(writers.v0(SMALL, weights))
-    for temperature in (0, 1):
-        with pytest.raises(CheckpointError):
-            list(fastllm.load(path, threads=1).start([1], Sampling(temperature=temperature), max_tokens=3, seed=1))
+    with pytest.raises(CheckpointError, match="final_norm has a value that is not finite"):
+        fastllm.load(path, threads=1)
 
 
 def test_a_light_import(write_model):

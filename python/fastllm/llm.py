@@ -193,9 +193,7 @@ class LLM:
         read = {name: _bytes_read(config, name, t) for name, t in tensors.items()}
         layers = sum(nbytes for name, nbytes in read.items() if name.startswith("layers."))
         self._head = tensors.get("head", tensors["embed"])
-        self._engine = Engine(
-            self._model, threads, layers // config.n_layers, causal=config.causal, name=str(path)
-        )
+        self._engine = Engine(self._model, threads, layers // config.n_layers, causal=config.causal, name=str(path))
         self._tokenizer = tokenizer
         self.file_bytes = sum(t.nbytes for t in stored.tensors.values())
         # Of an embedding that is not also the head, one row.
