@@ -241,6 +241,10 @@ def test_attention_of_extreme_scores(isa):
 
 def test_attention_says_what_does_not_fit():
     q = np.zeros((2, 4), np.float32)
-    for seen in ([1], [0, 1], [1, 4]):
-        with pytest.raises(ValueError, match="shapes do not fit"):
+    for seen, said in (
+        ([1], "shapes do not fit"),
+        ([0, 1], "row 0 cannot see 0 of 3"),
+        ([1, 4], "row 1 cannot see 4 of 3"),
+    ):
+        with pytest.raises(ValueError, match=said):
             _core.attend(q, np.zeros((3, 4), np.float32), np.zeros((3, 4), np.float32), seen, q)

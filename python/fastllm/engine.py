@@ -383,8 +383,8 @@ class Batch:
     def step(self) -> list[tuple[Generation, int | None]]:
         """One forward: the texts that have got a token, and the token; None for a text that has ended without.
 
-        A text with a finish_reason has left the batch; one whose logits are not finite has an `error`, and the others go
-        on. After an exception only close is left to do.
+        A text with a finish_reason has left the batch; one whose logits are not finite has an `error`, and the others
+        go on. After an exception only close is left to do.
         """
         out = self._join()
         start = perf_counter()
