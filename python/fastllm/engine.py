@@ -95,10 +95,10 @@ class Engine:
         sequence.truncate(position)
         layer = self.model.broken_layer(sequence, text[-1], threads=self.alone)
         first = "only they" if layer is None else f"the first is the output of layer {layer}"
-        return NumericError(
-            f"{self._name} computes numbers that are not finite: the logits at position {position:,} of the text, {first}"
-            f"{' (0 is the embedding)' if layer == 0 else ''}"
-        )
+        if layer == 0:
+            first += " (0 is the embedding)"
+        where = f"the logits at position {position:,} of the text, {first}"
+        return NumericError(f"{self._name} computes numbers that are not finite: {where}")
 
     def logits(self, tokens: Sequence[int]) -> Iterator[tuple[int, _core.Buffer]]:
         """Logits after every token, chunk by chunk: how many rows, and the rows."""
