@@ -252,15 +252,15 @@ cdef class MappedFile:
 
     def check(self):
         """Raises CheckpointError when the file is not what was mapped: what was read of it since may be anything."""
-        self.expect_same(fl_mapping_state(self.c))
+        self.expect_same(fl_mapping_state(self.c), "while it was read")
 
-    cdef int expect_same(self, fl_file_state state) except -1:
+    cdef int expect_same(self, fl_file_state state, str when) except -1:
         if state == FL_FILE_SAME:
             return 0
         if state == FL_FILE_TRUNCATED:
             raise CheckpointError(f"{self.path} was truncated while it was in use")
         if state == FL_FILE_CHANGED:
-            raise CheckpointError(f"{self.path} was changed since it was loaded: load it again")
+            raise CheckpointError(f"{self.path} was changed {when}")
         raise CheckpointError(f"{self.path} cannot be read any more: its disk or network failed")
 
 
@@ -632,17 +632,22 @@ cdef class Model:
         return fl_kv_block_bytes(&self.c)
 
     def check_files(self):
-        """Raises CheckpointError when a mapped file of its weights has changed. Each forward looks too, at its end."""
+        """Raises CheckpointError when a mapped file of its weights has changed: before a text. Each forward looks too."""
         if self.files:
             fl_mapping_guard()
+        self.look_at_files()
+
+    cdef int look_at_files(self) except -1:
+        cdef MappedFile file
         for file in self.files:
-            file.check()
+            file.expect_same(fl_mapping_state(file.c), "since it was loaded: load it again")
+        return 0
 
     cdef int glance_at_files(self) except -1:
         """For a single token, which may take no longer than the system to answer: see fl_mapping_glance."""
         cdef MappedFile file
         for file in self.files:
-            file.expect_same(fl_mapping_glance(file.c))
+            file.expect_same(fl_mapping_glance(file.c), "since it was loaded: load it again")
         return 0
 
     def logits(self, size_t rows=1):
@@ -717,7 +722,7 @@ cdef class Model:
                 widest = max(self.c.config.dim, self.c.config.hidden_dim, self.c.config.n_heads * self.c.config.head_dim)
                 outputs.inputs = inputs_list = self.buffers(inputs, 4 * self.c.config.n_layers, int(total) * widest, held)
             self.run(c_spans, count, threads, &outputs)
-            self.check_files()
+            self.look_at_files()
             for i, item in enumerate(taken):
                 (<Sequence>item).length += c_spans[i].n
         finally:

@@ -514,19 +514,14 @@ raise SystemExit(cli.main(["convert", *sys.argv[1:]]))
 
 
 @contextmanager
-def converting(source, out, **options):
-    """A process that is in the middle of it: its temporary file is there."""
-    before = names(out.parent)
-    with subprocess.Popen(
-        [sys.executable, "-c", SLOW, source, out],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    ) as process:
+def converting(source, out, before=""):
+    """A process that is in the middle of it: its temporary file is there. before: code that runs first."""
+    there = names(out.parent)
+    code = [sys.executable, "-c", before + SLOW, source, out]
+    with subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        assert set(names(out.parent)) - set(before)
+        assert set(names(out.parent)) - set(there)
         yield process
 
 
@@ -549,11 +544,8 @@ def test_signals_leave_nothing(write_model, tmp_path, numbers):
 
 def test_nohup(write_model, tmp_path):
     """A signal that was to be ignored is."""
-
-    def ignore():
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    with converting(write_model(), tmp_path / "out", preexec_fn=ignore) as process:
+    ignore = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    with converting(write_model(), tmp_path / "out", before=ignore) as process:
         process.send_signal(signal.SIGHUP)
         assert process.communicate(timeout=60)[1].startswith(f"{tmp_path}/out: ")
     assert process.returncode == 0
