@@ -133,7 +133,7 @@ static inline size_t id_in(candidate c) { return (size_t)(c & UINT32_MAX); }
 
 // Candidates by ascending id, and between which ranks they lie.
 typedef struct group {
-    candidate *c;
+    const candidate *c;
     size_t n;
     uint32_t low, high;
 } group;
@@ -150,6 +150,15 @@ typedef struct histogram {
     } buckets[FL_BUCKETS];
 } histogram;
 
+typedef struct level {
+    group g;
+    uint32_t first, width; // of which ranks it has those of the level before
+    int counted;           // whether h is of it
+    histogram h;
+} level;
+
+enum { FL_LEVELS = 3 };
+
 struct fl_draw_scratch {
     size_t vocab; // what it has room for
     void *memory;
@@ -158,14 +167,12 @@ struct fl_draw_scratch {
     float *probs;     // of all tokens; the largest is 1
     float *kept;      // of the candidates that `keep` left
     double *logs;     // of those
-    candidate *found; // all candidates
-    candidate *part;  // those of one bucket
+    candidate *found[FL_LEVELS]; // of the levels
     // Of each run of FL_SUM_RUN tokens:
     float *sums;  // of probabilities
     float *parts; // of those that are likely enough
-    group all;    // `found`
-    int counted;  // whether `coarse` is of it
-    histogram coarse;
+    // All candidates; those of the bucket that was looked into last; those of one of its buckets, and so on.
+    level levels[FL_LEVELS];
 };
 
 fl_status fl_draw_scratch_new(fl_draw_scratch **out) {
@@ -182,7 +189,8 @@ void fl_draw_scratch_free(fl_draw_scratch *w) {
 static fl_status reserve(fl_draw_scratch *w, size_t vocab) {
     if (vocab <= w->vocab) return FL_OK;
     const size_t padded = fl_round_up(vocab, FL_LANES), runs = fl_round_up(vocab / FL_SUM_RUN + 1, FL_LANES);
-    char *at = fl_alloc(padded * (3 * sizeof(float) + 2 * sizeof(candidate) + sizeof(double)) + 2 * runs * sizeof(float));
+    char *at = fl_alloc(padded * (3 * sizeof(float) + FL_LEVELS * sizeof(candidate) + sizeof(double)) +
+                        2 * runs * sizeof(float));
     if (!at) return FL_NO_MEMORY;
     fl_free(w->memory);
     w->vocab = vocab;
@@ -192,9 +200,9 @@ static fl_status reserve(fl_draw_scratch *w, size_t vocab) {
     w->kept = w->logits + padded;
     w->sums = w->kept + padded;
     w->parts = w->sums + runs;
-    w->found = (candidate *)(w->parts + runs);
-    w->part = w->found + padded;
-    w->logs = (double *)(w->part + padded);
+    w->found[0] = (candidate *)(w->parts + runs);
+    for (size_t i = 1; i < FL_LEVELS; i++) w->found[i] = w->found[i - 1] + padded;
+    w->logs = (double *)(w->found[FL_LEVELS - 1] + padded);
     return FL_OK;
 }
 
@@ -205,7 +213,7 @@ static fl_status reserve(fl_draw_scratch *w, size_t vocab) {
 static uint32_t rank_of(float p) {
     uint32_t bits;
     memcpy(&bits, &p, sizeof bits);
-    return 0x3F800000u - (bits < 0x3F800000u ? bits : 0x3F800000u);
+    return 0x3F800000u - bits;
 }
 
 static inline void add(struct bucket *buckets, const histogram *h, candidate c, const float *probs) {
@@ -233,27 +241,34 @@ static void tally(histogram *h, const group *g, const float *probs) {
     }
 }
 
-// n candidates as a group.
-static group group_of(candidate *c, size_t n) {
-    group g = {c, n, UINT32_MAX, 0};
-    for (size_t i = 0; i < n; i++) {
-        const uint32_t rank = rank_in(c[i]);
-        g.low = rank < g.low ? rank : g.low;
-        g.high = rank > g.high ? rank : g.high;
+// The first n of what is in w->found[i] are that level from now on.
+static void set_level(fl_draw_scratch *w, size_t i, size_t n, uint32_t first, uint32_t width) {
+    const candidate *c = w->found[i];
+    uint32_t low = UINT32_MAX, high = 0;
+    for (size_t j = 0; j < n; j++) {
+        const uint32_t rank = rank_in(c[j]);
+        low = rank < low ? rank : low;
+        high = rank > high ? rank : high;
     }
-    return g;
+    w->levels[i].g = (group){w->found[i], n, low, high};
+    w->levels[i].first = first;
+    w->levels[i].width = width;
+    w->levels[i].counted = 0;
+    if (i == 0) w->levels[1].width = 0; // it is of other candidates
 }
 
-// Those of a group whose ranks are `first` or up to `width` - 1 more, into `to`, which may be where the group is.
-// Without a branch, which nothing could foretell: to[n] is written anyway.
-static group narrow(group g, uint32_t first, uint32_t width, candidate *to) {
+// Makes those of a group whose ranks are `first` or up to `width` - 1 more level i, which may be the group's own. Without
+// a branch, which nothing could foretell: to[n] is written anyway.
+static void narrow(fl_draw_scratch *w, group g, uint32_t first, uint32_t width, size_t i) {
+    const candidate from = candidate_of(first, 0), span = candidate_of(width, 0);
+    candidate *to = w->found[i];
     size_t n = 0;
-    for (size_t i = 0; i < g.n; i++) {
-        const candidate c = g.c[i];
+    for (size_t j = 0; j < g.n; j++) {
+        const candidate c = g.c[j];
         to[n] = c;
-        n += rank_in(c) - first < width;
+        n += c - from < span;
     }
-    return group_of(to, n);
+    set_level(w, i, n, first, width);
 }
 
 // The first candidates in order.
@@ -266,29 +281,31 @@ typedef struct cut {
 // As many as hold more than `mass`, but at most `most`, all of them where there are not so many.
 static cut beginning(fl_draw_scratch *w, size_t most, double mass) {
     cut at = {.count = 0};
-    group g = w->all;
-    double before = 0, inside = 0; // the sums of whole buckets of `coarse`, and of what else is left behind
-    if (most > g.n) most = g.n;
-    while (g.low < g.high) {
-        histogram fine, *h = g.c == w->found ? &w->coarse : &fine;
-        if (h == &fine || !w->counted) tally(h, &g, w->probs);
-        w->counted = 1;
+    const level *v = w->levels;
+    double before = 0, inside = 0; // the sums of whole buckets of the first level, and of what else is left behind
+    if (most > v->g.n) most = v->g.n;
+    for (size_t i = 0; v->g.low < v->g.high; v = &w->levels[i]) {
+        if (!v->counted) tally(&w->levels[i].h, &v->g, w->probs);
+        w->levels[i].counted = 1;
         // The counts of all buckets add up to what makes this end.
-        const struct bucket *b = h->buckets;
+        const struct bucket *b = v->h.buckets;
         for (; at.count + b->count < most && before + (inside + b->sum) <= mass; b++) {
             at.count += b->count;
             inside += b->sum;
         }
         if (most > at.count + b->count) most = at.count + b->count;
-        if (h == &w->coarse) {
+        if (i == 0) {
             before = inside;
             inside = 0;
         }
-        g = narrow(g, (h->first + (uint32_t)(b - h->buckets)) << h->shift, 1u << h->shift, w->part);
+        const uint32_t first = (v->h.first + (uint32_t)(b - v->h.buckets)) << v->h.shift, width = 1u << v->h.shift;
+        i += i + 1 < FL_LEVELS;
+        // What comes next is often in the same bucket.
+        if (i > 1 || w->levels[1].first != first || w->levels[1].width != width) narrow(w, v->g, first, width, i);
     }
-    for (size_t i = 0; i < g.n; i++) {
+    for (size_t j = 0; j < v->g.n; j++) {
         at.count++;
-        at.last = g.c[i];
+        at.last = v->g.c[j];
         inside += (double)w->probs[id_in(at.last)];
         if (at.count >= most || before + inside > mass) break;
     }
@@ -308,16 +325,15 @@ static double sum_of(const float *p, const double *times, size_t n) {
 
 // Leaves of the candidates those up to `last`, with their probabilities in w->kept; returns the sum of these.
 static double keep(fl_draw_scratch *w, candidate last) {
-    candidate *found = w->found;
+    candidate *found = w->found[0];
     float *kept = w->kept;
     size_t n = 0;
-    for (size_t i = 0; i < w->all.n; i++) {
+    for (size_t i = 0; i < w->levels[0].g.n; i++) {
         const candidate c = found[i];
         found[n] = c;
         n += c <= last;
     }
-    w->all = group_of(found, n);
-    w->counted = 0;
+    set_level(w, 0, n, 0, 0);
     for (size_t i = 0; i < n; i++) kept[i] = w->probs[id_in(found[i])];
     for (size_t i = n; i < fl_round_up(n, FL_LANES); i++) kept[i] = 0;
     return sum_of(kept, NULL, n);
@@ -344,26 +360,22 @@ static void collect(fl_draw_scratch *w, size_t vocab, float bound) {
     const size_t padded = fl_round_up(vocab, FL_LANES);
     const float *probs = w->probs, *parts = w->parts;
     const uint32_t worst = rank_of(bound);
-    candidate *found = w->found;
+    candidate *found = w->found[0];
     size_t n = 0;
     for (size_t i = 0; i < padded; i += FL_LANES) {
         if (parts[i / FL_SUM_RUN] <= 0) {
             i += FL_SUM_RUN - FL_LANES;
             continue;
         }
-        uint32_t ranks[FL_LANES], best = worst;
-        for (size_t j = 0; j < FL_LANES; j++) {
-            ranks[j] = rank_of(probs[i + j]);
-            best = ranks[j] < best ? ranks[j] : best;
-        }
-        if (best == worst) continue;
-        for (size_t j = 0; j < FL_LANES; j++) { // what is past the vocabulary is zero
-            found[n] = candidate_of(ranks[j], i + j);
-            n += ranks[j] < worst;
+        int any = 0;
+        for (size_t j = i; j < i + FL_LANES; j++) any |= (int32_t)rank_of(probs[j]) < (int32_t)worst; // as vectors do
+        if (!any) continue;
+        for (size_t j = i; j < i + FL_LANES; j++) { // what is past the vocabulary is zero
+            found[n] = candidate_of(rank_of(probs[j]), j);
+            n += found[n] < candidate_of(worst, 0);
         }
     }
-    w->all = group_of(found, n);
-    w->counted = 0;
+    set_level(w, 0, n, 0, 0);
 }
 
 // Candidates: at least the `most` most likely, and the most likely that together hold more than `mass`; all that have
@@ -379,7 +391,7 @@ static void likely(fl_draw_scratch *w, size_t vocab, const fl_kernels *k, size_t
             sum = sum_above(w, vocab, k, bound);
         } while (bound > lowest && sum <= mass * 1.0001); // added up one by one they may round to a little less
         collect(w, vocab, bound);
-    } while (bound > lowest && w->all.n < most);
+    } while (bound > lowest && w->levels[0].g.n < most);
 }
 
 // Candidates in descending order of probability until top_k, top_p or min_p says enough. `all` is the sum over the
@@ -387,7 +399,7 @@ static void likely(fl_draw_scratch *w, size_t vocab, const fl_kernels *k, size_t
 static cut keep_likely(const fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, double all) {
     const fl_sampling *p = &s->p;
     const int top_k = p->top_k && p->top_k < s->vocab, nucleus = is_fraction(p->top_p);
-    const float min_p = p->min_p > 0.0f ? p->min_p : 0.0f;
+    const float min_p = p->min_p > 0.0f ? (p->min_p < 1.0f ? p->min_p : 1.0f) : 0.0f;
     if (top_k) {
         likely(w, s->vocab, k, p->top_k, 0, 0);
     } else {
@@ -402,12 +414,12 @@ static cut keep_likely(const fl_sampler *s, fl_draw_scratch *w, const fl_kernels
     const candidate worst = candidate_of(rank_of(min_p), UINT32_MAX); // the best is always a candidate
     cut end = {.last = worst};
     if (top_k) end = beginning(w, p->top_k, INFINITY);
-    if (nucleus) end = beginning(w, top_k ? end.count : w->all.n, (double)p->top_p * (top_k ? end.sum : all));
+    if (nucleus) end = beginning(w, top_k ? end.count : SIZE_MAX, (double)p->top_p * (top_k ? end.sum : all));
     const int limited = end.last > worst || !(top_k || nucleus);
     if (limited) end.last = worst;
     if (limited || is_fraction(p->typical_p)) {
         end.sum = keep(w, end.last);
-        end.count = w->all.n;
+        end.count = w->levels[0].g.n;
     }
     return end;
 }
@@ -415,18 +427,18 @@ static cut keep_likely(const fl_sampler *s, fl_draw_scratch *w, const fl_kernels
 // Of the candidates, those whose log-probability is nearest to the expected one, until they hold typical_p of the mass:
 // that is their new order.
 static cut keep_typical(const fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, double total) {
-    group *g = &w->all;
-    k->log(w->logs, w->kept, g->n);
-    const double expected = sum_of(w->kept, w->logs, g->n) / total;
-    for (size_t i = 0; i < g->n; i++) {
+    candidate *c = w->found[0];
+    const size_t n = w->levels[0].g.n;
+    k->log(w->logs, w->kept, n);
+    const double expected = sum_of(w->kept, w->logs, n) / total;
+    for (size_t i = 0; i < n; i++) {
         const float far = (float)fabs(w->logs[i] - expected);
         uint32_t rank; // the bits of positive floats are in their order
         memcpy(&rank, &far, sizeof rank);
-        g->c[i] = candidate_of(rank, id_in(g->c[i]));
+        c[i] = candidate_of(rank, id_in(c[i]));
     }
-    *g = group_of(g->c, g->n);
-    w->counted = 0;
-    return beginning(w, g->n, nextafter((double)s->p.typical_p * total, 0.0)); // exactly that much is enough
+    set_level(w, 0, n, 0, 0);
+    return beginning(w, n, nextafter((double)s->p.typical_p * total, 0.0)); // exactly that much is enough
 }
 
 // ---- drawing -------------------------------------------------------------------------------------------------------
