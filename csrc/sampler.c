@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fpenv.h"
 #include "kernels/kernels.h"
 
 typedef struct bias {
@@ -459,10 +460,8 @@ static size_t draw_any(const fl_draw_scratch *w, size_t vocab, double target) {
     return last;
 }
 
-fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, const float *logits, int32_t *token) {
+static fl_status draw_token(fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, const float *logits, int32_t *token) {
     const fl_sampling *p = &s->p;
-    const fl_status status = reserve(w, s->vocab);
-    if (status != FL_OK) return status;
     const float *x = adjust(s, logits, w->logits);
     size_t best;
     int finite;
@@ -490,4 +489,13 @@ fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k
     if (typical) end = keep_typical(s, w, k, end.sum);
     *token = (int32_t)id_in(beginning(w, end.count, coin * end.sum).last);
     return FL_OK;
+}
+
+fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, const float *logits, int32_t *token) {
+    const fl_status status = reserve(w, s->vocab);
+    if (status != FL_OK) return status;
+    const fl_fpenv before = fl_fpenv_set();
+    const fl_status drawn = draw_token(s, w, k, logits, token);
+    fl_fpenv_restore(before);
+    return drawn;
 }
