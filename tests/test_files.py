@@ -100,7 +100,7 @@ try:
         change_it()
         batch.step()
     else:
-        rows = llm._engine.logits([5] * 600)
+        rows = llm._engine.logits([5] * 300)
         next(rows)
         change_it()
         next(rows)
