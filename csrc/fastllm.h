@@ -183,7 +183,7 @@ typedef struct fl_layer {
 } fl_layer;
 
 // Learns on how many threads forwards of one model are fastest: no more than there are CPUs for this process, and fewer
-// while other programs keep some of those busy. Belongs to one forward at a time: the caller sees to it.
+// while other programs keep some of those busy. A forward that runs beside another of its model goes without.
 typedef struct fl_pace fl_pace;
 fl_status fl_pace_new(fl_pace **out);
 void fl_pace_free(fl_pace *pace);

@@ -4,6 +4,7 @@
 #ifndef FL_PACE_H
 #define FL_PACE_H
 
+#include <stdatomic.h>
 #include <stddef.h>
 
 #include "fastllm.h"
@@ -30,6 +31,7 @@ typedef struct fl_pace_kind {
 enum { FL_PACE_KINDS = 32 };
 
 struct fl_pace {
+    atomic_int busy; // 1 while a forward runs by it; one that runs beside it neither asks nor tells
     fl_pace_kind kinds[FL_PACE_KINDS]; // by the logarithm of the number of tokens
 };
 

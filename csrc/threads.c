@@ -177,9 +177,13 @@ void fl_paced(fl_pace *pace, size_t tokens, size_t threads, fl_work *work, void 
         fl_parallel(threads, work, arg);
         return;
     }
-    const size_t there = cpus(), allowed = fl_pace_threads(pace, tokens, threads < there ? threads : there);
+    const size_t there = cpus(), most = threads < there ? threads : there;
+    const int busy = atomic_exchange(&pace->busy, 1);
+    const size_t allowed = busy ? most : fl_pace_threads(pace, tokens, most);
     const double begun = now(), lost = fl_parallel(allowed, work, arg);
+    if (busy) return;
     fl_pace_note(pace, tokens, allowed, now() - begun, lost);
+    atomic_store(&pace->busy, 0);
 }
 
 int fl_has_threads(void) {
