@@ -77,8 +77,8 @@ cdef size_t take_cores(size_t threads) except? 0:
     if threads <= 1:
         return 0
     if cores == 0:
-        from fastllm.machine import thread_count
-        cores = thread_count()[0]
+        from fastllm.machine import core_count
+        cores = core_count()[0]
     cdef size_t wanted = min(threads, cores)
     if busy_cores + wanted <= cores and not waiting:
         busy_cores += wanted

@@ -15,17 +15,23 @@ _LEAST_READ, _MOST_READ = 64 << 20, 512 << 20  # bytes read to measure memory
 
 
 def thread_count() -> tuple[int, str]:
-    """How many threads to run, and why: as OMP_NUM_THREADS says, or else one for each physical core, but no more than
-    this process may use.
+    """How many threads to run, and why: as OMP_NUM_THREADS says, or else one for each core.
 
-    More threads than the affinity mask or the cgroup's quota allow would wait for each other at every barrier. Raises
-    OptionError for an OMP_NUM_THREADS that is no number of threads.
+    Raises OptionError for an OMP_NUM_THREADS that is no number of threads.
+    """
+    asked = _omp_num_threads()
+    if asked and _core.has_threads():
+        return asked, "OMP_NUM_THREADS"
+    return core_count()
+
+
+def core_count() -> tuple[int, str]:
+    """How many threads may run at once, and why: physical cores, but no more than this process may use.
+
+    More threads than the affinity mask or the cgroup's quota allow would wait for each other at every barrier.
     """
     if not _core.has_threads():
         return 1, "built without OpenMP"
-    asked = _omp_num_threads()
-    if asked:
-        return asked, "OMP_NUM_THREADS"
     cores, quota = _physical_cores(_allowed_cpus()), _cgroup_quota()
     if quota < cores:
         return max(1, int(quota)), "the cgroup's CPU quota"
