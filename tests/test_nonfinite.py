@@ -241,3 +241,11 @@ def test_samplers_are_asked_no_more_than_their_rows():
     assert ours.draw(rows, 0) == 19
     with pytest.raises(NumericError):
         ours.draw(rows, 1)
+
+
+@pytest.mark.parametrize("value", [1e39, 1e-46, np.inf, np.nan])
+@pytest.mark.parametrize("name", ["logit_softcap", "embed_scale", "norm_eps"])
+def test_numbers_that_the_core_would_round_to_others(name, value):
+    """Too large for f32 is infinite there, and the smallest are 0: no softcap, no factor, norms of zeros."""
+    with pytest.raises(CheckpointError, match=name):
+        writers.config(64, 96, 4, 2, 61, **{name: value})

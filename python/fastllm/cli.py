@@ -80,7 +80,7 @@ def _sentence(error: FastLLMError | MemoryError | ImportError) -> str:
         return f"not enough memory: {error}" if str(error) else "not enough memory"
     if isinstance(error, ImportError):
         return f"{error.name or 'a library'} cannot be loaded: {reason(error)}"
-    return str(error)
+    return str(error).replace("\n", "\\n")  # of a file's name
 
 
 def _drop_output() -> None:

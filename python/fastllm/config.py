@@ -119,8 +119,8 @@ class Config(_Fields):
             raise CheckpointError(f"norm_eps {self.norm_eps} is not a small positive number")
         for name, kind in _Fields.__annotations__.items():
             value = getattr(self, name)
-            if kind is float and not math.isfinite(value):
-                raise CheckpointError(f"{name} {value} is not a finite number")
+            if kind is float and not _is_f32(value):
+                raise CheckpointError(f"{name} {value} is not a finite number of f32, which the core computes with")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise CheckpointError(f"{name} {getattr(self, name)!r} is none of {', '.join(choices)}")
@@ -246,6 +246,14 @@ class Config(_Fields):
                     raise CheckpointError(f"{name} is not a list of numbers")
                 values[name] = tuple(value)
         return cls(**values)
+
+
+def _is_f32(x: float) -> bool:
+    """Whether a finite f32 is nearest to x, one that is not 0 unless x is."""
+    try:
+        return math.isfinite(x) and (_f32(x) == 0) == (x == 0)
+    except OverflowError:
+        return False
 
 
 def _f32(x: float) -> float:

@@ -325,9 +325,9 @@ class Generation:
 
     def fail(self, sequence: _core.Sequence) -> NumericError:
         """Ends the text, whose logits are not finite."""
-        self.finish_reason = "error"
-        self.error = self._engine.broken(sequence, self.prompt + self.tokens)
-        return self.error
+        error = self._engine.broken(sequence, self.prompt + self.tokens)
+        self.finish_reason, self.error = "error", error
+        return error
 
     def draw(self, logits: _core.Buffer, row: int) -> int | None:
         """The next token of the text, from a row of logits; None at a stop token."""

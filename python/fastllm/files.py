@@ -223,7 +223,9 @@ def _remove_abandoned(folder: Path) -> None:
     """Removes temporary files of ours whose owner is dead, as after kill -9: its lock went with it."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if not fnmatchcase(entry.name, _TEMPORARY.format("?" * 16)) or not entry.is_file(follow_symlinks=False):
+            if not fnmatchcase(entry.name, _TEMPORARY.format("[0-9a-f]" * 16)) or not entry.is_file(
+                follow_symlinks=False
+            ):
                 continue
             with suppress(OSError):  # another user's
                 file = os.open(entry.path, os.O_RDWR | _BINARY)
