@@ -38,18 +38,15 @@ static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
-// A key or value as it is stored: NaN where it is not finite. An infinity would not do: a key's product with a query may be
-// -infinity, which weighs 0 as if the position were not there.
-static void mark(float *x, size_t n) {
+// Infinities of a key or value become NaN before it is stored: a key's product with a query may be -infinity, which weighs
+// 0 as if the position were not there.
+static void infinity_to_nan(float *x, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] -= x[i] - x[i];
 }
 
-// The same, of numbers the nearest f16 that is finite.
+// The nearest f16 that is finite, of numbers; NaN stays.
 static void saturate(float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        const float nearest = x[i] > 65504.0f ? 65504.0f : x[i] < -65504.0f ? -65504.0f : x[i];
-        x[i] = nearest - (x[i] - x[i]);
-    }
+    for (size_t i = 0; i < n; i++) x[i] = x[i] > 65504.0f ? 65504.0f : x[i] < -65504.0f ? -65504.0f : x[i];
 }
 
 // A head's query or key, channels `at` and on of a row of heads, as the scores take it: normed and rotated.
@@ -80,9 +77,9 @@ static void store(const view *v, fl_lane_scratch *lane, size_t row, void *block,
     float *key = lane->key, *value = v->s->v + row * v->s->kv_dim + at;
     char *keys = (char *)block + keys_at(v, head), *values = (char *)block + values_at(v, head);
     turn(v, v->s->k + row * v->s->kv_dim, at, v->l->k_norm, row, key);
+    infinity_to_nan(key, n);
+    infinity_to_nan(value, n);
     if (v->m->kv_type == FL_F32) {
-        mark(key, n);
-        mark(value, n);
         for (size_t i = 0; i < n; i++) ((float *)(void *)keys)[i * FL_BLOCK + slot] = key[i];
         memcpy((float *)(void *)values + slot * stride, value, n * sizeof(float));
         return;

@@ -1,8 +1,8 @@
 // fastllm: the public C interface.
 //
-// One forward over a ragged batch: prefill, decode and many sequences at once are the same call. No file is
-// opened; no global changes but for what mapped files need (see mapping.c); every entry that can fail returns a status.
-// In shapes: n inputs, d outputs, t tokens.
+// One forward over a ragged batch: prefill, decode and many sequences at once are the same call. No file is opened. No
+// global changes, but for what a signal handler and fork need: see mapping.c and fork.c. Every entry that can fail
+// returns a status. In shapes: n inputs, d outputs, t tokens.
 #ifndef FASTLLM_H
 #define FASTLLM_H
 

@@ -15,9 +15,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/stat.h>
-#include <time.h>
 
 #include "fastllm.h"
+#include "threads.h"
 
 #ifdef _WIN32
 #include <io.h>
@@ -41,7 +41,7 @@ struct fl_mapping {
     size_t bytes;
     int fd;
     version at_first;          // what it was when it was mapped
-    atomic_int_least64_t seen; // nanoseconds on the clock: when it was looked at last
+    atomic_int_least64_t seen; // nanoseconds of fl_now: when it was looked at last; 0: never
     struct fl_mapping *next;
 };
 
@@ -244,11 +244,8 @@ fl_file_state fl_mapping_state(const fl_mapping *m) {
 
 fl_file_state fl_mapping_glance(fl_mapping *m) {
     enum { OFTEN = 100000 }; // nanoseconds: the system call takes 400, a token of the smallest models 20,000
-    struct timespec clock;
-    timespec_get(&clock, TIME_UTC);
-    const int64_t now = (int64_t)clock.tv_sec * 1000000000 + clock.tv_nsec, seen = atomic_load(&m->seen);
-    // A clock that was put back is no reason not to look.
-    if (now >= seen && now - seen < OFTEN && !atomic_load(&m->lost)) return FL_FILE_SAME;
+    const int64_t now = (int64_t)(fl_now() * 1e9), seen = atomic_load(&m->seen);
+    if (seen > 0 && now - seen < OFTEN && !atomic_load(&m->lost)) return FL_FILE_SAME;
     atomic_store(&m->seen, now);
     return fl_mapping_state(m);
 }

@@ -45,8 +45,7 @@ static size_t cpus(void) {
 #endif
 }
 
-// Seconds since some time ago, whatever is done to the system's date.
-static double now(void) {
+double fl_now(void) {
 #ifdef _WIN32
     LARGE_INTEGER ticks, frequency;
     QueryPerformanceCounter(&ticks);
@@ -83,21 +82,21 @@ void fl_barrier(fl_team *team, size_t id) {
         } else if (i % SPINS) {
             relax();
         } else if (start == 0) {
-            start = now();
+            start = fl_now();
             stalled = team->crowded;
-        } else if (now() - start > patience(start - mine->begun, taken)) {
+        } else if (fl_now() - start > patience(start - mine->begun, taken)) {
             stalled = 1;
         }
     }
     if (stalled)
-        atomic_fetch_add_explicit(&team->lost, (uint64_t)((now() - start) * 1e9), memory_order_relaxed);
+        atomic_fetch_add_explicit(&team->lost, (uint64_t)((fl_now() - start) * 1e9), memory_order_relaxed);
 }
 
 fl_deal fl_deal_start(fl_team *team, size_t id, size_t n, size_t chunk) {
     const fl_deal deal = {.team = team, .n = n, .chunk = chunk, .id = id, .from = id};
     if (team->threads > 1) {
         const uint64_t round = atomic_load_explicit(&team->round, memory_order_relaxed);
-        team->queues[id].begun = now();
+        team->queues[id].begun = fl_now();
         atomic_store_explicit(&team->queues[id].next, round << 32, memory_order_relaxed);
     }
     return deal;
@@ -180,9 +179,9 @@ void fl_paced(fl_pace *pace, size_t tokens, size_t threads, fl_work *work, void 
     const size_t there = cpus(), most = threads < there ? threads : there;
     const int busy = atomic_exchange(&pace->busy, 1);
     const size_t allowed = busy ? most : fl_pace_threads(pace, tokens, most);
-    const double begun = now(), lost = fl_parallel(allowed, work, arg);
+    const double begun = fl_now(), lost = fl_parallel(allowed, work, arg);
     if (busy) return;
-    fl_pace_note(pace, tokens, allowed, now() - begun, lost);
+    fl_pace_note(pace, tokens, allowed, fl_now() - begun, lost);
     atomic_store(&pace->busy, 0);
 }
 

@@ -31,9 +31,11 @@ typedef struct fl_team {
 typedef void fl_work(void *arg, fl_team *team, size_t id);
 
 // Calls work(arg, team, id) on each of up to `threads` threads, the caller being id 0, in the default mode of floats (see
-// fpenv.h). Returns the seconds that they
-// waited for one that was not running, on the average of those that could wait.
+// fpenv.h). Returns the seconds that they waited for one that was not running, on the average of those that could wait.
 double fl_parallel(size_t threads, fl_work *work, void *arg);
+
+// Seconds since some time ago, whatever is done to the system's date.
+double fl_now(void);
 
 // Whether the calling thread can lead a team: see fork.c.
 int fl_can_lead(void);

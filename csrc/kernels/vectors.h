@@ -12,7 +12,7 @@ static inline vf lanes_first(vf a, size_t count, float fill) {
     return vf_select_gt(vf_set1((float)count), lanes_index(), a, vf_set1(fill));
 }
 
-// 0, or NaN where x is not finite. Subtracted from f(x) it leaves a number as it is, -0 too, and passes on what is none.
+// 0, but NaN where x is not finite. f(x) less this is f(x) for numbers, -0 included, and NaN for NaN and infinity.
 static inline vf nan_unless_finite(vf x) { return vf_sub(x, x); }
 
 // e^x within 1.5 ulp, for x <= 88; 0 from -87.3 down, and NaN of NaN. x = n ln2 + r, |r| <= ln2 / 2, e^r by Cephes'
