@@ -9,8 +9,6 @@ Objects from outside are converted once, and what was converted is counted: len(
 converts may change a list. What C points to is held by the object or the call that has the pointer. Constructors are
 __cinit__, which runs once.
 """
-import os
-
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.memoryview cimport PyMemoryView_FromObject
@@ -77,7 +75,7 @@ cdef size_t take_cores(size_t threads) except? 0:
     if threads <= 1:
         return 0
     if cores == 0:
-        from fastllm.machine import core_count
+        from fastllm.cores import core_count
         cores = core_count()[0]
     cdef size_t wanted = min(threads, cores)
     if busy_cores + wanted <= cores and not waiting:
@@ -494,7 +492,7 @@ cdef class Model:
         cdef size_t i
         self.tensors = dict(tensors)
         self.idle = []
-        owners = {id(owner): owner for owner in ((<Matrix>t).owner() for t in tensors.values() if isinstance(t, Matrix))}
+        owners = {id(owner): owner for owner in ((<Matrix>t).owner() for t in self.tensors.values() if isinstance(t, Matrix))}
         self.files = [owner for owner in owners.values() if isinstance(owner, MappedFile)]
         self.set_config(config)
         m.kernels = find_kernels(isa)
@@ -637,17 +635,12 @@ cdef class Model:
             fl_mapping_guard()
         self.look_at_files()
 
-    cdef int look_at_files(self) except -1:
+    cdef int look_at_files(self, bint glance=False) except -1:
+        """glance: for a single token, which may take no longer than the system to answer: see fl_mapping_glance."""
         cdef MappedFile file
         for file in self.files:
-            file.expect_same(fl_mapping_state(file.c), "since it was loaded: load it again")
-        return 0
-
-    cdef int glance_at_files(self) except -1:
-        """For a single token, which may take no longer than the system to answer: see fl_mapping_glance."""
-        cdef MappedFile file
-        for file in self.files:
-            file.expect_same(fl_mapping_glance(file.c), "since it was loaded: load it again")
+            state = fl_mapping_glance(file.c) if glance else fl_mapping_state(file.c)
+            file.expect_same(state, "since it was loaded: load it again")
         return 0
 
     def logits(self, size_t rows=1):
@@ -761,7 +754,7 @@ cdef class Model:
                 sequence.reserve(sequence.length + 1, self.c.config.max_seq)
                 span = fl_span(&id, 1, sequence.length, <void *const *>sequence.blocks, sequence.n_blocks, 1)
                 self.run(&span, 1, threads, &outputs)
-                self.glance_at_files()
+                self.look_at_files(glance=True)
                 sequence.length += 1
                 return sampler.next(outputs.logits)
             finally:

@@ -8,7 +8,7 @@ from math import inf
 import pytest
 
 from conftest import run
-from fastllm import _core, machine
+from fastllm import _core, cores, machine
 from fastllm.cli import main
 from fastllm.errors import OptionError
 
@@ -29,17 +29,17 @@ openmp = pytest.mark.skipif(not _core.has_threads(), reason="built without OpenM
 def test_quota_of_a_cgroup(tmp_path, files, quota):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    assert machine._quota_of(tmp_path) == quota
+    assert cores._quota_of(tmp_path) == quota
 
 
 @openmp
 @pytest.mark.parametrize(
-    ("cores", "quota", "count", "why"),
+    ("physical", "quota", "count", "why"),
     [(8, inf, 8, "cores"), (8, 3.9, 3, "quota"), (8, 0.5, 1, "quota"), (2, 4, 2, "cores")],
 )
-def test_no_more_threads_than_cores_and_quota(monkeypatch, cores, quota, count, why):
-    monkeypatch.setattr(machine, "_physical_cores", lambda cpus: cores)
-    monkeypatch.setattr(machine, "_cgroup_quota", lambda: quota)
+def test_no_more_threads_than_cores_and_quota(monkeypatch, physical, quota, count, why):
+    monkeypatch.setattr(cores, "_physical_cores", lambda cpus: physical)
+    monkeypatch.setattr(cores, "_cgroup_quota", lambda: quota)
     found, reason = machine.thread_count()
     assert found == count
     assert why in reason

@@ -8,6 +8,7 @@ from math import inf
 from pathlib import Path
 
 from fastllm import _core
+from fastllm.cores import core_count
 from fastllm.errors import OptionError
 
 MOST_THREADS = 1024
@@ -19,23 +20,10 @@ def thread_count() -> tuple[int, str]:
 
     Raises OptionError for an OMP_NUM_THREADS that is no number of threads.
     """
-    asked = _omp_num_threads()
-    if asked and _core.has_threads():
-        return asked, "OMP_NUM_THREADS"
-    return core_count()
-
-
-def core_count() -> tuple[int, str]:
-    """How many threads may run at once, and why: physical cores, but no more than this process may use.
-
-    More threads than the affinity mask or the cgroup's quota allow would wait for each other at every barrier.
-    """
     if not _core.has_threads():
         return 1, "built without OpenMP"
-    cores, quota = _physical_cores(_allowed_cpus()), _cgroup_quota()
-    if quota < cores:
-        return max(1, int(quota)), "the cgroup's CPU quota"
-    return cores, "physical cores this process may use"
+    asked = _omp_num_threads()
+    return (asked, "OMP_NUM_THREADS") if asked else core_count()
 
 
 def _omp_num_threads() -> int:
@@ -63,59 +51,6 @@ def check_threads(threads: int | None) -> int:
     except OSError as error:
         raise OptionError(f"{threads} threads cannot be started: {error.strerror}; ask for fewer") from None
     return threads
-
-
-def _allowed_cpus() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
-
-
-def _physical_cores(cpus: set[int]) -> int:
-    """Of hardware threads that share a core, one counts. Without Linux's topology every CPU does."""
-    cores = set()
-    for cpu in cpus:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(siblings.read_text().strip())
-        except OSError:
-            cores.add(str(cpu))
-    return max(1, len(cores))
-
-
-def _cgroup_quota() -> float:
-    """CPUs' worth of time that the cgroup, or one above it, grants; infinity where nothing limits it."""
-    quota = inf
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return quota
-    for line in lines:
-        controllers, path = ([*line.split(":", 2), "", ""])[1:3]
-        if controllers == "":
-            base = Path("/sys/fs/cgroup")
-        elif "cpu" in controllers.split(","):
-            base = Path("/sys/fs/cgroup/cpu")
-        else:
-            continue
-        group = base / path.lstrip("/")
-        for folder in (group, *group.parents):
-            quota = min(quota, _quota_of(folder))
-            if folder == base:
-                break
-    return quota
-
-
-def _quota_of(folder: Path) -> float:
-    try:
-        if (folder / "cpu.max").exists():
-            granted, period = (folder / "cpu.max").read_text().split()
-        else:
-            granted = (folder / "cpu.cfs_quota_us").read_text().strip()
-            period = (folder / "cpu.cfs_period_us").read_text().strip()
-        return int(granted) / int(period) if granted not in ("max", "-1") else inf
-    except (OSError, ValueError):
-        return inf
 
 
 def read_bandwidth(threads: int, *, data: memoryview | None = None, repeats: int = 3) -> float:
