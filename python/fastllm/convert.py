@@ -124,8 +124,8 @@ def _parts(
             yield out
 
     parts = {name: store.Part(p.dtype, p.shape, p.nbytes, packed(name, p)) for name, p in plans.items()}
-    for name, values in vectors(recipe).items():
-        parts[name] = store.Part(None, (len(values) // 4,), len(values), (_core.Vector(values, name=name).data,))
+    for name, vector in vectors(recipe).items():
+        parts[name] = store.Part(None, vector.shape, vector.nbytes, (vector.data,))
     return parts
 
 

@@ -159,15 +159,15 @@ def assemble(recipe: Recipe, *, dtype: str | None, threads: int, progress: Progr
             if progress:
                 progress(done, total)
         tensors[name] = matrix.bind(memory[start:done])
-    for name, values in vectors(recipe).items():
-        tensors[name] = _core.Vector(values, name=name)
+    tensors |= vectors(recipe)
     return store.Stored(recipe.config, tensors, recipe.bos, recipe.stop, recipe.chat_stop)
 
 
-def vectors(recipe: Recipe) -> dict[str, memoryview]:
-    """The f32 bytes of the vectors, in the config's order.
+def vectors(recipe: Recipe) -> dict[str, _core.Vector]:
+    """The vectors, in the config's order.
 
-    Raises CheckpointError for a vector that is missing, of a wrong length, or without a place in the config.
+    Raises CheckpointError for a vector that is missing, not finite, of a wrong length, or without a place in the
+    config.
     """
     _check_names(recipe.vectors, {name for name, *_ in recipe.config.vectors()})
     found = {}
@@ -179,5 +179,5 @@ def vectors(recipe: Recipe) -> dict[str, memoryview]:
         values = memoryview(recipe.vectors[name]).cast("B")
         if len(values) != size * 4:
             raise CheckpointError(f"{name} has {len(values) // 4} values, the config needs {size}")
-        found[name] = values
+        found[name] = _core.Vector(values, name=name)
     return found

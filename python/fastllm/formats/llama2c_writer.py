@@ -8,6 +8,7 @@ from math import isclose, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastllm import _core
 from fastllm.config import Config, rope_freqs
 from fastllm.errors import CheckpointError, OptionError
 from fastllm.families import Recipe, Weight, half_split
@@ -116,18 +117,12 @@ def _pieces(recipe: Recipe, name: str, group: int) -> Iterator[Any]:
     if name == "rotations":
         yield from _rotations(recipe.config)
     elif name in recipe.vectors:
-        yield _finite(numpy.frombuffer(recipe.vectors[name], numpy.float32), name)
+        yield _core.Vector(recipe.vectors[name], name=name).data
     else:
-        values = _finite(_interleaved(recipe.matrices[name], recipe.config, name), name)
+        values = _interleaved(recipe.matrices[name], recipe.config, name)
+        if not numpy.isfinite(values).all():
+            raise CheckpointError(f"{name} has a value that is not finite")
         yield from _q80(values, group) if group else (values,)
-
-
-def _finite(values: NDArray[np.float32], name: str) -> NDArray[np.float32]:
-    import numpy
-
-    if not numpy.isfinite(values).all():
-        raise CheckpointError(f"{name} has a value that is not finite")
-    return values
 
 
 def _rotations(config: Config) -> Iterator[NDArray[np.float32]]:
