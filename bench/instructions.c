@@ -99,7 +99,7 @@ static void forwards(const fl_model *m, size_t pos, size_t n, size_t count) {
     const fl_outputs out = {.logits = take(fl_logits_stride(m) * sizeof(float))};
     for (size_t i = 0; i < count; i++, pos += n) {
         for (size_t t = 0; t < n; t++) tokens[t] = (int32_t)(next() % m->config.vocab_size);
-        const fl_span span = {tokens, n, pos, blocks, CONTEXT / FL_BLOCK, 1};
+        const fl_span span = {tokens, n, pos, blocks, CONTEXT / FL_BLOCK, 1, n};
         must(fl_forward(m, scratch, &span, 1, 1, &out), "forward");
     }
     fl_scratch_free(scratch);

@@ -154,6 +154,7 @@ typedef struct fl_config {
     size_t n_experts, n_experts_used, expert_dim;
     int moe_renormalize;  // the chosen experts' probabilities are made to sum to 1
     size_t positions;     // rows of the table of learned positions; 0: none
+    int second_segment;   // the table has as many rows again, for the tokens of a second text (BERT's token type 1)
     int32_t mask_token;   // its embedding is zero, and the others of its text are scaled up for it (ESM-2); -1: none
     int32_t pad_token;    // no token sees it (Grok-1); -1: none
 } fl_config;
@@ -193,7 +194,7 @@ typedef struct fl_model {
     const fl_kernels *kernels;
     fl_type kv_type;              // FL_F32, FL_F16 or FL_Q8
     fl_matrix embed;              // (vocab_size, dim)
-    fl_matrix positions;          // (positions, dim)
+    fl_matrix positions;          // (positions, dim), twice as many rows with second_segment
     fl_norm embed_norm;
     fl_norm final_norm;
     fl_matrix head_dense;         // (dim, dim), then act and head_norm: before the head
@@ -234,6 +235,7 @@ typedef struct fl_span {
     void *const *blocks;   // KV blocks, block i for positions 64 i .. 64 i + 63
     size_t n_blocks;
     size_t n_logits;       // logits are computed for the last n_logits tokens of the span; 0 to n
+    size_t segment;        // tokens from here on are a second text; n: none are
 } fl_span;
 
 // Working memory of forwards of one model: one for each call that runs at the same time. Grows, never shrinks.

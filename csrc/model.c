@@ -25,7 +25,7 @@ static int config_possible(const fl_config *c) {
            c->qk_norm <= FL_QK_ROW && c->n_experts <= 65536 && c->n_experts_used <= c->n_experts &&
            c->expert_dim <= wide && (c->n_experts == 0) == (c->n_experts_used == 0) &&
            (c->n_experts == 0) == (c->expert_dim == 0) && (c->positions == 0 || c->positions >= c->max_seq) &&
-           c->positions <= INT32_MAX;
+           c->positions <= INT32_MAX && (!c->second_segment || c->positions > 0);
 }
 
 static int matrix_fits(const fl_matrix *w, size_t d, size_t n) {
@@ -52,13 +52,15 @@ static int layer_fits(const fl_config *c, const fl_layer *l) {
     return fits;
 }
 
+static size_t position_rows(const fl_config *c) { return c->second_segment ? 2 * c->positions : c->positions; }
+
 fl_status fl_model_check(const fl_model *m) {
     const fl_config *c = &m->config;
     if (!config_possible(c) || (m->kv_type != FL_F32 && m->kv_type != FL_F16 && m->kv_type != FL_Q8)) return FL_BAD_CONFIG;
     int fits = m->kernels && m->layers && matrix_fits(&m->embed, c->vocab_size, c->dim) &&
                (!m->head.data || matrix_fits(&m->head, c->vocab_size, c->dim)) &&
                (!m->head_dense.data || matrix_fits(&m->head_dense, c->dim, c->dim)) &&
-               (c->positions == 0 || matrix_fits(&m->positions, c->positions, c->dim));
+               (c->positions == 0 || matrix_fits(&m->positions, position_rows(c), c->dim));
     for (size_t i = 0; fits && i < c->n_layers; i++) {
         const fl_layer *l = &m->layers[i];
         fits = layer_fits(c, l) && (l->rope == 0 || c->rotary_dim == 0 || m->rope_freqs[l->rope - 1]);
@@ -70,6 +72,7 @@ static fl_status check_span(const fl_model *m, const fl_span *span) {
     if (span->n == 0 || span->n_logits > span->n) return FL_BAD_POSITION;
     if (span->pos >= m->config.max_seq || span->n > m->config.max_seq - span->pos) return FL_BAD_POSITION;
     if (!m->config.causal && span->pos > 0) return FL_BAD_POSITION; // earlier tokens have not seen these
+    if (span->segment > span->n || (span->segment < span->n && !m->config.second_segment)) return FL_BAD_POSITION;
     if (span->n_blocks < (span->pos + span->n + FL_BLOCK - 1) / FL_BLOCK) return FL_BAD_POSITION;
     for (size_t t = 0; t < span->n; t++)
         if (span->tokens[t] < 0 || (size_t)span->tokens[t] >= m->config.vocab_size) return FL_BAD_TOKEN;
@@ -219,8 +222,8 @@ static float dropout_scale(const fl_job *f, const fl_span *span) {
     return masks == span->n ? 0.0f : (1.0f - 0.12f) / (1.0f - (float)masks / (float)span->n);
 }
 
-// A token's embedding, from the vocabulary and from its position.
-static void embed_token(const fl_job *f, fl_lane_scratch *lane, int32_t token, size_t pos, float scale, float *x) {
+// A token's embedding, from the vocabulary and from a row of the table of positions.
+static void embed_token(const fl_job *f, fl_lane_scratch *lane, int32_t token, size_t row, float scale, float *x) {
     const fl_model *m = f->m;
     const fl_config *c = &m->config;
     fl_matrix_row(&m->embed, (size_t)token, x);
@@ -229,7 +232,7 @@ static void embed_token(const fl_job *f, fl_lane_scratch *lane, int32_t token, s
     if (scale != 1.0f)
         for (size_t i = 0; i < c->dim; i++) x[i] *= scale;
     if (c->positions > 0) {
-        fl_matrix_row(&m->positions, pos, lane->norm);
+        fl_matrix_row(&m->positions, row, lane->norm);
         for (size_t i = 0; i < c->dim; i++) x[i] += lane->norm[i];
     }
     if (m->embed_norm.weight) apply_norm(m, &m->embed_norm, x, x);
@@ -248,8 +251,8 @@ static void embed(const fl_job *f, fl_team *team, size_t id) {
         const float scale = c->embed_scale * (c->mask_token >= 0 ? dropout_scale(f, span) : 1.0f);
         for (size_t t = 0; t < span->n; t++, row++) {
             if (row % team->threads != id) continue;
-            const size_t pos = span->pos + t;
-            embed_token(f, &f->s->lanes[id], span->tokens[t], pos, scale, f->s->x + row * f->s->dim);
+            const size_t pos = span->pos + t, of_table = t < span->segment ? pos : c->positions + pos;
+            embed_token(f, &f->s->lanes[id], span->tokens[t], of_table, scale, f->s->x + row * f->s->dim);
             if (c->pad_token >= 0)
                 kv_mask(m, span->blocks[pos / FL_BLOCK])[pos % FL_BLOCK] = span->tokens[t] == c->pad_token ? -1e30f : 0;
             for (size_t j = 0; j < 2; j++) {

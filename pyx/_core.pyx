@@ -559,6 +559,7 @@ cdef class Model:
         c.expert_dim = config.expert_dim
         c.moe_renormalize = config.moe_renormalize
         c.positions = config.positions
+        c.second_segment = config.second_segment
         c.mask_token = config.mask_token
         c.pad_token = config.pad_token
         return 0
@@ -651,7 +652,7 @@ cdef class Model:
         return Buffer(rows * row)
 
     def forward(self, list spans, Buffer logits=None, *, size_t threads=1, hidden=None, attention=None,
-                inputs=None):
+                inputs=None, segments=None):
         """Appends tokens to sequences and computes logits.
 
         spans: (sequence, tokens, n_logits) for each sequence, tokens any sequence of ids, logits for the last n_logits
@@ -662,6 +663,7 @@ cdef class Model:
         what leaves the i-th, n_layers + 1 that after the final norm. attention: layer (from 0) -> Buffer for the
         probabilities, f32, for each span (n_heads, n, pos + n).
         inputs: 4 layer + i -> Buffer for what multiplies, of all tokens, f32: wq, wk and wv (i = 0); wo; w1 and w3; w2.
+        segments: index of a span -> the index of its token from which on they are a second text (config.second_segment).
         """
         cdef fl_outputs outputs = fl_outputs(NULL, NULL, NULL, NULL)
         cdef size_t count, n, n_logits, total = 0, wanted = 0, at = 0, i
@@ -698,7 +700,7 @@ cdef class Model:
                 taken.append(sequence)
                 sequence.reserve(sequence.length + n, self.c.config.max_seq)
                 c_spans[i] = fl_span(ids + at, n, sequence.length, <void *const *>sequence.blocks, sequence.n_blocks,
-                                     n_logits)
+                                     n_logits, (segments or {}).get(i, n))
                 for token in words:
                     # Whatever does not fit int32 is no token either.
                     ids[at] = token if 0 <= token < self.c.config.vocab_size else -1
@@ -752,7 +754,7 @@ cdef class Model:
             sampler.take()
             try:
                 sequence.reserve(sequence.length + 1, self.c.config.max_seq)
-                span = fl_span(&id, 1, sequence.length, <void *const *>sequence.blocks, sequence.n_blocks, 1)
+                span = fl_span(&id, 1, sequence.length, <void *const *>sequence.blocks, sequence.n_blocks, 1, 1)
                 self.run(&span, 1, threads, &outputs)
                 self.look_at_files(glance=True)
                 sequence.length += 1

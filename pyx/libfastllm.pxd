@@ -86,6 +86,7 @@ cdef extern from "fastllm.h" nogil:
         size_t expert_dim
         bint moe_renormalize
         size_t positions
+        int second_segment
         int32_t mask_token
         int32_t pad_token
 
@@ -145,6 +146,7 @@ cdef extern from "fastllm.h" nogil:
         void *const *blocks
         size_t n_blocks
         size_t n_logits
+        size_t segment
 
     ctypedef struct fl_sampling:
         float temperature

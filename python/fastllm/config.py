@@ -64,6 +64,7 @@ class _Fields(NamedTuple):
     mask_token: int = -1
     pad_token: int = -1
     rope_switch: int = 0
+    second_segment: bool = False
     windows: tuple[int, ...] = ()
     ropes: tuple[int, ...] = ()
     moe: tuple[int, ...] = ()
@@ -88,7 +89,8 @@ class Config(_Fields):
     n_experts, n_experts_used, expert_dim (width inside an expert): mixture of experts; moe_renormalize: the chosen
     experts' probabilities are made to sum to 1, which is the same as a softmax of the chosen only.
 
-    positions: rows of a learned table of positions, 0 for none; mask_token: the token whose embedding is zero while the
+    positions: rows of a learned table of positions, 0 for none; second_segment: it has as many rows again, for the tokens
+    of a second text (BERT's token type 1); mask_token: the token whose embedding is zero while the
     others of its text are scaled up for it (ESM-2); pad_token: the token that no token sees (Grok-1); -1 for none.
     rope_switch: beyond so many positions of context the frequencies rope.freqs_long hold (LongRoPE), 0 for none.
 
@@ -135,6 +137,8 @@ class Config(_Fields):
             )
         if not self.hidden_dim and not all(self.layer_moe(i) for i in range(self.n_layers)):
             raise CheckpointError("hidden_dim 0 leaves layers without a feed-forward")
+        if self.second_segment and not self.positions:
+            raise CheckpointError("a second segment without a table of learned positions")
         if 0 < self.positions < self.max_seq:
             raise CheckpointError(
                 f"{self.positions:,} learned positions are fewer than the context of {self.max_seq:,}"
@@ -179,7 +183,7 @@ class Config(_Fields):
                     yield f"layers.{i}.ffn.w3", (self.hidden_dim, self.dim), not moe
                 yield f"layers.{i}.ffn.w2", (self.dim, self.hidden_dim), not moe
         if self.positions:
-            yield "positions", (self.positions, self.dim), True
+            yield "positions", (self.positions << self.second_segment, self.dim), True
         if self.head:
             yield "head.dense", (self.dim, self.dim), False
         yield "embed", (self.vocab_size, self.dim), True

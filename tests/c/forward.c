@@ -70,7 +70,8 @@ void test_pool(void) {
     }
 }
 
-enum { SEQUENCES = 2, VOCAB = 27, LOGITS = 32, LONGEST = 75, DIM = 44, HEAD = 10, HEADS = 6, KV = 2, LAYERS = 2 };
+enum { SEQUENCES = 2, VOCAB = 27, LOGITS = 32, LONGEST = 75, DIM = 44, HEAD = 10, HEADS = 6, KV = 2, LAYERS = 2,
+       SEGMENT = 13 }; // where the second text begins
 static const size_t lengths[SEQUENCES] = {LONGEST, 20};
 
 // Everything that a model points to, for the end.
@@ -126,7 +127,9 @@ static void run_forward(const fl_model *m, size_t threads, size_t chunk, size_t 
         size_t n = 0, row = 0;
         for (size_t i = 0; i < SEQUENCES && pos < lengths[i]; i++) {
             const size_t left = lengths[i] - pos, count = left < chunk ? left : chunk;
-            spans[n++] = (fl_span){tokens[i] + pos, count, pos, blocks[i], 2, count};
+            const size_t before = pos < SEGMENT ? SEGMENT - pos : 0;
+            const size_t segment = m->config.second_segment && before < count ? before : count;
+            spans[n++] = (fl_span){tokens[i] + pos, count, pos, blocks[i], 2, count, segment};
         }
         const fl_outputs out = {.logits = some};
         expect(fl_forward(m, scratch, spans, n, threads, &out) == FL_OK, "forward");
@@ -172,7 +175,8 @@ static fl_model rich(fl_type type, fl_layer *layers) {
     m.config.moe_renormalize = 1;
     m.config.positions = 128;
     m.config.pad_token = 4;
-    m.positions = matrix(FL_F32, 128, DIM, 0.25f, 0);
+    m.config.second_segment = 1;
+    m.positions = matrix(FL_F32, 2 * 128, DIM, 0.25f, 0);
     m.embed_norm = norm(1);
     m.head.bias = vector(VOCAB);
     m.rope_freqs[1] = vector(4);

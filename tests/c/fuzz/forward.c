@@ -175,7 +175,8 @@ static fl_model make_model(fl_layer *layers) {
     }
     m.embed = matrix(c->vocab_size, c->dim);
     m.embed.bias = NULL;
-    if (c->positions) m.positions = stack((fl_type)pick(FL_BF16), 1, c->positions, c->dim, 0);
+    c->second_segment = c->positions > 0 && pick(1);
+    if (c->positions) m.positions = stack((fl_type)pick(FL_BF16), 1, c->positions << c->second_segment, c->dim, 0);
     m.embed_norm = maybe_norm(c->dim);
     m.final_norm = maybe_norm(c->dim);
     m.head_norm = maybe_norm(c->dim);
@@ -196,9 +197,15 @@ static fl_model make_model(fl_layer *layers) {
 enum { TEXTS = 3, MOST = 90, BLOCKS = 3, STRIDE = 48 };
 
 typedef struct text {
-    size_t length;
+    size_t length, segment; // the second text begins there
     int32_t tokens[MOST];
 } text;
+
+// Where the second text begins in tokens [from, from + n) of a text.
+static size_t second_text(const fl_model *m, const text *t, size_t from, size_t n) {
+    if (!m->config.second_segment || t->segment >= from + n) return n;
+    return t->segment > from ? t->segment - from : 0;
+}
 
 // Logits of all tokens, (texts, MOST, STRIDE), by forwards of at most `chunk` tokens of each text; with `ragged` some take
 // fewer or none. All NaN are one.
@@ -226,7 +233,8 @@ static void read_texts(const fl_model *m, const text *texts, size_t n, size_t ch
             if (take_now == 0) continue;
             whose[count] = i;
             spans[count++] = (fl_span){texts[i].tokens + done[i], take_now, done[i], blocks[i],
-                                       (texts[i].length + FL_BLOCK - 1) / FL_BLOCK, take_now};
+                                       (texts[i].length + FL_BLOCK - 1) / FL_BLOCK, take_now,
+                                       second_text(m, &texts[i], done[i], take_now)};
         }
         if (count == 0) continue;
         const fl_outputs outputs = {.logits = logits};
@@ -289,6 +297,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const size_t n = between(1, TEXTS), longest = m.config.max_seq < MOST ? m.config.max_seq : MOST;
     for (size_t i = 0; i < n; i++) {
         texts[i].length = pick(15) ? between(1, longest < 4 ? longest : 4) : between(1, longest);
+        texts[i].segment = pick(texts[i].length);
         for (size_t t = 0; t < texts[i].length; t++) texts[i].tokens[t] = (int32_t)pick(m.config.vocab_size - 1);
     }
     memset(first, 0, sizeof first);
