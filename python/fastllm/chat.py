@@ -86,7 +86,7 @@ class TemplateChat(Chat):
 
 # ---- templates -------------------------------------------------------------------------------------------------------
 
-_ROLES = ("system", "developer", "user", "assistant", "model", "tool", "function", "ipython")
+_ROLES = ("system", "developer", "user", "assistant", "model", "tool", "function", "ipython", "query", "document")
 # Tokens that end a turn by the families' conventions, where the template or the vocabulary's special tokens have them.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|END_OF_TURN_TOKEN|>")
 # What people write is put between these while the template runs: characters that Unicode keeps for such inside uses.
@@ -102,10 +102,12 @@ class ChatTemplate:
     special, such as <tool_call>, count as special where the template names them, except in what the assistant says.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        if tokenizer.chat_template is None:
+    def __init__(self, tokenizer: Tokenizer, source: str | None = None) -> None:
+        """source: the template, where it is not the tokenizer's own."""
+        source = tokenizer.chat_template if source is None else source
+        if source is None:
             raise TokenizerError("the model has no chat template")
-        self._tokenizer, self._source = tokenizer, tokenizer.chat_template
+        self._tokenizer, self._source = tokenizer, source
         named = [token for token in tokenizer.added if token.strip() and token in self._source]
         self._control = _Marker(tokenizer.special)
         self._named = _Marker([*tokenizer.special, *named])

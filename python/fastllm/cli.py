@@ -1,4 +1,4 @@
-"""The command line: run, chat, embed, convert, bench, info, inspect.
+"""The command line: run, chat, embed, classify, rerank, convert, bench, info, inspect.
 
 Generated text goes to stdout, everything else to stderr. Exit codes: 0; 2 for a wrong option, file or model, with one
 sentence that names the cause; 130 for Ctrl-C, but 2 where that leaves a conversion undone. What else ends a process
@@ -152,6 +152,23 @@ def _embed_options(embed: argparse.ArgumentParser) -> None:
     form.add_argument("--json", action="store_true", help="lines are JSON lists (default)")
     form.add_argument("--text", action="store_true", help="lines are numbers with spaces between")
     _model_options(embed)
+
+
+def _classify_options(classify: argparse.ArgumentParser) -> None:
+    classify.add_argument("model", metavar="MODEL", help="a checkpoint of a classifier, of texts or of tokens")
+    classify.add_argument("texts", nargs="*", metavar="TEXT", help="a tab parts a pair of texts")
+    classify.add_argument("--json", action="store_true", help="lines are JSON objects with the scores of all labels")
+    _model_options(classify)
+
+
+def _rerank_options(rerank: argparse.ArgumentParser) -> None:
+    rerank.add_argument("model", metavar="MODEL", help="a checkpoint of a reranker: a classifier of pairs, or a judge")
+    rerank.add_argument("query", metavar="QUERY")
+    rerank.add_argument("documents", nargs="*", metavar="DOCUMENT")
+    rerank.add_argument("--instruction", metavar="TEXT", help="what the query is for (default: the model's)")
+    rerank.add_argument("--template", metavar="FILE", help="a chat template with the roles query and document")
+    rerank.add_argument("--json", action="store_true", help="lines are JSON objects")
+    _model_options(rerank)
 
 
 def _convert_options(convert: argparse.ArgumentParser) -> None:
@@ -397,7 +414,7 @@ def _chat(args: argparse.Namespace) -> int:
         conversation.reply(generation.tokens)
 
 
-# ---- embed, convert ------------------------------------------------------------------------------------------------
+# ---- embed, classify, rerank, convert ------------------------------------------------------------------------------
 
 
 def _embed(args: argparse.Namespace) -> int:
@@ -410,6 +427,42 @@ def _embed(args: argparse.Namespace) -> int:
         for vector in llm.embed(part, pooling=args.pooling, normalize=args.normalize):
             numbers = [str(x) for x in vector]  # the shortest that are these float32
             print(" ".join(numbers) if args.text else json.dumps([float(x) for x in numbers]))
+    return 0
+
+
+def _classify(args: argparse.Namespace) -> int:
+    llm = _load(args)
+    texts = args.texts or [line.rstrip("\n") for line in sys.stdin]
+    for start in range(0, len(texts), 64):
+        part = texts[start : start + 64]
+        if llm.classifier is not None and llm.classifier.pooling == "each":
+            for text in part:
+                ids, scores = llm.token_classify(text)
+                tokens = [llm.tokenizer.stream(llm.bos).push(i) or llm.tokenizer.written(i) for i in ids]
+                _print_labels(llm, tokens, scores, as_json=args.json)
+                print()
+        else:
+            pairs = [tuple(text.split("\t", 1)) if "\t" in text else text for text in part]
+            _print_labels(llm, part, llm.classify(pairs), as_json=args.json)
+    return 0
+
+
+def _rerank(args: argparse.Namespace) -> int:
+    import json
+
+    from fastllm.files import read_file
+
+    template = None
+    if args.template is not None:
+        template = read_file(Path(args.template)).decode("utf-8", "replace")
+    llm = _load(args)
+    documents = args.documents or [line.rstrip("\n") for line in sys.stdin]
+    for index, score in llm.rerank(args.query, documents, instruction=args.instruction, template=template):
+        document = documents[index]
+        if args.json:
+            print(json.dumps({"index": index, "score": score, "document": document}, ensure_ascii=False))
+        else:
+            print(f"{score:.6f}\t{index}\t{_line(document)}")
     return 0
 
 
@@ -593,6 +646,19 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], _Options | None,
         _embed_options,
         "texts as vectors",
         "Print one vector for each text, a line each: of the arguments, or of the lines of stdin.",
+    ),
+    "classify": (
+        _classify,
+        _classify_options,
+        "labels of texts, or of their tokens",
+        "Print the likeliest label, its probability and the text, a line for each text: of the arguments, or of the lines "
+        "of stdin. Of a model that labels tokens, a line for each token, and an empty one after each text.",
+    ),
+    "rerank": (
+        _rerank,
+        _rerank_options,
+        "documents by how well they answer a query",
+        "Print score, index and document, the best first: of the arguments, or of the lines of stdin.",
     ),
     "convert": (
         _convert,

@@ -89,9 +89,9 @@ class Config(_Fields):
     n_experts, n_experts_used, expert_dim (width inside an expert): mixture of experts; moe_renormalize: the chosen
     experts' probabilities are made to sum to 1, which is the same as a softmax of the chosen only.
 
-    positions: rows of a learned table of positions, 0 for none; second_segment: it has as many rows again, for the tokens
-    of a second text (BERT's token type 1); mask_token: the token whose embedding is zero while the
-    others of its text are scaled up for it (ESM-2); pad_token: the token that no token sees (Grok-1); -1 for none.
+    positions: rows of a learned table of positions, 0 for none; second_segment: it has as many rows again, for a second
+    text's tokens (BERT's token type 1); mask_token: the token whose embedding is zero while the others of its text are
+    scaled up for it (ESM-2); pad_token: the token that no token sees (Grok-1); -1 for none.
     rope_switch: beyond so many positions of context the frequencies rope.freqs_long hold (LongRoPE), 0 for none.
 
     Per layer, empty for the same everywhere: windows: how many positions a token sees, itself included, 0 for all;

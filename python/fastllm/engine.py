@@ -5,7 +5,7 @@ from __future__ import annotations
 from _thread import allocate_lock, get_ident  # threading takes milliseconds to import
 from _weakref import ref
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from time import perf_counter
 from types import GeneratorType
@@ -110,10 +110,25 @@ class Engine:
             self.forward([(sequence, part, len(part))], rows)
             yield len(part), rows
 
-    def hidden(self, texts: Sequence[Sequence[int]], layer: int, dim: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def after(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """The logits after a text, [vocabulary rounded up]. Raises NumericError where one is not finite."""
+        import numpy
+
+        sequence, rows = self.take(tokens), self.model.logits()
+        self.prefill(sequence, tokens[sequence.length :], rows)
+        logits = numpy.frombuffer(memoryview(rows), numpy.float32)
+        if not numpy.isfinite(logits).all():
+            raise self.broken(sequence, tokens)
+        self.give(tokens, sequence)
+        return logits
+
+    def hidden(
+        self, texts: Sequence[Sequence[int]], layer: int, dim: int, seconds: Mapping[int, int]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """The stream at `layer` (see LLM.hidden_states), text after text: which text, and its rows [n, dim].
 
-        The rows of a long text come in several pieces, front to back.
+        The rows of a long text come in several pieces, front to back. seconds: index of a text -> where in it a second
+        one begins, of a model whose texts come in one piece.
         """
         import numpy
 
@@ -124,6 +139,7 @@ class Engine:
                 [(sequence, part, 0) for _, sequence, part in spans],
                 threads=self._threads(count),
                 hidden={layer: buffer},
+                segments={i: seconds[text] for i, (text, *_) in enumerate(spans) if text in seconds},
             )
             rows, at = numpy.frombuffer(memoryview(buffer), numpy.float32).reshape(count, dim), 0
             for text, _, part in spans:

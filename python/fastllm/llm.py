@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastllm import _core, store
+from fastllm.classify import Labels
 from fastllm.config import Config
 from fastllm.engine import Batch, Engine, Generation
 from fastllm.errors import CheckpointError, ContextError, NumericError, OptionError, TokenizerError
@@ -157,7 +159,7 @@ class TextStream:
         return 0
 
 
-class LLM:
+class LLM(Labels):
     """A model and its tokenizer. Immutable: several threads may use one at once."""
 
     @_core.standard_floats
@@ -177,6 +179,7 @@ class LLM:
         if not self.stop and not isinstance(tokenizer, TokenizerError):
             self.stop = tokenizer.ends
         self.path = path
+        self._set_head(stored)
         longest = config.max_seq
         if context is not None and not 1 <= context <= longest:
             raise OptionError(f"the context must be between 1 and the model's {longest:,}, not {context!r}")
@@ -242,10 +245,11 @@ class LLM:
         return next((i for i in named if i is not None), self.stop[0] if self.stop else None)
 
     def _around(self, text: str, *, suffix: bool) -> list[int]:
+        return [*self._prefix(), *self.tokenizer.encode(text), *((self.tokenizer.suffix or ()) if suffix else ())]
+
+    def _prefix(self) -> tuple[int, ...]:
         prefix = self.tokenizer.prefix
-        if prefix is None:
-            prefix = () if self.bos is None else (self.bos,)
-        return [*prefix, *self.tokenizer.encode(text), *((self.tokenizer.suffix or ()) if suffix else ())]
+        return prefix if prefix is not None else () if self.bos is None else (self.bos,)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids."""
@@ -482,15 +486,17 @@ class LLM:
             out = (out / numpy.maximum(lengths, 1e-12)).astype(numpy.float32)
         return out
 
-    def _streams(self, texts: list[list[int]], layer: int | None) -> Iterator[NDArray[np.float32]]:
-        """The hidden states of each text, [T, dim]."""
+    def _streams(
+        self, texts: list[list[int]], layer: int | None, seconds: Mapping[int, int] = MappingProxyType({})
+    ) -> Iterator[NDArray[np.float32]]:
+        """The hidden states of each text, [T, dim]. seconds: where second texts begin, see Engine.hidden."""
         import numpy
 
         last = self.config.n_layers + 1
         layer = last if layer is None else layer
         _check_layer(layer, last)
         pieces: list[NDArray[np.float32]] = []
-        for text, rows in self._engine.hidden(texts, layer, self.config.dim):
+        for text, rows in self._engine.hidden(texts, layer, self.config.dim, seconds):
             pieces.append(rows)
             if sum(map(len, pieces)) == len(texts[text]):
                 whole = numpy.concatenate(pieces)
@@ -511,7 +517,10 @@ class LLM:
 
     def _check_head(self) -> None:
         if not self.config.head:
-            raise OptionError(f"{self.path} has no head, so there are no logits: only hidden states and embeddings")
+            more = f" (and {', '.join(self._can())})" if self.classifier else ""
+            raise OptionError(
+                f"{self.path} has no head, so there are no logits: only hidden states and embeddings{more}"
+            )
 
 
 def _write(batch: Batch, streams: Mapping[Generation, TextStream]) -> dict[Generation, str]:

@@ -45,6 +45,8 @@ class Opened(NamedTuple):
             tokenizer=None if isinstance(words, TokenizerError) else (words.kind, words.blob),
             source=self.about,
             dense=pack(recipe.dense),
+            classifier=recipe.classifier,
+            ranking=recipe.ranking,
         )
 
 

@@ -20,6 +20,7 @@ from fastllm.dense import bind
 from fastllm.errors import CheckpointError, OptionError
 from fastllm.files import map_file
 from fastllm.formats import is_safetensors
+from fastllm.heads import Classifier, Ranking
 
 if TYPE_CHECKING:
     from fastllm.tensors import Bytes
@@ -33,7 +34,7 @@ class Stored(NamedTuple):
     """What a converted file holds: a Recipe's fields, its tensors packed, and the tokenizer's.
 
     tokenizer: its kind and its files' bytes (see tokenizer). source: the format and architecture it was made from, for
-    people. dense: chains of layers after the stream, by what they are for.
+    people. dense: chains of layers after the stream, by what they are for. classifier, ranking: a Recipe's.
     """
 
     config: Config
@@ -44,6 +45,8 @@ class Stored(NamedTuple):
     tokenizer: tuple[str, bytes] | None = None
     source: str = ""
     dense: Mapping[str, tuple[_core.Dense, ...]] = MappingProxyType({})
+    classifier: Classifier | None = None
+    ranking: Ranking = Ranking()
 
     @property
     def dtypes(self) -> list[str]:
@@ -97,6 +100,10 @@ def write(path: Path, stored: Stored, parts: Mapping[str, Part]) -> None:
     }
     if stored.dense:
         about["dense"] = {chain: [layer.act for layer in layers] for chain, layers in stored.dense.items()}
+    if stored.classifier is not None:
+        about["classifier"] = stored.classifier
+    if stored.ranking != Ranking():
+        about["ranking"] = stored.ranking
     if stored.tokenizer:
         kind, blob = stored.tokenizer
         parts = {**parts, "tokenizer": Part("u8", (len(blob),), len(blob), (blob,))}
@@ -224,4 +231,6 @@ def _load(data: memoryview) -> Stored:
         tokenizer=tokenizer,
         source=str(about.get("source", "")),  # which the first files did not have
         dense=chains,
+        classifier=Classifier.from_json(about["classifier"]) if "classifier" in about else None,
+        ranking=Ranking.from_json(about["ranking"]) if "ranking" in about else Ranking(),
     )

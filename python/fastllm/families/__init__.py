@@ -16,6 +16,7 @@ from fastllm.config import Config
 from fastllm.dense import Layer
 from fastllm.errors import CheckpointError
 from fastllm.formats import Checkpoint
+from fastllm.heads import Classifier, Ranking
 from fastllm.tensors import Bytes, Tensor, floats
 
 
@@ -32,6 +33,7 @@ class Recipe(NamedTuple):
     matrices, vectors: by canonical name (Config.matrices, Config.vectors); "head" is missing where it is tied. Vectors
     are f32 bytes. bos: the token a text starts with, if any; stop: tokens that end a text; chat_stop: that end a turn
     of a chat. dense: chains of layers after the stream, by what they are for: "classifier", "embedding".
+    classifier: of a model that labels texts or tokens; ranking: how it scores pairs of texts.
     """
 
     config: Config
@@ -41,15 +43,19 @@ class Recipe(NamedTuple):
     stop: tuple[int, ...]
     chat_stop: tuple[int, ...]
     dense: Mapping[str, Sequence[Layer]] = MappingProxyType({})
+    classifier: Classifier | None = None
+    ranking: Ranking = Ranking()
 
 
 class Source:
     """A checkpoint as a family reads it, and the recipe it writes.
 
+    task: "classify" or "token_classify" of a checkpoint whose head does that instead of making logits, else "".
     Values and tensors are checked as they are asked for; every error names the checkpoint.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, task: str = "") -> None:
+        self.task = task
         self.path, self.architecture = checkpoint.path, checkpoint.architecture
         self.header, self.tensors = checkpoint.header, checkpoint.tensors
         self.matrices: dict[str, Weight] = {}
@@ -99,7 +105,7 @@ class Source:
         if not isinstance(value, dict):
             raise self.error(f"has {key} {value!r}, not a config of its own")
         header = {**defaults, **{k: v for k, v in value.items() if v is not None}}
-        return Source(Checkpoint(self.path, "", self.architecture, header, self.tensors))
+        return Source(Checkpoint(self.path, "", self.architecture, header, self.tensors), self.task)
 
     def error(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.path} {what}")
@@ -245,6 +251,9 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "XLMRobertaModel": ("bert", "roberta"),
 }
 
+# What names of architectures end with that have the same body.
+_BODIES = ("Model", "ForConditionalGeneration", "ForCausalLM")
+
 # A config without "architectures" still has its "model_type": mostly the architecture's name in small letters.
 _MODEL_TYPES = {name.removesuffix("ForCausalLM").lower(): name for name in FAMILIES if name.endswith("ForCausalLM")} | {
     "bert": "BertModel",
@@ -265,7 +274,9 @@ _MODEL_TYPES = {name.removesuffix("ForCausalLM").lower(): name for name in FAMIL
 
 def recipe(checkpoint: Checkpoint) -> Recipe:
     """The recipe of the checkpoint's family. Raises CheckpointError for a family that is not known."""
-    architecture = _MODEL_TYPES.get(checkpoint.architecture, checkpoint.architecture)
+    from fastllm.families.heads import with_head
+
+    architecture, task = _without_head(_MODEL_TYPES.get(checkpoint.architecture, checkpoint.architecture))
     if architecture not in FAMILIES:
         from fastllm.families.mingpt import matches
 
@@ -279,4 +290,17 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
         architecture = "minGPT"  # its files do not say what they are
     module, function = FAMILIES[architecture]
     family: Family = getattr(import_module(f"fastllm.families.{module}"), function)
-    return family(Source(checkpoint))
+    source = Source(checkpoint, task)
+    return with_head(source, family(source))
+
+
+def _without_head(architecture: str) -> tuple[str, str]:
+    """The architecture of the same family that is registered, and the task of the head that is in its place."""
+    from fastllm.families.heads import TASKS
+
+    for ending, task in TASKS.items():
+        stem = architecture.removesuffix(ending).removesuffix("Text")  # Gemma3Text...
+        found = [f"{stem}{other}" for other in _BODIES if f"{stem}{other}" in FAMILIES]
+        if architecture.endswith(ending) and found:
+            return found[-1 if architecture == f"{stem}Text{ending}" else 0], task
+    return architecture, ""

@@ -9,13 +9,15 @@ from __future__ import annotations
 from fastllm.config import Config
 from fastllm.families import Recipe, Source
 from fastllm.families.huggingface import act, head_width, modern_names
-from fastllm.tensors import Tensor, floats, part
+from fastllm.tensors import Tensor, floats, joined_rows, part
 
 
 def recipe(source: Source) -> Recipe:
-    """BertModel, BertForMaskedLM, BertForPreTraining, AntiBERTy. Poolers and other heads are left out."""
+    """BertModel, BertForMaskedLM, BertForPreTraining, AntiBERTy. A pooler is a part of a classifier, else left out."""
     head = "cls.predictions"
-    return _recipe(source, "bert.", head, (f"{head}.transform.dense", f"{head}.transform.LayerNorm"))
+    pairs = source.task == "classify" and source.integer("type_vocab_size", 2) > 1
+    transform = (f"{head}.transform.dense", f"{head}.transform.LayerNorm")
+    return _recipe(source, "bert.", head, transform, second_segment=pairs)
 
 
 def roberta(source: Source) -> Recipe:
@@ -25,8 +27,19 @@ def roberta(source: Source) -> Recipe:
     return _recipe(source, "roberta.", "lm_head", ("lm_head.dense", "lm_head.layer_norm"), first=first)
 
 
-def _recipe(source: Source, prefix: str, head: str, transform: tuple[str, str], *, first: int = 0) -> Recipe:
-    """head: where the masked-token head is, if there is one; transform: the matrix and norm it begins with."""
+def _recipe(
+    source: Source,
+    prefix: str,
+    head: str,
+    transform: tuple[str, str],
+    *,
+    first: int = 0,
+    second_segment: bool = False,
+) -> Recipe:
+    """head: where the masked-token head is, if there is one; transform: the matrix and norm it begins with.
+
+    second_segment: whether texts come in pairs whose second has a token type of its own.
+    """
     source.refuse("is_decoder", False)
     source.refuse("position_embedding_type", "absolute")
     source.tensors = modern_names(source.tensors)
@@ -51,16 +64,19 @@ def _recipe(source: Source, prefix: str, head: str, transform: tuple[str, str], 
         gated=False,
         causal=False,
         head=f"{transform[0]}.weight" in source.tensors,
+        second_segment=second_segment,
         attn_scale=head_dim**-0.5,
     )
     root = prefix if f"{prefix}embeddings.word_embeddings.weight" in source.tensors else ""
     table = source.tensor(f"{root}embeddings.position_embeddings.weight")
     kinds = source.tensor(f"{root}embeddings.token_type_embeddings.weight")
-    if not kinds.rows or kinds.width != table.width:
+    if kinds.rows <= second_segment or kinds.width != table.width:
         raise source.error(
             f"has token types of {kinds.rows} x {kinds.width}, positions of {table.rows} x {table.width}"
         )
-    source.matrix("positions", _plus_row(part(table, first, first + longest), kinds))
+    positions = part(table, first, first + longest)
+    segments = [_plus_row(positions, kinds, i) for i in range(1 + second_segment)]
+    source.matrix("positions", joined_rows(segments))
     source.norm("embed_norm", f"{root}embeddings.LayerNorm")
     for i in range(config.n_layers):
         theirs, ours = f"{root}encoder.layer.{i}", f"layers.{i}"
@@ -82,6 +98,6 @@ def _recipe(source: Source, prefix: str, head: str, transform: tuple[str, str], 
     return source.recipe(config)
 
 
-def _plus_row(table: Tensor, kinds: Tensor) -> Tensor:
-    """Positions with the vector of token type 0 added to each: a text here is one segment."""
-    return Tensor("f32", table.shape, lambda begin, end: floats(table, begin, end) + floats(kinds, 0, 1))
+def _plus_row(table: Tensor, kinds: Tensor, kind: int) -> Tensor:
+    """Positions with the vector of a token type added to each."""
+    return Tensor("f32", table.shape, lambda begin, end: floats(table, begin, end) + floats(kinds, kind, kind + 1))

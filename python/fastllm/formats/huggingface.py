@@ -44,14 +44,31 @@ def read_folder(path: Path) -> Checkpoint:
 
 
 def config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json, and generation_config.json and tokenizer_config.json under those names, if present."""
+    """The folder's config.json, and and under their names what lies beside it: the configs of generation, tokenizer and
+    sentence-transformers, whose modules are a list."""
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} has no config.json, which says what the model is")
-    values = _json(folder / "config.json")
-    for name in ("generation_config", "tokenizer_config"):
+    values: dict[str, Any] = _json(folder / "config.json")
+    for name in ("generation_config", "tokenizer_config", "config_sentence_transformers", "sentence_bert_config"):
         if (folder / f"{name}.json").exists():
             values[name] = _json(folder / f"{name}.json")
+    if (folder / "modules.json").exists():
+        values["modules"] = _modules(folder)
     return values
+
+
+def _modules(folder: Path) -> list[dict[str, Any]]:
+    """The modules of sentence-transformers' modules.json, each with its own config.json, if it has one, as "config"."""
+    path = folder / "modules.json"
+    modules: list[dict[str, Any]] = _json(path, list)
+    for module in modules:
+        place = module.get("path") if isinstance(module, dict) else None
+        if not isinstance(place, str) or Path(place).is_absolute() or ".." in Path(place).parts or "\0" in place:
+            raise CheckpointError(f"{path} is broken: a module has not the path of a folder beside it")
+        inside = folder / place / "config.json"
+        if place and inside.exists():
+            module["config"] = _json(inside)
+    return modules
 
 
 def checkpoint(path: Path, folder: Path, kind: str, tensors: Mapping[str, Tensor]) -> Checkpoint:
@@ -83,11 +100,11 @@ def _index(path: Path) -> dict[str, str]:
     return places
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, kind: type = dict) -> Any:
     try:
         values = json.loads(bytes(map_file(path)))
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path} is broken: it is not JSON") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is broken: it is not a JSON object")
+    if not isinstance(values, kind):
+        raise CheckpointError(f"{path} is broken: it is not a JSON {'object' if kind is dict else 'list'}")
     return values

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fastllm.errors import CheckpointError, TokenizerError
 from fastllm.files import read_file
@@ -47,6 +47,19 @@ class Stream:
         return self._utf8.decode(b"", final=True)
 
 
+class Pair(NamedTuple):
+    """The ids that are put around two texts that are read as one: before the first, between them, after the second.
+
+    second: how many of those between belong to the first; the others and the second text have a token type of their
+    own. None where they have not.
+    """
+
+    prefix: tuple[int, ...]
+    between: tuple[int, ...]
+    suffix: tuple[int, ...]
+    second: int | None = None
+
+
 class Tokenizer(Protocol):
     """A vocabulary.
 
@@ -56,6 +69,7 @@ class Tokenizer(Protocol):
     exact: whether the model must have exactly `size`.
     prefix, suffix: the ids that the tokenizer's own files put before and after a text (BOS; [CLS] and [SEP]); None
     where they do not say, so that the model's family decides.
+    pair: the same for a pair of texts, where the files say.
     special: the special tokens by their text. added: tokens that are taken whole wherever they are written, though not
     special.
     roles: the text of "bos_token", "eos_token" and so on, as far as the files say. ends: ids that end what a model
@@ -70,6 +84,7 @@ class Tokenizer(Protocol):
     exact: bool = False
     prefix: tuple[int, ...] | None = None
     suffix: tuple[int, ...] | None = None
+    pair: Pair | None = None
     special: Collection[str] = ()
     added: Collection[str] = ()
     roles: Mapping[str, str] = MappingProxyType({})
@@ -88,6 +103,20 @@ class Tokenizer(Protocol):
 
     def token_id(self, text: str) -> int | None:
         """The id of the token that is written exactly so, such as "<|im_end|>"."""
+
+
+def cut_pair(a: list[int], b: list[int], room: int | None) -> tuple[list[int], list[int]]:
+    """Two texts without their ends, so that both together have at most `room` tokens: the longer one is cut first.
+
+    They end as the tokenizers library's longest_first leaves them.
+    """
+    if room is None or len(a) + len(b) <= room:
+        return a, b
+    short, long = sorted((len(a), len(b)))
+    long = short if short > room else max(short, room - short)
+    if short + long > room:
+        short, long = room // 2, room // 2 + room % 2
+    return (a[:short], b[:long]) if len(a) <= len(b) else (a[:long], b[:short])
 
 
 def decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:

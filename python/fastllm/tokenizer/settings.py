@@ -25,6 +25,7 @@ class Settings:
 
     added: id -> (text, whether it is special) of the tokens that were added to the vocabulary. roles: the text of
     "bos_token" and so on. ends: ids that end a text, from generation_config.json.
+    token_types: whether the second of two texts has a token type of its own, where the vocabulary's file says so.
     """
 
     def __init__(self, files: Files) -> None:
@@ -41,6 +42,8 @@ class Settings:
         ends = _mapping(files, "generation_config.json").get("eos_token_id")
         self.ends = tuple(i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int and i >= 0)
         self.chat_template = _template(files, self._config)
+        inputs = self._config.get("model_input_names")
+        self.token_types = not isinstance(inputs, list) or "token_type_ids" in inputs
 
     def describe(self, tokenizer: Tokenizer) -> None:
         """Gives a tokenizer what is known of its conversations."""

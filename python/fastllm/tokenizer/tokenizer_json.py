@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from fastllm.errors import FastLLMError, TokenizerError, import_error
-from fastllm.tokenizer import Files, Stream, Tokenizer
+from fastllm.tokenizer import Files, Pair, Stream, Tokenizer
 from fastllm.tokenizer.decoding import decoding_table
 from fastllm.tokenizer.settings import ROLES, Settings
 
@@ -88,7 +88,10 @@ class LibraryTokenizer(Tokenizer):
         self.plain = max((i for i in vocabulary.values() if i not in self._special), default=-1) + 1
         self._table: tuple[list[bytes], bool] | None = None
         self._spaced = self._puts_a_space()
-        self.prefix, self.suffix = settings.affixes(self.token_id, *self._template())
+        around = self._template()
+        self.prefix, self.suffix = settings.affixes(self.token_id, *around)
+        if (self.prefix, self.suffix) == around:
+            self.pair = self._pair_template(settings)
         added = tokenizer.get_added_tokens_decoder().values()
         self.special = [token.content for token in added if token.special]
         self.added = [token.content for token in added if not token.special]
@@ -129,6 +132,19 @@ class LibraryTokenizer(Tokenizer):
                 end = len(ids) - added[::-1].index(0)
                 return tuple(ids[: added.index(0)]), tuple(ids[end:])
         return (), ()
+
+    def _pair_template(self, settings: Settings) -> Pair | None:
+        """The ids that are put around two texts."""
+        for text in ("a", "A", "0", "."):
+            encoding = self._tokenizer.encode(text, text, add_special_tokens=True)
+            ids, texts, types = list(encoding.ids), list(encoding.sequence_ids), list(encoding.type_ids)
+            if 0 in texts and 1 in texts:
+                end, begin, last = len(texts) - texts[::-1].index(0), texts.index(1), len(texts) - texts[::-1].index(1)
+                second = types.index(1) - end if settings.token_types and 1 in types else None
+                if second is not None and (any(types[: end + second]) or not 0 <= second <= begin - end):
+                    return None
+                return Pair(tuple(ids[: texts.index(0)]), tuple(ids[end:begin]), tuple(ids[last:]), second)
+        return None
 
     def encode(self, text: str, *, special: bool = False, start: bool = True) -> list[int]:
         # Lone surrogates are bytes that were not UTF-8 to begin with.

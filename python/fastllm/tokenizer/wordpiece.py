@@ -53,6 +53,8 @@ def _word_pieces(
     add_special(tokenizer, list(names.values()))
     around = [(names[role], vocabulary[names[role]]) for role in ("cls", "sep")]
     tokenizer.post_processor = hf.processors.TemplateProcessing(
-        single=[names["cls"], "$A", names["sep"]], special_tokens=around
+        single=[names["cls"], "$A", names["sep"]],
+        pair=[names["cls"], "$A", names["sep"], "$B:1", f"{names['sep']}:1"],
+        special_tokens=around,
     )
     return tokenizer

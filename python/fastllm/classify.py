@@ -1,0 +1,299 @@
+"""What an LLM says of texts by its head: labels of texts and tokens, and scores of documents for a query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastllm import _core
+from fastllm.dense import apply
+from fastllm.errors import CheckpointError, NumericError, OptionError, TokenizerError
+from fastllm.heads import activate
+from fastllm.tokenizer import Pair, cut_pair
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fastllm.chat import ChatTemplate
+    from fastllm.config import Config
+    from fastllm.engine import Engine
+    from fastllm.heads import Classifier
+    from fastllm.store import Stored
+    from fastllm.tokenizer import Tokenizer
+
+_FILLERS = ("0", "1 2 3 4")  # stand for texts where what a template writes after them is looked for
+
+
+class Labels:
+    """The part of an LLM (fastllm.llm) that has to do with labels and scores."""
+
+    config: Config
+    context: int
+    path: Path
+    bos: int | None
+    _engine: Engine
+    _isa: str | None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        raise NotImplementedError
+
+    def _ids(self, text: str | Sequence[int], what: str) -> list[int]:
+        raise NotImplementedError
+
+    def _prefix(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def _streams(
+        self, texts: list[list[int]], layer: int | None, seconds: Mapping[int, int]
+    ) -> Iterator[NDArray[np.float32]]:
+        raise NotImplementedError
+
+    def _set_head(self, stored: Stored) -> None:
+        """Takes the classifier of a model. Raises CheckpointError where its layers do not fit it."""
+        self.classifier, self.ranking = stored.classifier, stored.ranking
+        self._layers = stored.dense.get("classifier", ())
+        if self.classifier is None:
+            return
+        shapes = [layer.matrix.shape for layer in self._layers]
+        if not shapes or shapes[0][1] != self.config.dim or shapes[-1][0] != len(self.classifier.labels):
+            raise CheckpointError(
+                f"{self.path} has a classifier of {', '.join(f'{d} x {n}' for d, n in shapes) or 'no layers'}, "
+                f"which does not fit a width of {self.config.dim} and {len(self.classifier.labels)} labels"
+            )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classifier's labels, in the order of its scores; none of a model without one."""
+        return () if self.classifier is None else self.classifier.labels
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that a classifier's texts are cut to, and pairs; None where the model's files do not say."""
+        longest = self.ranking.max_length
+        return None if longest is None else min(longest, self.context)
+
+    # ---- classifiers
+
+    @_core.standard_floats
+    def classify(self, texts: Sequence[str | tuple[str, str] | Sequence[int]]) -> NDArray[np.float32]:
+        """Scores of each text for each label, as they leave the head: float32 [n, labels].
+
+        A text is a string, a pair of strings, which a model for pairs reads as one, or token ids. Strings get what the
+        tokenizer puts around them and are cut to max_length (of a pair the longer one first); ids are taken as they
+        are. classifier.probabilities(scores) makes probabilities, `labels` names the columns.
+
+        Raises OptionError (the model has no such head), ContextError, TokenizerError, NumericError.
+        """
+        classifier = self._head_for("classify")
+        if isinstance(texts, str):
+            raise OptionError("classify takes a list of texts, not one text")
+        return self._scores(classifier, [self._read(text, f"text {i}") for i, text in enumerate(texts)])
+
+    @_core.standard_floats
+    def token_classify(self, text: str | Sequence[int]) -> tuple[list[int], NDArray[np.float32]]:
+        """The token ids of a text, T of them, and the scores of each for each label: float32 [T, labels].
+
+        A string gets what its tokenizer puts around a text, so that some of the ids may be special tokens; token ids
+        are taken as they are. Raises OptionError (the model has no such head), ContextError, TokenizerError,
+        NumericError.
+        """
+        import numpy
+
+        self._head_for("token_classify")
+        ids, _ = self._read(text, "the text")
+        scores = apply(self._layers, next(self._streams([ids], None, {})), isa=self._isa)
+        if not numpy.isfinite(scores).all():
+            raise NumericError(f"{self.path} computes numbers that are not finite: the scores of the tokens")
+        return ids, scores
+
+    def _head_for(self, what: str) -> Classifier:
+        if self.classifier is not None and what in self._can():
+            return self.classifier
+        raise OptionError(f"{self.path} has no head for {what}: what it can do is {', '.join(self._can())}")
+
+    def _can(self) -> list[str]:
+        """The names of the methods that the model has a head for."""
+        if self.classifier is None:
+            return [*(["generate", "logits"] if self.config.head and self.config.causal else []), "embed"]
+        if self.classifier.pooling == "each":
+            return ["token_classify", "embed"]
+        return ["classify", *(["rerank"] if len(self.labels) == 1 else []), "embed"]
+
+    def _scores(self, classifier: Classifier, texts: Sequence[tuple[list[int], int]]) -> NDArray[np.float32]:
+        """Scores of texts, [n, labels], from their ids and where their second text begins."""
+        import numpy
+
+        seconds = {i: second for i, (ids, second) in enumerate(texts) if second < len(ids)}
+        rows = numpy.empty((len(texts), self.config.dim), numpy.float32)
+        for i, stream in enumerate(self._streams([ids for ids, _ in texts], None, seconds)):
+            last = [at for at, token in enumerate(texts[i][0]) if token != classifier.pad]
+            rows[i] = stream[0 if classifier.pooling == "cls" or not last else last[-1]]
+        scores = apply(self._layers, rows, isa=self._isa)
+        for i in range(len(texts)):
+            if not numpy.isfinite(scores[i]).all():
+                raise NumericError(f"{self.path} computes numbers that are not finite: the scores of text {i}")
+        return scores
+
+    # ---- texts
+
+    def _read(self, text: str | tuple[str, str] | Sequence[int], what: str) -> tuple[list[int], int]:
+        """The ids of a text, checked, and where in them a second text with a token type of its own begins."""
+        parts: list[Any] = [text] if isinstance(text, str) else list(text)
+        second = None
+        strings = [part for part in parts if isinstance(part, str)]
+        if strings and (len(strings) != len(parts) or len(strings) > 2):
+            raise OptionError(f"{what} is neither a text, nor a pair of texts, nor token ids")
+        if len(strings) == 2:
+            parts, second = self._cut_pair(*strings)
+        elif strings:
+            parts = self._cut(*strings)
+        ids = self._ids(parts, what)
+        return ids, second if second is not None and self.config.second_segment else len(ids)
+
+    def _cut(self, text: str) -> list[int]:
+        """The ids of a text with what is put around one, at most max_length."""
+        pair = self._around_pair()
+        ids, _ = cut_pair(self.tokenizer.encode(text), [], self._room(len(pair.prefix) + len(pair.suffix)))
+        return [*pair.prefix, *ids, *pair.suffix]
+
+    def _cut_pair(self, first: str, second: str) -> tuple[list[int], int | None]:
+        """The ids of a pair of texts, at most max_length, and where those of the second's token type begin."""
+        pair, encode = self._around_pair(), self.tokenizer.encode
+        around = len(pair.prefix) + len(pair.between) + len(pair.suffix)
+        a, b = cut_pair(encode(first), encode(second), self._room(around))
+        ids = [*pair.prefix, *a, *pair.between, *b, *pair.suffix]
+        return ids, None if pair.second is None else len(pair.prefix) + len(a) + pair.second
+
+    def _room(self, around: int) -> int | None:
+        """How many tokens there may be beside so many others."""
+        longest = self.max_length
+        if longest is not None and longest < around:
+            raise OptionError(f"{self.path} cuts texts to {longest} tokens, but puts {around} around them")
+        return None if longest is None else longest - around
+
+    def _around_pair(self) -> Pair:
+        """What is put around a pair: as the tokenizer says, or what is put around a text around each of the two."""
+        if self.tokenizer.pair is not None:
+            return self.tokenizer.pair
+        prefix, suffix = self._prefix(), self.tokenizer.suffix or ()
+        return Pair(prefix, (*suffix, *prefix), suffix)
+
+    # ---- documents for a query
+
+    @_core.standard_floats
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        instruction: str | None = None,
+        template: str | None = None,
+    ) -> list[tuple[int, float]]:
+        """The documents' indices and scores, the best first: how well each answers the query.
+
+        The model has a classifier of one label, or is a judge: a language model that answers with one of two words, by
+        default "yes" and "no", after a chat template with messages of the roles "query" and "document"; a score is then
+        the difference of their logits. As sentence-transformers' CrossEncoder does it, with its files' activation, by
+        default the sigmoid, prompt and max_length.
+
+        instruction: what the query is for, instead of the files' prompt. template: a chat template with these roles for
+        a judge whose files have none.
+
+        Raises OptionError (the model has no such head), ContextError, TokenizerError, NumericError.
+        """
+        import numpy
+
+        if isinstance(documents, str):
+            raise OptionError("rerank takes a list of documents, not one document")
+        judge = self.classifier is None and self.config.head and self.config.causal
+        classifier = None if judge else self._head_for("rerank")
+        prompt = self.ranking.prompt if instruction is None else instruction
+        chat = self._template(template)
+        pairs = [self._judged(chat, prompt, query, document, i) for i, document in enumerate(documents)]
+        if classifier is not None:
+            scores = self._scores(classifier, pairs)
+        else:
+            scores = numpy.array([self._judge(ids) for ids, _ in pairs], numpy.float32).reshape(-1, 1)
+        scored = [float(score) for score in activate(self.ranking.activation, scores)[:, 0]]
+        return sorted(enumerate(scored), key=lambda pair: -pair[1])
+
+    def _template(self, template: str | None) -> ChatTemplate | None:
+        """The chat template that query and document go through, if they do. Raises OptionError where it loses them."""
+        if template is None and (self.ranking.messages is False or self.tokenizer.chat_template is None):
+            if self.classifier is None and self.ranking.words is None:
+                raise OptionError(
+                    f"{self.path} has no chat template with the roles query and document: it may be no reranker"
+                )
+            return None
+        from fastllm.chat import ChatTemplate
+
+        chat = ChatTemplate(self.tokenizer, template)
+        base, *others = (self._render(chat, *pair) for pair in (("a", "b"), ("c", "b"), ("a", "c")))
+        if base in others:
+            raise OptionError(
+                f"the chat template of {self.path} does not write messages of the roles query and document: "
+                "name one that does, as template"
+            )
+        return chat
+
+    def _render(self, chat: ChatTemplate, query: str, document: str) -> str:
+        try:
+            return chat.render(_messages("", query, document), **self._variables())
+        except (TokenizerError, OptionError) as error:
+            raise OptionError(
+                f"the chat template of {self.path} takes no messages of the roles query and document: {error}"
+            ) from None
+
+    def _variables(self) -> dict[str, Any]:
+        return {"add_generation_prompt": False, **self.ranking.variables}
+
+    def _judged(
+        self, chat: ChatTemplate | None, prompt: str, query: str, document: str, i: int
+    ) -> tuple[list[int], int]:
+        """The ids of a query and a document."""
+        what = f"document {i}"
+        if not isinstance(query, str) or not isinstance(document, str):
+            raise OptionError(f"{what if isinstance(query, str) else 'the query'} is not a text")
+        if chat is None:
+            return self._read((prompt + query, document), what)
+        ids = chat.encode(_messages(prompt, query, document), **self._variables())
+        if self.max_length is not None and len(ids) > self.max_length:
+            # The document is cut, not what the template writes after it, which is what makes the model answer.
+            ends = [chat.encode(_messages(prompt, text, text), **self._variables()) for text in _FILLERS]
+            keep = min(_common_end(*ends), self.max_length)
+            ids = [*ids[: self.max_length - keep], *ids[len(ids) - keep :]]
+        return self._read(ids, what)
+
+    def _judge(self, ids: list[int]) -> float:
+        """The answer of a language model after a text: the logit of one word, less that of the other."""
+        true, false = self._words()
+        logits = self._engine.after(ids)
+        return float(logits[true] if false is None else logits[true] - logits[false])
+
+    def _words(self) -> tuple[int, int | None]:
+        """The tokens that a judge answers with."""
+        words = self.ranking.words or tuple(self.tokenizer.token_id(word) for word in ("yes", "no"))
+        for word in words:
+            if word is not None and word >= self.config.vocab_size:
+                raise OptionError(f"{self.path} answers with the token {word}, which its vocabulary has not")
+        true, false = words
+        if true is None or (self.ranking.words is None and false is None):
+            raise OptionError(f"{self.path} has no tokens yes and no to answer with: it may be no reranker")
+        return true, false
+
+
+def _messages(prompt: str, query: str, document: str) -> list[dict[str, str]]:
+    said = [("system", prompt)] if prompt else []
+    return [{"role": r, "content": text} for r, text in (*said, ("query", query), ("document", document))]
+
+
+def _common_end(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many of the last tokens are the same; none where all are."""
+    count = 0
+    while count < min(len(a), len(b)) and a[-1 - count] == b[-1 - count]:
+        count += 1
+    return 0 if count == min(len(a), len(b)) else count
