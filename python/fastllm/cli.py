@@ -581,6 +581,7 @@ def _info(_: argparse.Namespace) -> int:
     import platform
 
     from fastllm import _core
+    from fastllm.families.architectures import FAMILIES
     from fastllm.machine import thread_count
 
     forced = os.environ.get("FASTLLM_ISA")
@@ -592,6 +593,7 @@ def _info(_: argparse.Namespace) -> int:
     print(f"found:   {', '.join(name for name, supported in built if supported)}")
     print(f"chosen:  {chosen} ({'FASTLLM_ISA' if forced else 'the best found'})")
     print(f"threads: {count} ({why}){'' if _core.has_threads() else ', built without OpenMP'}")
+    print(f"families: {', '.join(sorted(FAMILIES, key=str.lower))}")
     return 0
 
 
@@ -677,7 +679,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], _Options | None,
         _info,
         None,
         "what this machine and build can do",
-        "Instruction sets built, found and chosen; threads and why.",
+        "Instruction sets built, found and chosen; threads and why; the families of models that are known.",
     ),
     "inspect": (
         _inspect,

@@ -1,7 +1,7 @@
 """From a checkpoint's own names and config to the canonical ones: families know no file format.
 
-A family is a function from a Source to a Recipe, registered by the architecture's name. README.md, "Adding a family",
-walks through one.
+A family is a function from a Source to a Recipe, registered by its name in architectures.py. README.md, "Adding
+a family", walks through one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from fastllm.config import Config
 from fastllm.dense import Layer
 from fastllm.errors import CheckpointError
+from fastllm.families.architectures import FAMILIES, nearest, split
 from fastllm.formats import Checkpoint
 from fastllm.heads import Classifier, Ranking
 from fastllm.tensors import Bytes, Tensor, floats
@@ -50,13 +51,13 @@ class Recipe(NamedTuple):
 class Source:
     """A checkpoint as a family reads it, and the recipe it writes.
 
-    task: "classify" or "token_classify" of a checkpoint whose head does that instead of making logits, else "".
+    task: what the model is for, one of architectures.TASKS.
+
     Values and tensors are checked as they are asked for; every error names the checkpoint.
     """
 
     def __init__(self, checkpoint: Checkpoint, task: str = "") -> None:
-        self.task = task
-        self.path, self.architecture = checkpoint.path, checkpoint.architecture
+        self.path, self.architecture, self.task = checkpoint.path, checkpoint.architecture, task
         self.header, self.tensors = checkpoint.header, checkpoint.tensors
         self.matrices: dict[str, Weight] = {}
         self.vectors: dict[str, Bytes] = {}
@@ -182,125 +183,31 @@ def half_split(heads: int, head_dim: int, rotary_dim: int | None = None) -> arra
 
 Family = Callable[[Source], Recipe]
 
-# Architecture -> module of this package and function in it; imported when a checkpoint of that architecture is met.
-FAMILIES: dict[str, tuple[str, str]] = {
-    "AMPLIFY": ("amplify", "recipe"),
-    "AntiBERTy": ("bert", "recipe"),
-    "BertForMaskedLM": ("bert", "recipe"),
-    "BertForPreTraining": ("bert", "recipe"),
-    "BertModel": ("bert", "recipe"),
-    "CamembertForMaskedLM": ("bert", "roberta"),
-    "CamembertModel": ("bert", "roberta"),
-    "CLIPModel": ("clip", "recipe"),
-    "CLIPTextModel": ("clip", "recipe"),
-    "CLIPTextModelWithProjection": ("clip", "recipe"),
-    "Cohere2ForCausalLM": ("cohere", "cohere2"),
-    "CohereForCausalLM": ("cohere", "cohere"),
-    "EsmForMaskedLM": ("esm", "recipe"),
-    "EsmModel": ("esm", "recipe"),
-    "Gemma2ForCausalLM": ("gemma", "gemma2"),
-    "Gemma3ForCausalLM": ("gemma", "gemma3"),
-    "Gemma3ForConditionalGeneration": ("gemma", "gemma3_text"),
-    "GemmaForCausalLM": ("gemma", "gemma"),
-    "gguf:bert": ("gguf", "recipe"),
-    "gguf:cohere2": ("gguf", "recipe"),
-    "gguf:command-r": ("gguf", "recipe"),
-    "gguf:gemma": ("gguf", "recipe"),
-    "gguf:gemma2": ("gguf", "recipe"),
-    "gguf:gemma3": ("gguf", "recipe"),
-    "gguf:gpt2": ("gguf", "recipe"),
-    "gguf:gptneox": ("gguf", "recipe"),
-    "gguf:granite": ("gguf", "recipe"),
-    "gguf:llama": ("gguf", "recipe"),
-    "gguf:olmo2": ("gguf", "recipe"),
-    "gguf:olmoe": ("gguf", "recipe"),
-    "gguf:phi3": ("gguf", "recipe"),
-    "gguf:qwen2": ("gguf", "recipe"),
-    "gguf:qwen2moe": ("gguf", "recipe"),
-    "gguf:qwen3": ("gguf", "recipe"),
-    "gguf:qwen3moe": ("gguf", "recipe"),
-    "gguf:smollm3": ("gguf", "recipe"),
-    "gguf:stablelm": ("gguf", "recipe"),
-    "GPT2LMHeadModel": ("gpt2", "recipe"),
-    "GPT2Model": ("gpt2", "recipe"),
-    "GPTNeoForCausalLM": ("gpt_neo", "recipe"),
-    "GPTNeoModel": ("gpt_neo", "recipe"),
-    "GPTNeoXForCausalLM": ("gpt_neox", "recipe"),
-    "GPTNeoXModel": ("gpt_neox", "recipe"),
-    "GraniteForCausalLM": ("llama", "granite"),
-    "grok-1": ("grok", "recipe"),
-    "HeliumForCausalLM": ("llama", "helium"),
-    "LlamaForCausalLM": ("llama", "llama"),
-    "meta.llama": ("meta_llama", "recipe"),
-    "mindformers.llama": ("mindformers", "recipe"),
-    "minGPT": ("mingpt", "recipe"),
-    "MistralForCausalLM": ("llama", "mistral"),
-    "MixtralForCausalLM": ("moe", "mixtral"),
-    "Olmo2ForCausalLM": ("olmo", "olmo2"),
-    "OlmoeForCausalLM": ("moe", "olmoe"),
-    "Phi3ForCausalLM": ("phi", "phi3"),
-    "Qwen2ForCausalLM": ("qwen", "qwen2"),
-    "Qwen2MoeForCausalLM": ("moe", "qwen2_moe"),
-    "Qwen3ForCausalLM": ("qwen", "qwen3"),
-    "Qwen3MoeForCausalLM": ("moe", "qwen3_moe"),
-    "RobertaForMaskedLM": ("bert", "roberta"),
-    "RobertaModel": ("bert", "roberta"),
-    "SmolLM3ForCausalLM": ("llama", "smollm3"),
-    "StableLmForCausalLM": ("stablelm", "stablelm"),
-    "XLMRobertaForMaskedLM": ("bert", "roberta"),
-    "XLMRobertaModel": ("bert", "roberta"),
-}
-
-# What names of architectures end with that have the same body.
-_BODIES = ("Model", "ForConditionalGeneration", "ForCausalLM")
-
-# A config without "architectures" still has its "model_type": mostly the architecture's name in small letters.
-_MODEL_TYPES = {name.removesuffix("ForCausalLM").lower(): name for name in FAMILIES if name.endswith("ForCausalLM")} | {
-    "bert": "BertModel",
-    "clip": "CLIPModel",
-    "clip_text_model": "CLIPTextModel",
-    "esm": "EsmModel",
-    "gemma3": "Gemma3ForConditionalGeneration",
-    "gemma3_text": "Gemma3ForCausalLM",
-    "gpt2": "GPT2LMHeadModel",
-    "gpt_neo": "GPTNeoForCausalLM",
-    "gpt_neox": "GPTNeoXForCausalLM",
-    "qwen2_moe": "Qwen2MoeForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-    "roberta": "RobertaModel",
-    "xlm-roberta": "XLMRobertaModel",
-}
-
 
 def recipe(checkpoint: Checkpoint) -> Recipe:
     """The recipe of the checkpoint's family. Raises CheckpointError for a family that is not known."""
-    from fastllm.families.heads import with_head
-
-    architecture, task = _without_head(_MODEL_TYPES.get(checkpoint.architecture, checkpoint.architecture))
-    if architecture not in FAMILIES:
+    name, task = split(checkpoint.architecture, checkpoint.header.get("model_type"))
+    if not name:
         from fastllm.families.mingpt import matches
 
         if not matches(checkpoint.tensors):
-            if not architecture:
-                raise CheckpointError(
-                    f"{checkpoint.path} does not say what family it is of, and has no config.json beside it that does"
-                )
-            known = ", ".join(sorted(FAMILIES))
-            raise CheckpointError(f"{checkpoint.path} is of the family {architecture!r}; known are {known}")
-        architecture = "minGPT"  # its files do not say what they are
-    module, function = FAMILIES[architecture]
+            raise _unknown(checkpoint)
+        name = "minGPT"  # its files do not say what they are
+    module, function = FAMILIES[name]
     family: Family = getattr(import_module(f"fastllm.families.{module}"), function)
     source = Source(checkpoint, task)
-    return with_head(source, family(source))
+    found = family(source)
+    if "classification" in task:
+        from fastllm.families.classifiers import with_classifier
+
+        found = with_classifier(source, found)
+    return found
 
 
-def _without_head(architecture: str) -> tuple[str, str]:
-    """The architecture of the same family that is registered, and the task of the head that is in its place."""
-    from fastllm.families.heads import TASKS
-
-    for ending, task in TASKS.items():
-        stem = architecture.removesuffix(ending).removesuffix("Text")  # Gemma3Text...
-        found = [f"{stem}{other}" for other in _BODIES if f"{stem}{other}" in FAMILIES]
-        if architecture.endswith(ending) and found:
-            return found[-1 if architecture == f"{stem}Text{ending}" else 0], task
-    return architecture, ""
+def _unknown(checkpoint: Checkpoint) -> CheckpointError:
+    path, name = checkpoint.path, checkpoint.architecture
+    if not name:
+        return CheckpointError(f"{path} does not say what family it is of, and has no config.json beside it that does")
+    like = nearest(name)
+    hint = f"the nearest are {', '.join(like)}; " if like else ""
+    return CheckpointError(f"{path} is of the family {name!r}, which is not known: {hint}fastllm info lists all")

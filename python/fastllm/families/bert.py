@@ -15,7 +15,7 @@ from fastllm.tensors import Tensor, floats, joined_rows, part
 def recipe(source: Source) -> Recipe:
     """BertModel, BertForMaskedLM, BertForPreTraining, AntiBERTy. A pooler is a part of a classifier, else left out."""
     head = "cls.predictions"
-    pairs = source.task == "classify" and source.integer("type_vocab_size", 2) > 1
+    pairs = source.task == "sequence classification" and source.integer("type_vocab_size", 2) > 1
     transform = (f"{head}.transform.dense", f"{head}.transform.LayerNorm")
     return _recipe(source, "bert.", head, transform, second_segment=pairs)
 

@@ -29,7 +29,7 @@ def recipe(source: Source) -> Recipe:
         norm_eps=source.number("layer_norm_epsilon", 1e-5),
         act=act(source, "activation_function", "gelu_new"),
         gated=False,
-        head=not source.task and (tied or "lm_head.weight" in source.tensors),
+        head=tied or "lm_head.weight" in source.tensors,
         attn_scale=head_dim**-0.5 if source.flag("scale_attn_weights", True) else 1.0,
     )
     by_layer = source.flag("scale_attn_by_inverse_layer_idx")

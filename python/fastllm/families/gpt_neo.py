@@ -27,7 +27,7 @@ def recipe(source: Source) -> Recipe:
         norm_eps=source.number("layer_norm_epsilon", 1e-5),
         act=act(source, "activation_function", "gelu_new"),
         gated=False,
-        head=not source.task and (tied or "lm_head.weight" in source.tensors),
+        head=tied or "lm_head.weight" in source.tensors,
         attn_scale=1.0,
         windows=_windows(source, layers),
     )

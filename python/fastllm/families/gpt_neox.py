@@ -33,7 +33,7 @@ def recipe(source: Source) -> Recipe:
         act=act(source),
         gated=False,
         parallel=source.flag("use_parallel_residual", True),
-        head=not source.task and (tied or "embed_out.weight" in source.tensors),
+        head=tied or "embed_out.weight" in source.tensors,
         attn_scale=head_dim**-0.5,
     )
     if config.rotary_dim:

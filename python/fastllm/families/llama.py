@@ -184,9 +184,7 @@ def decoder(
             part(source, config, i)
     norm("final_norm", "model.norm")
     source.matrix("embed", "model.embed_tokens.weight")
-    if source.task:
-        config = config._replace(head=False)
-    elif not source.flag("tie_word_embeddings", tied):
+    if "classification" not in source.task and not source.flag("tie_word_embeddings", tied):
         source.linear("head", "lm_head")
     stop = eos(source.section("generation_config")) or eos(source)
     first = source.get("bos_token_id") if bos else None
