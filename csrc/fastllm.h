@@ -117,6 +117,15 @@ const char *fl_isa_built(size_t i, int *supported);
 fl_status fl_multiply(const fl_kernels *k, const fl_matrix *w, const float *x, size_t tokens, size_t threads,
                       float *out);
 
+// What a dense layer after the stream does to its sums.
+typedef enum fl_dense_act { FL_DENSE_IDENTITY = 0, FL_DENSE_TANH, FL_DENSE_SIGMOID, FL_DENSE_GELU, FL_DENSE_RELU,
+                            FL_DENSE_SILU } fl_dense_act;
+
+// A layer of what comes after the stream, such as a classifier's: out (t, d rounded up to 16) = act(w x + bias), x (t, n).
+// The bias is the matrix's own, readable to the next multiple of 16.
+fl_status fl_dense(const fl_kernels *k, const fl_matrix *w, fl_dense_act act, const float *x, size_t tokens,
+                   size_t threads, float *out);
+
 // Attention on its own, of one head: row r of q (rows, head_dim) over the first seen[r] of n keys and values
 // (n, head_dim), stored as kv_type, FL_F32 or FL_F16; to out (rows, head_dim). 1 <= seen[r] <= n.
 fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size_t n, size_t head_dim, const float *q,

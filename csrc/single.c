@@ -1,4 +1,4 @@
-// Kernels on their own, for tests and benchmarks: what the forward does with a matrix, and with one head's cache.
+// Kernels on their own: what the forward does with a matrix, layers after the stream, and one head's cache.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,6 +43,35 @@ fl_status fl_multiply(const fl_kernels *k, const fl_matrix *w, const float *x, s
     fl_free(padded);
     fl_free(q8);
     return status;
+}
+
+static void activate(const fl_kernels *k, fl_dense_act act, float *x, size_t n) {
+    switch (act) {
+    case FL_DENSE_IDENTITY: break;
+    case FL_DENSE_TANH: k->softcap(x, n, 1.0f); break;
+    case FL_DENSE_SIGMOID: // 1 / (1 + e^-x) = 1/2 + tanh(x / 2) / 2
+        k->softcap(x, n, 2.0f);
+        for (size_t i = 0; i < n; i++) x[i] = 0.5f + 0.25f * x[i];
+        break;
+    case FL_DENSE_GELU: k->act[FL_GELU_ERF](x, NULL, n); break;
+    case FL_DENSE_RELU: k->act[FL_RELU](x, NULL, n); break;
+    case FL_DENSE_SILU: k->act[FL_SILU](x, NULL, n); break;
+    }
+}
+
+fl_status fl_dense(const fl_kernels *k, const fl_matrix *w, fl_dense_act act, const float *x, size_t tokens,
+                   size_t threads, float *out) {
+    const fl_status status = fl_multiply(k, w, x, tokens, threads, out);
+    if (status != FL_OK) return status;
+    const fl_fpenv before = fl_fpenv_set();
+    const size_t width = fl_round_up(w->d, FL_LANES);
+    for (size_t t = 0; t < tokens; t++) {
+        float *row = out + t * width;
+        for (size_t i = 0; w->bias && i < width; i++) row[i] += w->bias[i];
+        activate(k, act, row, width);
+    }
+    fl_fpenv_restore(before);
+    return FL_OK;
 }
 
 typedef struct peak_job {

@@ -462,6 +462,46 @@ cdef class Vector:
         return memoryview(self.buffer)[:self.n * 4]
 
 
+DENSE_ACTS = ("identity", "tanh", "sigmoid", "gelu", "relu", "silu")  # fl_dense_act, in its order
+
+
+cdef class Dense:
+    """A layer after the stream: act(matrix x + bias). Immutable.
+
+    Raises CheckpointError where the bias has not the matrix's rows, or the activation is none of DENSE_ACTS.
+    """
+    cdef readonly Matrix matrix
+    cdef readonly Vector bias
+    cdef readonly str act
+    cdef fl_matrix c
+    cdef fl_dense_act kind
+
+    def __cinit__(self, Matrix matrix not None, Vector bias, str act not None):
+        if act not in DENSE_ACTS:
+            raise CheckpointError(f"a dense layer has the activation {act!r}; known are {', '.join(DENSE_ACTS)}")
+        if matrix.stack or (bias is not None and bias.n != matrix.c.d):
+            raise CheckpointError(f"a dense layer of {matrix.c.d} rows has a bias of {0 if bias is None else bias.n}")
+        self.matrix, self.bias, self.act = matrix, bias, act
+        self.kind = <fl_dense_act><int>DENSE_ACTS.index(act)
+        self.c = matrix.c
+        if bias is not None:
+            self.c.bias = <const float *>bias.buffer.data
+
+    def apply(self, const float[:, ::1] x not None, float[:, ::1] out not None, *, size_t threads=1, isa=None):
+        """out (t, d rounded up to 16) = act(matrix x + bias) of x (t, n)."""
+        cdef const fl_kernels *kernels = find_kernels(isa)
+        cdef size_t tokens = <size_t>x.shape[0]
+        cdef fl_status status
+        if tokens == 0 or <size_t>x.shape[1] != self.c.n or out.shape[0] != x.shape[0] \
+                or <size_t>out.shape[1] != fl_round_up(self.c.d, FL_LANES):
+            raise OptionError("apply: x must be (t, n) and out (t, d rounded up to 16)")
+        taken = take_cores(threads)
+        with nogil:
+            status = fl_dense(kernels, &self.c, self.kind, &x[0, 0], tokens, threads, &out[0, 0])
+        give_cores(taken)
+        check(status, "a dense layer")
+
+
 # ---- model ----------------------------------------------------------------------------------------------------------
 
 cdef class Scratch:

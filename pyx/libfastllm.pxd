@@ -180,6 +180,10 @@ cdef extern from "fastllm.h" nogil:
     const char *fl_isa_built(size_t i, int *supported)
     fl_status fl_multiply(const fl_kernels *k, const fl_matrix *w, const float *x, size_t tokens, size_t threads,
                           float *out)
+    ctypedef enum fl_dense_act:
+        FL_DENSE_IDENTITY
+    fl_status fl_dense(const fl_kernels *k, const fl_matrix *w, fl_dense_act act, const float *x, size_t tokens,
+                       size_t threads, float *out)
     fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size_t n, size_t head_dim,
                              const float *q, const float *keys, const float *values, const size_t *seen, float *out)
 

@@ -425,7 +425,7 @@ static void test_sampling(void) {
 int main(void) {
     static void (*const tests[])(void) = {test_matmul,    test_quantize, test_vectors,     test_attend,    test_sampling,
                                           test_sampler,   test_pool,     test_conversions, test_functions, test_forward,
-                                          test_nonfinite, test_threads,  test_callers,     test_pace};
+                                          test_nonfinite, test_threads,  test_callers,     test_pace,      test_dense};
     int supported;
     const char *name;
     printf("instruction sets:");

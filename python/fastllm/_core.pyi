@@ -66,6 +66,15 @@ def factor(h: _AnyBuffer, importance: _AnyBuffer, *, threads: int = 1) -> None: 
 def block_types() -> dict[str, tuple[int, int]]: ...
 def dequantize(block: str, data: _AnyBuffer, out: _AnyBuffer, *, threads: int = 1) -> None: ...
 
+DENSE_ACTS: tuple[str, ...]
+
+class Dense:
+    matrix: Matrix
+    bias: Vector | None
+    act: str
+    def __init__(self, matrix: Matrix, bias: Vector | None, act: str) -> None: ...
+    def apply(self, x: _AnyBuffer, out: _AnyBuffer, *, threads: int = 1, isa: str | None = None) -> None: ...
+
 class Vector:
     n: int
     shape: tuple[int]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastllm import _core, store
+from fastllm import _core, dense, store
 from fastllm.errors import CheckpointError, OptionError, TokenizerError
 from fastllm.families import Recipe, Weight
 from fastllm.files import check_target, read_file, reading
@@ -139,7 +139,14 @@ def _reopened(path: Path, stored: store.Stored, tokenizer: str | os.PathLike[str
         raise OptionError(f"{path} is already converted to {', '.join(have)}: convert the checkpoint it was made from")
     matrices = {n: Weight(_unpacked(t)) for n, t in stored.tensors.items() if isinstance(t, _core.Matrix)}
     values = {n: t.data for n, t in stored.tensors.items() if isinstance(t, _core.Vector)}
-    recipe = Recipe(stored.config, matrices, values, stored.bos, stored.stop, stored.chat_stop)
+    chains = {
+        chain: [
+            dense.Layer(_unpacked(layer.matrix), None if layer.bias is None else layer.bias.data, layer.act)
+            for layer in layers
+        ]
+        for chain, layers in stored.dense.items()
+    }
+    recipe = Recipe(stored.config, matrices, values, stored.bos, stored.stop, stored.chat_stop, chains)
     words = stored_tokenizer(stored, path, tokenizer)
     return Opened(stored.source, recipe, words, have[0] if len(have) == 1 else None)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastllm import _core, store
+from fastllm import _core, dense, store
 from fastllm.config import Config
 from fastllm.errors import CheckpointError
 from fastllm.families import Recipe, Weight
@@ -160,7 +160,9 @@ def assemble(recipe: Recipe, *, dtype: str | None, threads: int, progress: Progr
                 progress(done, total)
         tensors[name] = matrix.bind(memory[start:done])
     tensors |= vectors(recipe)
-    return store.Stored(recipe.config, tensors, recipe.bos, recipe.stop, recipe.chat_stop)
+    return store.Stored(
+        recipe.config, tensors, recipe.bos, recipe.stop, recipe.chat_stop, dense=dense.pack(recipe.dense)
+    )
 
 
 def vectors(recipe: Recipe) -> dict[str, _core.Vector]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm import store
+from fastllm.dense import pack
 from fastllm.errors import CheckpointError, OptionError, TokenizerError
 from fastllm.formats import open_checkpoint
 from fastllm.tokenizer import Tokenizer, find, from_blob, read
@@ -43,6 +44,7 @@ class Opened(NamedTuple):
             recipe.chat_stop,
             tokenizer=None if isinstance(words, TokenizerError) else (words.kind, words.blob),
             source=self.about,
+            dense=pack(recipe.dense),
         )
 
 

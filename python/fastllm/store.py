@@ -11,10 +11,12 @@ import json
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm import _core
 from fastllm.config import Config
+from fastllm.dense import bind
 from fastllm.errors import CheckpointError, OptionError
 from fastllm.files import map_file
 from fastllm.formats import is_safetensors
@@ -31,7 +33,7 @@ class Stored(NamedTuple):
     """What a converted file holds: a Recipe's fields, its tensors packed, and the tokenizer's.
 
     tokenizer: its kind and its files' bytes (see tokenizer). source: the format and architecture it was made from, for
-    people.
+    people. dense: chains of layers after the stream, by what they are for.
     """
 
     config: Config
@@ -41,6 +43,7 @@ class Stored(NamedTuple):
     chat_stop: tuple[int, ...]
     tokenizer: tuple[str, bytes] | None = None
     source: str = ""
+    dense: Mapping[str, tuple[_core.Dense, ...]] = MappingProxyType({})
 
     @property
     def dtypes(self) -> list[str]:
@@ -81,6 +84,7 @@ def save(path: Path, stored: Stored) -> None:
 
 def write(path: Path, stored: Stored, parts: Mapping[str, Part]) -> None:
     """Writes a converted file of `parts`, which need not exist before they are written, in place of stored.tensors."""
+    parts = {**parts, **_dense_parts(stored.dense)}
     about: dict[str, object] = {
         "version": VERSION,
         "layout": LAYOUT,
@@ -91,6 +95,8 @@ def write(path: Path, stored: Stored, parts: Mapping[str, Part]) -> None:
         "chat_stop": stored.chat_stop,
         "source": stored.source,
     }
+    if stored.dense:
+        about["dense"] = {chain: [layer.act for layer in layers] for chain, layers in stored.dense.items()}
     if stored.tokenizer:
         kind, blob = stored.tokenizer
         parts = {**parts, "tokenizer": Part("u8", (len(blob),), len(blob), (blob,))}
@@ -115,6 +121,18 @@ def write(path: Path, stored: Stored, parts: Mapping[str, Part]) -> None:
             for piece in part.pieces:
                 file.write(piece)
             file.write(bytes(-part.nbytes % _core.ALIGN))
+
+
+def _dense_parts(chains: Mapping[str, tuple[_core.Dense, ...]]) -> dict[str, Part]:
+    """Layer i of a chain as its matrix, "chain.i", and its bias, "chain.i.bias"."""
+    parts = {}
+    for chain, layers in chains.items():
+        for i, layer in enumerate(layers):
+            matrix, bias = layer.matrix, layer.bias
+            parts[f"{chain}.{i}"] = Part(matrix.dtype, matrix.shape, matrix.nbytes, (matrix.data,))
+            if bias is not None:
+                parts[f"{chain}.{i}.bias"] = Part(None, bias.shape, bias.nbytes, (bias.data,))
+    return parts
 
 
 def is_store(data: memoryview) -> bool:
@@ -162,6 +180,12 @@ def _load(data: memoryview) -> Stored:
             raise CheckpointError(f"it is truncated: {name} ends past the end of the file")
         return body[begin:end]
 
+    def vector(name: str, size: int) -> _core.Vector:
+        values = part(name)
+        if len(values) < size * 4:
+            raise CheckpointError(f"{name} has {len(values) // 4} values, the config needs {size}")
+        return _core.Vector(values[: size * 4], name=name)
+
     tensors: dict[str, _core.Matrix | _core.Vector] = {}
     for name, shape, required in config.matrices():
         if name not in about["matrices"]:
@@ -174,12 +198,18 @@ def _load(data: memoryview) -> Stored:
         *stack, d, n = shape
         tensors[name] = _core.Matrix(dtype, d, n, part(name), count=stack[0] if stack else None)
     for name, size, required in config.vectors():
-        if name not in header and not required:
-            continue
-        values = part(name)
-        if len(values) < size * 4:
-            raise CheckpointError(f"{name} has {len(values) // 4} values, the config needs {size}")
-        tensors[name] = _core.Vector(values[: size * 4], name=name)
+        if name in header or required:
+            tensors[name] = vector(name, size)
+
+    def layer(name: str, act: str) -> tuple[_core.Matrix, _core.Vector | None, str]:
+        dtype, d, n = about["matrices"][name]
+        bias = vector(f"{name}.bias", d) if f"{name}.bias" in header else None
+        return _core.Matrix(dtype, d, n, part(name)), bias, act
+
+    chains = {
+        chain: bind(chain, [layer(f"{chain}.{i}", act) for i, act in enumerate(acts)])
+        for chain, acts in about.get("dense", {}).items()
+    }
     tokenizer = None
     if "tokenizer" in about:
         kind, size = about["tokenizer"]["kind"], about["tokenizer"]["bytes"]
@@ -193,4 +223,5 @@ def _load(data: memoryview) -> Stored:
         chat_stop=tuple(int(i) for i in about["chat_stop"]),
         tokenizer=tokenizer,
         source=str(about.get("source", "")),  # which the first files did not have
+        dense=chains,
     )

@@ -66,6 +66,7 @@ static const struct {
     [SOFTMAX] = {"softmax", "of the value", 2e-6},
     [EXP] = {"exp", "ulp", 1.5},
     [ROPE] = {"rope angles", "ulp", 0.51},
+    [DENSE] = {"dense layers", "of 1 + sum |w x|", 2e-6},
 };
 static double worst[ORACLES];
 static char worst_case[ORACLES][sizeof label];

@@ -20,7 +20,7 @@ void same(size_t number, const char *who, const void *got, size_t bytes);
 void same_floats(size_t number, const char *who, const float *got, size_t n);
 
 // Takes note of a difference from a plain loop in double precision. The largest ones are judged at the end.
-enum { PACK, MATMUL_FLOAT, MATMUL_INT8, QUANTIZE, NORM, ACT, SOFTCAP, ATTEND, SOFTMAX, EXP, ROPE, ORACLES };
+enum { PACK, MATMUL_FLOAT, MATMUL_INT8, QUANTIZE, NORM, ACT, SOFTCAP, ATTEND, SOFTMAX, EXP, ROPE, DENSE, ORACLES };
 void measure(int which, double difference);
 double ulps(float got, double want);
 
@@ -54,5 +54,6 @@ void test_nonfinite(void);
 void test_threads(void);
 void test_callers(void);
 void test_pace(void);
+void test_dense(void);
 
 #endif

@@ -9,9 +9,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fastllm.config import Config
+from fastllm.dense import Layer
 from fastllm.errors import CheckpointError
 from fastllm.formats import Checkpoint
 from fastllm.tensors import Bytes, Tensor, floats
@@ -29,7 +31,7 @@ class Recipe(NamedTuple):
 
     matrices, vectors: by canonical name (Config.matrices, Config.vectors); "head" is missing where it is tied. Vectors
     are f32 bytes. bos: the token a text starts with, if any; stop: tokens that end a text; chat_stop: that end a turn
-    of a chat.
+    of a chat. dense: chains of layers after the stream, by what they are for: "classifier", "embedding".
     """
 
     config: Config
@@ -38,6 +40,7 @@ class Recipe(NamedTuple):
     bos: int | None
     stop: tuple[int, ...]
     chat_stop: tuple[int, ...]
+    dense: Mapping[str, Sequence[Layer]] = MappingProxyType({})
 
 
 class Source:
@@ -51,6 +54,7 @@ class Source:
         self.header, self.tensors = checkpoint.header, checkpoint.tensors
         self.matrices: dict[str, Weight] = {}
         self.vectors: dict[str, Bytes] = {}
+        self.dense: dict[str, Sequence[Layer]] = {}
 
     # ---- the header
 
@@ -160,7 +164,7 @@ class Source:
     ) -> Recipe:
         ends = tuple(dict.fromkeys(stop))
         chat_ends = ends if chat_stop is None else tuple(chat_stop)
-        return Recipe(config, self.matrices, self.vectors, bos, ends, chat_ends)
+        return Recipe(config, self.matrices, self.vectors, bos, ends, chat_ends, self.dense)
 
 
 def half_split(heads: int, head_dim: int, rotary_dim: int | None = None) -> array[int]:

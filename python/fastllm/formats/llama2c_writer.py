@@ -87,6 +87,8 @@ def _not_llama(recipe: Recipe) -> Iterator[str]:
             same = isclose(value, expected, rel_tol=1e-6) if isinstance(expected, float) else value == expected
         if not same:
             yield f"its {name} is {value}, llama2.c's {expected}"
+    for chain in recipe.dense:
+        yield f"it has layers after the stream ({chain})"
     known = {f"layers.{i}.{norm}" for i in range(config.n_layers) for norm in ("attn_norm", "ffn_norm")}
     for name in known | {"final_norm"}:
         if name not in recipe.vectors:
