@@ -146,7 +146,9 @@ def _reopened(path: Path, stored: store.Stored, tokenizer: str | os.PathLike[str
         ]
         for chain, layers in stored.dense.items()
     }
-    recipe = Recipe(stored.config, matrices, values, stored.bos, stored.stop, stored.chat_stop, chains)
+    recipe = Recipe(
+        stored.config, matrices, values, stored.bos, stored.stop, stored.chat_stop, chains, stored.embedding
+    )
     words = stored_tokenizer(stored, path, tokenizer)
     return Opened(stored.source, recipe, words, have[0] if len(have) == 1 else None)
 

@@ -2,7 +2,12 @@
 
 
 class FastLLMError(Exception):
-    """The base of all errors that fastllm raises on purpose; the command line exits with 2."""
+    """The base of all errors that fastllm raises on purpose; the command line exits with 2.
+
+    text: of an error about one of several texts, which one, from 0; it calls it so too.
+    """
+
+    text: int | None = None
 
 
 class CheckpointError(FastLLMError):

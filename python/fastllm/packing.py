@@ -161,7 +161,13 @@ def assemble(recipe: Recipe, *, dtype: str | None, threads: int, progress: Progr
         tensors[name] = matrix.bind(memory[start:done])
     tensors |= vectors(recipe)
     return store.Stored(
-        recipe.config, tensors, recipe.bos, recipe.stop, recipe.chat_stop, dense=dense.pack(recipe.dense)
+        recipe.config,
+        tensors,
+        recipe.bos,
+        recipe.stop,
+        recipe.chat_stop,
+        dense=dense.pack(recipe.dense),
+        embedding=recipe.embedding,
     )
 
 

@@ -45,6 +45,7 @@ class Opened(NamedTuple):
             tokenizer=None if isinstance(words, TokenizerError) else (words.kind, words.blob),
             source=self.about,
             dense=pack(recipe.dense),
+            embedding=recipe.embedding,
         )
 
 
@@ -74,6 +75,7 @@ def open_source(path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hu
         if str(path) in str(error):
             raise
         raise CheckpointError(f"{path} cannot be used: {error}") from None
+    recipe = _with_embedding(path, checkpoint, recipe)
     vocab_size = recipe.config.vocab_size
     words: Tokenizer | TokenizerError
     if tokenizer is not None:
@@ -82,7 +84,7 @@ def open_source(path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hu
         words = _from_blob(path, *checkpoint.tokenizer)
     else:
         try:
-            words = find(path, vocab_size)
+            words = find(checkpoint.path if checkpoint.path.is_dir() else path, vocab_size)
         except TokenizerError as error:
             words = error
             if from_hub and vocab_size == _LLAMA_WORDS and checkpoint.format.startswith("llama2.c"):
@@ -91,6 +93,19 @@ def open_source(path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hu
                 words = read(hub.llama_tokenizer(), vocab_size)
     about = f"{checkpoint.format}, {checkpoint.architecture}"
     return Opened(about, recipe, words, _natural_dtype(checkpoint))
+
+
+def _with_embedding(path: Path, checkpoint: Checkpoint, recipe: Recipe) -> Recipe:
+    """The recipe, with what sentence-transformers' files beside a checkpoint's config.json say."""
+    from fastllm.formats import sentence_transformers
+
+    if checkpoint.format.startswith("GGUF") or not (path.is_dir() or (path.parent / "config.json").exists()):
+        return recipe
+    found = sentence_transformers.read(path if path.is_dir() else path.parent)
+    if found is None:
+        return recipe
+    layers = {"embedding": found.layers} if found.layers else {}
+    return recipe._replace(embedding=found.embedding, dense={**recipe.dense, **layers})
 
 
 def stored_tokenizer(

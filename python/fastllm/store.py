@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastllm import _core
 from fastllm.config import Config
 from fastllm.dense import bind
+from fastllm.embedding import Embedding
 from fastllm.errors import CheckpointError, OptionError
 from fastllm.files import map_file
 from fastllm.formats import is_safetensors
@@ -33,7 +34,7 @@ class Stored(NamedTuple):
     """What a converted file holds: a Recipe's fields, its tensors packed, and the tokenizer's.
 
     tokenizer: its kind and its files' bytes (see tokenizer). source: the format and architecture it was made from, for
-    people. dense: chains of layers after the stream, by what they are for.
+    people. dense: chains of layers after the stream, by what they are for. embedding: how a text becomes one vector.
     """
 
     config: Config
@@ -44,6 +45,7 @@ class Stored(NamedTuple):
     tokenizer: tuple[str, bytes] | None = None
     source: str = ""
     dense: Mapping[str, tuple[_core.Dense, ...]] = MappingProxyType({})
+    embedding: Embedding = Embedding()
 
     @property
     def dtypes(self) -> list[str]:
@@ -97,6 +99,8 @@ def write(path: Path, stored: Stored, parts: Mapping[str, Part]) -> None:
     }
     if stored.dense:
         about["dense"] = {chain: [layer.act for layer in layers] for chain, layers in stored.dense.items()}
+    if embedding := stored.embedding.to_json():
+        about["embedding"] = embedding
     if stored.tokenizer:
         kind, blob = stored.tokenizer
         parts = {**parts, "tokenizer": Part("u8", (len(blob),), len(blob), (blob,))}
@@ -224,4 +228,5 @@ def _load(data: memoryview) -> Stored:
         tokenizer=tokenizer,
         source=str(about.get("source", "")),  # which the first files did not have
         dense=chains,
+        embedding=Embedding.from_json(about.get("embedding", {})),
     )

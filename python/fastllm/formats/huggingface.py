@@ -33,10 +33,10 @@ def read_folder(path: Path) -> Checkpoint:
         name = single[0].name
     kind = f"Hugging Face {'safetensors' if '.safetensors' in name else name.partition('.index')[0]}"
     if not name.endswith(".json"):
-        return checkpoint(path, path, kind, _tensors(path / name))
+        return checkpoint(path, path, kind, tensors(path / name))
     places = _index(path / name)
     files = list(dict.fromkeys(places.values()))
-    shards = {file: _tensors(path / file) for file in files}
+    shards = {file: tensors(path / file) for file in files}
     for tensor, file in places.items():
         if tensor not in shards[file]:
             raise CheckpointError(f"{path / file} has not the tensor {tensor!r} that {name} says it holds")
@@ -47,10 +47,10 @@ def config(folder: Path) -> dict[str, Any]:
     """The folder's config.json, and generation_config.json and tokenizer_config.json under those names, if present."""
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} has no config.json, which says what the model is")
-    values = _json(folder / "config.json")
+    values: dict[str, Any] = json_of(folder / "config.json", dict)
     for name in ("generation_config", "tokenizer_config"):
         if (folder / f"{name}.json").exists():
-            values[name] = _json(folder / f"{name}.json")
+            values[name] = json_of(folder / f"{name}.json", dict)
     return values
 
 
@@ -62,18 +62,19 @@ def checkpoint(path: Path, folder: Path, kind: str, tensors: Mapping[str, Tensor
     return Checkpoint(path, kind, architecture if isinstance(architecture, str) else "", header, tensors)
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def tensors(path: Path) -> dict[str, Tensor]:
+    """Those of one file, .safetensors or torch's. Raises CheckpointError."""
     data = map_file(path)
     if path.suffix == ".safetensors":
         return safetensors.tensors(path, data)
-    from fastllm.formats.torch import tensors
+    from fastllm.formats import torch
 
-    return tensors(path, data)
+    return torch.tensors(path, data)
 
 
 def _index(path: Path) -> dict[str, str]:
     """Tensor -> name of the file in the folder that holds it."""
-    places = _json(path).get("weight_map")
+    places = json_of(path, dict).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{path} is broken: it has no weight_map")
     for file in places.values():
@@ -83,11 +84,12 @@ def _index(path: Path) -> dict[str, str]:
     return places
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_of(path: Path, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:
+    """What a file holds, an object or a list. Raises CheckpointError for anything else."""
     try:
         values = json.loads(bytes(map_file(path)))
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path} is broken: it is not JSON") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is broken: it is not a JSON object")
+    if not isinstance(values, kind):
+        raise CheckpointError(f"{path} is broken: it is not a JSON {'object' if kind is dict else 'list'}")
     return values
