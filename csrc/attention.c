@@ -98,6 +98,19 @@ static void store(const view *v, fl_lane_scratch *lane, size_t row, void *block,
     v->m->kernels->to_f16((uint16_t *)(void *)values + slot * stride, value, n);
 }
 
+// The token at `pos` of a span sees positions [seen_from, seen_to): with a window those less than its size away from it,
+// and of those, in a causal model, none that comes later.
+static size_t seen_from(const view *v, size_t pos) {
+    const size_t window = v->l->window;
+    return window > 0 && pos + 1 > window ? pos + 1 - window : 0;
+}
+
+static size_t seen_to(const view *v, const fl_span *span, size_t pos) {
+    if (v->m->config.causal) return pos + 1;
+    const size_t end = span->pos + span->n;
+    return v->l->window > 0 ? smaller(pos + v->l->window, end) : end;
+}
+
 // A task: queries of tokens [t0, t1) of a span, whose first token is row `row` of the batch, heads [h0, h1) of the KV
 // head's group. They see positions from `begin` (a multiple of 64) to `end`.
 typedef struct task {
@@ -120,12 +133,12 @@ static int next_task(tasks *all, task *k) {
     const fl_span *span = &v->spans[all->span];
     const fl_config *c = &v->m->config;
     const size_t tiles = (span->n + v->tokens - 1) / v->tokens, t0 = (tiles - 1 - all->tile) * v->tokens;
-    const size_t window = v->l->window, first = span->pos + t0, h0 = all->part % v->parts * v->heads;
+    const size_t h0 = all->part % v->parts * v->heads;
     *k = (task){.span = span, .row = all->row, .t0 = t0, .t1 = smaller(t0 + v->tokens, span->n), .maps = all->maps,
                 .kv_head = all->part / v->parts, .h0 = h0, .h1 = smaller(h0 + v->heads, v->group)};
     k->rows = (k->t1 - k->t0) * (k->h1 - k->h0);
-    k->begin = window > 0 && first + 1 > window ? (first + 1 - window) / FL_BLOCK * FL_BLOCK : 0;
-    k->end = span->pos + (c->causal ? k->t1 : span->n);
+    k->begin = seen_from(v, span->pos + k->t0) / FL_BLOCK * FL_BLOCK;
+    k->end = seen_to(v, span, span->pos + k->t1 - 1);
     if (++all->part < c->n_kv_heads * v->parts) return 1;
     all->part = 0;
     if (++all->tile < tiles) return 1;
@@ -141,14 +154,14 @@ static size_t runs_of(const task *k) { return (k->end - 1) / FL_RUN - k->begin /
 // Normed, rotated and scaled queries of a task, and what they see.
 static void prepare_rows(const view *v, fl_lane_scratch *lane, const task *k) {
     const fl_config *c = &v->m->config;
-    const size_t heads = k->h1 - k->h0, first_head = k->kv_head * v->group + k->h0, window = v->l->window;
+    const size_t heads = k->h1 - k->h0, first_head = k->kv_head * v->group + k->h0;
     for (size_t r = 0; r < k->rows; r++) {
         const size_t t = k->t0 + r / heads, pos = k->span->pos + t, head = first_head + r % heads;
         float *q = lane->q + r * v->stride;
         turn(v, v->s->q + (k->row + t) * v->s->q_dim, head * v->head_dim, v->l->q_norm, k->row + t, q);
         for (size_t i = 0; i < v->head_dim; i++) q[i] *= c->attn_scale;
-        lane->from[r] = window > 0 && pos + 1 > window ? pos + 1 - window : 0;
-        lane->limit[r] = c->causal ? pos + 1 : k->end;
+        lane->from[r] = seen_from(v, pos);
+        lane->limit[r] = seen_to(v, k->span, pos);
     }
 }
 

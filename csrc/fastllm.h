@@ -188,7 +188,7 @@ typedef struct fl_layer {
     fl_matrix router;              // (n_experts, dim): this layer has experts
     fl_matrix e1, e3, e2;          // of one expert: (expert_dim, dim) twice, (dim, expert_dim); the others follow it
     fl_matrix shared_gate;         // (1, dim): the shared expert is weighed by its sigmoid
-    size_t window;                 // positions a token sees, itself included; 0: all
+    size_t window;                 // a token sees those less than so many positions away; 0: all
     size_t rope;                   // 0: no rotation, else by rope_freqs[rope - 1]
 } fl_layer;
 

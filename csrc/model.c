@@ -36,7 +36,7 @@ static int layer_fits(const fl_config *c, const fl_layer *l) {
     const size_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim, hidden = c->hidden_dim;
     const int gated = l->w3.data || l->e3.data, moe = l->router.data != NULL;
     int fits = matrix_fits(&l->wq, q, c->dim) && matrix_fits(&l->wk, kv, c->dim) && matrix_fits(&l->wv, kv, c->dim) &&
-               matrix_fits(&l->wo, c->dim, q) && l->rope <= 2 && (c->causal || l->window == 0);
+               matrix_fits(&l->wo, c->dim, q) && l->rope <= 2;
     if (c->qk_norm != FL_QK_NONE) fits = fits && l->q_norm && l->k_norm;
     if (c->norm_after) fits = fits && l->attn_norm.weight && l->ffn_norm.weight;
     if (c->parallel) fits = fits && l->attn_norm.weight && !l->post_attn_norm.weight && !l->post_ffn_norm.weight;

@@ -53,6 +53,10 @@ ARCHITECTURES = {
         (*PRE, *POST),
         tied=True,
     ),
+    "embedding_gemma": Architecture(
+        _config(act="gelu_tanh", qk_norm="head", causal=False, head=False, windows=(7, 0, 70), n_layers=3),
+        (*PRE, *POST),
+    ),
     "olmo2": Architecture(_config(qk_norm="row"), (*POST, "final_norm", "head")),
     "cohere": Architecture(
         _config(norm="layer", qk_norm="head", parallel=True, logit_scale=0.25, windows=(33, 0), ropes=(1, 0)),

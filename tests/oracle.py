@@ -159,7 +159,7 @@ class _Transformer:
         v = self.kv(v).astype(np.float64)
         seen = at <= at[:, None] if cfg.causal else np.ones((len(x), len(x)), bool)
         if window := cfg.layer_window(i):
-            seen = seen & (at[:, None] - at < window)
+            seen = seen & (np.abs(at[:, None] - at) < window)
         scores = np.einsum("thc,shc->hts", q, np.repeat(k, shared, axis=1))
         if cfg.attn_softcap:
             scores = cfg.attn_softcap * np.tanh(scores / cfg.attn_softcap)

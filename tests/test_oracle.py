@@ -144,6 +144,7 @@ SHOWS = {
     "gpt_neo": {"windows": (0, 0)},
     "neox": {"parallel": False},
     "gemma": {"attn_softcap": 0.0},
+    "embedding_gemma": {"windows": (8, 0, 70)},
     "cohere": {"ropes": (1, 1)},
     "granite": {"residual_scale": 1.0},
     "longrope": {"rope_scale": 1.0},

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastllm import _core
 from fastllm.dense import apply
-from fastllm.errors import CheckpointError, NumericError, OptionError, TokenizerError
+from fastllm.errors import CheckpointError, NumericError, OptionError, TokenizerError, about
 from fastllm.heads import activate
 from fastllm.tokenizer import Pair, cut_pair
 
@@ -91,7 +91,11 @@ class Labels:
         classifier = self._head_for("classify")
         if isinstance(texts, str):
             raise OptionError("classify takes a list of texts, not one text")
-        return self._scores(classifier, [self._read(text, f"text {i}") for i, text in enumerate(texts)])
+        read = []
+        for i, text in enumerate(texts):
+            with about(i):
+                read.append(self._read(text, f"text {i}"))
+        return self._scores(classifier, read)
 
     @_core.standard_floats
     def token_classify(self, text: str | Sequence[int]) -> tuple[list[int], NDArray[np.float32]]:
@@ -135,7 +139,8 @@ class Labels:
         scores = apply(self._layers, rows, isa=self._isa)
         for i in range(len(texts)):
             if not numpy.isfinite(scores[i]).all():
-                raise NumericError(f"{self.path} computes numbers that are not finite: the scores of text {i}")
+                with about(i):
+                    raise NumericError(f"{self.path} computes numbers that are not finite: the scores of text {i}")
         return scores
 
     # ---- texts
@@ -156,15 +161,16 @@ class Labels:
 
     def _cut(self, text: str) -> list[int]:
         """The ids of a text with what is put around one, at most max_length."""
-        pair = self._around_pair()
-        ids, _ = cut_pair(self.tokenizer.encode(text), [], self._room(len(pair.prefix) + len(pair.suffix)))
-        return [*pair.prefix, *ids, *pair.suffix]
+        prefix, suffix = self._prefix(), self.tokenizer.suffix or ()
+        room, left = self._room(len(prefix) + len(suffix)), self.ranking.truncate_left
+        ids, _ = cut_pair(self.tokenizer.encode(text), [], room, left=left)
+        return [*prefix, *ids, *suffix]
 
     def _cut_pair(self, first: str, second: str) -> tuple[list[int], int | None]:
         """The ids of a pair of texts, at most max_length, and where those of the second's token type begin."""
         pair, encode = self._around_pair(), self.tokenizer.encode
         around = len(pair.prefix) + len(pair.between) + len(pair.suffix)
-        a, b = cut_pair(encode(first), encode(second), self._room(around))
+        a, b = cut_pair(encode(first), encode(second), self._room(around), left=self.ranking.truncate_left)
         ids = [*pair.prefix, *a, *pair.between, *b, *pair.suffix]
         return ids, None if pair.second is None else len(pair.prefix) + len(a) + pair.second
 
@@ -209,6 +215,8 @@ class Labels:
 
         if isinstance(documents, str):
             raise OptionError("rerank takes a list of documents, not one document")
+        if self.ranking.refused:
+            raise CheckpointError(self.ranking.refused)
         judge = self.classifier is None and self.config.head and self.config.causal
         classifier = None if judge else self._head_for("rerank")
         prompt = self.ranking.prompt if instruction is None else instruction

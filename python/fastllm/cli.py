@@ -20,6 +20,9 @@ from fastllm import __version__
 from fastllm.errors import CheckpointError, FastLLMError, OptionError, reason
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from fastllm.engine import Generation
     from fastllm.llm import LLM
     from fastllm.sampling import Sampling
@@ -145,9 +148,17 @@ def _embed_options(embed: argparse.ArgumentParser) -> None:
     embed.add_argument("model", metavar="MODEL", help="a checkpoint, an encoder or not")
     embed.add_argument("texts", nargs="*", metavar="TEXT")
     embed.add_argument(
-        "--pooling", default="mean", metavar="HOW", help="of a text's tokens: mean (default), cls, last or max"
+        "--pooling",
+        metavar="HOW",
+        help="of a text's tokens: mean, cls, last, max, weighted_mean, mean_sqrt_len (default: the model's, else mean)",
     )
-    embed.add_argument("--normalize", action="store_true", help="to length 1")
+    length = embed.add_mutually_exclusive_group()
+    length.add_argument("--normalize", action="store_true", default=None, help="to length 1 (default: as the model's)")
+    length.add_argument("--no-normalize", dest="normalize", action="store_false", help="as long as they are")
+    prompts = embed.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", metavar="TEXT", help="goes before each text (default: the model's, if any)")
+    prompts.add_argument("--prompt-name", metavar="NAME", help="of one of the model's prompts, such as query")
+    embed.add_argument("--truncate", action="store_true", help="cut texts that are too long, else they are errors")
     form = embed.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="lines are JSON lists (default)")
     form.add_argument("--text", action="store_true", help="lines are numbers with spaces between")
@@ -421,30 +432,86 @@ def _embed(args: argparse.Namespace) -> int:
     import json
 
     llm = _load(args)
-    texts = args.texts or [line.rstrip("\n") for line in sys.stdin]
-    for start in range(0, len(texts), 256):  # the first lines come before the last are computed
-        part = texts[start : start + 256]
-        for vector in llm.embed(part, pooling=args.pooling, normalize=args.normalize):
+    texts, what = (args.texts, "text") if args.texts else ([line.rstrip("\n") for line in sys.stdin], "line")
+
+    def write(part: Sequence[str]) -> None:
+        vectors = llm.embed(
+            part,
+            pooling=args.pooling,
+            normalize=args.normalize,
+            prompt=args.prompt,
+            prompt_name=args.prompt_name,
+            truncate=args.truncate,
+        )
+        for vector in vectors:
             numbers = [str(x) for x in vector]  # the shortest that are these float32
             print(" ".join(numbers) if args.text else json.dumps([float(x) for x in numbers]))
+
+    _in_parts(texts, what, 256, write)
     return 0
+
+
+def _in_parts(texts: Sequence[str], what: str, size: int, write: Callable[[Sequence[str]], None]) -> None:
+    """Writes what becomes of texts, so many at a time: the first lines come before the last are computed."""
+    for start in range(0, len(texts), size):
+        part = texts[start : start + size]
+        try:
+            write(part)
+        except FastLLMError as error:
+            if error.text is None:
+                raise
+            write(part[: error.text])  # those before it are good
+            said = str(error).replace(f"text {error.text}", f"{what} {start + error.text + 1}", 1)
+            raise type(error)(said.replace("truncate=True", "--truncate")) from None
 
 
 def _classify(args: argparse.Namespace) -> int:
     llm = _load(args)
-    texts = args.texts or [line.rstrip("\n") for line in sys.stdin]
-    for start in range(0, len(texts), 64):
-        part = texts[start : start + 64]
-        if llm.classifier is not None and llm.classifier.pooling == "each":
+    texts, what = (args.texts, "text") if args.texts else ([line.rstrip("\n") for line in sys.stdin], "line")
+    each = llm.classifier is not None and llm.classifier.pooling == "each"
+
+    def write(part: Sequence[str]) -> None:
+        if each:
             for text in part:
-                ids, scores = llm.token_classify(text)
-                tokens = [llm.tokenizer.stream(llm.bos).push(i) or llm.tokenizer.written(i) for i in ids]
-                _print_labels(llm, tokens, scores, as_json=args.json)
-                print()
+                _write_tokens(llm, text, as_json=args.json)
         else:
-            pairs = [tuple(text.split("\t", 1)) if "\t" in text else text for text in part]
-            _print_labels(llm, part, llm.classify(pairs), as_json=args.json)
+            pairs = [(first, second) if tab else first for first, tab, second in (t.partition("\t") for t in part)]
+            _write_labels(llm, part, llm.classify(pairs), as_json=args.json)
+
+    _in_parts(texts, what, 1 if each else 64, write)
     return 0
+
+
+def _write_tokens(llm: LLM, text: str, *, as_json: bool) -> None:
+    """A line for each token of a text, and an empty one."""
+    ids, scores = llm.token_classify(text)
+    words = llm.tokenizer
+    special, pieces = {words.token_id(token): token for token in words.special}, words.stream().pieces
+    shown = [special.get(i) or (pieces[i].decode("utf-8", "replace") if i < len(pieces) else "") for i in ids]
+    _write_labels(llm, shown, scores, as_json=as_json)
+    if not as_json:
+        print()
+
+
+def _write_labels(llm: LLM, texts: Sequence[str], scores: NDArray[np.float32], *, as_json: bool) -> None:
+    """The likeliest label of each text, from the scores of all, [n, labels]."""
+    import json
+
+    if llm.classifier is None:
+        return
+    for text, row in zip(texts, llm.classifier.probabilities(scores), strict=True):
+        best = int(row.argmax())
+        label, probability = llm.labels[best], float(row[best])
+        if as_json:
+            about: dict[str, object] = {"text": text, "label": label, "probability": probability}
+            about["probabilities"] = [float(x) for x in row]
+            print(json.dumps(about | {"labels": llm.labels}, ensure_ascii=False))
+        else:
+            print(f"{_in_line(label)}\t{probability:.6f}\t{_in_line(text)}")
+
+
+def _in_line(text: str) -> str:
+    return text.replace("\n", "\\n").replace("\r", "\\r")
 
 
 def _rerank(args: argparse.Namespace) -> int:
@@ -457,12 +524,13 @@ def _rerank(args: argparse.Namespace) -> int:
         template = read_file(Path(args.template)).decode("utf-8", "replace")
     llm = _load(args)
     documents = args.documents or [line.rstrip("\n") for line in sys.stdin]
-    for index, score in llm.rerank(args.query, documents, instruction=args.instruction, template=template):
+    ranked = llm.rerank(args.query, documents, instruction=args.instruction, template=template)
+    for index, score in ranked:
         document = documents[index]
         if args.json:
             print(json.dumps({"index": index, "score": score, "document": document}, ensure_ascii=False))
         else:
-            print(f"{score:.6f}\t{index}\t{_line(document)}")
+            print(f"{score:.6f}\t{index}\t{_in_line(document)}")
     return 0
 
 
@@ -653,8 +721,8 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], _Options | None,
         _classify,
         _classify_options,
         "labels of texts, or of their tokens",
-        "Print the likeliest label, its probability and the text, a line for each text: of the arguments, or of the lines "
-        "of stdin. Of a model that labels tokens, a line for each token, and an empty one after each text.",
+        "Print the likeliest label, its probability and the text, for each argument or each line of stdin. "
+        "Of a model that labels tokens, a line for each token, and an empty one after each text.",
     ),
     "rerank": (
         _rerank,

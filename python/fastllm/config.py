@@ -94,7 +94,7 @@ class Config(_Fields):
     scaled up for it (ESM-2); pad_token: the token that no token sees (Grok-1); -1 for none.
     rope_switch: beyond so many positions of context the frequencies rope.freqs_long hold (LongRoPE), 0 for none.
 
-    Per layer, empty for the same everywhere: windows: how many positions a token sees, itself included, 0 for all;
+    Per layer, empty for the same everywhere: windows: a token sees those less than so many positions away, 0 for all;
     ropes: 0 no rotation, 1 rope.freqs, 2 rope.freqs_local; moe: whether it has experts.
 
     Raises CheckpointError for what cannot be a model.

@@ -154,6 +154,7 @@ def _reopened(path: Path, stored: store.Stored, tokenizer: str | os.PathLike[str
         stored.stop,
         stored.chat_stop,
         chains,
+        stored.embedding,
         stored.classifier,
         stored.ranking,
     )

@@ -1,8 +1,16 @@
 """What can go wrong, by what the user can do about it. Each message is one sentence that names the cause."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FastLLMError(Exception):
-    """The base of all errors that fastllm raises on purpose; the command line exits with 2."""
+    """The base of all errors that fastllm raises on purpose; the command line exits with 2.
+
+    text: of an error about one of several texts, which one, from 0; it calls it so too.
+    """
+
+    text: int | None = None
 
 
 class CheckpointError(FastLLMError):
@@ -32,6 +40,16 @@ class OptionError(FastLLMError, ValueError):
 
 class ContextError(FastLLMError, ValueError):
     """More tokens than the context holds."""
+
+
+@contextmanager
+def about(text: int) -> Iterator[None]:
+    """Errors in the block say which of several texts they are about."""
+    try:
+        yield
+    except FastLLMError as error:
+        error.text = text
+        raise
 
 
 def reason(error: BaseException) -> str:

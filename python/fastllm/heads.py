@@ -47,19 +47,22 @@ class Classifier(NamedTuple):
 class Ranking(NamedTuple):
     """What sentence-transformers' CrossEncoder keeps beside a model that scores a query and a document.
 
-    activation: of the one label's score. max_length: tokens that a text, or a pair, is cut to. prompt: goes before the
+    activation: of the one label's score. max_length: tokens that a text, or a pair, is cut to;
+    truncate_left: what is too long loses its beginning. prompt: goes before the
     query; in a chat template it is what the system says. messages: whether query and document go through the chat
     template, as messages of these roles; None where the files do not say. variables: what the template is given.
     words: the tokens of a judge, a model whose logits are the answer: for a document that fits, and for one that does
-    not, where there is one.
+    not, where there is one. refused: why there are no scores as the files say; "" where there are.
     """
 
     activation: str = "sigmoid"
     max_length: int | None = None
+    truncate_left: bool = False
     prompt: str = ""
     messages: bool | None = None
     variables: Mapping[str, object] = {}
     words: tuple[int, int | None] | None = None
+    refused: str = ""
 
     @classmethod
     def from_json(cls, data: object) -> Ranking:
@@ -69,8 +72,14 @@ class Ranking(NamedTuple):
         values: dict[str, Any] = dict(zip(cls._fields, data, strict=True))
         words = values["words"]
         self = cls(**(values | {"words": None if words is None else tuple(words)}))
-        right = self.activation in ACTIVATIONS and isinstance(self.prompt, str) and isinstance(self.variables, dict)
+        right = (
+            isinstance(self.activation, str)
+            and self.activation in ACTIVATIONS
+            and isinstance(self.prompt, str)
+            and isinstance(self.variables, dict)
+        )
         right = right and _is_id(self.max_length) and self.messages in (None, True, False)
+        right = right and isinstance(self.truncate_left, bool) and isinstance(self.refused, str)
         if not right or (self.words is not None and (len(self.words) != 2 or not all(map(_is_id, self.words)))):
             raise CheckpointError("its ranking is broken")
         return self

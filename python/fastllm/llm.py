@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from fastllm import _core, store
 from fastllm.classify import Labels
 from fastllm.config import Config
+from fastllm.embedding import Embedding, normalized
 from fastllm.engine import Batch, Engine, Generation
-from fastllm.errors import CheckpointError, ContextError, NumericError, OptionError, TokenizerError
+from fastllm.errors import CheckpointError, ContextError, NumericError, OptionError, TokenizerError, about
 from fastllm.files import reading
 from fastllm.machine import check_threads, read_bandwidth
 from fastllm.sampling import DEFAULTS, Sampling
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastllm.packing import Progress
-
-POOLINGS = ("mean", "cls", "last", "max")
 
 KV_DTYPES = ("f32", "f16", "q8")
 
@@ -188,6 +187,7 @@ class LLM(Labels):
         if 0 < config.rope_switch < self.context:
             tensors["rope.freqs"] = tensors["rope.freqs_long"]
         self.dtypes = stored.dtypes
+        self.embedding, self._embedding_layers = stored.embedding, stored.dense.get("embedding", ())
         # f32 weights come with f32 keys and values, so that nothing is rounded that the reference does not round.
         kv_dtype = kv or ("f32" if "f32" in self.dtypes else "f16")
         isa = os.environ.get("FASTLLM_ISA")
@@ -451,40 +451,83 @@ class LLM(Labels):
         self,
         texts: Sequence[str | Sequence[int]],
         *,
-        pooling: str = "mean",
+        pooling: str | None = None,
         layer: int | None = None,
-        normalize: bool = False,
+        normalize: bool | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        truncate: bool = False,
     ) -> NDArray[np.float32]:
-        """One vector for each text, strings or token ids: float32 [n, dim].
+        """One vector for each text, strings or token ids, in their order: float32 [n, channels].
 
-        pooling: of the hidden states at `layer` (see hidden_states): their mean, that of the first token ("cls"), that
-        of the last, or the largest of each channel. normalize: to length 1. A string gets what its tokenizer puts
-        around a text. Raises OptionError, ContextError, TokenizerError, NumericError (a vector that is not finite).
+        Where None is given, what the checkpoint says is done (see `embedding`), sentence-transformers' files or a
+        GGUF's metadata; where it says nothing, the mean of the hidden states, as long as it is. pooling: one of
+        embedding.POOLINGS, of the hidden states at `layer` (see hidden_states). normalize: to length 1. prompt: goes
+        before each string; prompt_name: the name of one of the checkpoint's (embedding.prompts); "" is none. truncate:
+        cuts texts that are longer than the model takes, as tokenizers do: what belongs around them stays. Else they
+        are an error. A string gets what its tokenizer puts around a text.
+
+        Raises OptionError, ContextError, TokenizerError, NumericError (a vector that is not finite), CheckpointError
+        (what the checkpoint says cannot be done, as long as no pooling is named). An error about one of the texts has
+        its place among them as `text`.
         """
         import numpy
 
-        if pooling not in POOLINGS:
-            raise OptionError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
         if isinstance(texts, str):
             raise OptionError("embed takes a list of texts, not one text")
-        ids = [
-            self._ids(self._around(text, suffix=True) if isinstance(text, str) else text, f"text {i}")
-            for i, text in enumerate(texts)
-        ]
-        out = numpy.empty((len(ids), self.config.dim), numpy.float32)
+        how, layers = self.embedding.chosen(pooling, normalize), self._embedding_layers
+        before = how.lowered(how.prompt(prompt, prompt_name))
+        skip = 0 if how.include_prompt or not before else self._prompt_length(before)
+        ids = []
+        for i, text in enumerate(texts):
+            with about(i):
+                tokens = self._embedded(text, f"text {i}", how, before, truncate=truncate)
+                if isinstance(text, str) and len(tokens) <= skip:
+                    raise OptionError(f"text {i} has no tokens but its prompt's, which are not pooled")
+                if not isinstance(text, str) and (prompt or prompt_name):
+                    raise OptionError(f"text {i} is token ids: a prompt goes before strings")
+                ids.append(tokens)
+        out = numpy.empty((len(ids), how.width(self.config.dim, layers)), numpy.float32)
         for i, stream in enumerate(self._streams(ids, layer)):
-            if pooling == "mean":
-                out[i] = stream.mean(axis=0, dtype=numpy.float64)
-            elif pooling == "max":
-                out[i] = stream.max(axis=0)
-            else:
-                out[i] = stream[0 if pooling == "cls" else -1]
+            out[i] = how.vector(stream, layers, skip=skip if isinstance(texts[i], str) else 0, isa=self._isa)
             if not numpy.isfinite(out[i]).all():
-                raise NumericError(f"{self.path} computes numbers that are not finite: the vector of text {i}")
-        if normalize:
-            lengths = numpy.sqrt((out.astype(numpy.float64) ** 2).sum(axis=1, keepdims=True))
-            out = (out / numpy.maximum(lengths, 1e-12)).astype(numpy.float32)
-        return out
+                with about(i):
+                    raise NumericError(f"{self.path} computes numbers that are not finite: the vector of text {i}")
+        return normalized(out) if normalize else out
+
+    def _embedded(
+        self, text: str | Sequence[int], what: str, how: Embedding, before: str, *, truncate: bool
+    ) -> list[int]:
+        """The ids of a text that is to be embedded; of a string with its prompt and what belongs around it."""
+        longest = min(self.context, how.max_tokens or self.context)
+        start = end = 0
+        if isinstance(text, str):
+            ids = self._prompted(before, how.lowered(text))
+            start, end = len(self._around("", suffix=False)), len(self.tokenizer.suffix or ())
+        else:
+            ids = list(text)
+        if len(ids) > longest:
+            if not truncate:
+                raise ContextError(f"{what} has {len(ids):,} tokens, the model takes {longest:,}: truncate=True cuts")
+            kept, rest = ids[start : len(ids) - end], max(0, longest - start - end)
+            kept = kept[len(kept) - rest :] if how.truncate_left else kept[:rest]
+            ids = [*ids[:start], *kept, *ids[len(ids) - end :]][:longest]
+        return self._ids(ids, what)
+
+    def _prompted(self, before: str, text: str) -> list[int]:
+        """The ids of a prompt and a text as one text; in the prompt, special tokens that are written out count."""
+        words = self.tokenizer
+        end = max((before.rfind(token) + len(token) for token in words.special if token in before), default=0)
+        if not end:
+            return self._around(before + text, suffix=True)
+        head = [*self._around("", suffix=False), *words.encode(before[:end], special=True)]
+        return [*head, *words.encode(before[end:] + text, start=False), *(words.suffix or ())]
+
+    def _prompt_length(self, before: str) -> int:
+        """Tokens of a text that are its prompt's: those of the prompt alone, less a special one that ends it."""
+        ids = self._prompted(before, "")
+        special = {self.tokenizer.token_id(token) for token in self.tokenizer.special}
+        return len(ids) - bool(ids and ids[-1] in special)
 
     def _streams(
         self, texts: list[list[int]], layer: int | None, seconds: Mapping[int, int] = MappingProxyType({})

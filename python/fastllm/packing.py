@@ -167,6 +167,7 @@ def assemble(recipe: Recipe, *, dtype: str | None, threads: int, progress: Progr
         recipe.stop,
         recipe.chat_stop,
         dense=dense.pack(recipe.dense),
+        embedding=recipe.embedding,
         classifier=recipe.classifier,
         ranking=recipe.ranking,
     )

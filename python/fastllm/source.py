@@ -45,6 +45,7 @@ class Opened(NamedTuple):
             tokenizer=None if isinstance(words, TokenizerError) else (words.kind, words.blob),
             source=self.about,
             dense=pack(recipe.dense),
+            embedding=recipe.embedding,
             classifier=recipe.classifier,
             ranking=recipe.ranking,
         )
@@ -76,6 +77,7 @@ def open_source(path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hu
         if str(path) in str(error):
             raise
         raise CheckpointError(f"{path} cannot be used: {error}") from None
+    recipe = _with_sentences(path, checkpoint, recipe)
     vocab_size = recipe.config.vocab_size
     words: Tokenizer | TokenizerError
     if tokenizer is not None:
@@ -84,7 +86,7 @@ def open_source(path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hu
         words = _from_blob(path, *checkpoint.tokenizer)
     else:
         try:
-            words = find(path, vocab_size)
+            words = find(checkpoint.path if checkpoint.path.is_dir() else path, vocab_size)
         except TokenizerError as error:
             words = error
             if from_hub and vocab_size == _LLAMA_WORDS and checkpoint.format.startswith("llama2.c"):
@@ -93,6 +95,21 @@ def open_source(path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hu
                 words = read(hub.llama_tokenizer(), vocab_size)
     about = f"{checkpoint.format}, {checkpoint.architecture}"
     return Opened(about, recipe, words, _natural_dtype(checkpoint))
+
+
+def _with_sentences(path: Path, checkpoint: Checkpoint, recipe: Recipe) -> Recipe:
+    """The recipe, with what sentence-transformers' files beside a checkpoint's config.json say."""
+    from fastllm.formats import cross_encoder, sentence_transformers
+
+    if checkpoint.format.startswith("GGUF") or not (path.is_dir() or (path.parent / "config.json").exists()):
+        return recipe
+    folder = path if path.is_dir() else path.parent
+    recipe = recipe._replace(ranking=cross_encoder.read(folder, checkpoint))
+    found = sentence_transformers.read(folder)
+    if found is None:
+        return recipe
+    layers = {"embedding": found.layers} if found.layers else {}
+    return recipe._replace(embedding=found.embedding, dense={**recipe.dense, **layers})
 
 
 def stored_tokenizer(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastllm import _core
 from fastllm.config import Config
 from fastllm.dense import bind
+from fastllm.embedding import Embedding
 from fastllm.errors import CheckpointError, OptionError
 from fastllm.files import map_file
 from fastllm.formats import is_safetensors
@@ -34,7 +35,8 @@ class Stored(NamedTuple):
     """What a converted file holds: a Recipe's fields, its tensors packed, and the tokenizer's.
 
     tokenizer: its kind and its files' bytes (see tokenizer). source: the format and architecture it was made from, for
-    people. dense: chains of layers after the stream, by what they are for. classifier, ranking: a Recipe's.
+    people. dense: chains of layers after the stream, by what they are for. embedding: how a text becomes one vector.
+    classifier, ranking: a Recipe's.
     """
 
     config: Config
@@ -45,6 +47,7 @@ class Stored(NamedTuple):
     tokenizer: tuple[str, bytes] | None = None
     source: str = ""
     dense: Mapping[str, tuple[_core.Dense, ...]] = MappingProxyType({})
+    embedding: Embedding = Embedding()
     classifier: Classifier | None = None
     ranking: Ranking = Ranking()
 
@@ -100,6 +103,8 @@ def write(path: Path, stored: Stored, parts: Mapping[str, Part]) -> None:
     }
     if stored.dense:
         about["dense"] = {chain: [layer.act for layer in layers] for chain, layers in stored.dense.items()}
+    if embedding := stored.embedding.to_json():
+        about["embedding"] = embedding
     if stored.classifier is not None:
         about["classifier"] = stored.classifier
     if stored.ranking != Ranking():
@@ -231,6 +236,7 @@ def _load(data: memoryview) -> Stored:
         tokenizer=tokenizer,
         source=str(about.get("source", "")),  # which the first files did not have
         dense=chains,
+        embedding=Embedding.from_json(about.get("embedding", {})),
         classifier=Classifier.from_json(about["classifier"]) if "classifier" in about else None,
         ranking=Ranking.from_json(about["ranking"]) if "ranking" in about else Ranking(),
     )

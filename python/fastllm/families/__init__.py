@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from fastllm.config import Config
 from fastllm.dense import Layer
+from fastllm.embedding import Embedding
 from fastllm.errors import CheckpointError
 from fastllm.families.architectures import FAMILIES, nearest, split
 from fastllm.formats import Checkpoint
@@ -33,7 +34,8 @@ class Recipe(NamedTuple):
 
     matrices, vectors: by canonical name (Config.matrices, Config.vectors); "head" is missing where it is tied. Vectors
     are f32 bytes. bos: the token a text starts with, if any; stop: tokens that end a text; chat_stop: that end a turn
-    of a chat. dense: chains of layers after the stream, by what they are for: "classifier", "embedding".
+    of a chat. dense: chains of layers after the stream, by what they are for: "classifier", "embedding". embedding:
+    what becomes of the stream where a text is to be one vector.
     classifier: of a model that labels texts or tokens; ranking: how it scores pairs of texts.
     """
 
@@ -44,6 +46,7 @@ class Recipe(NamedTuple):
     stop: tuple[int, ...]
     chat_stop: tuple[int, ...]
     dense: Mapping[str, Sequence[Layer]] = MappingProxyType({})
+    embedding: Embedding = Embedding()
     classifier: Classifier | None = None
     ranking: Ranking = Ranking()
 

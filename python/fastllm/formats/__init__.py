@@ -87,6 +87,9 @@ _FILES: dict[str, Callable[[Path, memoryview], bool]] = {
 _FOLDERS: dict[str, Callable[[Path], bool]] = {
     "grok": lambda path: (path / "ckpt-0").is_dir() or path.name == "ckpt-0",
     "meta": lambda path: (path / "params.json").exists() and any(path.glob("consolidated.*.pth")),
+    "sentence_transformers": lambda path: (
+        (path / "modules.json").exists() and not (path / "config.json").exists() and not _only(path, ".gguf", ".ckpt")
+    ),
     "huggingface": lambda path: (path / "config.json").exists() and not _only(path, ".gguf", ".ckpt"),
     "mindspore": lambda path: any(path.glob("*.ckpt")),
 }

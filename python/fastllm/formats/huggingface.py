@@ -33,10 +33,10 @@ def read_folder(path: Path) -> Checkpoint:
         name = single[0].name
     kind = f"Hugging Face {'safetensors' if '.safetensors' in name else name.partition('.index')[0]}"
     if not name.endswith(".json"):
-        return checkpoint(path, path, kind, _tensors(path / name))
+        return checkpoint(path, path, kind, tensors(path / name))
     places = _index(path / name)
     files = list(dict.fromkeys(places.values()))
-    shards = {file: _tensors(path / file) for file in files}
+    shards = {file: tensors(path / file) for file in files}
     for tensor, file in places.items():
         if tensor not in shards[file]:
             raise CheckpointError(f"{path / file} has not the tensor {tensor!r} that {name} says it holds")
@@ -44,31 +44,14 @@ def read_folder(path: Path) -> Checkpoint:
 
 
 def config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json, and and under their names what lies beside it: the configs of generation, tokenizer and
-    sentence-transformers, whose modules are a list."""
+    """The folder's config.json, and generation_config.json and tokenizer_config.json under those names, if present."""
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} has no config.json, which says what the model is")
-    values: dict[str, Any] = _json(folder / "config.json")
-    for name in ("generation_config", "tokenizer_config", "config_sentence_transformers", "sentence_bert_config"):
+    values: dict[str, Any] = json_of(folder / "config.json", dict)
+    for name in ("generation_config", "tokenizer_config"):
         if (folder / f"{name}.json").exists():
-            values[name] = _json(folder / f"{name}.json")
-    if (folder / "modules.json").exists():
-        values["modules"] = _modules(folder)
+            values[name] = json_of(folder / f"{name}.json", dict)
     return values
-
-
-def _modules(folder: Path) -> list[dict[str, Any]]:
-    """The modules of sentence-transformers' modules.json, each with its own config.json, if it has one, as "config"."""
-    path = folder / "modules.json"
-    modules: list[dict[str, Any]] = _json(path, list)
-    for module in modules:
-        place = module.get("path") if isinstance(module, dict) else None
-        if not isinstance(place, str) or Path(place).is_absolute() or ".." in Path(place).parts or "\0" in place:
-            raise CheckpointError(f"{path} is broken: a module has not the path of a folder beside it")
-        inside = folder / place / "config.json"
-        if place and inside.exists():
-            module["config"] = _json(inside)
-    return modules
 
 
 def checkpoint(path: Path, folder: Path, kind: str, tensors: Mapping[str, Tensor]) -> Checkpoint:
@@ -79,18 +62,19 @@ def checkpoint(path: Path, folder: Path, kind: str, tensors: Mapping[str, Tensor
     return Checkpoint(path, kind, architecture if isinstance(architecture, str) else "", header, tensors)
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def tensors(path: Path) -> dict[str, Tensor]:
+    """Those of one file, .safetensors or torch's. Raises CheckpointError."""
     data = map_file(path)
     if path.suffix == ".safetensors":
         return safetensors.tensors(path, data)
-    from fastllm.formats.torch import tensors
+    from fastllm.formats import torch
 
-    return tensors(path, data)
+    return torch.tensors(path, data)
 
 
 def _index(path: Path) -> dict[str, str]:
     """Tensor -> name of the file in the folder that holds it."""
-    places = _json(path).get("weight_map")
+    places = json_of(path, dict).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{path} is broken: it has no weight_map")
     for file in places.values():
@@ -100,7 +84,8 @@ def _index(path: Path) -> dict[str, str]:
     return places
 
 
-def _json(path: Path, kind: type = dict) -> Any:
+def json_of(path: Path, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:
+    """What a file holds, an object or a list. Raises CheckpointError for anything else."""
     try:
         values = json.loads(bytes(map_file(path)))
     except (ValueError, RecursionError):

@@ -87,8 +87,9 @@ def _not_llama(recipe: Recipe) -> Iterator[str]:
             same = isclose(value, expected, rel_tol=1e-6) if isinstance(expected, float) else value == expected
         if not same:
             yield f"its {name} is {value}, llama2.c's {expected}"
-    for chain in recipe.dense:
-        yield f"it has layers after the stream ({chain})"
+    after = [f"layers after the stream ({chain})" for chain in recipe.dense]
+    after += ["a way of its own to make vectors"] if recipe.embedding.to_json() else []
+    yield from (f"it has {what}" for what in after)
     known = {f"layers.{i}.{norm}" for i in range(config.n_layers) for norm in ("attn_norm", "ffn_norm")}
     for name in known | {"final_norm"}:
         if name not in recipe.vectors:

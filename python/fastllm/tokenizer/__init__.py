@@ -105,10 +105,10 @@ class Tokenizer(Protocol):
         """The id of the token that is written exactly so, such as "<|im_end|>"."""
 
 
-def cut_pair(a: list[int], b: list[int], room: int | None) -> tuple[list[int], list[int]]:
+def cut_pair(a: list[int], b: list[int], room: int | None, *, left: bool = False) -> tuple[list[int], list[int]]:
     """Two texts without their ends, so that both together have at most `room` tokens: the longer one is cut first.
 
-    They end as the tokenizers library's longest_first leaves them.
+    They are as long as the tokenizers library's longest_first leaves them. left: they lose their beginnings instead.
     """
     if room is None or len(a) + len(b) <= room:
         return a, b
@@ -116,7 +116,9 @@ def cut_pair(a: list[int], b: list[int], room: int | None) -> tuple[list[int], l
     long = short if short > room else max(short, room - short)
     if short + long > room:
         short, long = room // 2, room // 2 + room % 2
-    return (a[:short], b[:long]) if len(a) <= len(b) else (a[:long], b[:short])
+    sizes = (short, long) if len(a) <= len(b) else (long, short)
+    first, second = (text[len(text) - n :] if left else text[:n] for text, n in zip((a, b), sizes, strict=True))
+    return first, second
 
 
 def decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:

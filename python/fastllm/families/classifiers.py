@@ -1,0 +1,81 @@
+"""Heads that label texts or tokens, as the transformers library names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastllm.dense import Layer
+from fastllm.families import Recipe, Source
+from fastllm.heads import Classifier
+from fastllm.tensors import floats
+
+_TOKENS = "token classification"
+_MOST_LABELS = 1 << 20
+_PROBLEMS = ("regression", "multi_label_classification", "single_label_classification")
+
+
+def with_classifier(source: Source, recipe: Recipe) -> Recipe:
+    """A recipe with the classifier that is in its checkpoint in place of the head that makes logits."""
+    dim, layers, pooling = recipe.config.dim, *_layers(source)
+    if layers[0].weight.width != dim:
+        raise source.error(f"has a classifier of {layers[0].weight.width} columns, which does not fit a width of {dim}")
+    labels = _labels(source, layers[-1].weight.rows)
+    pad = source.section("text_config").get("pad_token_id", source.get("pad_token_id"))
+    pad = pad if type(pad) is int and 0 <= pad < 1 << 31 else None
+    return recipe._replace(
+        config=recipe.config._replace(head=False),
+        matrices={name: m for name, m in recipe.matrices.items() if not name.startswith("head")},
+        vectors={name: v for name, v in recipe.vectors.items() if not name.startswith("head")},
+        dense={**recipe.dense, "classifier": layers},
+        classifier=Classifier(pooling, labels, _activation(source, len(labels)), pad),
+    )
+
+
+def _layers(source: Source) -> tuple[list[Layer], str]:
+    """The dense layers of a head, and the pooling before them."""
+    if source.task == _TOKENS:
+        return [_layer(source, "score" if "score.weight" in source.tensors else "classifier")], "each"
+    if "score.weight" in source.tensors:  # decoders
+        return [_layer(source, "score")], "last"
+    if "classifier.out_proj.weight" in source.tensors:  # RoBERTa, ESM
+        return [_layer(source, "classifier.dense", "tanh"), _layer(source, "classifier.out_proj")], "cls"
+    return [_layer(source, "bert.pooler.dense", "tanh"), _layer(source, "classifier")], "cls"
+
+
+def _layer(source: Source, name: str, act: str = "identity") -> Layer:
+    bias = f"{name}.bias"
+    return Layer(
+        source.tensor(f"{name}.weight"),
+        floats(source.tensor(bias)).tobytes() if bias in source.tensors else None,
+        act,
+    )
+
+
+def _labels(source: Source, rows: int) -> tuple[str, ...]:
+    """The names of the labels, one for each row of the last layer."""
+    if not 1 <= rows <= _MOST_LABELS:
+        raise source.error(f"has a classifier of {rows:,} labels")
+    names = source.get("id2label")
+    if names is None:
+        if source.integer("num_labels", rows) != rows:
+            raise source.error(f"has num_labels {source.get('num_labels')}, its classifier {rows} labels")
+        return tuple(f"LABEL_{i}" for i in range(rows))
+    if not isinstance(names, Mapping):
+        raise source.error(f"has an id2label that is no JSON object: {str(names)[:100]!r}")
+    if len(names) != rows:
+        raise source.error(f"has {len(names)} labels in its id2label, its classifier {rows}")
+    labels = [names.get(str(i)) for i in range(rows)]
+    if not all(isinstance(label, (str, int, float)) for label in labels):
+        raise source.error(f"has not a label for each of 0 to {rows - 1} in its id2label")
+    return tuple(map(str, labels))
+
+
+def _activation(source: Source, labels: int) -> str:
+    """What makes probabilities of scores, as transformers' pipelines choose it."""
+    if source.task == _TOKENS:
+        return "softmax"
+    source.refuse("problem_type", *_PROBLEMS)
+    problem = source.get("problem_type")
+    if problem == "regression":
+        return "identity"
+    return "sigmoid" if problem == "multi_label_classification" or labels == 1 else "softmax"
