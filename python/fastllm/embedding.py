@@ -45,14 +45,18 @@ class Embedding(_Fields):
 
     pooling: of POOLINGS: the mean, the first token's, the last one's, the largest of each channel, the mean in which
     token i, from 1, counts i times, the sum over the square root of the count; several one after the other.
+    include_prompt: whether the prompt's tokens are pooled.
+
     steps: what is done, in order: "pool"; "dense": the next layer of the chain "embedding"; "residual": that layer,
     plus what goes into it; "standardize": to mean 0 and variance 1; "normalize": to length 1. What stands before "pool"
-    is done to every token. include_prompt: whether the prompt's tokens are pooled. max_tokens: of a text with what belongs
-    around it, 0 for as many as the model has positions; truncate_left: what is too long loses its beginning, not its
-    end. lower_case: texts are made lower case first. prompts: what may go before a text, by name; default_prompt: the
-    name of the one that does, "" for none. dimensions: how many of the vector's channels are kept, 0 for all.
-    similarity: how vectors are meant to be compared, for people. refused: why vectors cannot be made as the
-    checkpoint's files say; "" where they can.
+    is done to every token. dimensions: how many channels of the vector are kept, 0 for all. similarity: how vectors are
+    meant to be compared, for people.
+
+    max_tokens: of a text with what belongs around it, 0 for as many as the model has positions; truncate_left: what is
+    too long loses its beginning, not its end. lower_case: texts are made lower case first. prompts: what may go before
+    a text, by name; default_prompt: the name of the one that does, "" for none.
+
+    refused: why vectors cannot be made as the checkpoint's files say; "" where they can.
 
     Raises CheckpointError for what cannot be.
     """
@@ -191,8 +195,8 @@ def _standardized(rows: Floats) -> Floats:
 
     wide = rows.astype(numpy.float64)
     wide -= wide.mean(axis=1, keepdims=True)
-    rows = (wide / numpy.sqrt((wide**2).mean(axis=1, keepdims=True) + _EPSILON)).astype(numpy.float32)
-    return rows
+    wide /= numpy.sqrt((wide**2).mean(axis=1, keepdims=True) + _EPSILON)
+    return wide.astype(numpy.float32)
 
 
 def normalized(rows: Floats) -> Floats:
@@ -200,5 +204,5 @@ def normalized(rows: Floats) -> Floats:
     import numpy
 
     lengths = numpy.sqrt((rows.astype(numpy.float64) ** 2).sum(axis=1, keepdims=True))
-    rows = (rows / numpy.maximum(lengths, 1e-12)).astype(numpy.float32)
-    return rows
+    unit: Floats = (rows / numpy.maximum(lengths, 1e-12)).astype(numpy.float32)
+    return unit

@@ -27,6 +27,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "gguf:cohere2": ("gguf", "recipe"),
     "gguf:command-r": ("gguf", "recipe"),
     "gguf:gemma": ("gguf", "recipe"),
+    "gguf:gemma-embedding": ("gguf", "recipe"),
     "gguf:gemma2": ("gguf", "recipe"),
     "gguf:gemma3": ("gguf", "recipe"),
     "gguf:gpt2": ("gguf", "recipe"),

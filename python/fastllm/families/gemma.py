@@ -63,11 +63,17 @@ def gemma2(source: Source) -> Recipe:
 
 
 def gemma3(source: Source) -> Recipe:
-    """Gemma3ForCausalLM: norms of queries and keys, five layers with a window and a slower rotation to one without."""
+    """Gemma3ForCausalLM: norms of queries and keys, five layers with a window and a slower rotation to one without.
+
+    EmbeddingGemma (2025) is one that sees to both sides.
+    """
     source.header = {**_GEMMA3, **{key: value for key, value in source.header.items() if value is not None}}
     source.refuse("attn_logit_softcapping")
     every = source.integer("_sliding_window_pattern", source.integer("sliding_window_pattern", 6)) or depth(source) + 1
     windows = layer_windows(source, 4096, lambda i: bool((i + 1) % every))
+    causal = not source.flag("use_bidirectional_attention")
+    if not causal:  # the size is that of both sides together
+        windows = tuple(window and window // 2 + 1 for window in windows)
     whole, local = _ropes(source)
     config = _settings(
         source,
@@ -76,6 +82,7 @@ def gemma3(source: Source) -> Recipe:
         logit_softcap=_softcap(source, "final_logit_softcapping", 0.0),
         qk_norm="head",
         windows=windows,
+        causal=causal,
         ropes=tuple(2 if window else 1 for window in windows),
         act=_act(source, "hidden_activation"),
     )

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from fastllm import families
+from fastllm.dense import Layer
+from fastllm.embedding import Embedding
 from fastllm.families import Recipe, Source, Weight, half_split
 from fastllm.formats import Checkpoint
 from fastllm.tensors import Tensor, at, columns, floats, joined_rows, part, reshaped, transposed
@@ -39,6 +41,10 @@ _HEADER = {
     "clip_qkv": "attention.clamp_kqv",
     "use_parallel_residual": "use_parallel_residual",
 }
+_POOLINGS = {1: "mean", 2: "cls", 3: "last"}
+_UNPOOLED, _RANK = 0, 4
+# sentence-transformers' layers after pooling, by llama.cpp's names and by Ollama's.
+_DENSE = ("dense_2.weight", "dense_3.weight"), ("dense.0.weight", "dense.1.weight")
 _MOST_PARTS = 1 << 16  # experts or heads in one tensor
 _NEEDED = ("embedding_length", "feed_forward_length", "block_count", "attention.head_count", "context_length")
 _NAMES = {
@@ -89,7 +95,11 @@ def recipe(source: Source) -> Recipe:
     """Translates the checkpoint, and asks the family of the translation."""
     name = source.architecture.removeprefix("gguf:")
     meta = Source(Checkpoint(source.path, "", source.architecture, _settings(source, name), source.tensors))
-    kind = KINDS["mixtral" if name == "llama" and meta.integer("expert_count", 0) else name]
+    if name == "llama" and meta.integer("expert_count", 0):
+        name = "mixtral"
+    if name == "gemma3" and _DENSE[1][0] in source.tensors:
+        name = "gemma-embedding"
+    kind = KINDS[name]
     for key in _NEEDED:
         meta.integer(key)
     header = {ours: meta.get(key) for ours, key in _HEADER.items() if meta.get(key) is not None}
@@ -100,7 +110,8 @@ def recipe(source: Source) -> Recipe:
         turned = kind.turn(theirs, tensor, meta)
         tensors |= dict(_named(theirs, turned, _NAMES | kind.names))
     found = families.recipe(Checkpoint(source.path, "", kind.name, header, tensors))
-    return _rotated(source, found, interleaved=kind.interleaved)
+    found = _rotated(source, found, interleaved=kind.interleaved)
+    return _with_embedding(source, found, meta.integer("pooling_type", _UNPOOLED))
 
 
 def _settings(source: Source, name: str) -> Header:
@@ -125,6 +136,8 @@ def _common(source: Source, meta: Source) -> Header:
     header["eos_token_id"] = list(dict.fromkeys(end for end in ends if end is not None))
     if source.flag("tokenizer.ggml.add_bos_token", True):
         header["bos_token_id"] = source.get("tokenizer.ggml.bos_token_id")
+    if not meta.flag("attention.causal", True):
+        header["is_causal"] = False
     scaling = meta.text("rope.scaling.type", "none")
     if scaling in ("linear", "yarn"):
         header["rope_scaling"] = {
@@ -182,6 +195,18 @@ def _rotated(source: Source, found: Recipe, *, interleaved: bool) -> Recipe:
     return found._replace(matrices=matrices, vectors=vectors)
 
 
+def _with_embedding(source: Source, found: Recipe, pooling: int) -> Recipe:
+    """The recipe, with what the file says of vectors: the pooling by llama.cpp's number, and layers after it."""
+    if pooling not in (_UNPOOLED, *_POOLINGS):
+        what = "a reranker" if pooling == _RANK else "a model"
+        refused = f"{source.path} is {what} with pooling_type {pooling}, whose vectors fastllm cannot make"
+        return found._replace(embedding=Embedding(refused=refused))
+    named = next((names for names in _DENSE if any(name in source.tensors for name in names)), ())
+    layers = tuple(Layer(source.tensor(name)) for name in named)
+    embedding = Embedding(pooling=(_POOLINGS.get(pooling, "mean"),), steps=("pool", *("dense" for _ in layers)))
+    return found._replace(embedding=embedding, dense={**found.dense, **({"embedding": layers} if layers else {})})
+
+
 # ---- what is special to one architecture
 
 
@@ -216,6 +241,10 @@ def _gemma3(meta: Source) -> Header:
         "rope_theta": meta.number("rope.freq_base", 1000000.0),
         "rope_local_base_freq": meta.number("rope.freq_base_swa", 10000.0),
     }
+
+
+def _gemma_embedding(meta: Source) -> Header:
+    return _gemma3(meta) | {"is_causal": None, "use_bidirectional_attention": True}
 
 
 def _query_scalar(meta: Source, layers: int) -> int:
@@ -354,6 +383,7 @@ KINDS = {
     "cohere2": _Kind("Cohere2ForCausalLM"),
     "command-r": _Kind("CohereForCausalLM", _cohere),
     "gemma": _Kind("GemmaForCausalLM", turn=_less_one),
+    "gemma-embedding": _Kind("Gemma3ForCausalLM", _gemma_embedding, _GEMMA, turn=_less_one),
     "gemma2": _Kind("Gemma2ForCausalLM", _gemma2, _GEMMA, turn=_less_one),
     "gemma3": _Kind("Gemma3ForCausalLM", _gemma3, _GEMMA, turn=_less_one),
     "gpt2": _Kind("GPT2LMHeadModel", _gpt2, _GPT2, turn=_turned),

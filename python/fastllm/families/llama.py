@@ -82,7 +82,8 @@ def settings(
     source.refuse("quantization_config")
     source.refuse("per_layer_config")
     source.refuse("is_causal", True)
-    source.refuse("use_bidirectional_attention", False)
+    if flags.get("causal", True):
+        source.refuse("use_bidirectional_attention", False)
     rope = rope or parameters(source, theta=theta)
     dim, heads = source.integer("hidden_size"), source.integer("num_attention_heads")
     if source.get("head_dim", head_dim) is None:
