@@ -34,6 +34,10 @@ class ContextError(FastLLMError, ValueError):
     """More tokens than the context holds."""
 
 
+class CheckpointWarning(UserWarning):
+    """A part of a model file that has no effect on what is computed, though it might be expected to have one."""
+
+
 def reason(error: BaseException) -> str:
     """What it was that made an import fail, in a line: libraries wrap the cause in advice."""
     while isinstance(cause := error.__cause__ or error.__context__, (ImportError, OSError, MemoryError)):

@@ -97,6 +97,9 @@ def gemma3(source: Source) -> Recipe:
     if near.switch or near.scale != config.rope_scale:
         raise source.error("scales the rotation of some layers only, which fastllm does not support")
     source.vectors["rope.freqs_local"] = near.freqs
+    for name, unused in (("rope.freqs", all(windows)), ("rope.freqs_local", not any(windows))):
+        if unused:
+            del source.vectors[name]
     parts = (attention, partial(qk_norm, add=1.0), feed_forward)
     return decoder(source, config, *parts, norms=_AROUND, norm_add=1.0, tied=True)
 

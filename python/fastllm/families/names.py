@@ -46,7 +46,8 @@ _HARMLESS = re.compile(
         | pooler\.(dense\.)?(weight|bias) | cls\.seq_relationship\.(weight|bias)
         | contact_head\.regression\.(weight|bias) | logit_scale
         | (mtp|mtp_layers|medusa_head|eagle)\..*
-    )$""",
+    )$
+    | ^(adam_[mv]|moment[12]|moments|accum)\. | ^(global_step|learning_rate|epoch_num|step_num|scale_sense)$""",
     re.VERBOSE,
 )
 _TOWERS = {
