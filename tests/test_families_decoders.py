@@ -228,7 +228,7 @@ def test_logits_and_texts_are_those_of_transformers(case, tmp_path):
 def test_every_family_is_tested():
     decoders = {name for name, (module, _) in FAMILIES.items() if module in MODULES}
     tested = {split(architecture(family))[0] for family, _ in CASES.values()}
-    assert decoders == tested | {"gemma3"}
+    assert decoders == tested | {"qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text"}
 
 
 def test_gemma3_with_images_is_its_language_model(tmp_path):
@@ -468,7 +468,12 @@ def bound(checkpoint):
 
 
 WRONG = {
-    "a missing key": ("Llama", {"hidden_size": None}, "no whole number hidden_size"),
+    "a missing key": ("Llama", {"hidden_size": None}, "needs (40, 4096)"),
+    "a missing key without a default": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
+        "no number low_freq_factor",
+    ),
     "a quantized checkpoint": ("Llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
     "an activation": ("Llama", {"hidden_act": "mish"}, "'mish'"),
     "a scaling": ("Llama", {"rope_parameters": {"rope_type": "spiral"}}, "'spiral'"),

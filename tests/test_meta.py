@@ -128,8 +128,8 @@ def plan(**params):
     """The recipe of a model of one layer with these params."""
     vocab, dim, heads = params.pop("vocab", 64), params.pop("dim", 32), 2
 
-    def tensor(*shape):
-        return Tensor("f32", shape, lambda begin, end: np.ones((end - begin, shape[-1]), np.float32))
+    def tensor(*shape, value=1.0):
+        return Tensor("f32", shape, lambda begin, end: np.full((end - begin, shape[-1]), value, np.float32))
 
     shapes = {"tok_embeddings": (vocab, dim), "norm": (dim,), "layers.0.attention_norm": (dim,)}
     shapes |= {"layers.0.ffn_norm": (dim,)} | {f"layers.0.attention.w{x}": (dim, dim) for x in "qkvo"}
@@ -137,6 +137,8 @@ def plan(**params):
     tensors = {f"{name}.weight": tensor(*shape) for name, shape in shapes.items()}
     match params.pop("head", "own"):
         case "own":
+            tensors["output.weight"] = tensor(vocab, dim, value=2.0)
+        case "equal":
             tensors["output.weight"] = tensor(vocab, dim)
         case "same":
             tensors["output.weight"] = tensors["tok_embeddings.weight"]
@@ -184,6 +186,7 @@ def test_bos_and_stop():
 
 def test_heads():
     assert "head" in plan(head="own").matrices
+    assert "head" not in plan(head="equal").matrices
     assert "head" not in plan(head="same").matrices
     assert "head" not in plan(head="none").matrices
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastllm.errors import (
     CheckpointError,
+    CheckpointWarning,
     ContextError,
     FastLLMError,
     LibraryError,
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "CheckpointError",
+    "CheckpointWarning",
     "ContextError",
     "FastLLMError",
     "LibraryError",

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 from fastllm import _core
 from fastllm.engine import CHUNK, Engine, Span
-from fastllm.errors import FastLLMError, OptionError, import_error
+from fastllm.errors import CheckpointWarning, FastLLMError, OptionError, import_error
 from fastllm.llm import LLM, load
 from fastllm.machine import check_threads, int8_peak, read_bandwidth, thread_count
 from fastllm.progress import Bar
@@ -229,6 +230,7 @@ def _report(found: _Found, work: _Work, prompt: int, gen: int) -> dict[str, Any]
 
 def _serve(pipe: Connection, path: str, dtype: str | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started us ends us
+    warnings.simplefilter("ignore", CheckpointWarning)  # speed is what is asked for, and each type is loaded anew
     try:
         with Bar("packing") as bar:
             llm = load(path, dtype=dtype, progress=bar)

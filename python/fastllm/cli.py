@@ -11,13 +11,15 @@ import argparse
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastllm import __version__
-from fastllm.errors import CheckpointError, FastLLMError, OptionError, reason
+from fastllm.errors import CheckpointError, CheckpointWarning, FastLLMError, OptionError, reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     args = _parser().parse_args(argv)
     try:
-        code: int = args.command(args)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", CheckpointWarning)
+            warnings.showwarning = partial(_warn, warnings.showwarning)
+            code: int = args.command(args)
         sys.stdout.flush()
     except (FastLLMError, MemoryError, ImportError) as error:
         print(f"fastllm: {_sentence(error)}", file=sys.stderr)
@@ -76,6 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fastllm: {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
         return 2
     return code
+
+
+def _warn(others: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """Ours in a line, like an error, without the place in the program; those of libraries as ever."""
+    if issubclass(category, CheckpointWarning):
+        print("fastllm: " + str(message).replace("\n", "\\n"), file=sys.stderr)
+    else:
+        others(message, category, *place)
 
 
 def _sentence(error: FastLLMError | MemoryError | ImportError) -> str:
@@ -376,7 +389,8 @@ def _speed_line(speed: dict[str, float | int | str | None], seed: int) -> str:
         parts.append(f"guessed {speed['proposed_tokens']}, {speed['accepted_tokens']} of them right")
     used, read = speed["weight_gbps"], speed["read_gbps"]
     if isinstance(used, float) and isinstance(read, float):
-        parts.append(f"weights {used:.1f} GB/s, {used / read:.0%} of the {read:.1f} that reading alone takes")
+        share = f", {used / read:.0%} of the {read:.1f} that reading alone takes" if used < 2 * read else ""
+        parts.append(f"weights {used:.1f} GB/s{share}")
     threads = speed["threads"]
     parts.append(f"{speed['isa']}, {threads} thread{'s' if threads != 1 else ''}, {speed['dtype']}")
     parts.append(f"seed {seed}")
@@ -666,14 +680,14 @@ def _info(_: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from fastllm import store
+    from fastllm import families, store
     from fastllm.files import reading
     from fastllm.formats import open_checkpoint
     from fastllm.source import find_source
 
     path, _ = find_source(args.file, None)
     rows: list[tuple[str, str, tuple[int, ...], int]]
-    as_read = ""
+    as_read, unused, refusal = "", frozenset[str](), ""
     with reading():
         if (stored := store.open_file(path)) is not None:
             name, header = "fastllm", stored.config.to_json()
@@ -687,6 +701,10 @@ def _inspect(args: argparse.Namespace) -> int:
             header["architecture"] = checkpoint.architecture
             rows = [(k, t.stored or t.dtype, t.shape, t.nbytes) for k, t in checkpoint.tensors.items()]
             as_read = " as they are read" if any(t.stored for t in checkpoint.tensors.values()) else ""
+            try:
+                unused = frozenset(families.recipe(checkpoint).unused)
+            except CheckpointError as error:
+                refusal = str(error)
     if tokenizer:
         header["tokenizer"] = f"{tokenizer[0]}, {len(tokenizer[1]):,} bytes"
     total = sum(nbytes for *_, nbytes in rows)
@@ -696,9 +714,14 @@ def _inspect(args: argparse.Namespace) -> int:
         print(f"  {key:14} {text if len(text) <= _LONG else text[:_LONG] + ' ...'}")
     width = max((len(key) for key, *_ in rows), default=0)
     for key, dtype, shape, nbytes in rows:
-        print(f"  {key:{width}}  {dtype:6}  {' x '.join(map(str, shape)):>16}  {nbytes:>14,} bytes")
+        mark = "  unused" if key in unused else ""
+        print(f"  {key:{width}}  {dtype:6}  {' x '.join(map(str, shape)):>16}  {nbytes:>14,} bytes{mark}")
     parameters = sum(math.prod(shape) for _, _, shape, _ in rows)
     print(f"{len(rows)} tensors, {parameters:,} parameters, {total:,} bytes{as_read}")
+    if unused:
+        print(f"{len(unused)} of them have no effect: unused")
+    if refusal:
+        print(f"cannot be run: {refusal}")
     return 0
 
 

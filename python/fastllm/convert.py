@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm import _core, dense, store
-from fastllm.errors import CheckpointError, OptionError, TokenizerError
+from fastllm.errors import CheckpointError, CheckpointWarning, OptionError, TokenizerError
 from fastllm.families import Recipe, Weight
 from fastllm.files import check_target, read_file, reading
 from fastllm.machine import check_threads
@@ -221,7 +222,10 @@ def verify(
     path, _ = find_source(source, revision)
     count = check_threads(threads)
     if (stored := store.open_file(path)) is None:
-        stored = assemble(open_source(path, None).recipe, dtype=None, threads=count)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CheckpointWarning)  # whoever converted it has been told
+            recipe = open_source(path, None).recipe
+        stored = assemble(recipe, dtype=None, threads=count)
     size = stored.config.vocab_size
     llm = LLM(stored, TokenizerError("not needed"), threads=count, context=None, path=path)
     ids = numpy.random.default_rng(0).integers(0, size, min(tokens, llm.context)).tolist()

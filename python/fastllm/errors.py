@@ -42,6 +42,10 @@ class ContextError(FastLLMError, ValueError):
     """More tokens than the context holds."""
 
 
+class CheckpointWarning(UserWarning):
+    """A part of a model file that has no effect on what is computed, though it might be expected to have one."""
+
+
 @contextmanager
 def about(text: int) -> Iterator[None]:
     """Errors in the block say which of several texts they are about."""

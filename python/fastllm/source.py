@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm import store
 from fastllm.dense import pack
-from fastllm.errors import CheckpointError, OptionError, TokenizerError
+from fastllm.errors import CheckpointError, CheckpointWarning, OptionError, TokenizerError
 from fastllm.formats import open_checkpoint
 from fastllm.tokenizer import Tokenizer, find, from_blob, read
 
@@ -66,9 +67,11 @@ def find_source(name: str | os.PathLike[str], revision: str | None) -> tuple[Pat
 def open_source(path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hub: bool = False) -> Opened:
     """Opens a checkpoint and finds its tokenizer, the one that is named if one is.
 
-    Raises CheckpointError, and TokenizerError for a tokenizer that was named and does not fit.
+    Warns (CheckpointWarning) of tensors that have no effect. Raises CheckpointError, and TokenizerError for a tokenizer
+    that was named and does not fit.
     """
     from fastllm import families
+    from fastllm.families.names import unused_sentence
 
     checkpoint = open_checkpoint(path)
     try:
@@ -77,6 +80,8 @@ def open_source(path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hu
         if str(path) in str(error):
             raise
         raise CheckpointError(f"{path} cannot be used: {error}") from None
+    if recipe.unused:
+        warnings.warn(unused_sentence(path, recipe.unused), CheckpointWarning, stacklevel=3)
     recipe = _with_sentences(path, checkpoint, recipe)
     vocab_size = recipe.config.vocab_size
     words: Tokenizer | TokenizerError

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SIZES = {"f32": 4, "f16": 2, "bf16": 2, "q8_f32": 1}
 
+_COMPARED = 1 << 18  # values that are compared at once
+
 Bytes = Any  # anything with the buffer protocol, contiguous: memoryview, bytes, a numpy array
 
 
@@ -99,6 +101,22 @@ def floats(tensor: Tensor, begin: int = 0, end: int | None = None) -> NDArray[np
         groups = numpy.arange(first, end * tensor.width) // tensor.group
         values = numpy.frombuffer(data, numpy.int8).astype(numpy.float32) * scales[groups]
     return values.reshape(end - begin, tensor.width)
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same values: read piece by piece, as far as the first that differs."""
+    if a is b or a.shape != b.shape:
+        return a is b
+    step = max(1, _COMPARED // max(1, a.width))
+    for begin in range(0, a.rows, step):
+        rows = begin, min(begin + step, a.rows)
+        if a.dtype == b.dtype and a.scales is None and b.scales is None:
+            same = memoryview(a.read(*rows)).cast("B") == memoryview(b.read(*rows)).cast("B")
+        else:
+            same = bool((floats(a, *rows) == floats(b, *rows)).all())
+        if not same:
+            return False
+    return True
 
 
 def _raw(tensor: Tensor, begin: int, end: int) -> NDArray[Any]:

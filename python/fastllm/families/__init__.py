@@ -17,9 +17,10 @@ from fastllm.dense import Layer
 from fastllm.embedding import Embedding
 from fastllm.errors import CheckpointError
 from fastllm.families.architectures import FAMILIES, nearest, split
+from fastllm.families.names import Tensors
 from fastllm.formats import Checkpoint
 from fastllm.heads import Classifier, Ranking
-from fastllm.tensors import Bytes, Tensor, floats
+from fastllm.tensors import Bytes, Tensor, equal, floats
 
 
 class Weight(NamedTuple):
@@ -36,7 +37,8 @@ class Recipe(NamedTuple):
     are f32 bytes. bos: the token a text starts with, if any; stop: tokens that end a text; chat_stop: that end a turn
     of a chat. dense: chains of layers after the stream, by what they are for: "classifier", "embedding". embedding:
     what becomes of the stream where a text is to be one vector.
-    classifier: of a model that labels texts or tokens; ranking: how it scores pairs of texts.
+    classifier: of a model that labels texts or tokens; ranking: how it scores pairs of texts. unused: the
+    checkpoint's names of tensors that have no effect and might be expected to.
     """
 
     config: Config
@@ -49,19 +51,23 @@ class Recipe(NamedTuple):
     embedding: Embedding = Embedding()
     classifier: Classifier | None = None
     ranking: Ranking = Ranking()
+    unused: tuple[str, ...] = ()
 
 
 class Source:
     """A checkpoint as a family reads it, and the recipe it writes.
 
-    task: what the model is for, one of architectures.TASKS.
+    task: what the model is for, one of architectures.TASKS. defaults: values of the header where it has none or null.
+    tensors: by the family's names (see names.py).
 
     Values and tensors are checked as they are asked for; every error names the checkpoint.
     """
 
     def __init__(self, checkpoint: Checkpoint, task: str = "") -> None:
         self.path, self.architecture, self.task = checkpoint.path, checkpoint.architecture, task
-        self.header, self.tensors = checkpoint.header, checkpoint.tensors
+        self.header, tensors = checkpoint.header, checkpoint.tensors
+        self.tensors = tensors if isinstance(tensors, Tensors) else Tensors(checkpoint.path, tensors)
+        self.defaults: Mapping[str, object] = {}
         self.matrices: dict[str, Weight] = {}
         self.vectors: dict[str, Bytes] = {}
         self.dense: dict[str, Sequence[Layer]] = {}
@@ -69,8 +75,9 @@ class Source:
     # ---- the header
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A value of the header; null counts as missing."""
+        """A value of the header; null counts as missing, for which the family's defaults come before `default`."""
         value = self.header.get(key)
+        value = self.defaults.get(key) if value is None else value
         return default if value is None else value
 
     def integer(self, key: str, default: int | None = None) -> int:
@@ -114,6 +121,11 @@ class Source:
     def error(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.path} {what}")
 
+    def rows(self, key: str, *names: str) -> int:
+        """A whole number of the header, or where it has none the rows of the first of these tensors that is there."""
+        found = next((name for name in names if name in self.tensors), names[0])
+        return self.integer(key, None if self.get(key) is not None else self.tensor(found).rows)
+
     # ---- tensors
 
     def tensor(self, name: str) -> Tensor:
@@ -147,22 +159,53 @@ class Source:
         self.vectors[name] = (values if rows is None else values[numpy.asarray(rows)]).tobytes()
 
     def linear(
-        self, name: str, source: str, *, rows: array[int] | None = None, turn: Callable[[Tensor], Tensor] | None = None
+        self,
+        name: str,
+        source: str,
+        *,
+        bias: bool | None,
+        rows: array[int] | None = None,
+        turn: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """The canonical matrix `name`, and its bias where there is one, from `source`.weight and `source`.bias.
+        """The canonical matrix `name`, and its bias, from `source`.weight and `source`.bias.
 
+        bias: whether the architecture has one; None where only the file says.
         turn: what to do to the matrix first, such as tensors.transposed.
         """
         tensor = self.tensor(f"{source}.weight")
         self.matrix(name, turn(tensor) if turn else tensor, rows)
-        if f"{source}.bias" in self.tensors:
+        if f"{source}.bias" in self.tensors if bias is None else bias:
             self.vector(f"{name}.bias", f"{source}.bias", rows=rows)
 
-    def norm(self, name: str, source: str, *, add: float = 0.0, repeat: int = 1) -> None:
-        """The canonical norm `name`, and its bias where there is one, from `source`.weight and `source`.bias."""
+    def norm(self, name: str, source: str, *, bias: bool = False, add: float = 0.0, repeat: int = 1) -> None:
+        """The canonical norm `name`, and its bias if it has one, from `source`.weight and `source`.bias."""
         self.vector(name, f"{source}.weight", add=add, repeat=repeat)
-        if f"{source}.bias" in self.tensors:
+        if bias:
             self.vector(f"{name}.bias", f"{source}.bias", repeat=repeat)
+
+    def embedding(self, embed: str, head: str, *, tied: bool, needed: bool | None = None) -> bool:
+        """The canonical embedding from the tensor `embed` and head from `head`; returns whether there is a head.
+
+        As in transformers: a config that ties them (tie_word_embeddings, or `tied` where it does not say) means one
+        matrix for both, under either name, but a head that is in the file and has other values counts. Without tying a
+        head must be there if `needed` (None: if the task is one that predicts tokens).
+        """
+        if self.flag("tie_word_embeddings", tied):
+            if head not in self.tensors:
+                self.matrix("embed", embed)
+            elif embed not in self.tensors:
+                self.matrix("embed", head)
+            else:
+                self.matrix("embed", embed)
+                if not equal(self.tensor(embed), self.tensor(head)):
+                    self.matrix("head", head)
+            return True
+        self.matrix("embed", embed)
+        if needed is None:
+            needed = self.task in ("causal lm", "masked lm")
+        if head in self.tensors or needed:
+            self.matrix("head", head)
+        return "head" in self.matrices
 
     def recipe(
         self,
@@ -191,11 +234,14 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
     """The recipe of the checkpoint's family. Raises CheckpointError for a family that is not known."""
     name, task = split(checkpoint.architecture, checkpoint.header.get("model_type"))
     if not name:
-        from fastllm.families.mingpt import matches
+        from fastllm.families import mingpt, multimodal
 
-        if not matches(checkpoint.tensors):
+        if (text := multimodal.language_model(checkpoint)) is not None:
+            checkpoint, name = text, text.architecture
+        elif mingpt.matches(checkpoint.tensors):
+            name = "minGPT"  # its files do not say what they are
+        else:
             raise _unknown(checkpoint)
-        name = "minGPT"  # its files do not say what they are
     module, function = FAMILIES[name]
     family: Family = getattr(import_module(f"fastllm.families.{module}"), function)
     source = Source(checkpoint, task)
@@ -204,7 +250,7 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
         from fastllm.families.classifiers import with_classifier
 
         found = with_classifier(source, found)
-    return found
+    return found._replace(unused=source.tensors.unused())
 
 
 def _unknown(checkpoint: Checkpoint) -> CheckpointError:

@@ -36,33 +36,34 @@ def recipe(source: Source) -> Recipe:
     )
     source.vectors["rope.freqs"] = rope_freqs(10000.0, head_dim)
     pairs = half_split(heads, head_dim)
+    att_bias, ffn_bias, norm_bias = source.flag("att_bias"), source.flag("ffn_bias"), config.norm == "layer"
     for i in range(config.n_layers):
         theirs, ours = f"transformer_encoder.{i}", f"layers.{i}"
-        source.norm(f"{ours}.attn_norm", f"{theirs}.attention_norm")
-        source.linear(f"{ours}.attn.wq", f"{theirs}.q", rows=pairs)
-        source.linear(f"{ours}.attn.wk", f"{theirs}.k", rows=pairs)
-        source.linear(f"{ours}.attn.wv", f"{theirs}.v")
-        source.linear(f"{ours}.attn.wo", f"{theirs}.wo")
-        source.norm(f"{ours}.ffn_norm", f"{theirs}.ffn_norm")
+        source.norm(f"{ours}.attn_norm", f"{theirs}.attention_norm", bias=norm_bias)
+        source.linear(f"{ours}.attn.wq", f"{theirs}.q", rows=pairs, bias=att_bias)
+        source.linear(f"{ours}.attn.wk", f"{theirs}.k", rows=pairs, bias=att_bias)
+        source.linear(f"{ours}.attn.wv", f"{theirs}.v", bias=att_bias)
+        source.linear(f"{ours}.attn.wo", f"{theirs}.wo", bias=att_bias)
+        source.norm(f"{ours}.ffn_norm", f"{theirs}.ffn_norm", bias=norm_bias)
         if gated:
-            _split(source, f"{ours}.ffn", f"{theirs}.ffn.w12", hidden)
-            source.linear(f"{ours}.ffn.w2", f"{theirs}.ffn.w3")
+            _split(source, f"{ours}.ffn", f"{theirs}.ffn.w12", hidden, bias=ffn_bias)
+            source.linear(f"{ours}.ffn.w2", f"{theirs}.ffn.w3", bias=ffn_bias)
         else:
-            source.linear(f"{ours}.ffn.w1", f"{theirs}.ffn.0")
-            source.linear(f"{ours}.ffn.w2", f"{theirs}.ffn.2")
+            source.linear(f"{ours}.ffn.w1", f"{theirs}.ffn.0", bias=ffn_bias)
+            source.linear(f"{ours}.ffn.w2", f"{theirs}.ffn.2", bias=ffn_bias)
     if source.flag("layer_norm_after_embedding"):
-        source.norm("embed_norm", "layer_norm_1")
+        source.norm("embed_norm", "layer_norm_1", bias=norm_bias)
     if source.flag("layer_norm_before_last_layer", True):
-        source.norm("final_norm", "layer_norm_2")
+        source.norm("final_norm", "layer_norm_2", bias=norm_bias)
     source.matrix("embed", "encoder.weight")
-    source.linear("head", "decoder")
+    source.linear("head", "decoder", bias=True)
     return source.recipe(config)
 
 
-def _split(source: Source, ours: str, theirs: str, hidden: int) -> None:
+def _split(source: Source, ours: str, theirs: str, hidden: int, *, bias: bool) -> None:
     """The gate, which goes through silu, above what it multiplies, in one matrix of (2 * hidden, dim)."""
-    bias = source.tensors.get(f"{theirs}.bias")
+    values = source.tensor(f"{theirs}.bias") if bias else None
     for n, name in enumerate(("w1", "w3")):
         source.matrix(f"{ours}.{name}", part(source.tensor(f"{theirs}.weight"), n * hidden, (n + 1) * hidden))
-        if bias is not None:
-            source.vector(f"{ours}.{name}.bias", columns(bias, n * hidden, (n + 1) * hidden))
+        if values is not None:
+            source.vector(f"{ours}.{name}.bias", columns(values, n * hidden, (n + 1) * hidden))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fastllm.config import Config
 from fastllm.families import Recipe, Source
-from fastllm.families.huggingface import act, head_width, modern_names
+from fastllm.families.huggingface import act, head_width
 from fastllm.tensors import Tensor, floats, joined_rows, part
 
 
@@ -42,18 +42,17 @@ def _recipe(
     """
     source.refuse("is_decoder", False)
     source.refuse("position_embedding_type", "absolute")
-    source.tensors = modern_names(source.tensors)
-    dim, heads = source.integer("hidden_size"), source.integer("num_attention_heads")
+    dim, heads = source.integer("hidden_size", 768), source.integer("num_attention_heads", 12)
     head_dim = head_width(source, dim, heads)
-    longest = source.integer("max_position_embeddings") - first
+    longest = source.rows("max_position_embeddings", f"{prefix}embeddings.position_embeddings.weight") - first
     config = Config(
         dim=dim,
-        hidden_dim=source.integer("intermediate_size"),
+        hidden_dim=source.integer("intermediate_size", 3072),
         head_dim=head_dim,
-        n_layers=source.integer("num_hidden_layers"),
+        n_layers=source.integer("num_hidden_layers", 12),
         n_heads=heads,
         n_kv_heads=heads,
-        vocab_size=source.integer("vocab_size"),
+        vocab_size=source.rows("vocab_size", f"{prefix}embeddings.word_embeddings.weight"),
         max_seq=longest,
         positions=longest,
         rotary_dim=0,
@@ -63,13 +62,12 @@ def _recipe(
         act=act(source),
         gated=False,
         causal=False,
-        head=f"{transform[0]}.weight" in source.tensors,
+        head=source.task == "masked lm" or f"{transform[0]}.weight" in source.tensors,
         second_segment=second_segment,
         attn_scale=head_dim**-0.5,
     )
-    root = prefix if f"{prefix}embeddings.word_embeddings.weight" in source.tensors else ""
-    table = source.tensor(f"{root}embeddings.position_embeddings.weight")
-    kinds = source.tensor(f"{root}embeddings.token_type_embeddings.weight")
+    table = source.tensor(f"{prefix}embeddings.position_embeddings.weight")
+    kinds = source.tensor(f"{prefix}embeddings.token_type_embeddings.weight")
     if kinds.rows <= second_segment or kinds.width != table.width:
         raise source.error(
             f"has token types of {kinds.rows} x {kinds.width}, positions of {table.rows} x {table.width}"
@@ -77,24 +75,27 @@ def _recipe(
     positions = part(table, first, first + longest)
     segments = [_plus_row(positions, kinds, i) for i in range(1 + second_segment)]
     source.matrix("positions", joined_rows(segments))
-    source.norm("embed_norm", f"{root}embeddings.LayerNorm")
+    source.norm("embed_norm", f"{prefix}embeddings.LayerNorm", bias=True)
     for i in range(config.n_layers):
-        theirs, ours = f"{root}encoder.layer.{i}", f"layers.{i}"
+        theirs, ours = f"{prefix}encoder.layer.{i}", f"layers.{i}"
         for name in ("query", "key", "value"):
-            source.linear(f"{ours}.attn.w{name[0]}", f"{theirs}.attention.self.{name}")
-        source.linear(f"{ours}.attn.wo", f"{theirs}.attention.output.dense")
-        source.norm(f"{ours}.attn_norm", f"{theirs}.attention.output.LayerNorm")
-        source.linear(f"{ours}.ffn.w1", f"{theirs}.intermediate.dense")
-        source.linear(f"{ours}.ffn.w2", f"{theirs}.output.dense")
-        source.norm(f"{ours}.ffn_norm", f"{theirs}.output.LayerNorm")
-    source.matrix("embed", f"{root}embeddings.word_embeddings.weight")
-    if config.head:
-        source.linear("head.dense", transform[0])
-        source.norm("head.norm", transform[1])
+            source.linear(f"{ours}.attn.w{name[0]}", f"{theirs}.attention.self.{name}", bias=True)
+        source.linear(f"{ours}.attn.wo", f"{theirs}.attention.output.dense", bias=True)
+        source.norm(f"{ours}.attn_norm", f"{theirs}.attention.output.LayerNorm", bias=True)
+        source.linear(f"{ours}.ffn.w1", f"{theirs}.intermediate.dense", bias=True)
+        source.linear(f"{ours}.ffn.w2", f"{theirs}.output.dense", bias=True)
+        source.norm(f"{ours}.ffn_norm", f"{theirs}.output.LayerNorm", bias=True)
+    embed = f"{prefix}embeddings.word_embeddings.weight"
+    if not config.head:
+        source.matrix("embed", embed)
+    else:
         decoder = f"{head}.decoder"
-        source.vector("head.bias", f"{decoder}.bias" if f"{decoder}.bias" in source.tensors else f"{head}.bias")
-        if not source.flag("tie_word_embeddings", True):
-            source.matrix("head", f"{decoder}.weight")
+        source.embedding(embed, f"{decoder}.weight", tied=True, needed=True)
+        source.linear("head.dense", transform[0], bias=True)
+        source.norm("head.norm", transform[1], bias=True)
+        # The two are one parameter, and both are in some files.
+        bias = source.tensors.get(f"{head}.bias")
+        source.vector("head.bias", f"{decoder}.bias" if bias is None or f"{decoder}.bias" in source.tensors else bias)
     return source.recipe(config)
 
 

@@ -13,7 +13,7 @@ def recipe(source: Source) -> Recipe:
         source = source.section("text_config")
     dim, heads = source.integer("hidden_size", 512), source.integer("num_attention_heads", 8)
     head_dim = head_width(source, dim, heads)
-    longest = source.integer("max_position_embeddings", 77)
+    longest = source.rows("max_position_embeddings", "text_model.embeddings.position_embedding.weight")
     config = Config(
         dim=dim,
         hidden_dim=source.integer("intermediate_size", 2048),
@@ -21,7 +21,7 @@ def recipe(source: Source) -> Recipe:
         n_layers=source.integer("num_hidden_layers", 12),
         n_heads=heads,
         n_kv_heads=heads,
-        vocab_size=source.integer("vocab_size", 49408),
+        vocab_size=source.rows("vocab_size", "text_model.embeddings.token_embedding.weight"),
         max_seq=longest,
         positions=longest,
         rotary_dim=0,
@@ -32,16 +32,15 @@ def recipe(source: Source) -> Recipe:
         head=False,
         attn_scale=head_dim**-0.5,
     )
-    root = "text_model." if "text_model.final_layer_norm.weight" in source.tensors else ""
     for i in range(config.n_layers):
-        theirs, ours = f"{root}encoder.layers.{i}", f"layers.{i}"
-        source.norm(f"{ours}.attn_norm", f"{theirs}.layer_norm1")
+        theirs, ours = f"text_model.encoder.layers.{i}", f"layers.{i}"
+        source.norm(f"{ours}.attn_norm", f"{theirs}.layer_norm1", bias=True)
         for name, of in (("wq", "q_proj"), ("wk", "k_proj"), ("wv", "v_proj"), ("wo", "out_proj")):
-            source.linear(f"{ours}.attn.{name}", f"{theirs}.self_attn.{of}")
-        source.norm(f"{ours}.ffn_norm", f"{theirs}.layer_norm2")
-        source.linear(f"{ours}.ffn.w1", f"{theirs}.mlp.fc1")
-        source.linear(f"{ours}.ffn.w2", f"{theirs}.mlp.fc2")
-    source.norm("final_norm", f"{root}final_layer_norm")
-    source.matrix("positions", f"{root}embeddings.position_embedding.weight")
-    source.matrix("embed", f"{root}embeddings.token_embedding.weight")
+            source.linear(f"{ours}.attn.{name}", f"{theirs}.self_attn.{of}", bias=True)
+        source.norm(f"{ours}.ffn_norm", f"{theirs}.layer_norm2", bias=True)
+        source.linear(f"{ours}.ffn.w1", f"{theirs}.mlp.fc1", bias=True)
+        source.linear(f"{ours}.ffn.w2", f"{theirs}.mlp.fc2", bias=True)
+    source.norm("final_norm", "text_model.final_layer_norm", bias=True)
+    source.matrix("positions", "text_model.embeddings.position_embedding.weight")
+    source.matrix("embed", "text_model.embeddings.token_embedding.weight")
     return source.recipe(config)

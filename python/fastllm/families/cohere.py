@@ -10,6 +10,14 @@ from fastllm.families import Recipe, Source
 from fastllm.families.llama import ONE_BEFORE, attention, decoder, feed_forward, layer_windows, qk_norm, settings
 
 _PARTS = (partial(attention, interleaved=True), partial(qk_norm, interleaved=True), feed_forward)
+_COHERE: dict[str, object] = {
+    "hidden_size": 8192,
+    "intermediate_size": 22528,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 64,
+    "max_position_embeddings": 8192,
+    "layer_norm_eps": 1e-5,
+}
 
 
 def cohere(source: Source) -> Recipe:
@@ -19,12 +27,14 @@ def cohere(source: Source) -> Recipe:
 
 def cohere2(source: Source) -> Recipe:
     """Cohere2ForCausalLM: Command R7B and A. Layers with a window rotate, the others do not."""
+    source.defaults = _COHERE
     every = source.integer("sliding_window_pattern", 4) or 4
     windows = layer_windows(source, 4096, lambda i: bool((i + 1) % every))
     return _decoder(source, _settings(source, windows=windows, ropes=tuple(int(w > 0) for w in windows)))
 
 
 def _settings(source: Source, **flags: Any) -> Config:
+    source.defaults = _COHERE
     return settings(source, norm="layer", parallel=True, logit_scale=source.number("logit_scale", 0.0625), **flags)
 
 

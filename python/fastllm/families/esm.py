@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastllm.config import Config
 from fastllm.families import Recipe, Source
-from fastllm.families.huggingface import head_width, modern_names
+from fastllm.families.huggingface import head_width
 from fastllm.families.rope import parameters, rotation
 from fastllm.tensors import part
 
@@ -13,8 +13,7 @@ def recipe(source: Source) -> Recipe:
     """EsmForMaskedLM, EsmModel. The activation is the erf GELU, whatever the config says: the reference's too."""
     source.refuse("is_decoder", False)
     source.refuse("position_embedding_type", "absolute", "rotary")
-    source.tensors = modern_names(source.tensors)
-    dim, heads = source.integer("hidden_size"), source.integer("num_attention_heads")
+    dim, heads = source.integer("hidden_size", 768), source.integer("num_attention_heads", 12)
     head_dim = head_width(source, dim, heads)
     rotary = source.text("position_embedding_type", "absolute") == "rotary"
     # Learned positions are counted from the one after the padding token's id.
@@ -22,12 +21,12 @@ def recipe(source: Source) -> Recipe:
     longest = source.integer("max_position_embeddings", 1026) - first
     config = Config(
         dim=dim,
-        hidden_dim=source.integer("intermediate_size"),
+        hidden_dim=source.integer("intermediate_size", 3072),
         head_dim=head_dim,
-        n_layers=source.integer("num_hidden_layers"),
+        n_layers=source.integer("num_hidden_layers", 12),
         n_heads=heads,
         n_kv_heads=heads,
-        vocab_size=source.integer("vocab_size"),
+        vocab_size=source.rows("vocab_size", "esm.embeddings.word_embeddings.weight"),
         max_seq=longest,
         positions=0 if rotary else longest,
         rotary_dim=head_dim if rotary else 0,
@@ -36,34 +35,34 @@ def recipe(source: Source) -> Recipe:
         act="gelu_erf",
         gated=False,
         causal=False,
-        head="lm_head.dense.weight" in source.tensors,
+        head=source.task == "masked lm" or "lm_head.dense.weight" in source.tensors,
         mask_token=source.integer("mask_token_id") if source.flag("token_dropout") else -1,
         attn_scale=head_dim**-0.5,
     )
-    root = "esm." if "esm.embeddings.word_embeddings.weight" in source.tensors else ""
     if rotary:
         _frequencies(source, head_dim, longest)
     else:
-        table = source.tensor(f"{root}embeddings.position_embeddings.weight")
+        table = source.tensor("esm.embeddings.position_embeddings.weight")
         source.matrix("positions", part(table, first, first + longest))
     if source.flag("emb_layer_norm_before"):
-        source.norm("embed_norm", f"{root}embeddings.layer_norm")
+        source.norm("embed_norm", "esm.embeddings.layer_norm", bias=True)
     for i in range(config.n_layers):
-        theirs, ours = f"{root}encoder.layer.{i}", f"layers.{i}"
-        source.norm(f"{ours}.attn_norm", f"{theirs}.attention.LayerNorm")
+        theirs, ours = f"esm.encoder.layer.{i}", f"layers.{i}"
+        source.norm(f"{ours}.attn_norm", f"{theirs}.attention.LayerNorm", bias=True)
         for name, of in (("wq", "self.query"), ("wk", "self.key"), ("wv", "self.value"), ("wo", "output.dense")):
-            source.linear(f"{ours}.attn.{name}", f"{theirs}.attention.{of}")
-        source.norm(f"{ours}.ffn_norm", f"{theirs}.LayerNorm")
-        source.linear(f"{ours}.ffn.w1", f"{theirs}.intermediate.dense")
-        source.linear(f"{ours}.ffn.w2", f"{theirs}.output.dense")
-    source.norm("final_norm", f"{root}encoder.emb_layer_norm_after")
-    source.matrix("embed", f"{root}embeddings.word_embeddings.weight")
-    if config.head:
-        source.linear("head.dense", "lm_head.dense")
-        source.norm("head.norm", "lm_head.layer_norm")
+            source.linear(f"{ours}.attn.{name}", f"{theirs}.attention.{of}", bias=True)
+        source.norm(f"{ours}.ffn_norm", f"{theirs}.LayerNorm", bias=True)
+        source.linear(f"{ours}.ffn.w1", f"{theirs}.intermediate.dense", bias=True)
+        source.linear(f"{ours}.ffn.w2", f"{theirs}.output.dense", bias=True)
+    source.norm("final_norm", "esm.encoder.emb_layer_norm_after", bias=True)
+    embed = "esm.embeddings.word_embeddings.weight"
+    if not config.head:
+        source.matrix("embed", embed)
+    else:
+        source.embedding(embed, "lm_head.decoder.weight", tied=True, needed=True)
+        source.linear("head.dense", "lm_head.dense", bias=True)
+        source.norm("head.norm", "lm_head.layer_norm", bias=True)
         source.vector("head.bias", "lm_head.bias")
-        if not source.flag("tie_word_embeddings", True):
-            source.matrix("head", "lm_head.decoder.weight")
     return source.recipe(config)
 
 

@@ -28,16 +28,28 @@ _AROUND = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffn_norm": "post_feedforward_layernorm",
 }
-# What configs of Gemma 3 leave out where it is the library's default.
-_GEMMA3: dict[str, Any] = {
-    "vocab_size": 262208,
+_GEMMA: dict[str, object] = {
+    "vocab_size": 256000,
+    "hidden_size": 3072,
+    "intermediate_size": 24576,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6,
+}
+_GEMMA2: dict[str, object] = {
+    **_GEMMA,
     "hidden_size": 2304,
     "intermediate_size": 9216,
     "num_hidden_layers": 26,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
+}
+_GEMMA3: dict[str, object] = {
+    **_GEMMA2,
+    "vocab_size": 262208,
     "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-6,
     "bos_token_id": 2,
     "eos_token_id": 1,
 }
@@ -45,12 +57,14 @@ _GEMMA3: dict[str, Any] = {
 
 def gemma(source: Source) -> Recipe:
     """GemmaForCausalLM. Where its config says "gelu", the approximation by tanh is meant."""
+    source.defaults = _GEMMA
     config = _settings(source, act="gelu_tanh" if source.get("hidden_act") == "gelu" else _act(source, "hidden_act"))
     return decoder(source, config, attention, feed_forward, norms=BEFORE, norm_add=1.0, tied=True)
 
 
 def gemma2(source: Source) -> Recipe:
     """Gemma2ForCausalLM: norms before and after, capped logits, a window in every second layer."""
+    source.defaults = _GEMMA2
     config = _settings(
         source,
         attn_scale=positive(source, "query_pre_attn_scalar", 256) ** -0.5,
@@ -67,7 +81,7 @@ def gemma3(source: Source) -> Recipe:
 
     EmbeddingGemma (2025) is one that sees to both sides.
     """
-    source.header = {**_GEMMA3, **{key: value for key, value in source.header.items() if value is not None}}
+    source.defaults = _GEMMA3
     source.refuse("attn_logit_softcapping")
     every = source.integer("_sliding_window_pattern", source.integer("sliding_window_pattern", 6)) or depth(source) + 1
     windows = layer_windows(source, 4096, lambda i: bool((i + 1) % every))
@@ -90,27 +104,11 @@ def gemma3(source: Source) -> Recipe:
     if near.switch or near.scale != config.rope_scale:
         raise source.error("scales the rotation of some layers only, which fastllm does not support")
     source.vectors["rope.freqs_local"] = near.freqs
+    for name, unused in (("rope.freqs", all(windows)), ("rope.freqs_local", not any(windows))):
+        if unused:
+            del source.vectors[name]
     parts = (attention, partial(qk_norm, add=1.0), feed_forward)
     return decoder(source, config, *parts, norms=_AROUND, norm_add=1.0, tied=True)
-
-
-def gemma3_text(source: Source) -> Recipe:
-    """The language model of a Gemma3ForConditionalGeneration, which sees images too; without the part that does."""
-    text = source.section(
-        "text_config",
-        generation_config=source.get("generation_config"),
-        tie_word_embeddings=source.get("tie_word_embeddings"),
-        eos_token_id=source.get("eos_token_id"),
-    )
-    text.tensors = {_text_name(name): tensor for name, tensor in source.tensors.items()}
-    return gemma3(text)
-
-
-def _text_name(name: str) -> str:
-    """The name a tensor has in a model of text alone: it was nested in two ways."""
-    if name.startswith("model.language_model."):
-        return "model." + name.removeprefix("model.language_model.")
-    return name.removeprefix("language_model.")
 
 
 def _settings(source: Source, **flags: Any) -> Config:

@@ -25,8 +25,6 @@ _HEADER = {
     "intermediate_size": "feed_forward_length",
     "num_hidden_layers": "block_count",
     "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
-    "head_dim": "attention.key_length",
     "max_position_embeddings": "context_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "layer_norm_eps": "attention.layer_norm_epsilon",
@@ -106,10 +104,14 @@ def recipe(source: Source) -> Recipe:
     header |= _common(source, meta)
     header |= kind.header(meta)
     tensors: dict[str, Tensor] = {}
-    for theirs, tensor in source.tensors.items():
+    origins: dict[str, str] = {}  # our name -> the file's
+    for theirs, tensor in source.tensors.file.items():
         turned = kind.turn(theirs, tensor, meta)
-        tensors |= dict(_named(theirs, turned, _NAMES | kind.names))
+        named = dict(_named(theirs, turned, _NAMES | kind.names))
+        tensors |= named
+        origins |= dict.fromkeys(named, theirs)
     found = families.recipe(Checkpoint(source.path, "", kind.name, header, tensors))
+    source.tensors.mark(*(theirs for ours, theirs in origins.items() if ours not in found.unused))
     found = _rotated(source, found, interleaved=kind.interleaved)
     return _with_embedding(source, found, meta.integer("pooling_type", _UNPOOLED))
 
@@ -130,6 +132,11 @@ def _common(source: Source, meta: Source) -> Header:
     header: Header = {
         "vocab_size": source.tensor("token_embd.weight").shape[0],
         "tie_word_embeddings": "output.weight" not in source.tensors,
+        "attention_bias": any(f"blk.0.{name}.bias" in source.tensors for name in ("attn_q", "attn_qkv")),
+        "attention_out_bias": "blk.0.attn_output.bias" in source.tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in source.tensors,
+        "head_dim": _head_dim(meta),
+        "num_key_value_heads": meta.integer("attention.head_count_kv", meta.integer("attention.head_count")),
         "rope_theta": meta.number("rope.freq_base", 10000.0),
     }
     ends = [source.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]

@@ -11,32 +11,30 @@ from fastllm.tensors import Tensor, columns, floats, part, transposed
 def recipe(source: Source) -> Recipe:
     """GPT2LMHeadModel, GPT2Model."""
     source.refuse("add_cross_attention", False)
-    dim, heads = source.integer("n_embd"), source.integer("n_head")
+    dim, heads = source.integer("n_embd", 768), source.integer("n_head", 12)
     head_dim = head_width(source, dim, heads)
-    tied = source.flag("tie_word_embeddings", True)
+    positions = source.rows("n_positions", "transformer.wpe.weight")
     config = Config(
         dim=dim,
         hidden_dim=source.integer("n_inner", 4 * dim),
         head_dim=head_dim,
-        n_layers=source.integer("n_layer"),
+        n_layers=source.integer("n_layer", 12),
         n_heads=heads,
         n_kv_heads=heads,
-        vocab_size=source.integer("vocab_size"),
-        max_seq=source.integer("n_positions"),
-        positions=source.integer("n_positions"),
+        vocab_size=source.rows("vocab_size", "transformer.wte.weight", "lm_head.weight"),
+        max_seq=positions,
+        positions=positions,
         rotary_dim=0,
         norm="layer",
         norm_eps=source.number("layer_norm_epsilon", 1e-5),
         act=act(source, "activation_function", "gelu_new"),
         gated=False,
-        head=tied or "lm_head.weight" in source.tensors,
         attn_scale=head_dim**-0.5 if source.flag("scale_attn_weights", True) else 1.0,
     )
     by_layer = source.flag("scale_attn_by_inverse_layer_idx")
-    root = "transformer." if "transformer.wte.weight" in source.tensors else ""
     for i in range(config.n_layers):
-        theirs, ours = f"{root}h.{i}", f"layers.{i}"
-        source.norm(f"{ours}.attn_norm", f"{theirs}.ln_1")
+        theirs, ours = f"transformer.h.{i}", f"layers.{i}"
+        source.norm(f"{ours}.attn_norm", f"{theirs}.ln_1", bias=True)
         weight = transposed(source.tensor(f"{theirs}.attn.c_attn.weight"))  # (3 * dim, dim)
         bias = source.tensor(f"{theirs}.attn.c_attn.bias")
         for n, name in enumerate(("wq", "wk", "wv")):
@@ -45,16 +43,14 @@ def recipe(source: Source) -> Recipe:
                 rows, values = _scaled(rows, 1 / (i + 1)), _scaled(values, 1 / (i + 1))
             source.matrix(f"{ours}.attn.{name}", rows)
             source.vector(f"{ours}.attn.{name}.bias", values)
-        source.linear(f"{ours}.attn.wo", f"{theirs}.attn.c_proj", turn=transposed)
-        source.norm(f"{ours}.ffn_norm", f"{theirs}.ln_2")
-        source.linear(f"{ours}.ffn.w1", f"{theirs}.mlp.c_fc", turn=transposed)
-        source.linear(f"{ours}.ffn.w2", f"{theirs}.mlp.c_proj", turn=transposed)
-    source.norm("final_norm", f"{root}ln_f")
-    source.matrix("positions", f"{root}wpe.weight")
-    source.matrix("embed", f"{root}wte.weight")
-    if config.head and not tied:
-        source.matrix("head", "lm_head.weight")
-    return source.recipe(config, stop=eos(source))
+        source.linear(f"{ours}.attn.wo", f"{theirs}.attn.c_proj", turn=transposed, bias=True)
+        source.norm(f"{ours}.ffn_norm", f"{theirs}.ln_2", bias=True)
+        source.linear(f"{ours}.ffn.w1", f"{theirs}.mlp.c_fc", turn=transposed, bias=True)
+        source.linear(f"{ours}.ffn.w2", f"{theirs}.mlp.c_proj", turn=transposed, bias=True)
+    source.norm("final_norm", "transformer.ln_f", bias=True)
+    source.matrix("positions", "transformer.wpe.weight")
+    head = source.embedding("transformer.wte.weight", "lm_head.weight", tied=True)
+    return source.recipe(config._replace(head=head), stop=eos(source))
 
 
 def _scaled(tensor: Tensor, factor: float) -> Tensor:

@@ -9,9 +9,9 @@ from fastllm.families.huggingface import act, eos, head_width
 
 def recipe(source: Source) -> Recipe:
     """GPTNeoForCausalLM, GPTNeoModel."""
-    dim, heads = source.integer("hidden_size"), source.integer("num_heads")
-    layers = source.integer("num_layers")
-    tied = source.flag("tie_word_embeddings", True)
+    dim, heads = source.integer("hidden_size", 2048), source.integer("num_heads", 16)
+    layers = source.integer("num_layers", 24)
+    positions = source.rows("max_position_embeddings", "transformer.wpe.weight")
     config = Config(
         dim=dim,
         hidden_dim=source.integer("intermediate_size", 4 * dim),
@@ -19,33 +19,29 @@ def recipe(source: Source) -> Recipe:
         n_layers=layers,
         n_heads=heads,
         n_kv_heads=heads,
-        vocab_size=source.integer("vocab_size"),
-        max_seq=source.integer("max_position_embeddings"),
-        positions=source.integer("max_position_embeddings"),
+        vocab_size=source.rows("vocab_size", "transformer.wte.weight", "lm_head.weight"),
+        max_seq=positions,
+        positions=positions,
         rotary_dim=0,
         norm="layer",
         norm_eps=source.number("layer_norm_epsilon", 1e-5),
         act=act(source, "activation_function", "gelu_new"),
         gated=False,
-        head=tied or "lm_head.weight" in source.tensors,
         attn_scale=1.0,
         windows=_windows(source, layers),
     )
-    root = "transformer." if "transformer.wte.weight" in source.tensors else ""
     for i in range(config.n_layers):
-        theirs, ours = f"{root}h.{i}", f"layers.{i}"
-        source.norm(f"{ours}.attn_norm", f"{theirs}.ln_1")
+        theirs, ours = f"transformer.h.{i}", f"layers.{i}"
+        source.norm(f"{ours}.attn_norm", f"{theirs}.ln_1", bias=True)
         for name, of in (("wq", "q_proj"), ("wk", "k_proj"), ("wv", "v_proj"), ("wo", "out_proj")):
-            source.linear(f"{ours}.attn.{name}", f"{theirs}.attn.attention.{of}")
-        source.norm(f"{ours}.ffn_norm", f"{theirs}.ln_2")
-        source.linear(f"{ours}.ffn.w1", f"{theirs}.mlp.c_fc")
-        source.linear(f"{ours}.ffn.w2", f"{theirs}.mlp.c_proj")
-    source.norm("final_norm", f"{root}ln_f")
-    source.matrix("positions", f"{root}wpe.weight")
-    source.matrix("embed", f"{root}wte.weight")
-    if config.head and not tied:
-        source.matrix("head", "lm_head.weight")
-    return source.recipe(config, stop=eos(source))
+            source.linear(f"{ours}.attn.{name}", f"{theirs}.attn.attention.{of}", bias=name == "wo")
+        source.norm(f"{ours}.ffn_norm", f"{theirs}.ln_2", bias=True)
+        source.linear(f"{ours}.ffn.w1", f"{theirs}.mlp.c_fc", bias=True)
+        source.linear(f"{ours}.ffn.w2", f"{theirs}.mlp.c_proj", bias=True)
+    source.norm("final_norm", "transformer.ln_f", bias=True)
+    source.matrix("positions", "transformer.wpe.weight")
+    head = source.embedding("transformer.wte.weight", "lm_head.weight", tied=True)
+    return source.recipe(config._replace(head=head), stop=eos(source))
 
 
 def _windows(source: Source, layers: int) -> tuple[int, ...]:

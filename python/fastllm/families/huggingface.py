@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from fastllm.families import Source
-from fastllm.tensors import Tensor
 
 ACTS = {
     "gelu": "gelu_erf",
@@ -41,11 +38,3 @@ def eos(source: Source) -> tuple[int, ...]:
     if not all(type(i) is int for i in ids):
         raise source.error(f"has eos_token_id {value!r}")
     return tuple(ids)
-
-
-def modern_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """BERT's first checkpoints, and newer ones saved to be like them, name a norm's values as TensorFlow did."""
-    return {
-        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
-        for name, tensor in tensors.items()
-    }

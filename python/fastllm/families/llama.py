@@ -17,24 +17,44 @@ from fastllm.families.rope import parameters, rotation
 
 Part = Callable[[Source, Config, int], None]
 
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 # Norms of a layer, ours and theirs.
 BEFORE = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 ONE_BEFORE = {"attn_norm": "input_layernorm"}
+# What configs leave out where it is the default of transformers' class; so in each family.
+LLAMA: dict[str, object] = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+}
+MISTRAL: dict[str, object] = {
+    **LLAMA,
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+}
 
 
 def llama(source: Source) -> Recipe:
     """Llama (Touvron et al., 2023), with biases where the config has them."""
+    source.defaults = LLAMA
     return decoder(source, settings(source), attention, feed_forward)
 
 
 def mistral(source: Source) -> Recipe:
     """Mistral (Jiang et al., 2023): a sliding window in all layers."""
+    source.defaults = MISTRAL
     source.refuse("layer_types")
     return decoder(source, settings(source, windows=same_window(source, 4096)), attention, feed_forward)
 
 
 def granite(source: Source) -> Recipe:
     """Granite 3 (IBM, 2024): factors of embeddings, attention, residuals and logits."""
+    source.defaults = LLAMA
     config = settings(
         source,
         embed_scale=source.number("embedding_multiplier", 1.0),
@@ -47,6 +67,14 @@ def granite(source: Source) -> Recipe:
 
 def smollm3(source: Source) -> Recipe:
     """SmolLM3 (Hugging Face, 2025): every fourth layer does not rotate."""
+    source.defaults = {
+        **LLAMA,
+        "hidden_size": 2048,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+    }
     n = depth(source)
     interval = source.integer("no_rope_layer_interval", 4) or n + 1
     ropes = source.get("no_rope_layers", [int((i + 1) % interval != 0) for i in range(n)])
@@ -59,6 +87,15 @@ def smollm3(source: Source) -> Recipe:
 
 def helium(source: Source) -> Recipe:
     """Helium (Kyutai, 2025): pairs (2i, 2i + 1) rotate, the output has no bias."""
+    source.defaults = {
+        "hidden_size": 2560,
+        "intermediate_size": 7040,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 20,
+        "num_key_value_heads": 20,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-8,
+    }
     config = settings(source, theta=100000.0, head_dim=128)
     return decoder(source, config, partial(attention, out_bias=False, interleaved=True), feed_forward)
 
@@ -99,8 +136,8 @@ def settings(
         "head_dim": head_dim,
         "n_layers": source.integer("num_hidden_layers"),
         "n_heads": heads,
-        "n_kv_heads": source.integer("num_key_value_heads", heads),
-        "vocab_size": source.integer("vocab_size"),
+        "n_kv_heads": _kv_heads(source, heads),
+        "vocab_size": source.rows("vocab_size", EMBED, HEAD),
         "max_seq": source.integer("max_position_embeddings"),
         "rotary_dim": int(head_dim * rope.number("partial_rotary_factor", 1.0)),
         "norm_eps": source.number("layer_norm_eps" if norm == "layer" else "rms_norm_eps"),
@@ -115,6 +152,12 @@ def settings(
     if rotary.switch:
         source.vectors["rope.freqs_long"] = rotary.long
     return config._replace(rope_scale=rotary.scale, rope_switch=rotary.switch)
+
+
+def _kv_heads(source: Source, heads: int) -> int:
+    """null is as many as there are query heads, also where the family's default is another number."""
+    null = "num_key_value_heads" in source.header and source.header["num_key_value_heads"] is None
+    return heads if null else source.integer("num_key_value_heads", heads)
 
 
 def depth(source: Source) -> int:
@@ -174,9 +217,7 @@ def decoder(
     """
 
     def norm(ours: str, theirs: str) -> None:
-        source.norm(ours, theirs, add=norm_add)
-        if norm_bias:
-            source.tensor(f"{theirs}.bias")
+        source.norm(ours, theirs, bias=norm_bias, add=norm_add)
 
     for i in range(config.n_layers):
         for ours, theirs in norms.items():
@@ -184,25 +225,21 @@ def decoder(
         for part in parts:
             part(source, config, i)
     norm("final_norm", "model.norm")
-    source.matrix("embed", "model.embed_tokens.weight")
-    if "classification" not in source.task and not source.flag("tie_word_embeddings", tied):
-        source.linear("head", "lm_head")
+    head = source.embedding(EMBED, HEAD, tied=tied)
     stop = eos(source.section("generation_config")) or eos(source)
     first = source.get("bos_token_id") if bos else None
-    return source.recipe(config, bos=first if type(first) is int else None, stop=stop)
+    return source.recipe(config._replace(head=head), bos=first if type(first) is int else None, stop=stop)
 
 
 def linear(source: Source, ours: str, theirs: str, *, bias: bool, heads: int = 0, head_dim: int = 0) -> None:
-    """A matrix and its bias; bias: whether it must have one; heads: whose pairs (2i, 2i + 1) rotate, 0 for none."""
-    if bias:
-        source.tensor(f"{theirs}.bias")
+    """A matrix and its bias; bias: whether it has one; heads: whose pairs (2i, 2i + 1) rotate, 0 for none."""
     if not heads:
-        source.linear(ours, theirs)
+        source.linear(ours, theirs, bias=bias)
         return
-    for name in (f"{theirs}.weight", f"{theirs}.bias"):
-        if name in source.tensors and source.tensors[name].shape[:1] != (heads * head_dim,):
+    for name in (f"{theirs}.weight", f"{theirs}.bias")[: 1 + bias]:
+        if source.tensor(name).shape[:1] != (heads * head_dim,):
             raise source.error(f"has not {heads * head_dim} rows in {name}")
-    source.linear(ours, theirs, rows=half_split(heads, head_dim))
+    source.linear(ours, theirs, bias=bias, rows=half_split(heads, head_dim))
 
 
 def attention(
@@ -220,12 +257,13 @@ def attention(
     """
     ours, theirs = f"layers.{i}.attn", f"model.layers.{i}.self_attn"
     default = source.flag("attention_bias")
+    own = source.flag("attention_out_bias", default)  # a key of ours, where a format is translated
     bias = default if bias is None else bias
     q, kv = (config.n_heads, config.n_kv_heads) if interleaved else (0, 0)
     linear(source, f"{ours}.wq", f"{theirs}.q_proj", bias=bias, heads=q, head_dim=config.head_dim)
     linear(source, f"{ours}.wk", f"{theirs}.k_proj", bias=bias, heads=kv, head_dim=config.head_dim)
     linear(source, f"{ours}.wv", f"{theirs}.v_proj", bias=bias)
-    linear(source, f"{ours}.wo", f"{theirs}.o_proj", bias=default if out_bias is None else out_bias)
+    linear(source, f"{ours}.wo", f"{theirs}.o_proj", bias=own if out_bias is None else out_bias)
 
 
 def qk_norm(source: Source, config: Config, i: int, *, add: float = 0.0, interleaved: bool = False) -> None:

@@ -43,18 +43,15 @@ def recipe(source: Source) -> Recipe:
     for i in range(config.n_layers):
         theirs, ours = f"layers.{i}.attention", f"layers.{i}.attn"
         source.norm(f"layers.{i}.attn_norm", f"layers.{i}.attention_norm")
-        source.linear(f"{ours}.wq", f"{theirs}.wq", rows=q_rows)
-        source.linear(f"{ours}.wk", f"{theirs}.wk", rows=k_rows)
-        source.linear(f"{ours}.wv", f"{theirs}.wv")
-        source.linear(f"{ours}.wo", f"{theirs}.wo")
+        source.linear(f"{ours}.wq", f"{theirs}.wq", rows=q_rows, bias=False)
+        source.linear(f"{ours}.wk", f"{theirs}.wk", rows=k_rows, bias=False)
+        source.linear(f"{ours}.wv", f"{theirs}.wv", bias=False)
+        source.linear(f"{ours}.wo", f"{theirs}.wo", bias=False)
         source.norm(f"layers.{i}.ffn_norm", f"layers.{i}.ffn_norm")
         for name in ("w1", "w3", "w2"):
-            source.linear(f"layers.{i}.ffn.{name}", f"layers.{i}.feed_forward.{name}")
+            source.linear(f"layers.{i}.ffn.{name}", f"layers.{i}.feed_forward.{name}", bias=False)
     source.norm("final_norm", "norm")
-    source.matrix("embed", "tok_embeddings.weight")
-    head = source.tensors.get("output.weight")
-    if head is not None and head is not source.tensor("tok_embeddings.weight"):
-        source.matrix("head", head)
+    source.embedding("tok_embeddings.weight", "output.weight", tied=True)
     if "hidden_dim" in source.header:
         # llama2.c ends a text at BOS, which its stories were separated by, and a turn of a chat at EOS.
         return source.recipe(config, bos=1, stop=(1,), chat_stop=(1, 2))

@@ -50,8 +50,14 @@ def recipe(source: Source) -> Recipe:
         "eos_token_id": source.get("eos_token_id", 2),
         **_rope(source),
     }
-    tensors = {ours: tensor for name, tensor in source.tensors.items() if (ours := _name(name))}
-    return families.recipe(Checkpoint(source.path, "", "LlamaForCausalLM", header, tensors))
+    origins = {ours: theirs for theirs in source.tensors if (ours := _name(theirs))}
+    tensors = {ours: source.tensors.file[theirs] for ours, theirs in origins.items()}
+    header["attention_bias"] = "model.layers.0.self_attn.q_proj.bias" in tensors
+    header["attention_out_bias"] = "model.layers.0.self_attn.o_proj.bias" in tensors
+    header["mlp_bias"] = "model.layers.0.mlp.up_proj.bias" in tensors
+    found = families.recipe(Checkpoint(source.path, "", "LlamaForCausalLM", header, tensors))
+    source.tensors.mark(*(theirs for ours, theirs in origins.items() if ours not in found.unused))
+    return found
 
 
 def _name(theirs: str) -> str | None:

@@ -125,16 +125,16 @@ def recipe(source: Source) -> Recipe:
     )
     for i in range(config.n_layers):
         theirs, ours = f"{names.block}{i}", f"layers.{i}"
-        source.norm(f"{ours}.attn_norm", f"{theirs}.{names.norms[0]}")
+        source.norm(f"{ours}.attn_norm", f"{theirs}.{names.norms[0]}", bias=True)
         _attention(source, f"{ours}.attn", theirs, names.qkv, config.dim)
-        source.linear(f"{ours}.attn.wo", f"{theirs}.{names.wo}")
-        source.norm(f"{ours}.ffn_norm", f"{theirs}.{names.norms[1]}")
-        source.linear(f"{ours}.ffn.w1", f"{theirs}.{names.ffn[0]}")
-        source.linear(f"{ours}.ffn.w2", f"{theirs}.{names.ffn[1]}")
-    source.norm("final_norm", names.final_norm)
+        source.linear(f"{ours}.attn.wo", f"{theirs}.{names.wo}", bias=True)
+        source.norm(f"{ours}.ffn_norm", f"{theirs}.{names.norms[1]}", bias=True)
+        source.linear(f"{ours}.ffn.w1", f"{theirs}.{names.ffn[0]}", bias=True)
+        source.linear(f"{ours}.ffn.w2", f"{theirs}.{names.ffn[1]}", bias=True)
+    source.norm("final_norm", names.final_norm, bias=True)
     source.matrix("positions", table)
     source.matrix("embed", embed)
-    source.linear("head", names.head)
+    source.linear("head", names.head, bias=None)
     return source.recipe(config)
 
 
@@ -142,7 +142,7 @@ def _attention(source: Source, ours: str, theirs: str, qkv: tuple[str, ...], dim
     """Queries, keys and values: three matrices, or one of (3 * dim, dim)."""
     for n, name in enumerate(("wq", "wk", "wv")):
         if len(qkv) == 3:
-            source.linear(f"{ours}.{name}", f"{theirs}.{qkv[n]}")
+            source.linear(f"{ours}.{name}", f"{theirs}.{qkv[n]}", bias=True)
             continue
         source.matrix(f"{ours}.{name}", part(source.tensor(f"{theirs}.{qkv[0]}.weight"), n * dim, (n + 1) * dim))
         bias = columns(source.tensor(f"{theirs}.{qkv[0]}.bias"), n * dim, (n + 1) * dim)

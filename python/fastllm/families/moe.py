@@ -9,6 +9,7 @@ from typing import Any
 from fastllm.config import Config
 from fastllm.families import Recipe, Source
 from fastllm.families.llama import (
+    MISTRAL,
     attention,
     decoder,
     depth,
@@ -23,6 +24,7 @@ from fastllm.tensors import at, part, stacked
 
 def mixtral(source: Source) -> Recipe:
     """MixtralForCausalLM (Jiang et al., 2024)."""
+    source.defaults = {**MISTRAL, "rms_norm_eps": 1e-5}
     config = settings(
         source,
         theta=1000000.0,
@@ -41,6 +43,15 @@ def mixtral(source: Source) -> Recipe:
 
 def olmoe(source: Source) -> Recipe:
     """OlmoeForCausalLM (Muennighoff et al., 2024): norms of all queries and of all keys of a token."""
+    source.defaults = {
+        "hidden_size": 2048,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "num_experts": 64,
+    }
     source.refuse("clip_qkv")
     config = settings(
         source,
@@ -54,6 +65,18 @@ def olmoe(source: Source) -> Recipe:
 
 def qwen2_moe(source: Source) -> Recipe:
     """Qwen2MoeForCausalLM (Qwen Team, 2024): an expert that every token passes, with a gate of its own."""
+    source.defaults = {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "num_experts": 60,
+        "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+    }
     windows: tuple[int, ...] = ()
     if source.flag("use_sliding_window"):
         end = source.integer("max_window_layers", 28)
@@ -79,6 +102,17 @@ def qwen2_moe(source: Source) -> Recipe:
 
 def qwen3_moe(source: Source) -> Recipe:
     """Qwen3MoeForCausalLM (Qwen Team, 2025)."""
+    source.defaults = {
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "num_experts": 128,
+        "moe_intermediate_size": 768,
+    }
     moe = _sparse_layers(source)
     config = settings(
         source,
@@ -93,8 +127,9 @@ def qwen3_moe(source: Source) -> Recipe:
 
 
 def _routing(source: Source, *, used: int) -> dict[str, Any]:
+    named = [key for key in ("num_experts", "num_local_experts") if source.header.get(key) is not None]
     return {
-        "n_experts": source.integer("num_experts", source.get("num_local_experts")),
+        "n_experts": source.integer(named[0] if named else "num_experts"),
         "n_experts_used": source.integer("num_experts_per_tok", used),
         "moe_renormalize": source.flag("norm_topk_prob"),
     }

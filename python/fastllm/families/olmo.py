@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from fastllm.families import Recipe, Source
-from fastllm.families.llama import attention, decoder, feed_forward, qk_norm, settings
+from fastllm.families.llama import LLAMA, attention, decoder, feed_forward, qk_norm, settings
 
 _AFTER = {"post_attn_norm": "post_attention_layernorm", "post_ffn_norm": "post_feedforward_layernorm"}
 
 
 def olmo2(source: Source) -> Recipe:
     """Olmo2ForCausalLM."""
+    source.defaults = {**LLAMA, "rms_norm_eps": 1e-5}
     config = settings(source, qk_norm="row")
     return decoder(source, config, attention, qk_norm, feed_forward, norms=_AFTER, bos=False)

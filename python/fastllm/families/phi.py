@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from fastllm.config import Config
 from fastllm.families import Recipe, Source
-from fastllm.families.llama import decoder, same_window, settings
+from fastllm.families.llama import LLAMA, decoder, same_window, settings
 from fastllm.families.rope import parameters
 from fastllm.tensors import part
 
 
 def phi3(source: Source) -> Recipe:
     """Phi3ForCausalLM. Its LongRoPE was once called "su", or "yarn"."""
+    source.defaults = {
+        **LLAMA,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+    }
     source.refuse("lm_head_bias", False)
     rope = parameters(source, partial=1.0)
     if rope.get("rope_type", rope.get("type")) in ("su", "yarn"):
@@ -26,7 +33,7 @@ def _attention(source: Source, config: Config, i: int) -> None:
     source.matrix(f"layers.{i}.attn.wq", part(qkv, 0, q))
     source.matrix(f"layers.{i}.attn.wk", part(qkv, q, q + kv))
     source.matrix(f"layers.{i}.attn.wv", part(qkv, q + kv, q + 2 * kv))
-    source.linear(f"layers.{i}.attn.wo", f"{theirs}.o_proj")
+    source.linear(f"layers.{i}.attn.wo", f"{theirs}.o_proj", bias=False)
 
 
 def _feed_forward(source: Source, config: Config, i: int) -> None:
@@ -34,4 +41,4 @@ def _feed_forward(source: Source, config: Config, i: int) -> None:
     both = source.tensor(f"{theirs}.gate_up_proj.weight")
     source.matrix(f"layers.{i}.ffn.w1", part(both, 0, width))
     source.matrix(f"layers.{i}.ffn.w3", part(both, width, 2 * width))
-    source.linear(f"layers.{i}.ffn.w2", f"{theirs}.down_proj")
+    source.linear(f"layers.{i}.ffn.w2", f"{theirs}.down_proj", bias=False)

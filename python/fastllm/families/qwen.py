@@ -4,24 +4,72 @@ from __future__ import annotations
 
 from functools import partial
 
+from fastllm.config import Config
 from fastllm.families import Recipe, Source
 from fastllm.families.llama import attention, decoder, feed_forward, layer_windows, qk_norm, settings
+from fastllm.families.rope import parameters
+
+_QWEN: dict[str, object] = {
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+}
 
 
 def qwen2(source: Source) -> Recipe:
     """Qwen2ForCausalLM: queries, keys and values have biases."""
+    source.defaults = _QWEN
+    return _qwen2(source, settings(source, windows=_windows(source)))
+
+
+def qwen2_vl(source: Source) -> Recipe:
+    """The language model of Qwen2-VL and Qwen2.5-VL."""
+    source.defaults = {
+        "hidden_size": 8192,
+        "intermediate_size": 29568,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-5,
+    }
+    return _qwen2(source, settings(source, rope=_multimodal(source, 1000000.0), windows=_windows(source, 80)))
+
+
+def _qwen2(source: Source, config: Config) -> Recipe:
     parts = (partial(attention, bias=True, out_bias=False), feed_forward)
-    return decoder(source, settings(source, windows=_windows(source)), *parts, bos=False)
+    return decoder(source, config, *parts, bos=False)
 
 
 def qwen3(source: Source) -> Recipe:
     """Qwen3ForCausalLM: norms of queries and keys."""
+    source.defaults = _QWEN
     config = settings(source, head_dim=128, qk_norm="head", windows=_windows(source))
     return decoder(source, config, attention, qk_norm, feed_forward, bos=False)
 
 
-def _windows(source: Source) -> tuple[int, ...]:
+def qwen3_vl(source: Source) -> Recipe:
+    """The language model of Qwen3-VL."""
+    source.defaults = {**_QWEN, "max_position_embeddings": 128000}
+    config = settings(source, rope=_multimodal(source, 500000.0), head_dim=128, qk_norm="head")
+    return decoder(source, config, attention, qk_norm, feed_forward, bos=False)
+
+
+def _multimodal(source: Source, theta: float) -> Source:
+    """Rotary parameters with a kind that differs from the default for images only."""
+    rope = parameters(source, theta=theta)
+    if rope.get("rope_type", rope.get("type")) == "mrope":
+        rope.header = {**rope.header, "rope_type": "default"}
+    return rope
+
+
+def _windows(source: Source, first: int = 28) -> tuple[int, ...]:
+    """first: the first layer with a window where the config does not say."""
     if not source.flag("use_sliding_window"):
         return ()
-    first = source.integer("max_window_layers", 28)
+    first = source.integer("max_window_layers", first)
     return layer_windows(source, 4096, lambda i: i >= first)

@@ -13,6 +13,15 @@ from fastllm.tensors import joined_rows
 
 def stablelm(source: Source) -> Recipe:
     """StableLmForCausalLM: StableLM 3B, 2 1.6B, 2 12B."""
+    source.defaults = {
+        "hidden_size": 2560,
+        "intermediate_size": 6912,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 4096,
+        "layer_norm_eps": 1e-5,
+    }
     parallel = source.flag("use_parallel_residual")
     config = settings(
         source,
