@@ -693,7 +693,12 @@ def _inspect(args: argparse.Namespace) -> int:
             name, header = "fastllm", stored.config.to_json()
             if stored.source:
                 header["source"] = stored.source
+            if stored.classifier is not None:
+                header["labels"] = stored.classifier.labels
             rows = [(k, getattr(t, "dtype", "f32"), t.shape, t.nbytes) for k, t in stored.tensors.items()]
+            for chain, layers in stored.dense.items():
+                matrices = [layer.matrix for layer in layers]
+                rows += [(f"{chain}.{i}", m.dtype, m.shape, m.nbytes) for i, m in enumerate(matrices)]
             tokenizer = stored.tokenizer
         else:
             checkpoint = open_checkpoint(path)

@@ -1,0 +1,379 @@
+"""Heads that label texts and tokens, and pairs of texts, against transformers on tiny random models of every family."""
+
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import fastllm
+import vocabularies
+from fastllm import CheckpointError, ContextError, NumericError, OptionError, cli, store
+from fastllm.convert import convert
+from fastllm.tokenizer import cut_pair
+from reference import build, tokens, torch, transformers
+
+tokenizers = pytest.importorskip("tokenizers")
+WORDS = 3000  # more than the vocabulary of word pieces has
+SIZES = {
+    "vocab_size": 97,
+    "max_position_embeddings": 90,
+    "hidden_size": 36,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 57,
+    "num_labels": 3,
+}
+GROUPS = {"num_key_value_heads": 1, "head_dim": 12, "pad_token_id": 0}
+EXPERTS = GROUPS | {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+GPT2 = {"n_embd": 36, "n_layer": 2, "n_head": 3, "n_positions": 90, "pad_token_id": 0}
+NEO = {"num_layers": 2, "num_heads": 3, "attention_types": [[["global", "local"], 1]], "pad_token_id": 0}
+ESM = {"pad_token_id": 1, "mask_token_id": 32, "position_embedding_type": "rotary", "token_dropout": True}
+# Model type -> what a config needs besides the sizes.
+FAMILIES = {
+    "bert": {},
+    "camembert": {},
+    "esm": ESM,
+    "gemma": GROUPS,
+    "gemma2": GROUPS,
+    "gemma3_text": GROUPS | {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+    "gpt2": GPT2,
+    "gpt_neo": NEO,
+    "gpt_neox": {"pad_token_id": 0, "rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4}},
+    "helium": GROUPS,
+    "llama": GROUPS,
+    "mistral": GROUPS,
+    "mixtral": EXPERTS,
+    "olmo2": GROUPS,
+    "phi3": {"num_key_value_heads": 1, "pad_token_id": 0},
+    "qwen2": GROUPS,
+    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 20},
+    "qwen3": GROUPS,
+    "qwen3_moe": EXPERTS,
+    "roberta": {},
+    "smollm3": GROUPS,
+    "stablelm": GROUPS | {"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4}},
+    "xlm-roberta": {},
+}
+
+
+def refusal(call, kind):
+    with pytest.raises(kind) as error:
+        call()
+    return str(error.value)
+
+
+def heads():
+    """Every class for labels that transformers has for these families."""
+    from transformers.models.auto import modeling_auto as auto
+
+    for family in FAMILIES:
+        for names in (
+            auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+            auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+        ):
+            if family in names:
+                yield pytest.param(family, names[family], id=names[family])
+
+
+def model_of(family, name, **more):
+    kind = getattr(transformers, name).config_class
+    values = SIZES | {"tie_word_embeddings": False} | FAMILIES[family] | more
+    if family == "gpt2":
+        values = {
+            key: value for key, value in values.items() if key not in SIZES or key in ("vocab_size", "num_labels")
+        }
+    return build(name, kind(**values))
+
+
+def logits(model, **inputs):
+    with torch.no_grad():
+        return model(**{key: torch.tensor([ids]) for key, ids in inputs.items()}).logits[0].numpy()
+
+
+@pytest.mark.parametrize(("family", "name"), list(heads()))
+def test_families(tmp_path, family, name):
+    """Scores are transformers', and kept to the bit by a converted file; a quantized one keeps the head as it is."""
+    model = model_of(family, name)
+    model.config.id2label = {0: "no", 1: "may be", 2: "yes"}
+    model.save_pretrained(tmp_path / "model")
+    llm = fastllm.load(tmp_path / "model", dtype="f32", threads=1)
+    texts = [[2 + t for t in tokens(90, n, seed=n)] for n in (1, 7, 60)]
+    convert(tmp_path / "model", tmp_path / "f32.safetensors", dtype="f32")
+    converted = fastllm.load(tmp_path / "f32.safetensors", threads=1)
+    for each in (llm, converted):
+        assert each.labels == ("no", "may be", "yes")
+        assert not each.config.head
+    if name.endswith("ForTokenClassification"):
+        for ids in texts:
+            expected, (found, scores) = logits(model, input_ids=ids), llm.token_classify(ids)
+            assert found == ids
+            assert scores.shape == (len(ids), 3)
+            assert np.abs(scores - expected).max() < 1e-4
+            assert (converted.token_classify(ids)[1] == scores).all()
+        return
+    scores = llm.classify(texts)
+    assert np.abs(scores - [logits(model, input_ids=ids) for ids in texts]).max() < 1e-4
+    assert (converted.classify(texts) == scores).all()
+    assert (llm.classify(texts[1:2]) == scores[1]).all()
+    convert(tmp_path / "model", tmp_path / "q8.safetensors", dtype="q8")
+    layers = store.open_file(tmp_path / "q8.safetensors").dense["classifier"]
+    assert {layer.matrix.dtype for layer in layers} == {"f32"}
+    assert np.abs(fastllm.load(tmp_path / "q8.safetensors", threads=1).classify(texts) - scores).max() < 0.3
+
+
+def test_gemma3_with_its_vision_tower_left_out(tmp_path):
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {key: value for key, value in (SIZES | FAMILIES["gemma3_text"]).items() if key != "num_labels"}
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision | {"image_size": 8, "patch_size": 4}, num_labels=3, mm_tokens_per_image=4
+    )
+    model = build("Gemma3ForSequenceClassification", config)
+    model.save_pretrained(tmp_path)
+    with pytest.warns(fastllm.CheckpointWarning, match="the vision tower"):
+        llm = fastllm.load(tmp_path, dtype="f32", threads=1)
+    ids = tokens(90, 30)
+    assert np.abs(llm.classify([ids])[0] - logits(model, input_ids=ids)).max() < 1e-4
+
+
+def test_the_last_token_is_the_last_that_is_no_padding(tmp_path):
+    model = model_of("llama", "LlamaForSequenceClassification")
+    model.save_pretrained(tmp_path)
+    llm = fastllm.load(tmp_path, dtype="f32", threads=1)
+    for ids in ([5, 6, 7, 0, 0], [5, 0, 7], [0, 0]):
+        assert np.abs(llm.classify([ids])[0] - logits(model, input_ids=ids)).max() < 1e-4
+
+
+# ---- strings and pairs -----------------------------------------------------------------------------------------------
+
+TEXTS = ["the ocean", "Once upon a time there was naïve café", "x = y + 1; 12 3456", "", "[SEP] <s> 世界"]
+
+
+def word_pieces(folder):
+    tokenizer = vocabularies.word_pieces(lower=True)
+    words = vocabularies.by_id(tokenizer)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    return transformers.BertTokenizer.from_pretrained(folder)
+
+
+def byte_level(folder, kind, *, vocab_size=500, **more):
+    library = vocabularies.byte_level(vocabularies.gpt2_split(), vocab_size=vocab_size)
+    if kind == "roberta":
+        library.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 1))
+    if kind == "bos":
+        library.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)]
+        )
+    named = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=library, **(named | more))
+
+
+def whole(tokenizer, *texts, **more):
+    """The inputs of a model, as in a batch; special tokens in the texts are the texts that they are."""
+    encoding = tokenizer([texts if len(texts) > 1 else texts[0]], split_special_tokens=True, **more)
+    return {key: value[0] for key, value in encoding.items() if key != "attention_mask"}
+
+
+@pytest.mark.parametrize("kind", ["vocab.txt", "tokenizer.json", "one token type"])
+def test_bert_reads_pairs(tmp_path, kind):
+    model = model_of(
+        "bert", "BertForSequenceClassification", vocab_size=WORDS, type_vocab_size=1 if kind[:3] == "one" else 2
+    )
+    model.save_pretrained(tmp_path)
+    tokenizer = word_pieces(tmp_path)
+    if kind == "tokenizer.json":
+        tokenizer.save_pretrained(tmp_path)
+        (tmp_path / "vocab.txt").unlink()
+    llm = fastllm.load(tmp_path, dtype="f32", threads=1)
+    pairs = list(itertools.product(TEXTS, TEXTS))
+    scores = llm.classify([*TEXTS, *pairs])
+    for texts, found in zip([(text,) for text in TEXTS] + pairs, scores, strict=True):
+        inputs = whole(tokenizer, *texts)
+        if kind == "one token type":
+            inputs.pop("token_type_ids")
+        assert np.abs(found - logits(model, **inputs)).max() < 1e-4
+    convert(tmp_path, tmp_path / "out.safetensors", dtype="f32")
+    assert (fastllm.load(tmp_path / "out.safetensors", threads=1).classify([*TEXTS, *pairs]) == scores).all()
+
+
+@pytest.mark.parametrize("kind", ["roberta", "bos", "none"])
+def test_other_tokenizers_read_pairs(tmp_path, kind):
+    family, name = ("roberta", "Roberta") if kind == "roberta" else ("qwen2", "Qwen2")
+    model = model_of(family, f"{name}ForSequenceClassification", vocab_size=500, pad_token_id=0)
+    model.save_pretrained(tmp_path)
+    tokenizer = byte_level(tmp_path, kind)
+    tokenizer.save_pretrained(tmp_path)
+    llm = fastllm.load(tmp_path, dtype="f32", threads=1)
+    for pair in itertools.product(TEXTS, TEXTS):
+        ids = whole(tokenizer, *pair)["input_ids"]
+        if ids:
+            assert np.abs(llm.classify([pair])[0] - logits(model, input_ids=ids)).max() < 1e-4
+
+
+def test_sentencepiece_reads_pairs(tmp_path):
+    library = vocabularies.sentence_pieces(tmp_path)
+    model_of("llama", "LlamaForSequenceClassification", vocab_size=600).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True, "bos_token": "<s>"}))
+    llm = fastllm.load(tmp_path, dtype="f32", threads=1)
+    first, second = (library.encode(text) for text in TEXTS[:2])
+    expected = llm.classify([[1, *first, 1, *second]])  # what is put around a text is put around each
+    assert (llm.classify([(TEXTS[0], TEXTS[1])]) == expected).all()
+
+
+def test_lengths_are_cut_as_the_library_does():
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(i): i for i in range(40)}, unk_token="0"))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    for a, b, room in itertools.product(range(12), range(12), range(1, 16)):
+        first, second = list(range(a)), list(range(20, 20 + b))
+        for side in ("left", "right"):
+            library.enable_truncation(room, strategy="longest_first", direction=side)
+            found = library.encode(*(" ".join(map(str, ids)) for ids in (first, second)), add_special_tokens=False)
+            assert list(itertools.chain(*cut_pair(first, second, room, left=side == "left"))) == found.ids
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
+def classifier(folder, **more):
+    model = model_of("bert", "BertForSequenceClassification", vocab_size=WORDS, **more)
+    model.config.id2label = {i: f"kind\n{i}" for i in range(model.config.num_labels)}
+    model.save_pretrained(folder)
+    word_pieces(folder)
+    return folder
+
+
+def test_command_line_classify(tmp_path, capsys, monkeypatch):
+    llm = fastllm.load(classifier(tmp_path / "model"), threads=1)
+    texts = ["the ocean", "once\tupon a time"]
+    scores = llm.classify([texts[0], ("once", "upon a time")])
+    probabilities = llm.classifier.probabilities(scores)
+    assert np.abs(probabilities.sum(axis=1) - 1).max() < 1e-6
+    assert cli.main(["classify", str(llm.path), *texts]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for text, row, line in zip(texts, probabilities, lines, strict=True):
+        assert line == f"kind\\n{row.argmax()}\t{row.max():.6f}\t{text}"
+    monkeypatch.setattr("sys.stdin", iter(f"{text}\n" for text in texts))
+    assert cli.main(["classify", str(llm.path), "--json"]) == 0
+    for row, line in zip(probabilities, capsys.readouterr().out.splitlines(), strict=True):
+        about = json.loads(line)
+        assert about["probabilities"] == [float(x) for x in row]
+        assert about["label"] == llm.labels[row.argmax()]
+
+
+def test_command_line_labels_of_tokens(tmp_path, capsys):
+    model_of("bert", "BertForTokenClassification", vocab_size=WORDS).save_pretrained(tmp_path)
+    word_pieces(tmp_path)
+    llm = fastllm.load(tmp_path, threads=1)
+    ids, scores = llm.token_classify("the ocean 世")
+    assert ids[0] == llm.tokenizer.token_id("[CLS]")
+    assert cli.main(["classify", str(tmp_path), "the ocean 世"]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert len(lines) == len(ids) + 2
+    assert lines[-2:] == ["", ""]
+    assert lines[0].split("\t") == [
+        llm.labels[scores[0].argmax()],
+        f"{llm.classifier.probabilities(scores)[0].max():.6f}",
+        "[CLS]",
+    ]
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def test_mistakes(tmp_path):
+    llm = fastllm.load(classifier(tmp_path / "texts"), threads=1)
+    long = "the ocean " * 80
+    for said, kind, call in [
+        ("a list of texts, not one", OptionError, lambda: llm.classify("the ocean")),
+        ("text 1 is neither", OptionError, lambda: llm.classify(["a", ("b", "c", "d")])),
+        ("text 0 is neither", OptionError, lambda: llm.classify([("b", 3)])),
+        ("text 0 is empty", OptionError, lambda: llm.classify([[]])),
+        ("no token id", OptionError, lambda: llm.classify([[WORDS]])),
+        ("text 1 has 642 tokens", ContextError, lambda: llm.classify(["a", long])),
+        ("no head for rerank: what it can do is classify, embed", OptionError, lambda: llm.rerank("a", ["b"])),
+        ("no head for token_classify", OptionError, lambda: llm.token_classify("a")),
+        ("no head, so there are no logits", OptionError, lambda: llm.logits([1])),
+        ("one document", OptionError, lambda: llm.rerank("a", "b")),
+    ]:
+        message = refusal(call, kind)
+        assert said in message
+        assert "\n" not in message
+    assert llm.classify([]).shape == (0, 3)
+
+
+def changed(folder, target, **values):
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    config = json.loads((target / "config.json").read_text()) | values
+    (target / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value != "drop"}))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("said", "values"),
+    [
+        ("2 labels in its id2label, its classifier 3", {"id2label": {"0": "a", "1": "b"}}),
+        ("has not a label for each of 0 to 2", {"id2label": {"0": "a", "1": "b", "x": "c"}}),
+        ("has not a label for each of 0 to 2", {"id2label": {"0": "a", "1": "b", "2": ["c"]}}),
+        ("id2label that is no JSON object", {"id2label": ["a", "b", "c"]}),
+        ("num_labels 5, its classifier 3", {"id2label": None, "num_labels": 5}),
+        ("problem_type 'other'", {"problem_type": "other"}),
+        ("has no tensor score.weight", {"architectures": ["LlamaForSequenceClassification"], "model_type": "drop"}),
+    ],
+)
+def test_broken_configs(tmp_path, said, values):
+    folder = changed(classifier(tmp_path / "model"), tmp_path / "broken", **values)
+    if "score" in said:
+        assert refusal(lambda: fastllm.load(folder), CheckpointError)
+        return
+    assert said in refusal(lambda: fastllm.load(folder), CheckpointError)
+
+
+@pytest.mark.parametrize(
+    ("problem", "labels", "activation"),
+    [
+        (None, 3, "softmax"),
+        (None, 1, "sigmoid"),
+        ("single_label_classification", 3, "softmax"),
+        ("multi_label_classification", 3, "sigmoid"),
+        ("regression", 1, "identity"),
+    ],
+)
+def test_probabilities_are_those_of_pipelines(tmp_path, problem, labels, activation):
+    folder = classifier(tmp_path / "model", num_labels=labels)
+    folder = changed(folder, tmp_path / "other", problem_type=problem)
+    llm = fastllm.load(folder, dtype="f32", threads=1)
+    assert llm.classifier.activation == activation
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = transformers.BertTokenizer.from_pretrained(folder)
+    pipeline = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
+    expected = {row["label"]: row["score"] for row in pipeline("the ocean", top_k=None)}
+    found = llm.classifier.probabilities(llm.classify(["the ocean"]))[0]
+    assert all(abs(expected[label] - p) < 1e-5 for label, p in zip(llm.labels, found, strict=True))
+
+
+def test_a_converted_file_with_a_head_that_does_not_fit(tmp_path):
+    convert(classifier(tmp_path / "model"), tmp_path / "out.safetensors")
+    stored = store.open_file(tmp_path / "out.safetensors")
+    for i, other in enumerate(
+        [
+            stored._replace(dense={}),
+            stored._replace(classifier=stored.classifier._replace(labels=("a",))),
+            stored._replace(classifier=stored.classifier._replace(pooling="mean")),
+            stored._replace(classifier=stored.classifier._replace(pad=-3)),
+            stored._replace(ranking=stored.ranking._replace(activation="x")),
+            stored._replace(ranking=stored.ranking._replace(words=(1, 2, 3))),
+        ]
+    ):
+        store.save(tmp_path / f"{i}.safetensors", other)
+        assert refusal(lambda i=i: fastllm.load(tmp_path / f"{i}.safetensors"), CheckpointError)
+
+
+def test_scores_that_are_not_finite(tmp_path):
+    model = model_of("bert", "BertForSequenceClassification", vocab_size=WORDS)
+    with torch.no_grad():
+        model.classifier.weight.fill_(3e38)
+        model.bert.pooler.dense.bias.fill_(9)
+    model.save_pretrained(classifier(tmp_path / "bert"))
+    texts = fastllm.load(tmp_path / "bert", dtype="f32", threads=1)
+    assert "the scores of text 0" in refusal(lambda: texts.classify(["a", "b"]), NumericError)
