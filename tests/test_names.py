@@ -13,6 +13,7 @@ import test_families_decoders as decoders
 import test_families_encoders as encoders
 import test_families_gpt as gpt
 from conftest import failure
+from fastllm.cli import main
 from fastllm.config import Config
 from fastllm.families import recipe
 from fastllm.families.architectures import FAMILIES
@@ -338,6 +339,31 @@ def test_the_sentence_is_short():
         "layers.2.extra and 9,997 more",
     ):
         assert words in text
+
+
+def test_the_command_line_says_it_once_in_a_line(tmp_path, capfd):
+    built("llama").save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors | {"extra.weight": torch.zeros(3)})
+    out = tmp_path.parent / f"{tmp_path.name}.safetensors"
+    assert main(["convert", str(tmp_path), str(out), "--verify"]) == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert [line for line in lines if "extra" in line] == [f"fastllm: {tmp_path}: nothing uses its tensor extra.weight"]
+    assert not [line for line in lines if "Warning" in line]
+    assert main(["inspect", str(tmp_path)]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.endswith("bytes  unused")] == ["extra.weight"]
+    assert main(["inspect", str(out)]) == 0
+    assert "unused" not in capfd.readouterr().out
+
+
+def test_inspect_shows_what_cannot_be_run_as_well(tmp_path, capfd):
+    built("llama").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Lllama9ForCausalLM"]}))
+    assert main(["inspect", str(tmp_path)]) == 0
+    out = capfd.readouterr().out
+    assert "model.embed_tokens.weight" in out
+    assert "cannot be run: " in out.splitlines()[-1]
+    assert "the nearest are llama" in out.splitlines()[-1]
 
 
 # ---- models that see as well
