@@ -151,6 +151,18 @@ def test_wrappers_inside_and_around_a_part(tmp_path):
     assert np.array_equal(load(tmp_path).logits(IDS), expected)
 
 
+def test_a_wrapper_beside_other_parts(tmp_path):
+    """A policy with a value head, as training with rewards leaves it."""
+    model = built("llama")
+    model.save_pretrained(tmp_path)
+    rewrite(
+        tmp_path, lambda tensors: {f"policy.{name}": t for name, t in tensors.items()} | {"v.weight": torch.ones(3)}
+    )
+    with pytest.warns(fastllm.CheckpointWarning, match=r"nothing uses its tensor v\.weight"):
+        llm = load(tmp_path)
+    same(llm.logits(IDS), reference.logits(model, IDS))
+
+
 def test_two_tensors_that_fit_are_an_error(tmp_path):
     built("llama").save_pretrained(tmp_path)
 
