@@ -228,7 +228,7 @@ def test_logits_and_texts_are_those_of_transformers(case, tmp_path):
 def test_every_family_is_tested():
     decoders = {name for name, (module, _) in FAMILIES.items() if module in MODULES}
     tested = {split(architecture(family))[0] for family, _ in CASES.values()}
-    assert decoders == tested | {"qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text"}
+    assert decoders == tested | {"qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text"}
 
 
 def test_gemma3_configs_leave_out_what_is_usual(checkpoints):

@@ -418,6 +418,10 @@ def seeing():
         "Qwen3VL": t.Qwen3VLConfig(
             text_config=TEXT | MROPE | {"head_dim": 16}, vision_config=QWEN_VISION | {"deepstack_visual_indexes": [0]}
         ),
+        "Qwen3VLMoe": t.Qwen3VLMoeConfig(
+            text_config=TEXT | MROPE | decoders.EXPERTS | {"head_dim": 16, "moe_intermediate_size": 21},
+            vision_config=QWEN_VISION | {"deepstack_visual_indexes": [0]},
+        ),
         "Gemma3": t.Gemma3Config(text_config=gemma, vision_config=siglip),
     }
 
@@ -434,6 +438,7 @@ def seeing():
         "Qwen2VL",
         "Qwen2_5_VL",
         "Qwen3VL",
+        "Qwen3VLMoe",
         "Gemma3",
     ],
 )
@@ -477,6 +482,7 @@ SPECIAL = {  # another field there, or a value that the class computes later
     "olmoe": {"intermediate_size": "expert_dim"},
     "qwen2_moe": {"intermediate_size": "", "shared_expert_intermediate_size": "hidden_dim"},
     "qwen3_moe": {"intermediate_size": ""},
+    "qwen3_vl_moe_text": {"intermediate_size": ""},
     "gpt2": {"intermediate_size": ""},
     "gpt_neo": {"intermediate_size": ""},
 }
