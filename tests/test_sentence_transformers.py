@@ -440,7 +440,9 @@ def test_layers_that_do_not_fit(saved, tmp_path):
     assert "not just linear.weight of" in str(failure(lambda: fastllm.load(folder).embed(["a"])))
     edit(folder / "2_Dense" / "config.json", bias=True)
     edit(folder / "1_Pooling" / "config.json", pooling_mode=["cls", "mean"])
-    assert "rows of 48 values, not of 96" in str(failure(lambda: fastllm.load(folder).embed(["a"])))
+    assert "a layer of its embedding takes 48 channels, not 96" in str(
+        failure(lambda: fastllm.load(folder).embed(["a"]))
+    )
     assert llm.embed(["a"], pooling="max").shape == (1, 20)
 
 

@@ -73,5 +73,5 @@ def test_minilm_embeds_as_its_files_say():
     texts = [*SENTENCES, " ".join(SENTENCES * 10)]
     llm = fastllm.load(MINILM, threads=1, dtype="f32")
     np.testing.assert_allclose(llm.embed(texts, truncate=True), model.encode(texts), rtol=0, atol=1e-5)
-    with pytest.raises(fastllm.ContextError, match="text 6 has 5.. tokens, the model takes 256"):
+    with pytest.raises(fastllm.ContextError, match=r"text 6 has 5.. tokens, the model takes 256"):
         llm.embed(texts)

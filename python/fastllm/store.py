@@ -214,6 +214,9 @@ def _load(data: memoryview) -> Stored:
         chain: bind(chain, [layer(f"{chain}.{i}", act) for i, act in enumerate(acts)])
         for chain, acts in about.get("dense", {}).items()
     }
+    embedding = Embedding.from_json(about.get("embedding", {}))
+    if embedding.layers != len(chains.get("embedding", ())):
+        raise CheckpointError(f"it has not the {embedding.layers} layers of its embedding")
     tokenizer = None
     if "tokenizer" in about:
         kind, size = about["tokenizer"]["kind"], about["tokenizer"]["bytes"]
@@ -228,5 +231,5 @@ def _load(data: memoryview) -> Stored:
         tokenizer=tokenizer,
         source=str(about.get("source", "")),  # which the first files did not have
         dense=chains,
-        embedding=Embedding.from_json(about.get("embedding", {})),
+        embedding=embedding,
     )
