@@ -54,6 +54,7 @@ _HARMLESS |= {"device_map", "low_cpu_mem_usage", "use_safetensors", "padding_sid
 _LAST, _TOKENS, _VECTOR = "last_hidden_state", "token_embeddings", "sentence_embedding"
 _NORM = ("norm.weight", "norm.bias")
 _NOT_SUPPORTED = "which fastllm does not support"
+_WIDEST = 1 << 13  # of a LayerNorm, which takes a matrix here
 _LONGEST = 1 << 31  # tokenizers without a limit have one of 10^30
 
 
@@ -262,7 +263,7 @@ def _layer_norm(folder: Path) -> Layer:
 
     tensors = _weights(folder)
     scale, bias = (floats(tensors[name]).reshape(-1) if name in tensors else None for name in _NORM)
-    if scale is None or bias is None or len(scale) != len(bias) or tensors.keys() != set(_NORM) or len(scale) > 1 << 16:
+    if scale is None or bias is None or len(scale) != len(bias) or tensors.keys() != set(_NORM) or len(scale) > _WIDEST:
         raise CheckpointError(f"{folder} has not {' and '.join(_NORM)} of one length")
     n = len(scale)
 
