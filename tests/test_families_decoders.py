@@ -466,7 +466,6 @@ def bound(checkpoint):
 
 WRONG = {
     "a missing key": ("Llama", {"hidden_size": None}, "no whole number hidden_size"),
-    "a quantized checkpoint": ("Llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
     "an activation": ("Llama", {"hidden_act": "mish"}, "'mish'"),
     "a scaling": ("Llama", {"rope_parameters": {"rope_type": "spiral"}}, "'spiral'"),
     "a scaling without its factor": ("Llama", {"rope_parameters": {"rope_type": "linear"}}, "no number factor"),

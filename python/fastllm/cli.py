@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fastllm.engine import Generation
     from fastllm.llm import LLM
     from fastllm.sampling import Sampling
+    from fastllm.tensors import Tensor
 
 
 _LONG = 200  # characters of a value that inspect shows
@@ -543,7 +544,7 @@ def _info(_: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from fastllm import store
+    from fastllm import quantized, store
     from fastllm.files import reading
     from fastllm.formats import open_checkpoint
     from fastllm.source import find_source
@@ -562,8 +563,10 @@ def _inspect(args: argparse.Namespace) -> int:
             checkpoint = open_checkpoint(path)
             name, header, tokenizer = checkpoint.format, dict(checkpoint.header), checkpoint.tokenizer
             header["architecture"] = checkpoint.architecture
-            rows = [(k, t.stored or t.dtype, t.shape, t.nbytes) for k, t in checkpoint.tensors.items()]
-            as_read = " as they are read" if any(t.stored for t in checkpoint.tensors.values()) else ""
+            if (scheme := quantized.scheme(checkpoint)) is not None:
+                header["quantized"] = scheme
+            rows = [(k, *_as_stored(t)) for k, t in checkpoint.tensors.items()]
+            as_read = " as they are read" if any(t.stored and not t.raw for t in checkpoint.tensors.values()) else ""
     if tokenizer:
         header["tokenizer"] = f"{tokenizer[0]}, {len(tokenizer[1]):,} bytes"
     total = sum(nbytes for *_, nbytes in rows)
@@ -577,6 +580,13 @@ def _inspect(args: argparse.Namespace) -> int:
     parameters = sum(math.prod(shape) for _, _, shape, _ in rows)
     print(f"{len(rows)} tensors, {parameters:,} parameters, {total:,} bytes{as_read}")
     return 0
+
+
+def _as_stored(tensor: Tensor) -> tuple[str, tuple[int, ...], int]:
+    """A tensor's type, shape and bytes as the file has them; GGUF's types as they are read."""
+    if tensor.raw is not None:
+        return tensor.raw.kind, tensor.shape, math.prod(tensor.shape) * tensor.raw.size
+    return tensor.stored or tensor.dtype, tensor.shape, tensor.nbytes
 
 
 # Name -> what runs it, its options, what it is in the list of commands, and above its own help.

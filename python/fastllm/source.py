@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastllm import store
 from fastllm.errors import CheckpointError, OptionError, TokenizerError
 from fastllm.formats import open_checkpoint
+from fastllm.quantized import dequantized
 from fastllm.tokenizer import Tokenizer, find, from_blob, read
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def open_source(path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hu
     """
     from fastllm import families
 
-    checkpoint = open_checkpoint(path)
+    checkpoint = dequantized(open_checkpoint(path))
     try:
         recipe = families.recipe(checkpoint)
     except CheckpointError as error:
