@@ -168,6 +168,7 @@ def _convert_options(convert: argparse.ArgumentParser) -> None:
     convert.add_argument("-z", "--tokenizer", metavar="FILE", help="default: beside the model, or in this folder")
     convert.add_argument("--threads", type=int, metavar="N", help="default: see fastllm info")
     convert.add_argument("--revision", metavar="NAME", help="of a model on the hub: branch, tag or commit")
+    _lora_option(convert)
 
 
 def _bench_options(bench: argparse.ArgumentParser) -> None:
@@ -196,6 +197,13 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, metavar="N", help="positions a text may have (default: the model's)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: see fastllm info")
     parser.add_argument("--revision", metavar="NAME", help="of a model on the hub: branch, tag or commit")
+    _lora_option(parser)
+
+
+def _lora_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lora", action="append", metavar="PATH", help="add a PEFT adapter to the weights; may be given several times"
+    )
 
 
 def _sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -233,6 +241,7 @@ def _load(args: argparse.Namespace) -> LLM:
             context=args.context,
             tokenizer=args.tokenizer,
             revision=args.revision,
+            lora=args.lora,
             progress=bar,
         )
 
@@ -430,6 +439,7 @@ def _convert(args: argparse.Namespace) -> int:
                 tokenizer=args.tokenizer,
                 calibrate=args.calibrate,
                 revision=args.revision,
+                lora=args.lora,
                 threads=args.threads,
                 progress=bar,
             )
@@ -441,7 +451,7 @@ def _convert(args: argparse.Namespace) -> int:
     if no_tokenizer:
         print(f"without a tokenizer: {no_tokenizer}", file=sys.stderr)
     if args.verify:
-        found = verify(args.model, args.out, revision=args.revision, threads=args.threads)
+        found = verify(args.model, args.out, revision=args.revision, lora=args.lora, threads=args.threads)
         parts = [f"{found.what} differ by at most {found.largest:.3g}, by {found.mean:.3g} in the mean"]
         if found.kl is not None and found.top1 is not None:
             parts.append(f"KL {found.kl:.3g}")

@@ -49,10 +49,10 @@ def config(folder: Path) -> dict[str, Any]:
     """The folder's config.json, and what lies beside it in files of their own under their names."""
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} has no config.json, which says what the model is")
-    values = _json(folder / "config.json")
+    values = json_object(folder / "config.json")
     for name in _BESIDE:
         if (folder / f"{name}.json").exists():
-            values[name] = _json(folder / f"{name}.json")
+            values[name] = json_object(folder / f"{name}.json")
     return values
 
 
@@ -75,7 +75,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 def _index(path: Path) -> dict[str, str]:
     """Tensor -> name of the file in the folder that holds it."""
-    places = _json(path).get("weight_map")
+    places = json_object(path).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{path} is broken: it has no weight_map")
     for file in places.values():
@@ -85,7 +85,8 @@ def _index(path: Path) -> dict[str, str]:
     return places
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """A file that holds a JSON object. Raises CheckpointError."""
     try:
         values = json.loads(bytes(map_file(path)))
     except (ValueError, RecursionError):
