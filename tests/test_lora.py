@@ -48,7 +48,7 @@ def adapted(model, folder, *, seed=1, name="default", **options):
     config = peft.LoraConfig(**({"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "v_proj"]} | options))
     model = peft.get_peft_model(model, config, adapter_name=name).eval()
     with torch.no_grad():
-        for key, p in model.named_parameters():
+        for _, p in model.named_parameters():
             if p.requires_grad:
                 p.add_(torch.randn_like(p), alpha=0.2 / np.sqrt(p.shape[-1]) if p.dim() > 1 else 0.1)
     model.save_pretrained(folder)
@@ -210,7 +210,7 @@ def test_converting_and_the_command_line(base, adapter, tmp_path, capsys):
     assert "differ by at most 0" in capsys.readouterr().err
     llm = fastllm.load(out, threads=1)
     assert reference.difference(llm.logits(reference.tokens(VOCAB, LENGTH)), wanted) < 1e-4
-    with pytest.raises(OptionError, match="is already converted: apply .* to the checkpoint it was made from"):
+    with pytest.raises(OptionError, match=r"is already converted: apply .* to the checkpoint it was made from"):
         fastllm.load(out, lora=adapter)
     assert main(["run", str(base), "--lora", str(adapter), "--lora", str(tmp_path / "none"), "-n", "2"]) == 2
     assert "none does not exist" in capsys.readouterr().err
