@@ -71,16 +71,18 @@ def named_by(tensors: Mapping[str, Tensor], method: str) -> str | None:
             if ending == "_blocks" and (tensor.raw is None or tensor.raw.kind != "uint8"):
                 continue
             return name
+    scales = {base: name for name in tensors if "scale" in name for base in _bases(name)}
     for found, tensor in tensors.items():
         if not found.endswith(("weight", "_proj")) or tensor.raw is None or len(tensor.shape) < 2:
             continue
-        beside = [
-            n
-            for n in (f"{found}_scale", f"{found}_scale_inv", f"{found.removesuffix('.weight')}.scale")
-            if n in tensors
-        ]
         if tensor.raw.is_integer:
             return _NAMES.get(method, method) or f"a scheme that has {found} as {tensor.raw.kind}"
-        if tensor.raw.is_float8 and beside:
-            return f"FP8 with scales in {beside[0]}"
+        if tensor.raw.is_float8 and found in scales:
+            return f"FP8 with scales in {scales[found]}"
     return None
+
+
+def _bases(name: str) -> tuple[str, ...]:
+    """The matrices that a tensor with "scale" in its name may belong to: w.scale or w_scale to w or w.weight."""
+    base = name[: name.rindex("scale")].rstrip("._")
+    return base, f"{base}.weight", f"{base.rpartition('.')[0]}.weight"

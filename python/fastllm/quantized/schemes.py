@@ -66,17 +66,19 @@ def _gptq(m: Module, qweight: Tensor, scales: Tensor, *, first_zero: int) -> Ten
     """
     words, (groups, outputs) = qweight.shape[0], scales.shape
     qzeros = m.tensor("qzeros", axes=2, kinds=("int32",))
-    fitting = [b for b in (2, 3, 4, 8) if -(-outputs * b // 32) == qzeros.shape[1] and words * 32 % b == 0]
+    fitting = [b for b in (2, 3, 4, 8) if -(-outputs * b // 32) == qzeros.shape[1]]
     bits = m.option("bits") if m.option("bits") in fitting else fitting[0] if fitting else 0
     if not bits or qzeros.shape[0] != groups:
         raise m.error("qzeros", f"has the shape {qzeros.shape}, which fits no scales of {scales.shape}")
     inputs = words * 32 // bits
+    if (index := m.get("g_idx")) is not None and -(-index.width * bits // 32) == words:
+        inputs = index.width  # the last word need not be full
     group_of = _group_of(m, "g_idx", inputs, groups)
 
     def read(begin: int, end: int) -> Bytes:
         import numpy
 
-        q = unpacked(column_words(qweight, begin, end), bits)
+        q = unpacked(column_words(qweight, begin, end), bits)[:, :inputs]
         per_word = 32 // bits if 32 % bits == 0 else 32  # 32 values of 3 bits fill 3 words
         first, last = begin // per_word, -(-end // per_word)
         step = per_word * bits // 32
