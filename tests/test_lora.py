@@ -174,6 +174,21 @@ def test_names_with_the_adapters_own_name_and_other_prefixes(base, adapter):
     assert reference.difference(found(base, adapter), wanted) < 1e-4
 
 
+def test_names_of_a_language_model_among_others(base, adapter):
+    """Gemma 3 with its eyes: what transformers saves, and what it calls the same modules as it runs."""
+    shared = {"vocab_size": VOCAB, "hidden_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = shared | {"intermediate_size": 56, "num_key_value_heads": 2, "head_dim": 10, "sliding_window": 16}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = reference.build("Gemma3ForConditionalGeneration", config)
+    model.save_pretrained(base)
+    modules = r".*language_model\..*(q|v|down)_proj"
+    wanted = expected(adapted(model, adapter, target_modules=modules).merge_and_unload())
+    assert any(".model.language_model." in name for name in read_tensors(adapter))
+    assert reference.difference(found(base, adapter), wanted) < 1e-4
+
+
 def test_a_base_of_16_bits_stays_so_and_its_sum_is_rounded_once(base, adapter):
     model = llama(base)
     with torch.no_grad():
@@ -399,6 +414,29 @@ def test_a_model_with_an_adapter_beside_it(pair, copied):
     assert reference.difference(found(copied / "model.safetensors", None), found(pair / "base", None)) == 0
     (copied / "adapter_model.safetensors").unlink()  # its config alone says nothing of this model
     assert reference.difference(found(copied, None), found(pair / "base", None)) == 0
+
+
+def test_sums_that_are_not_finite(pair, copied):
+    tensors = read_tensors(copied)
+    rewrite(copied, {name: t.fill_(1e30) for name, t in tensors.items()})
+    assert "not finite" in message(pair / "base", lora=copied)
+
+
+def test_gguf(pair, copied):
+    gguf = pytest.importorskip("gguf")
+    for kind in ("adapter", "model"):
+        writer = gguf.GGUFWriter(copied / f"{kind}.gguf", "llama")
+        writer.add_type(kind)
+        writer.add_tensor(
+            "blk.0.attn_q.weight.lora_a" if kind == "adapter" else "blk.0.attn_q.weight", np.zeros((3, 40), np.float32)
+        )
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    assert "is not a model but an adapter in a GGUF file" in message(copied / "adapter.gguf")
+    assert "is not an adapter that fastllm can apply" in message(pair / "base", lora=copied / "adapter.gguf")
+    assert "cannot be applied" in message(copied / "model.gguf", lora=copied)
 
 
 def test_factors_among_a_models_tensors(pair, copied):

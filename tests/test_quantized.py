@@ -413,6 +413,37 @@ def test_what_inspect_shows(tmp_path, capsys):
     assert f"{sum(sizes):,} bytes" in out
 
 
+@pytest.mark.parametrize("scheme", ["gptq", "mlx", "int8", "packed_int"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scales_that_are_not_finite(tmp_path, scheme, bad):
+    def change(arrays):
+        stored = quantize_all(arrays, lambda w: getattr(quantizers, scheme)(w.astype(np.float32)))[0]
+        name = next(name for name in stored if name.endswith(("q_proj.scales", "q_proj.weight_scale")))
+        stored[name][0, 0] = bad
+        return stored
+
+    folder = llama_folder(tmp_path, change, **(MLX_CONFIG if scheme == "mlx" else {}))
+    with pytest.raises(CheckpointError, match="not finite"):
+        fastllm.load(folder)
+
+
+def test_torchs_files_hold_integers_too(tmp_path):
+    torch = pytest.importorskip("torch")
+    tensors, expected = quantizers.gptq(W, desc_act=True)
+    path = tmp_path / "model.bin"
+    torch.save({f"x.{name}": torch.from_numpy(t.copy()) for name, t in tensors.items()}, path)
+    found = dequantized(open_checkpoint(path))
+    assert np.array_equal(floats(found.tensors["x.weight"]), expected)
+    torch.save({f"x.{name}": torch.from_numpy(np.asfortranarray(t)) for name, t in tensors.items()}, path)
+    assert np.array_equal(floats(dequantized(open_checkpoint(path)).tensors["x.weight"]), expected)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_gptqs_group_indices_tell_bits_that_narrow_zeros_do_not(tmp_path, bits):
+    tensors, expected = quantizers.gptq(W[:16], bits=bits)
+    check(matrix(tmp_path, tensors), expected)
+
+
 # ---- what does not fit
 
 

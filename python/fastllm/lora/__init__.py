@@ -62,7 +62,7 @@ def merged(checkpoint: Checkpoint, adapters: Sequence[Path]) -> Checkpoint:
     Raises CheckpointError for an adapter that is broken, of another kind than LoRA, or of another model.
     """
     for path in adapters:
-        if checkpoint.format.startswith("GGUF"):
+        if checkpoint.architecture.startswith("gguf:"):
             raise CheckpointError(
                 f"{path} cannot be applied to {checkpoint.path}: a GGUF file has its own names and order of rows; "
                 "apply it to the Hugging Face checkpoint that was made into it"

@@ -58,23 +58,26 @@ class Merge:
         return CheckpointError(f"{self.adapter.path} {what}")
 
     def target(self, name: str, tensor: str) -> str:
-        """The base's name of what the adapter calls `name`: that, or the only one that ends so or that it ends with."""
-        if self.lost and name.startswith(self.lost):
-            name_there = self.added + name.removeprefix(self.lost)
-        else:
-            name_there = self.added + name
-        for known in (name_there, name):
+        """The base's name of what the adapter calls `name`: that, or the only one that ends alike."""
+        moved = self.added + name.removeprefix(self.lost) if name.startswith(self.lost) else name
+        for known in (moved, name):
             if known in self.tensors:
                 return known
-        found = [t for t in self.tensors if t.endswith(f".{name}") or (name.endswith(f".{t}") and t.count(".") > 1)]
+        tail = name.rpartition("language_model.")[2]  # which libraries have before or behind "model"
+        found = [
+            t
+            for t in self.tensors
+            if t.endswith(f".{name}")
+            or (name.endswith(f".{t}") and t.count(".") > 1)
+            or (tail != name and t.endswith(f".{tail}") and "language_model." in t)
+        ]
         if len(found) != 1:
             if name.removesuffix(".weight").rpartition(".")[2] in _HEADS and self.embedding():
                 return "lm_head.weight"  # of a model whose head is its embedding
-            raise self.error(
-                f"has {tensor}, for which {self.base.path} has {'several places' if found else 'no place'}"
-            )
-        self.added = found[0].removesuffix(name) if found[0].endswith(name) else ""
-        self.lost = "" if found[0].endswith(name) else name.removesuffix(found[0])
+            where = "several places" if found else "no place"
+            raise self.error(f"has {tensor}, for which {self.base.path} has {where}")
+        common = next(t for t in (name, found[0], tail) if name.endswith(t) and found[0].endswith(t))
+        self.lost, self.added = name.removesuffix(common), found[0].removesuffix(common)
         return found[0]
 
     def embedding(self) -> str | None:

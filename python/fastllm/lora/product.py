@@ -54,10 +54,11 @@ def added(weight: Tensor, factors: Factors, *, magnitude: Tensor | None) -> Tens
             total = product(left[first:last], right)
             total *= factors.scale
             total += floats(weight, first, last)
-            if magnitude is not None:
-                lengths = numpy.square(numpy.ascontiguousarray(total.T)).sum(axis=0)  # inputs in order
-                total *= (floats(magnitude).reshape(-1)[first:last] / numpy.sqrt(lengths))[:, None]
-            out[first - begin : last - begin] = total
+            with numpy.errstate(all="ignore"):  # what is not finite is refused where weights are packed
+                if magnitude is not None:
+                    lengths = numpy.square(numpy.ascontiguousarray(total.T)).sum(axis=0)  # inputs in order
+                    total *= (floats(magnitude).reshape(-1)[first:last] / numpy.sqrt(lengths))[:, None]
+                out[first - begin : last - begin] = total
         return out
 
     return Tensor("f32", weight.shape, read)

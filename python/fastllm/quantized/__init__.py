@@ -9,7 +9,7 @@ refused by its name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fastllm.errors import CheckpointError
@@ -17,6 +17,7 @@ from fastllm.formats import Checkpoint
 from fastllm.quantized.modules import Module
 from fastllm.quantized.refused import METHODS, named_by
 from fastllm.quantized.schemes import SCHEMES
+from fastllm.tensors import Bytes
 
 # Where a config says how its weights were quantized: transformers, MLX, AutoGPTQ, AutoAWQ, older compressed-tensors.
 _SECTIONS = ("quantization_config", "quantization", "quantize_config", "quant_config", "compression_config")
@@ -39,7 +40,7 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
 
     Raises CheckpointError for a scheme that fastllm cannot read, and for tensors that do not fit each other.
     """
-    if checkpoint.format.startswith("GGUF"):
+    if checkpoint.architecture.startswith("gguf:"):
         return checkpoint  # its types are the format's own
     about = settings(checkpoint)
     method = str(about.get("quant_method", about.get("quant_type", ""))).lower()
@@ -47,7 +48,7 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
     for scheme, module in _modules(checkpoint, about):
         tensor = scheme.matrix(module)
         names.append(tensor.stored)
-        made[module.name("weight")] = tensor
+        made[module.name("weight")] = tensor._replace(read=_quiet(tensor.read))
         for name in module.taken:
             tensors.pop(name, None)
     tensors |= made
@@ -94,6 +95,18 @@ def _modules(checkpoint: Checkpoint, about: Mapping[str, Any]) -> Iterator[tuple
                 if scheme.matches(module, tensor):
                     yield scheme, module
                     break
+
+
+def _quiet(read: Callable[[int, int], Bytes]) -> Callable[[int, int], Bytes]:
+    """Scales that are not finite make weights that are not, which is said where weights are packed."""
+
+    def quiet(begin: int, end: int) -> Bytes:
+        import numpy
+
+        with numpy.errstate(over="ignore", invalid="ignore"):
+            return read(begin, end)
+
+    return quiet
 
 
 def _check_settings(checkpoint: Checkpoint, about: Mapping[str, Any]) -> None:

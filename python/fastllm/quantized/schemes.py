@@ -66,12 +66,15 @@ def _gptq(m: Module, qweight: Tensor, scales: Tensor, *, first_zero: int) -> Ten
     """
     words, (groups, outputs) = qweight.shape[0], scales.shape
     qzeros = m.tensor("qzeros", axes=2, kinds=("int32",))
-    fitting = [b for b in (2, 3, 4, 8) if -(-outputs * b // 32) == qzeros.shape[1]]
+    index = m.get("g_idx")
+    fitting = [b for b in (4, 8, 3, 2) if -(-outputs * b // 32) == qzeros.shape[1]]
+    if index is not None:
+        fitting = [b for b in fitting if -(-index.width * b // 32) == words] or fitting
     bits = m.option("bits") if m.option("bits") in fitting else fitting[0] if fitting else 0
     if not bits or qzeros.shape[0] != groups:
         raise m.error("qzeros", f"has the shape {qzeros.shape}, which fits no scales of {scales.shape}")
     inputs = words * 32 // bits
-    if (index := m.get("g_idx")) is not None and -(-index.width * bits // 32) == words:
+    if index is not None and -(-index.width * bits // 32) == words:
         inputs = index.width  # the last word need not be full
     group_of = _group_of(m, "g_idx", inputs, groups)
 
@@ -297,46 +300,54 @@ def _by_blocks(
 # ---- groups ----------------------------------------------------------------------------------------------------------
 
 
-def _group_of(m: Module, part: str, inputs: int, groups: int) -> Callable[[], NDArray[np.intp]]:
+class _Groups(NamedTuple):
+    """of_input: each input's group. size: of groups of neighbours that are all full, else 0."""
+
+    of_input: NDArray[np.intp]
+    size: int
+
+
+def _group_of(m: Module, part: str, inputs: int, groups: int) -> Callable[[], _Groups]:
     """Each input's group, by a tensor if there is one, else consecutive inputs; read when it is first asked for."""
     if m.has(part):
-        index = m.sized(part, (inputs,), kinds=("int32", "int64"))
-        size = 0
+        told = m.sized(part, (inputs,), kinds=("int32", "int64"))
     else:
-        index, size = None, -(-inputs // groups)
-        told = m.option("group_size", m.option("q_group_size"))
-        if type(told) is int and told > 0 and -(-inputs // told) == groups:
-            size = told
-        elif inputs % groups:
-            raise m.error("scales", f"has {groups} groups, which do not divide {inputs} inputs")
-    found: list[NDArray[np.intp]] = []
+        told, size = None, m.option("group_size", m.option("q_group_size"))
+        if type(size) is not int or size < 1 or -(-inputs // size) != groups:
+            size, rest = divmod(inputs, groups)
+            if rest:
+                raise m.error("scales", f"has {groups} groups, which do not divide {inputs} inputs")
+    found: list[_Groups] = []
 
-    def group_of() -> NDArray[np.intp]:
+    def group_of() -> _Groups:
         import numpy
 
         if not found:
-            group = numpy.arange(inputs) // size if index is None else raw_values(index)[0].astype(numpy.intp)
-            if group.min() < 0 or group.max() >= groups:
-                raise m.error(part, f"names group {int(group.max())} of {groups}")
-            found.append(group)
+            index = numpy.arange(inputs) // size if told is None else raw_values(told)[0].astype(numpy.intp)
+            if index.min() < 0 or index.max() >= groups:
+                raise m.error(part, f"names group {int(index.max())} of {groups}")
+            width, rest = divmod(inputs, groups)
+            full = not rest and numpy.array_equal(index, numpy.arange(inputs) // width)
+            found.append(_Groups(index, width if full else 0))
         return found[0]
 
     return group_of
 
 
 def _affine(
-    q: NDArray[np.uint8], scales: NDArray[np.float32], zeros: NDArray[np.uint8], group_of: NDArray[np.intp]
+    q: NDArray[np.uint8], scales: NDArray[np.float32], zeros: NDArray[np.uint8], groups: _Groups
 ) -> NDArray[np.float32]:
     """scale * (q - zero): q [rows, inputs]; scales, zeros [rows, groups]."""
     import numpy
 
     w = q.astype(numpy.float32)
-    if scales.shape[1] == 1:
-        w -= zeros
-        w *= scales
-    else:
-        w -= zeros[:, group_of]
-        w *= scales[:, group_of]
+    if groups.size:
+        parts = w.reshape(len(w), -1, groups.size)
+        parts -= zeros[:, :, None]
+        parts *= scales[:, :, None]
+        return w
+    w -= numpy.take(zeros, groups.of_input, axis=1)
+    w *= numpy.take(scales, groups.of_input, axis=1)
     return w
 
 
