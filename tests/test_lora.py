@@ -178,6 +178,7 @@ def test_names_of_a_language_model_among_others(base, adapter):
     """Gemma 3 with its eyes: what transformers saves, and what it calls the same modules as it runs."""
     shared = {"vocab_size": VOCAB, "hidden_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
     text = shared | {"intermediate_size": 56, "num_key_value_heads": 2, "head_dim": 10, "sliding_window": 16}
+    text |= {"layer_types": ["sliding_attention", "full_attention"]}
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision |= {"image_size": 28, "patch_size": 14}
     config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
