@@ -460,7 +460,6 @@ WRONG = {
         {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
         "no number low_freq_factor",
     ),
-    "a quantized checkpoint": ("Llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
     "an activation": ("Llama", {"hidden_act": "mish"}, "'mish'"),
     "a scaling": ("Llama", {"rope_parameters": {"rope_type": "spiral"}}, "'spiral'"),
     "a scaling without its factor": ("Llama", {"rope_parameters": {"rope_type": "linear"}}, "no number factor"),

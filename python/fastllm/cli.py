@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fastllm.engine import Generation
     from fastllm.llm import LLM
     from fastllm.sampling import Sampling
+    from fastllm.tensors import Tensor
 
 
 _LONG = 200  # characters of a value that inspect shows
@@ -208,6 +209,7 @@ def _convert_options(convert: argparse.ArgumentParser) -> None:
     convert.add_argument("-z", "--tokenizer", metavar="FILE", help="default: beside the model, or in this folder")
     convert.add_argument("--threads", type=int, metavar="N", help="default: see fastllm info")
     convert.add_argument("--revision", metavar="NAME", help="of a model on the hub: branch, tag or commit")
+    _lora_option(convert)
 
 
 def _bench_options(bench: argparse.ArgumentParser) -> None:
@@ -236,6 +238,13 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, metavar="N", help="positions a text may have (default: the model's)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: see fastllm info")
     parser.add_argument("--revision", metavar="NAME", help="of a model on the hub: branch, tag or commit")
+    _lora_option(parser)
+
+
+def _lora_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lora", action="append", metavar="PATH", help="add a PEFT adapter to the weights; may be given several times"
+    )
 
 
 def _sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -273,6 +282,7 @@ def _load(args: argparse.Namespace) -> LLM:
             context=args.context,
             tokenizer=args.tokenizer,
             revision=args.revision,
+            lora=args.lora,
             progress=bar,
         )
 
@@ -564,6 +574,7 @@ def _convert(args: argparse.Namespace) -> int:
                 tokenizer=args.tokenizer,
                 calibrate=args.calibrate,
                 revision=args.revision,
+                lora=args.lora,
                 threads=args.threads,
                 progress=bar,
             )
@@ -575,7 +586,7 @@ def _convert(args: argparse.Namespace) -> int:
     if no_tokenizer:
         print(f"without a tokenizer: {no_tokenizer}", file=sys.stderr)
     if args.verify:
-        found = verify(args.model, args.out, revision=args.revision, threads=args.threads)
+        found = verify(args.model, args.out, revision=args.revision, lora=args.lora, threads=args.threads)
         parts = [f"{found.what} differ by at most {found.largest:.3g}, by {found.mean:.3g} in the mean"]
         if found.kl is not None and found.top1 is not None:
             parts.append(f"KL {found.kl:.3g}")
@@ -680,7 +691,7 @@ def _info(_: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from fastllm import families, store
+    from fastllm import families, quantized, store
     from fastllm.files import reading
     from fastllm.formats import open_checkpoint
     from fastllm.source import find_source
@@ -706,10 +717,12 @@ def _inspect(args: argparse.Namespace) -> int:
             checkpoint = open_checkpoint(path)
             name, header, tokenizer = checkpoint.format, dict(checkpoint.header), checkpoint.tokenizer
             header["architecture"] = checkpoint.architecture
-            rows = [(k, t.stored or t.dtype, t.shape, t.nbytes) for k, t in checkpoint.tensors.items()]
-            as_read = " as they are read" if any(t.stored for t in checkpoint.tensors.values()) else ""
+            if (scheme := quantized.scheme(checkpoint)) is not None:
+                header["quantized"] = scheme
+            rows = [(k, *_as_stored(t)) for k, t in checkpoint.tensors.items()]
+            as_read = " as they are read" if any(t.stored and not t.raw for t in checkpoint.tensors.values()) else ""
             try:
-                unused = frozenset(families.recipe(checkpoint).unused)
+                unused = frozenset(families.recipe(quantized.dequantized(checkpoint)).unused)
             except CheckpointError as error:
                 refusal = str(error)
     if tokenizer:
@@ -730,6 +743,13 @@ def _inspect(args: argparse.Namespace) -> int:
     if refusal:
         print(f"cannot be run: {refusal}")
     return 0
+
+
+def _as_stored(tensor: Tensor) -> tuple[str, tuple[int, ...], int]:
+    """A tensor's type, shape and bytes as the file has them; GGUF's types as they are read."""
+    if tensor.raw is not None:
+        return tensor.raw.kind, tensor.shape, math.prod(tensor.shape) * tensor.raw.size
+    return tensor.stored or tensor.dtype, tensor.shape, tensor.nbytes
 
 
 # Name -> what runs it, its options, what it is in the list of commands, and above its own help.

@@ -12,9 +12,10 @@ from fastllm import _core, dense, store
 from fastllm.errors import CheckpointError, CheckpointWarning, OptionError, TokenizerError
 from fastllm.families import Recipe, Weight
 from fastllm.files import check_target, read_file, reading
+from fastllm.lora import check_not_converted
 from fastllm.machine import check_threads
 from fastllm.packing import Plan, Progress, assemble, chunks, pack, plan, vectors
-from fastllm.source import Opened, find_source, open_source, stored_tokenizer
+from fastllm.source import Adapters, Opened, find_adapters, find_source, open_source, stored_tokenizer
 from fastllm.tensors import Bytes, Tensor
 
 if TYPE_CHECKING:
@@ -38,14 +39,15 @@ def convert(
     tokenizer: str | os.PathLike[str] | None = None,
     calibrate: str | os.PathLike[str] | None = None,
     revision: str | None = None,
+    lora: Adapters | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> TokenizerError | None:
     """Converts a checkpoint, which load would take, to the file `out`.
 
-    dtype, tokenizer, revision, threads, progress: as for load. format: "fastllm", which has the tokenizer inside, or
-    "llama2c", whose version (0) is 0 or 1, in f32, or 2, in int8; it has no other dtype. The same input gives the same
-    bytes on any machine; the file appears whole or not at all, and memory is needed for one piece of a matrix.
+    dtype, tokenizer, revision, lora, threads, progress: as for load. format: "fastllm", which has the tokenizer inside,
+    or "llama2c", whose version (0) is 0 or 1, in f32, or 2, in int8; it has no other dtype. The same input gives the
+    same bytes on any machine; the file appears whole or not at all, and memory is needed for one piece of a matrix.
 
     calibrate: a file of UTF-8 text, 256 to some thousand tokens of the kind the model is for; q4 is packed for the
     least error in what the model computes while it reads that (see fastllm.calibration), which takes minutes rather
@@ -65,14 +67,17 @@ def convert(
         raise OptionError("a calibration text is for the dtype q4")
     count = check_threads(threads)
     path, from_hub = find_source(source, revision)
+    adapters = find_adapters(lora)
     target = Path(out)
     check_target(target)
-    _check_apart(path, target)
+    for source_path in (path, *adapters):
+        _check_apart(source_path, target)
     with reading() as read:
         if (stored := store.open_file(path)) is not None:
+            check_not_converted(path, adapters)
             opened = _reopened(path, stored, tokenizer)
         else:
-            opened = open_source(path, tokenizer, from_hub=from_hub)
+            opened = open_source(path, tokenizer, from_hub=from_hub, adapters=adapters)
         text = None if calibrate is None else _text(Path(calibrate))
         check_target(target)  # now that it is known what is read
         watched = read.watched(progress)
@@ -212,6 +217,7 @@ def verify(
     *,
     tokens: int = 96,
     revision: str | None = None,
+    lora: Adapters | None = None,
     threads: int | None = None,
 ) -> Difference:
     """Runs a checkpoint, in a type that holds it exactly, and what it was converted to over the same random tokens."""
@@ -224,7 +230,7 @@ def verify(
     if (stored := store.open_file(path)) is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CheckpointWarning)  # whoever converted it has been told
-            recipe = open_source(path, None).recipe
+            recipe = open_source(path, None, adapters=find_adapters(lora)).recipe
         stored = assemble(recipe, dtype=None, threads=count)
     size = stored.config.vocab_size
     llm = LLM(stored, TokenizerError("not needed"), threads=count, context=None, path=path)

@@ -20,6 +20,7 @@ _WEIGHTS = (
     "model*.safetensors",
     "*.safetensors",
     "pytorch_model*.bin",
+    "adapter_model.bin",
     "consolidated.*.pth",
     "*.ckpt",
     "ckpt-0/*",

@@ -15,9 +15,10 @@ from fastllm.embedding import Embedding, normalized
 from fastllm.engine import Batch, Engine, Generation
 from fastllm.errors import CheckpointError, ContextError, NumericError, OptionError, TokenizerError, about
 from fastllm.files import reading
+from fastllm.lora import check_not_converted
 from fastllm.machine import check_threads, read_bandwidth
 from fastllm.sampling import DEFAULTS, Sampling
-from fastllm.source import find_source, open_source, stored_tokenizer
+from fastllm.source import Adapters, find_adapters, find_source, open_source, stored_tokenizer
 from fastllm.speculative import DraftModel, PromptLookup, Proposer
 from fastllm.tokenizer import Tokenizer, decode
 
@@ -40,6 +41,7 @@ def load(
     context: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
+    lora: Adapters | None = None,
     progress: Progress | None = None,
 ) -> LLM:
     """Loads a checkpoint: a file, a folder, or a name of the Hugging Face hub, owner/name or owner/name/file.
@@ -51,8 +53,9 @@ def load(
     the model was made for (None); a model with two sets of rotary frequencies (LongRoPE) has the short context's
     by default, and with a context beyond that computes everything with the long one's. tokenizer: its file; None looks
     beside the checkpoint and in the current folder. A checkpoint for which none is found loads all the same: token ids
-    work, text raises TokenizerError. revision: a branch, tag or commit on the hub. progress: is called with the bytes
-    packed so far and in all; a converted file has nothing to pack.
+    work, text raises TokenizerError. revision: a branch, tag or commit on the hub. lora: an adapter of the PEFT
+    library, or several, added to the weights one after the other: each a folder, or a name of the hub. progress: is
+    called with the bytes packed so far and in all; a converted file has nothing to pack.
 
     Raises CheckpointError, TokenizerError (a tokenizer that was named does not fit), OptionError.
     """
@@ -61,14 +64,16 @@ def load(
         raise OptionError(f"kv must be one of {', '.join(KV_DTYPES)}, not {kv!r}")
     count = check_threads(threads)
     found, from_hub = find_source(path, revision)
+    adapters = find_adapters(lora)
     with reading() as read:
         if (stored := store.open_file(found)) is not None:
+            check_not_converted(found, adapters)
             _check_stored_dtype(found, stored, dtype)
             words = stored_tokenizer(stored, found, tokenizer)
         else:
             from fastllm.packing import assemble
 
-            source = open_source(found, tokenizer, from_hub=from_hub)
+            source = open_source(found, tokenizer, from_hub=from_hub, adapters=adapters)
             try:
                 stored = assemble(
                     source.recipe, dtype=dtype or source.dtype, threads=count, progress=read.watched(progress)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastllm import store
+from fastllm import lora, store
 from fastllm.dense import pack
 from fastllm.errors import CheckpointError, CheckpointWarning, OptionError, TokenizerError
 from fastllm.formats import open_checkpoint
+from fastllm.quantized import dequantized
 from fastllm.tokenizer import Tokenizer, find, from_blob, read
 
 if TYPE_CHECKING:
     from fastllm.families import Recipe
     from fastllm.formats import Checkpoint
+
+Adapters = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 _LLAMA_WORDS = 32000  # llama2.c's files with so many have Llama's
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/[\w./-]+)?")  # ./owner/name is a path
@@ -64,16 +68,35 @@ def find_source(name: str | os.PathLike[str], revision: str | None) -> tuple[Pat
     return hub.fetch(path.as_posix(), revision), True
 
 
-def open_source(path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hub: bool = False) -> Opened:
+def find_adapters(names: Adapters | None) -> list[Path]:
+    """The adapters of those names, here or on the hub."""
+    if names is None:
+        return []
+    several = [names] if isinstance(names, (str, os.PathLike)) else list(names)
+    for name in several:
+        if not isinstance(name, (str, os.PathLike)):
+            raise OptionError(f"lora takes paths of adapters, not {name!r}")
+    return [find_source(name, None)[0] for name in several]
+
+
+def open_source(
+    path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hub: bool = False, adapters: Sequence[Path] = ()
+) -> Opened:
     """Opens a checkpoint and finds its tokenizer, the one that is named if one is.
 
-    Warns (CheckpointWarning) of tensors that have no effect. Raises CheckpointError, and TokenizerError for a tokenizer
-    that was named and does not fit.
+    adapters: to add to its weights. Warns (CheckpointWarning) of tensors that have no effect. Raises CheckpointError, and
+    TokenizerError for a tokenizer that was named and does not fit.
     """
     from fastllm import families
     from fastllm.families.names import unused_sentence
 
-    checkpoint = open_checkpoint(path)
+    lora.check_is_model(path, with_adapters=bool(adapters))
+    checkpoint = dequantized(open_checkpoint(path))
+    lora.check_has_no_factors(checkpoint)
+    dtype = _natural_dtype(checkpoint)
+    if adapters:
+        dtype = dtype or _common_dtype(checkpoint)
+        checkpoint = lora.merged(checkpoint, adapters)
     try:
         recipe = families.recipe(checkpoint)
     except CheckpointError as error:
@@ -99,7 +122,7 @@ def open_source(path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hu
 
                 words = read(hub.llama_tokenizer(), vocab_size)
     about = f"{checkpoint.format}, {checkpoint.architecture}"
-    return Opened(about, recipe, words, _natural_dtype(checkpoint))
+    return Opened(about, recipe, words, dtype)
 
 
 def _with_sentences(path: Path, checkpoint: Checkpoint, recipe: Recipe) -> Recipe:
@@ -143,3 +166,9 @@ def _from_blob(path: Path, kind: str, blob: bytes) -> Tokenizer | TokenizerError
 def _natural_dtype(checkpoint: Checkpoint) -> str | None:
     """q8 for weights of a few bits, which are read as floats: as floats they would take several times the memory."""
     return "q8" if any(tensor.stored for tensor in checkpoint.tensors.values()) else None
+
+
+def _common_dtype(checkpoint: Checkpoint) -> str | None:
+    """The type of all matrices, which sums with adapters are rounded to as well; None where they differ."""
+    found = {tensor.dtype for tensor in checkpoint.tensors.values() if len(tensor.shape) == 2 and tensor.raw is None}
+    return found.pop() if len(found) == 1 and found <= {"f32", "f16", "bf16"} else None

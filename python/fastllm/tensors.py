@@ -25,12 +25,37 @@ _COMPARED = 1 << 18  # values that are compared at once
 Bytes = Any  # anything with the buffer protocol, contiguous: memoryview, bytes, a numpy array
 
 
+class Raw(NamedTuple):
+    """The values of a tensor as its file has them, where fastllm has no type for them and reads them as f32.
+
+    kind: numpy's name of the type, such as int32, little-endian, or float8_e4m3, float8_e5m2, float8_e8m0. read(begin,
+    end): rows as contiguous bytes.
+    """
+
+    kind: str
+    read: Callable[[int, int], Bytes]
+
+    @property
+    def size(self) -> int:
+        """Bytes of a value."""
+        return 1 if self.kind == "bool" or self.is_float8 else int("".join(filter(str.isdigit, self.kind))) // 8
+
+    @property
+    def is_float8(self) -> bool:
+        return self.kind.startswith("float8")
+
+    @property
+    def is_integer(self) -> bool:
+        return self.kind.startswith(("int", "uint"))
+
+
 class Tensor(NamedTuple):
     """A tensor somewhere in a checkpoint.
 
     dtype: f32, f16, bf16, or q8_f32: int8 values, one f32 of `scales` for each `group` consecutive ones of the whole
     flattened tensor. read(begin, end): rows begin .. end as contiguous bytes, row-major; end is at most `rows`.
-    stored: what the file calls its own type, where that takes fewer bits than what it is read as.
+    stored: what the file calls its own type, where that takes fewer bits than what it is read as. raw: where the file's
+    own values have another type.
     """
 
     dtype: str
@@ -39,6 +64,7 @@ class Tensor(NamedTuple):
     scales: memoryview | None = None
     group: int = 0
     stored: str | None = None
+    raw: Raw | None = None
 
     @property
     def rows(self) -> int:
@@ -117,6 +143,15 @@ def equal(a: Tensor, b: Tensor) -> bool:
         if not same:
             return False
     return True
+def raw_values(tensor: Tensor, begin: int = 0, end: int | None = None) -> NDArray[Any]:
+    """Rows of a tensor that has raw values, [rows, width], as they are; the 8 bits of float8 as uint8."""
+    import numpy
+
+    assert tensor.raw is not None
+    end = tensor.rows if end is None else end
+    kind = "uint8" if tensor.raw.is_float8 else tensor.raw.kind
+    values: NDArray[Any] = numpy.frombuffer(tensor.raw.read(begin, end), numpy.dtype(kind).newbyteorder("<"))
+    return values.reshape(end - begin, tensor.width)
 
 
 def _raw(tensor: Tensor, begin: int, end: int) -> NDArray[Any]:
@@ -128,9 +163,9 @@ def _raw(tensor: Tensor, begin: int, end: int) -> NDArray[Any]:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Without group scales: q8_f32 becomes f32."""
+    """Without group scales: q8_f32 becomes f32. What is made of it is not what the file has."""
     if tensor.dtype != "q8_f32":
-        return tensor
+        return tensor._replace(raw=None)
     return Tensor("f32", tensor.shape, lambda begin, end: floats(tensor, begin, end))
 
 

@@ -116,7 +116,6 @@ def settings(
     rope: its rotary parameters, where they are not the plain ones with `theta`; head_dim: where the config has none,
     instead of the heads' share of the width; flags: Config's, over what the config says.
     """
-    source.refuse("quantization_config")
     source.refuse("per_layer_config")
     source.refuse("is_causal", True)
     if flags.get("causal", True):

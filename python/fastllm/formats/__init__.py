@@ -77,6 +77,7 @@ def _only(path: Path, *kinds: str) -> bool:
 
 # Module -> whether a file is of its format, asked in this order. llama2.c's version 0 has no magic number: it is last.
 _FILES: dict[str, Callable[[Path, memoryview], bool]] = {
+    "peft": lambda path, _: path.name in ("adapter_model.safetensors", "adapter_model.bin"),
     "gguf": lambda _, data: bytes(data[:4]) == b"GGUF",
     "npz": lambda path, data: bytes(data[:4]) == b"PK\x03\x04" and path.suffix == ".npz",
     "torch": lambda _, data: bytes(data[:4]) == b"PK\x03\x04" or _is_torch_legacy(data),
@@ -85,6 +86,7 @@ _FILES: dict[str, Callable[[Path, memoryview], bool]] = {
     "llama2c": lambda *_: True,
 }
 _FOLDERS: dict[str, Callable[[Path], bool]] = {
+    "peft": lambda path: import_module("fastllm.formats.peft").holds_only_adapter(path),
     "grok": lambda path: (path / "ckpt-0").is_dir() or path.name == "ckpt-0",
     "meta": lambda path: (path / "params.json").exists() and any(path.glob("consolidated.*.pth")),
     "sentence_transformers": lambda path: (

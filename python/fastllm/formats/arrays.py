@@ -7,11 +7,12 @@ from collections.abc import Callable
 from math import prod
 
 from fastllm.errors import CheckpointError
-from fastllm.tensors import Bytes, Tensor
+from fastllm.tensors import Bytes, Raw, Tensor
 
 # numpy's name of a type -> ours; "V2" is what numpy calls ml_dtypes' bfloat16. The others are read as f32.
 _NATIVE = {"<f4": "f32", "<f2": "f16", "<V2": "bf16"}
 _CONVERTED = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+_NAMES = {"f": "float", "i": "int", "u": "uint", "b": "bool"}
 _MOST_AXES = 16
 _MOST_SPREAD = 1 << 16  # values that a tensor with strides of 0 may make of fewer
 
@@ -94,4 +95,5 @@ def tensor(
         with numpy.errstate(over="ignore", invalid="ignore"):  # what is too large for f32 is infinite
             return numpy.frombuffer(read(begin, end), numpy.dtype(kind)).astype(numpy.float32)
 
-    return Tensor("f32", shape, converted)
+    long_name = "bool" if kind[1] == "b" else f"{_NAMES[kind[1]]}{8 * size(kind)}"
+    return Tensor("f32", shape, converted, raw=Raw(long_name, read) if kind[0] == "<" or size(kind) == 1 else None)

@@ -20,6 +20,8 @@ _WEIGHTS = (
     "pytorch_model.bin.index.json",
     "rust_model.ot",
 )
+# What generation starts and ends with; AutoGPTQ's and AutoAWQ's settings, where they are not in config.json.
+_BESIDE = ("generation_config", "tokenizer_config", "quantize_config", "quant_config")
 
 
 def read_folder(path: Path) -> Checkpoint:
@@ -44,11 +46,11 @@ def read_folder(path: Path) -> Checkpoint:
 
 
 def config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json, and generation_config.json and tokenizer_config.json under those names, if present."""
+    """The folder's config.json, and what lies beside it in files of their own under their names."""
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} has no config.json, which says what the model is")
     values: dict[str, Any] = json_of(folder / "config.json", dict)
-    for name in ("generation_config", "tokenizer_config"):
+    for name in _BESIDE:
         if (folder / f"{name}.json").exists():
             values[name] = json_of(folder / f"{name}.json", dict)
     return values

@@ -19,20 +19,13 @@ from fastllm.errors import CheckpointError, import_error
 from fastllm.files import map_file
 from fastllm.formats import Checkpoint
 from fastllm.formats.safetensors import as_f32
-from fastllm.tensors import SIZES, Bytes, Tensor, mapped
+from fastllm.tensors import SIZES, Bytes, Raw, Tensor, mapped
 
 _OURS = {"Float32": "f32", "Float16": "f16", "BFloat16": "bf16"}
-_KINDS = {
-    "Float64": "f8",
-    "Int64": "i8",
-    "Int32": "i4",
-    "Int16": "i2",
-    "Int8": "i1",
-    "UInt64": "u8",
-    "UInt32": "u4",
-    "UInt16": "u2",
-    "UInt8": "u1",
-    "Bool": "?",
+_KINDS = {  # by the names of tensors.Raw
+    "Float64": "float64",
+    **{f"{kind}{bits}": f"{kind.lower()}{bits}" for kind in ("Int", "UInt") for bits in (8, 16, 32, 64)},
+    "Bool": "bool",
 }
 _MOST_AXES = 16
 _MOST_ENTRIES = 1 << 16
@@ -147,7 +140,7 @@ def _tensor(stored: _Stored) -> Tensor:
 
 
 def _size(kind: str) -> int:
-    return SIZES[_OURS[kind]] if kind in _OURS else int(_KINDS[kind].replace("?", "1")[-1])
+    return SIZES[_OURS[kind]] if kind in _OURS else Raw(_KINDS[kind], lambda *_: b"").size
 
 
 # ---- protobuf's wire format

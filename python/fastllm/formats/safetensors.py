@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastllm.errors import CheckpointError
 from fastllm.formats import Checkpoint
-from fastllm.tensors import Bytes, Tensor, mapped
+from fastllm.tensors import Bytes, Raw, Tensor, mapped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,20 +23,21 @@ if TYPE_CHECKING:
 _MOST_HEADER = 100 << 20  # the format's own limit
 _MOST_TENSORS, _MOST_AXES = 1 << 17, 16
 _OURS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-# What is read as f32: the name of numpy's type, of the bytes for the two of 8 bits that numpy has not.
+# What is read as f32, by the names of tensors.Raw.
 _KINDS = {
-    "F64": "f8",
-    "I64": "i8",
-    "I32": "i4",
-    "I16": "i2",
-    "I8": "i1",
-    "U64": "u8",
-    "U32": "u4",
-    "U16": "u2",
-    "U8": "u1",
-    "BOOL": "?",
+    "F64": "float64",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
     "F8_E4M3": "float8_e4m3",
     "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0",
 }
 
 
@@ -102,7 +103,7 @@ def _tensor(path: Path, name: str, dtype: str, shape: tuple[int, ...], data: mem
         size = tensor.nbytes
     elif dtype in _KINDS:
         tensor = as_f32(_KINDS[dtype], shape, data)
-        size = prod(shape) * _size(_KINDS[dtype])
+        size = prod(shape) * tensor.raw.size if tensor.raw else 0
     else:
 
         def unknown(begin: int, end: int) -> Bytes:
@@ -119,24 +120,21 @@ def _tensor(path: Path, name: str, dtype: str, shape: tuple[int, ...], data: mem
 def as_f32(kind: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
     """A tensor of numbers that fastllm has no type for, row-major in `data`, that is read as f32.
 
-    kind: numpy's name of the type, little-endian, or float8_e4m3, float8_e5m2 (Micikevicius et al., 2022).
+    kind: see tensors.Raw; e4m3 and e5m2 are of Micikevicius et al., 2022, e8m0 is OCP's scale, a power of two. 8 bits
+    are not 32: weights of theirs count as stored in few.
     """
-    width = (shape[-1] if shape else 1) * _size(kind)
+    raw = Raw(kind, lambda begin, end: data[begin * width : end * width])
+    width = (shape[-1] if shape else 1) * raw.size
 
     def values(begin: int, end: int) -> Bytes:
         import numpy
 
-        part = data[begin * width : end * width]
-        if kind.startswith("float8"):
-            return _float8(kind)[numpy.frombuffer(part, numpy.uint8)]
+        if raw.is_float8:
+            return _float8(kind)[numpy.frombuffer(raw.read(begin, end), numpy.uint8)]
         with numpy.errstate(over="ignore", invalid="ignore"):  # what is too large for f32 is infinite
-            return numpy.frombuffer(part, numpy.dtype(kind).newbyteorder("<")).astype(numpy.float32)
+            return numpy.frombuffer(raw.read(begin, end), numpy.dtype(kind).newbyteorder("<")).astype(numpy.float32)
 
-    return Tensor("f32", shape, values)
-
-
-def _size(kind: str) -> int:
-    return 1 if kind == "?" or kind.startswith("float8") else int(kind[1:])
+    return Tensor("f32", shape, values, stored=kind if raw.is_float8 else None, raw=raw)
 
 
 def _float8(kind: str) -> NDArray[np.float32]:
@@ -144,6 +142,8 @@ def _float8(kind: str) -> NDArray[np.float32]:
     import numpy
 
     byte = numpy.arange(256)
+    if kind == "float8_e8m0":
+        return numpy.where(byte < 255, numpy.ldexp(1.0, byte - 127), numpy.nan).astype(numpy.float32)
     if kind == "float8_e5m2":  # the upper half of an f16
         return (byte.astype(numpy.uint16) << 8).view(numpy.float16).astype(numpy.float32)
     exponent, mantissa = byte >> 3 & 15, byte & 7

@@ -1,0 +1,181 @@
+"""One adapter on top of one checkpoint: which of its tensors belongs to which of the model's."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from fastllm.errors import CheckpointError
+from fastllm.formats import Checkpoint
+from fastllm.lora import options
+from fastllm.lora.product import Factors, added
+from fastllm.tensors import Tensor, floats, transposed
+
+# A LoRA tensor's name: module, part, and the adapter's own name, which saving mostly drops.
+_PART = re.compile(
+    r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
+    r"(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<kind>weight|bias))?"
+)
+_WRAPPERS = re.compile(r"\.(base_layer|modules_to_save(\.(?!weight$|bias$)[^.]+)?)(?=\.)")
+
+_CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")  # GPT-2's matrices, which are stored (inputs, outputs)
+_HEADS = ("lm_head",)
+_EMBEDDINGS = ("embed_tokens", "wte", "embed_in")
+
+
+class Merge:
+    """One adapter on top of one checkpoint."""
+
+    def __init__(self, base: Checkpoint, adapter: Checkpoint) -> None:
+        self.base, self.adapter = base, adapter
+        self.options = options.read(adapter)
+        self.tensors, self.header = dict(base.tensors), dict(base.header)
+        self.lost, self.added = "", ""  # what names in the base have less and more in front than the adapter's
+
+    def result(self) -> Checkpoint:
+        modules: dict[str, dict[str, str]] = {}  # module -> part -> tensor
+        whole: dict[str, str] = {}  # name in the model -> tensor
+        for name in self.adapter.tensors:
+            plain = name.removeprefix("base_model.model.")
+            if found := _PART.fullmatch(plain):
+                part = found["part"] + (".bias" if found["kind"] == "bias" else "")
+                if modules.setdefault(found["module"], {}).setdefault(part, name) != name:
+                    raise self.error(f"has {part} of {found['module']} more than once")
+            elif plain.endswith((".weight", ".bias")) and "lora_" not in plain:
+                whole[_WRAPPERS.sub("", plain)] = name
+            else:
+                raise self.error(f"has the tensor {name}, which is of no kind that fastllm applies")
+        if not modules and not whole:
+            raise self.error("has no tensors")
+        changed = [self.replace(target, name) for target, name in whole.items()]
+        changed += [self.add(module, parts) for module, parts in modules.items()]
+        self.untie(changed)
+        about = f"{self.base.format} with {self.adapter.path.name}"
+        return self.base._replace(format=about, tensors=self.tensors, header=self.header)
+
+    def error(self, what: str) -> CheckpointError:
+        return CheckpointError(f"{self.adapter.path} {what}")
+
+    def target(self, name: str, tensor: str) -> str:
+        """The base's name of what the adapter calls `name`: that, or the only one that ends alike."""
+        moved = self.added + name.removeprefix(self.lost) if name.startswith(self.lost) else name
+        for known in (moved, name):
+            if known in self.tensors:
+                return known
+        tail = name.rpartition("language_model.")[2]  # which libraries have before or behind "model"
+        found = [
+            t
+            for t in self.tensors
+            if t.endswith(f".{name}")
+            or (name.endswith(f".{t}") and t.count(".") > 1)
+            or (tail != name and t.endswith(f".{tail}") and "language_model." in t)
+        ]
+        if len(found) != 1:
+            if name.removesuffix(".weight").rpartition(".")[2] in _HEADS and self.embedding():
+                return "lm_head.weight"  # of a model whose head is its embedding
+            where = "several places" if found else "no place"
+            raise self.error(f"has {tensor}, for which {self.base.path} has {where}")
+        common = next(t for t in (name, found[0], tail) if name.endswith(t) and found[0].endswith(t))
+        self.lost, self.added = name.removesuffix(common), found[0].removesuffix(common)
+        return found[0]
+
+    def embedding(self) -> str | None:
+        """The name of the tensor that a tied head is."""
+        names = [n for n in self.base.tensors if n.removesuffix(".weight").rpartition(".")[2] in _EMBEDDINGS]
+        return names[0] if len(names) == 1 else None
+
+    def weight(self, name: str) -> Tensor:
+        """A matrix of the model; a tied head's is the embedding."""
+        embedding = self.embedding()
+        if name not in self.tensors and embedding is not None:
+            return self.base.tensors[embedding]
+        return self.tensors[name]
+
+    def replace(self, name: str, tensor: str) -> str:
+        """A module that was trained whole, or a bias."""
+        target, new = self.target(name, tensor), self.adapter.tensors[tensor]
+        if new.shape != self.weight(target).shape:
+            there = self.weight(target).shape
+            raise self.error(f"has {tensor} of the shape {new.shape}, the model {target} of the shape {there}")
+        self.tensors[target] = new
+        return target
+
+    def add(self, module: str, parts: Mapping[str, str]) -> str:
+        """The product of two factors to a matrix."""
+        kind = "lora_embedding_" if "lora_embedding_A" in parts else "lora_"
+        known = {f"{kind}A", f"{kind}B", "lora_magnitude_vector", "lora_B.bias"}
+        if not {f"{kind}A", f"{kind}B"} <= parts.keys() or not parts.keys() <= known:
+            raise self.error(f"is broken: it has {' and '.join(sorted(parts))} of {module}, not two factors")
+        a, b = (self.adapter.tensors[parts[kind + letter]] for letter in "AB")
+        target = self.target(f"{module}.weight", parts[f"{kind}A"])
+        weight = self.weight(target)
+        if (
+            len(weight.shape) != 2
+            or len(a.shape) != 2
+            or len(b.shape) != 2
+            or a.shape[0] != b.shape[1]
+            or not a.shape[0]
+        ):
+            raise self.error(f"has factors of {a.shape} and {b.shape} for {target} of {weight.shape}")
+        outputs, inputs = b.shape[0], a.shape[1]
+        turned = weight.shape != (outputs, inputs) if outputs != inputs else self.is_conv1d(module)
+        turned = turned or kind == "lora_embedding_"
+        if weight.shape != ((inputs, outputs) if turned else (outputs, inputs)):
+            raise self.error(f"has factors of {a.shape} and {b.shape} for {target} of {weight.shape}")
+        scale = self.options.scale(self.adapter, module, a.shape[0], parts[f"{kind}A"])
+        magnitude = self.magnitude(module, parts, outputs, kind)
+        factors = Factors(self.adapter.path, parts[f"{kind}A"], a, b, scale)
+        if magnitude is not None and turned:
+            weight = transposed(added(transposed(weight), factors, magnitude=magnitude))
+        else:
+            weight = added(weight, factors._replace(turned=turned), magnitude=magnitude)
+        self.tensors[target] = weight
+        if "lora_B.bias" in parts:
+            self.add_bias(module, parts["lora_B.bias"], scale)
+        return target
+
+    def is_conv1d(self, module: str) -> bool:
+        return self.header.get("model_type") == "gpt2" and module.rpartition(".")[2] in _CONV1D
+
+    def magnitude(self, module: str, parts: Mapping[str, str], outputs: int, kind: str) -> Tensor | None:
+        """What a row's length becomes where the adapter is DoRA (Liu et al., 2024)."""
+        name = parts.get("lora_magnitude_vector")
+        if (name is not None) != self.options.dora:
+            what = "no lora_magnitude_vector" if name is None else "a lora_magnitude_vector"
+            raise self.error(f"is broken: it has {what} of {module}, and use_dora {self.options.dora}")
+        if name is None:
+            return None
+        if kind != "lora_":
+            raise self.error(
+                f"has {name}: fastllm does not apply DoRA to embeddings; merge it into its model with peft"
+            )
+        tensor = self.adapter.tensors[name]
+        if math.prod(tensor.shape) != outputs:
+            raise self.error(f"has {name} of the shape {tensor.shape} for {outputs} outputs")
+        return tensor
+
+    def add_bias(self, module: str, name: str, scale: float) -> None:
+        target = self.target(f"{module}.bias", name)
+        old, new = self.tensors[target], self.adapter.tensors[name]
+        if old.shape != new.shape:
+            raise self.error(f"has {name} of the shape {new.shape}, the model {target} of the shape {old.shape}")
+        self.tensors[target] = Tensor("f32", old.shape, lambda b, e: floats(old, b, e) + floats(new, b, e) * scale)
+
+    def untie(self, changed: Sequence[str]) -> None:
+        """A head of its own for a model whose head was its embedding, where only one of them changes."""
+        embedding = self.embedding()
+        if embedding is None:
+            masked = self.base.architecture.endswith(("ForMaskedLM", "ForPreTraining"))
+            if masked and any(".word_embeddings." in name for name in changed):
+                raise self.error(
+                    "changes the embedding of a model whose head it is, too: merge it into its model with peft"
+                )
+            return
+        if "lm_head.weight" in changed:
+            self.header["tie_word_embeddings"] = False
+        elif embedding in changed and not self.options.keep_tied:
+            tied = self.header.get("tie_word_embeddings")
+            if tied is True or (tied is None and "lm_head.weight" not in self.base.tensors):
+                self.tensors["lm_head.weight"] = self.base.tensors[embedding]
+                self.header["tie_word_embeddings"] = False
