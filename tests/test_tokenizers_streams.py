@@ -151,7 +151,7 @@ def test_order_in_a_folder(tmp_path, blobs):
     with pytest.raises(TokenizerError) as error:
         find(tmp_path, 900)
     names = ["tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "amplify_vocab.txt", "tokenizer.bin"]
-    assert all(f"{tmp_path / name} does not exist" in str(error.value) for name in names)
+    assert all(str(error.value).count(f"{name}, ") == 1 for name in names)
     vocabularies.save_gpt2(vocabularies.byte_level(vocabularies.gpt2_split(), vocab_size=400), tmp_path)
     (tmp_path / "vocab.txt").write_bytes(blobs["wordpiece"][1])
     assert find(tmp_path, 2000).kind == "gpt2"

@@ -220,16 +220,17 @@ class LLM:
             raise TokenizerError(str(self._tokenizer))
         return self._tokenizer
 
-    def tokenize(self, text: str, *, bos: bool = True) -> list[int]:
+    def tokenize(self, text: str, *, bos: bool = True, special: bool | None = None) -> list[int]:
         """The token ids of a text, unless bos=False with what belongs around it.
 
         Before a text that is to be continued, that is BOS where the model has one; around an encoder's, what its
         tokenizer says, such as [CLS] and [SEP]. An empty text is BOS also where texts do without it, or the token that
-        ends one.
+        ends one. special: whether special tokens that are written in the text ("<mask>", "<|im_end|>") become their ids
+        or are text like any other; None: they do in an encoder's, which is how a text for it is masked.
         """
         if not bos:
-            return self.tokenizer.encode(text)
-        ids = self._around(text, suffix=not self.config.causal)
+            return self._encode(text, special)
+        ids = self._around(text, suffix=not self.config.causal, special=special)
         first = self._first() if not ids else None
         return ids if first is None else [first]
 
@@ -241,11 +242,14 @@ class LLM:
         named = (words.token_id(words.roles[role]) for role in ("bos_token", "eos_token") if role in words.roles)
         return next((i for i in named if i is not None), self.stop[0] if self.stop else None)
 
-    def _around(self, text: str, *, suffix: bool) -> list[int]:
+    def _encode(self, text: str, special: bool | None) -> list[int]:
+        return self.tokenizer.encode(text, special=not self.config.causal if special is None else special)
+
+    def _around(self, text: str, *, suffix: bool, special: bool | None = None) -> list[int]:
         prefix = self.tokenizer.prefix
         if prefix is None:
             prefix = () if self.bos is None else (self.bos,)
-        return [*prefix, *self.tokenizer.encode(text), *((self.tokenizer.suffix or ()) if suffix else ())]
+        return [*prefix, *self._encode(text, special), *((self.tokenizer.suffix or ()) if suffix else ())]
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids."""
