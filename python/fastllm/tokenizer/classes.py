@@ -6,12 +6,13 @@ that tokenizer_config.json names, or that belongs to config.json's model type.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import CLASS_FILE, Files
 from fastllm.tokenizer.settings import ROLES, Settings, load_json
+from fastllm.tokenizer.tokenizer_json import library
 
 # Class -> the model types that it belongs to (transformers, models/auto/tokenization_auto.py).
 _MODEL_TYPES = {
@@ -134,25 +135,34 @@ def roles_of(files: Files, defaults: Mapping[str, Added]) -> dict[str, Added]:
     return roles
 
 
-def add_specials(hf: Any, tokenizer: Any, files: Files, settings: Settings, defaults: Mapping[str, Added]) -> None:
-    """Adds the special tokens of a class to a tokenizers.Tokenizer: after its vocabulary, if that has them not.
+def add_specials(
+    tokenizer: Any,
+    files: Files,
+    settings: Settings,
+    defaults: Mapping[str, Added],
+    extras: Iterable[Added] = (),
+) -> None:
+    """Adds the special tokens of a class to a tokenizers.Tokenizer, behind its vocabulary where that has them not.
 
-    What tokenizer_config.json or added_tokens.json list by id is added later, with the ids that they say.
+    defaults: by role. extras: other tokens, whose flags count where one has a role too. What tokenizer_config.json or
+    added_tokens.json list by id is added later, with the ids that they say.
     """
-    roles = roles_of(files, defaults)
+    hf, roles = library("its vocabulary"), roles_of(files, defaults)
     settings.roles = {role: token["content"] for role, token in roles.items()}
     listed = mapping_of(files, "tokenizer_config.json").get("added_tokens_decoder")
     later = set(mapping_of(files, "added_tokens.json"))
     for token in listed.values() if isinstance(listed, Mapping) else ():
         text = token.get("content") if isinstance(token, Mapping) else token
         later.update([text] if isinstance(text, str) else [])
-    tokens = {token["content"]: token for token in roles.values() if token["content"] not in later}
+    tokens = {token["content"]: token for token in (*roles.values(), *extras) if token["content"] not in later}
     tokenizer.add_tokens([hf.AddedToken(**token) for token in tokens.values()])
 
 
-def around(hf: Any, tokenizer: Any, before: list[str], after: list[str]) -> Any:
+def around(tokenizer: Any, before: list[str], after: list[str]) -> Any:
     """A post-processor that puts tokens around a text. Raises TokenizerError where the vocabulary has them not."""
     ids = {token: tokenizer.token_to_id(token) for token in (*before, *after)}
     if missing := [token for token, i in ids.items() if i is None]:
         raise TokenizerError(f"it has no token {missing[0]}")
-    return hf.processors.TemplateProcessing(single=[*before, "$A", *after], special_tokens=list(ids.items()))
+    return library("its vocabulary").processors.TemplateProcessing(
+        single=[*before, "$A", *after], special_tokens=list(ids.items())
+    )

@@ -64,9 +64,7 @@ _CLASSES = {
     "CohereTokenizer": _Class(_COHERE, composed=True, digits=True),
     "RobertaTokenizer": _Class(_BART, ("cls_token",), ("sep_token",)),
     "BlenderbotTokenizer": _Class(_BART | {"mask_token": special("<mask>", lstrip=True)}, spaced=True),
-    "DebertaTokenizer": _Class(
-        _DEBERTA | {"mask_token": special("[MASK]", lstrip=True)}, ("cls_token",), ("sep_token",)
-    ),
+    "DebertaTokenizer": _Class(_DEBERTA, ("cls_token",), ("sep_token",)),
     "WhisperTokenizer": _Class(_GPT2, ("<|startoftranscript|>", "<|notimestamps|>"), ("eos_token",)),
     "CLIPTokenizer": _Class(_CLIP, ("bos_token",), ("eos_token",), words=_CLIP_WORDS, composed=True, clip=True),
 }
@@ -112,10 +110,10 @@ def _build(vocabulary: dict[str, int], merges: list[tuple[str, ...]], files: Fil
         tokenizer.normalizer = hf.normalizers.Sequence(steps)
     tokenizer.pre_tokenizer = _splits(hf, kind, settings.flag("add_prefix_space"))
     tokenizer.decoder = hf.decoders.ByteLevel()
-    add_specials(hf, tokenizer, files, settings, kind.specials)
+    add_specials(tokenizer, files, settings, kind.specials)
     before, after = ([roles.get(token, token) for token in tokens] for tokens in (kind.before, kind.after))
     if before or after:
-        tokenizer.post_processor = around(hf, tokenizer, before, after)
+        tokenizer.post_processor = around(tokenizer, before, after)
     return LibraryTokenizer(tokenizer, settings)
 
 

@@ -249,19 +249,21 @@ def read(files: Files) -> LibraryTokenizer:
         unknown = next((i for i, (piece, _) in enumerate(vocabulary) if piece == text), unknown)
     elif kind.unknown is not None:
         unknown = kind.unknown
+    if name == "T5Tokenizer":
+        extras += [special(token) for token in _extra_ids(config)]
+    # As in transformers, a list of special tokens stands in place of those that the file marks.
+    listed = config.get("extra_special_tokens") or config.get("additional_special_tokens")
+    if isinstance(listed, list):
+        extras = [special(token) for token in listed if isinstance(token, str)]
     with refusals("tokenizers"):
         tokenizer = hf.Tokenizer(hf.models.Unigram(vocabulary, unknown, byte_fallback=False))
         if steps := kind.normalizers(hf, charsmap, config):
             tokenizer.normalizer = hf.normalizers.Sequence(steps)
         tokenizer.pre_tokenizer = _splits(hf, kind, config)
         tokenizer.decoder = hf.decoders.Metaspace(replacement="\u2581", prepend_scheme="always")
-        add_specials(hf, tokenizer, files, settings, kind.specials)
-        if name == "T5Tokenizer":
-            extras += [special(token) for token in _extra_ids(config)]
-        known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-        tokenizer.add_tokens([hf.AddedToken(**token) for token in extras if token["content"] not in known])
+        add_specials(tokenizer, files, settings, kind.specials, extras)
         before, after = ([roles.get(role, "") for role in part] for part in (kind.before, kind.after))
-        tokenizer.post_processor = around(hf, tokenizer, before, after)
+        tokenizer.post_processor = around(tokenizer, before, after)
         return LibraryTokenizer(tokenizer, settings)
 
 

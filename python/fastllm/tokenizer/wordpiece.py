@@ -75,6 +75,6 @@ def build(
         )
         tokenizer.pre_tokenizer = hf.pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = hf.decoders.WordPiece(prefix="##")
-        add_specials(hf, tokenizer, files, settings, specials)
-        tokenizer.post_processor = around(hf, tokenizer, names[1:2], names[2:])
+        add_specials(tokenizer, files, settings, specials)
+        tokenizer.post_processor = around(tokenizer, names[1:2], names[2:])
         return LibraryTokenizer(tokenizer, settings)
