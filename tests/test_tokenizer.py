@@ -246,7 +246,7 @@ def test_search_order(tmp_path, monkeypatch):
     names = ["tokenizer.bin", "tok300.bin", "tokenizer.model", "tokenizer.json"]
     message = str(error.value)
     assert f"{beside} has no {', '.join(names)}, " in message
-    assert f"the current folder has no {', '.join(names)}" in message
+    assert f"{here} has no {', '.join(names)}" in message
     assert message.count(str(beside)) == 2  # the checkpoint, and the folder once for all names
     # From the last place to the first: each new file is found before those that were there. The fillers tell which.
     for place in reversed([folder / name for folder in (beside, here) for name in names[:2]]):

@@ -245,7 +245,7 @@ def find(checkpoint: Path, vocab_size: int) -> Tokenizer:
         names |= dict.fromkeys(sorted(path.name for path in folder.glob("*.model")))
     places = {folder: [*names]}
     if not own and folder.resolve() != Path.cwd():
-        places[Path()] = [*ours, *shared]
+        places[Path.cwd()] = [*ours, *shared]
     looked: list[str] = []
     for place, wanted in places.items():
         missing = []
