@@ -161,6 +161,9 @@ PIECES = [
     ("XLNetTokenizer", "spiece.model", "xlnet", XLNET, {}),
     ("XLNetTokenizer", "spiece.model", "xlnet", XLNET, {"do_lower_case": True}),
     ("BigBirdTokenizer", "spiece.model", "big_bird", BIG_BIRD, {}),
+    ("XLMRobertaTokenizer", "sentencepiece.bpe.model", "xmod", {}, {"add_prefix_space": False}),
+    ("DebertaV2Tokenizer", "spm.model", "deberta-v2", DEBERTA, {"add_prefix_space": False}),
+    ("T5Tokenizer", "spiece.model", "t5", T5, {"add_prefix_space": False}),
 ]
 
 
@@ -287,6 +290,27 @@ def test_word_pieces(tmp_path, name, kind, specials, config):
     ours = find(tmp_path, len(library))
     same(ours, library, [*LINES, *MASKS, "a<m>b </s> c"])
     assert from_blob(ours.kind, ours.blob).encode("<mask>", special=True) == ours.encode("<mask>", special=True)
+
+
+def test_special_tokens_map(tmp_path):
+    """It says roles where tokenizer_config.json lists no tokens by id, and then the config does not."""
+    save_bytes(tmp_path, [*BART, "<m>"], {"mask_token": "<mask>", "cls_token": "<s>"})
+    named = {"mask_token": {"content": "<m>", "lstrip": True, "rstrip": False}, "cls_token": "</s>"}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    texts = [*LINES[:100], *MASKS, "the <m> ocean"]
+    same(find(tmp_path, 700), transformers.RobertaTokenizer.from_pretrained(tmp_path), texts)
+    listed = {str(i): {"content": token, "special": True} for i, token in enumerate(BART)}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": listed, "cls_token": "<pad>"}))
+    same(find(tmp_path, 700), transformers.RobertaTokenizer.from_pretrained(tmp_path), texts)
+
+
+def test_a_vocabulary_of_another_class_is_no_text(tmp_path):
+    """Of lines without an unknown token, as PhoBERT's: not the characters of a text."""
+    (tmp_path / "vocab.txt").write_text("the 10\nocean@@ 7\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PhobertTokenizer"}')
+    with pytest.raises(TokenizerError, match="how PhobertTokenizer splits a text is not known"):
+        find(tmp_path, 1000)
 
 
 def test_word_pieces_of_another_class(tmp_path):

@@ -67,7 +67,7 @@ class _Reader:
         for line in self._lines[self._at :]:
             if line.indent == 0 and self._text.startswith(("---", "...", "%"), line.begin):
                 raise self._error("begins another document, or a directive", line)
-        value = self._node(0) if self._line() is not None else None
+        value = self._node() if self._line() is not None else None
         if self._line() is not None:
             raise self._error("is indented as nothing before it")
         return value
@@ -87,11 +87,9 @@ class _Reader:
 
     # ---- blocks
 
-    def _node(self, indent: int) -> Any:
-        """What begins at the next line, which is indented by `indent` or more."""
+    def _node(self) -> Any:
+        """What begins at the next line: a sequence, a mapping or a value."""
         line = self._lines[self._at]
-        if line.indent < indent:
-            raise self._error("is indented too little")
         self._depth += 1
         if self._depth > _MOST_DEPTH:
             raise self._error(f"is nested too deeply: more than {_MOST_DEPTH} levels")
@@ -113,7 +111,7 @@ class _Reader:
             if _is_entry(inner) or (inner and inner[0] not in "&*#[{" and self._key(inner) is not None):
                 # A block that begins on the line of its dash: as if it had a line of its own.
                 self._lines[self._at] = line._replace(indent=indent + begin - line.begin, begin=begin)
-                values.append(self._node(indent + 1))
+                values.append(self._node())
             else:
                 values.append(self._value(begin, indent, nested=True))
         return values
@@ -179,7 +177,7 @@ class _Reader:
         if (after := self._line()) is None:
             return None
         if after.indent > indent or (in_mapping and after.indent == indent and _is_entry(self._rest())):
-            return self._node(after.indent)
+            return self._node()
         return None
 
     def _advance(self, end: int) -> None:

@@ -103,7 +103,10 @@ def kind_of(blob: bytes, vocab_size: int, name: str, found: str) -> str:
     found: the class or model type that the files beside it name.
     """
     lines = lines_of(blob)
-    if not {"<unk>", "[UNK]"} & set(lines) or (len(lines) > vocab_size and not name.endswith("vocab.txt")):
+    unknown = {"<unk>", "[UNK]"} & set(lines)
+    if not found.endswith("Tokenizer") and (
+        not unknown or (len(lines) > vocab_size and not name.endswith("vocab.txt"))
+    ):
         return "characters"
-    letters = found == "EsmTokenizer" or all(len(line) == 1 or _NAMED.fullmatch(line) for line in lines if line)
+    letters = found == "EsmTokenizer" or (unknown and all(len(x) == 1 or _NAMED.fullmatch(x) for x in lines if x))
     return "letters" if letters else "wordpiece"

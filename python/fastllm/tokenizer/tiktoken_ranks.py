@@ -45,7 +45,7 @@ class RankTokenizer(Tokenizer):
         try:
             import tiktoken
         except (ImportError, OSError) as error:
-            missing = TokenizerError("a tokenizer.model of ranks needs the tiktoken library: pip install 'fastllm[hf]'")
+            missing = TokenizerError("a vocabulary of ranks needs the tiktoken library: pip install 'fastllm[hf]'")
             raise import_error(error, "tiktoken", missing) from None
         self._special, self.special, self._first = special, special.keys(), first
         self._splitter = special_splitter(special)

@@ -29,6 +29,7 @@ class _Class(NamedTuple):
     pieces in the order of their ids, from the file's, the roles and tokenizer_config.json. unknown: the id of the
     unknown token in that vocabulary; None: the file's own. normalizers: the steps before a text is cut; they get the
     library, the file's own map of characters and tokenizer_config.json. words: whether all white space only separates.
+    unspaced: which words get a space in front with "add_prefix_space": false, in the library's terms.
     """
 
     specials: Mapping[str, Added]
@@ -38,6 +39,7 @@ class _Class(NamedTuple):
     unknown: int | str | None
     normalizers: Callable[[Any, bytes, Mapping[str, Any]], list[Any]]
     words: bool = True
+    unspaced: str = "never"
 
 
 def _specials(mask: Added, **roles: str) -> dict[str, Added]:
@@ -135,6 +137,7 @@ _CLASSES = {
         _t5,
         2,
         _own_map,
+        unspaced="always",
     ),
     "AlbertTokenizer": _Class(
         _specials(special("[MASK]"), unk="<unk>", pad="<pad>", **_BERT),
@@ -152,6 +155,7 @@ _CLASSES = {
         "unk_token",
         _deberta,
         words=False,
+        unspaced="first",
     ),
     "XLNetTokenizer": _Class(
         _specials(
@@ -168,6 +172,7 @@ _CLASSES = {
         _as_it_is,
         None,
         _xlnet,
+        unspaced="always",
     ),
     "BigBirdTokenizer": _Class(
         _specials(
@@ -259,20 +264,21 @@ def read(files: Files) -> LibraryTokenizer:
         tokenizer = hf.Tokenizer(hf.models.Unigram(vocabulary, unknown, byte_fallback=False))
         if steps := kind.normalizers(hf, charsmap, config):
             tokenizer.normalizer = hf.normalizers.Sequence(steps)
-        tokenizer.pre_tokenizer = _splits(hf, kind, config)
-        tokenizer.decoder = hf.decoders.Metaspace(replacement="\u2581", prepend_scheme="always")
+        scheme = "always" if config.get("add_prefix_space", True) else kind.unspaced
+        tokenizer.pre_tokenizer = _splits(hf, kind, config, scheme)
+        tokenizer.decoder = hf.decoders.Metaspace(replacement="\u2581", prepend_scheme=scheme)
         add_specials(tokenizer, files, settings, kind.specials, extras)
         before, after = ([roles.get(role, "") for role in part] for part in (kind.before, kind.after))
         tokenizer.post_processor = around(tokenizer, before, after)
         return LibraryTokenizer(tokenizer, settings)
 
 
-def _splits(hf: Any, kind: _Class, config: Mapping[str, Any]) -> Any:
+def _splits(hf: Any, kind: _Class, config: Mapping[str, Any], scheme: str) -> Any:
     pre = hf.pre_tokenizers
     steps = [pre.WhitespaceSplit()] if kind.words else []
-    if config.get("split_by_punct"):
+    if kind.normalizers is _deberta and config.get("split_by_punct"):
         steps.append(pre.Punctuation(behavior="isolated"))
-    return pre.Sequence([*steps, pre.Metaspace(replacement="\u2581", prepend_scheme="always")])
+    return pre.Sequence([*steps, pre.Metaspace(replacement="\u2581", prepend_scheme=scheme)])
 
 
 def _opened(blob: bytes) -> tuple[Pieces, int, list[Added], bytes]:
