@@ -408,8 +408,7 @@ def test_no_tokenizer_names_every_place(tmp_path: Path) -> None:
     _, err = fastllm("run", str(model), code=2, cwd=here)
     one_sentence(err)
     for folder in (beside, here):
-        for name in ("tokenizer.bin", "tok272.bin", "tokenizer.model", "tokenizer.json"):
-            assert str(folder / name) in err
+        assert f"{folder} has no tokenizer.bin, tok272.bin, tokenizer.model, tokenizer.json" in err
     # A file that does not fit is passed over, one that fits is taken.
     (beside / "tokenizer.bin").write_bytes((DATA / "llama2c_untied" / "tokenizer.bin").read_bytes())
     (here / "tok272.bin").write_bytes((DATA / "llama2c_gqa_tied" / "tokenizer.bin").read_bytes())

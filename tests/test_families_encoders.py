@@ -7,7 +7,9 @@ import pytest
 
 import fastllm
 import reference
+import vocabularies
 from conftest import DATA, failure
+from fastllm.convert import convert
 from reference import torch, transformers
 
 # ---- AMPLIFY: arrays computed by its authors' code; tolerances from the fixtures' meta.json --------------------------
@@ -228,3 +230,67 @@ def test_a_config_that_is_wrong_is_one_clear_error(case, change, cause, tmp_path
     assert isinstance(error, fastllm.CheckpointError)
     assert cause in str(error)
     assert str(tmp_path) in str(error)
+
+
+# ---- masks in a text -------------------------------------------------------------------------------------------------
+
+
+def save_letters(folder):
+    letters = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>"]
+    (folder / "vocab.txt").write_text("\n".join(letters))
+    return transformers.EsmTokenizer.from_pretrained(folder)
+
+
+def save_word_pieces(folder):
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "the",
+        "a",
+        "cat",
+        "sat",
+        "on",
+        "mat",
+        "##s",
+        "mask",
+        "[",
+        "]",
+    ]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    return transformers.BertTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("case", "save", "texts"),
+    [
+        ("esm-2, masked tokens", save_letters, ["MKT<mask>LL", "<mask>", "M K<mask><mask>", "mk<cls>L"]),
+        ("bert, masked tokens", save_word_pieces, ["The cat [MASK] on mats.", "[MASK]", "a[MASK]b [mask] [SEP] sat"]),
+    ],
+)
+def test_masks_in_a_text(case, save, texts, tmp_path):
+    """A text for an encoder may hold its special tokens, as for transformers."""
+    model, _ = built(case)
+    model.save_pretrained(tmp_path)
+    library = save(tmp_path)
+    llm = fastllm.load(tmp_path, threads=1)
+    converted = tmp_path / "converted.safetensors"
+    convert(tmp_path, converted)
+    for text in texts:
+        ids = library.encode(text)
+        assert llm.tokenize(text) == fastllm.load(converted, threads=1).tokenize(text) == ids
+        assert llm.tokenize(text, bos=False) == ids[1:-1]
+        assert library.mask_token_id not in llm.tokenize(text, special=False)
+        assert (llm.embed([text]) == llm.embed([ids])).all()
+
+
+def test_special_tokens_in_a_text_to_continue(tmp_path):
+    """They are text, unless they are asked for."""
+    model = reference.build("GPT2LMHeadModel", transformers.GPT2Config(vocab_size=700, n_embd=16, n_layer=1, n_head=2))
+    model.save_pretrained(tmp_path)
+    vocabularies.save_gpt2(vocabularies.byte_level(vocabularies.gpt2_split(), vocab_size=500), tmp_path)
+    llm = fastllm.load(tmp_path, threads=1)
+    assert llm.tokenize("the<|endoftext|>", special=True)[-1] == 0
+    assert 0 not in llm.tokenize("the<|endoftext|>")

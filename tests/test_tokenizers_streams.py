@@ -17,7 +17,7 @@ pytest.importorskip("tiktoken")
 pytest.importorskip("transformers")
 
 KINDS = ["llama2.c", "sentencepiece", "tokenizer.json", "tiktoken", "gpt2", "wordpiece", "letters", "characters"]
-KINDS += ["gguf llama", "gguf gpt2", "gguf bert"]
+KINDS += ["unigram", "tekken", "gguf llama", "gguf gpt2", "gguf bert"]
 AMPLIFY = (DATA / "amplify_tiny" / "amplify_vocab.txt").read_bytes()
 
 
@@ -33,7 +33,11 @@ def blobs(tmp_path_factory):
     bert = [t if i < 5 else t[2:] if t.startswith("##") else "▁" + t for i, t in enumerate(tokens)]
     roles = {"bos_token_id": 2, "eos_token_id": 3, "unknown_token_id": 1, "mask_token_id": 4, "padding_token_id": 0}
     gpt2 = {name: (folder / name).read_bytes() for name in ("vocab.json", "merges.txt")}
+    vocabularies.unigram(folder / "spiece.model", **vocabularies.XLM_ROBERTA)
+    unigram = {"tokenizer.model": (folder / "spiece.model").read_bytes(), "tokenizer_class": b"XLMRobertaTokenizer"}
     return {
+        "unigram": ("unigram", pack(unigram)),
+        "tekken": ("tekken", vocabularies.tekken(400)),
         "llama2.c": ("llama2.c", writers.tokenizer_bin(writers.tokenizer_words())),
         "sentencepiece": ("sentencepiece", (folder / "tokenizer.model").read_bytes()),
         "tokenizer.json": ("tokenizer.json", (folder / "tokenizer.json").read_bytes()),
@@ -115,8 +119,10 @@ def test_special_tokens_are_not_shown(tokenizers):
 
 
 def test_special_tokens_only_where_asked(tokenizers):
-    for ours in tokenizers.values():
-        for text in set(ours.special) - {"<unk>", "[UNK]"}:  # which other texts become too
+    for kind, ours in tokenizers.items():
+        # What other texts become too; and a unigram model's pieces without a cost, as in transformers.
+        also = set(ours.special) if kind == "unigram" else {"<unk>", "[UNK]"}
+        for text in set(ours.special) - also:
             assert ours.token_id(text) not in ours.encode(f"the {text}")
             assert ours.token_id(text) in ours.encode(f"the {text}", special=True)
 
@@ -150,8 +156,9 @@ def test_order_in_a_folder(tmp_path, blobs):
     """tokenizer.json before tokenizer.model before vocab.json before vocab.txt; every place is named."""
     with pytest.raises(TokenizerError) as error:
         find(tmp_path, 900)
-    names = ["tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "amplify_vocab.txt", "tokenizer.bin"]
-    assert all(f"{tmp_path / name} does not exist" in str(error.value) for name in names)
+    names = ["tokenizer.json", "tekken.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model"]
+    names += ["vocab.json", "vocab.txt", "amplify_vocab.txt", "chars.json", "chars.txt", "tokenizer.bin", "tok900.bin"]
+    assert str(error.value) == f"no tokenizer fits {tmp_path}: {tmp_path} has no {', '.join(names)}"
     vocabularies.save_gpt2(vocabularies.byte_level(vocabularies.gpt2_split(), vocab_size=400), tmp_path)
     (tmp_path / "vocab.txt").write_bytes(blobs["wordpiece"][1])
     assert find(tmp_path, 2000).kind == "gpt2"
@@ -182,7 +189,7 @@ def test_a_missing_library_is_named(blobs, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    for kind in ("tokenizer.json", "tiktoken", "gpt2", "wordpiece", "gguf gpt2", "gguf bert"):
+    for kind in ("tokenizer.json", "tiktoken", "tekken", "unigram", "gpt2", "wordpiece", "gguf gpt2", "gguf bert"):
         with pytest.raises(TokenizerError, match=r"pip install 'fastllm\[hf\]'"):
             from_blob(*blobs[kind])
 

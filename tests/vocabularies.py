@@ -121,6 +121,33 @@ def ranks(vocab_size=1200):
     return b"".join(base64.b64encode(token) + b" %d\n" % i for i, token in enumerate(tokens))
 
 
+def tekken(vocab_size=900, **config):
+    """A tekken.json as Mistral has it: pieces by rank, the special tokens of the older versions and fillers."""
+    tokens = [base64.b64decode(line.split()[0]) for line in ranks(vocab_size).splitlines()]
+    tokens = [bytes([byte]) for byte in range(256)] + [token for token in tokens if len(token) > 1]
+    names = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "<pad>", "[TOOL_CALLS]"]
+    config = {
+        "pattern": TEKKEN,
+        "num_vocab_tokens": len(tokens),
+        "default_vocab_size": len(tokens) + 10,
+        "default_num_special_tokens": 10,
+        "version": "v7",
+    } | config
+    vocab = [
+        {"rank": i, "token_bytes": base64.b64encode(t).decode(), "token_str": t.decode(errors="ignore") or None}
+        for i, t in enumerate(tokens)
+    ]
+    special = [{"rank": i, "token_str": name, "is_control": True} for i, name in enumerate(names)]
+    return json.dumps({"config": config, "vocab": vocab, "special_tokens": special}).encode()
+
+
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
 def llama_json(folder, *, vocab_size=900):
     """A tokenizer.json as Llama 2's: SentencePiece's BPE in the library's terms, with BOS from a template."""
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
@@ -157,6 +184,24 @@ def sentence_pieces(folder, *, prefix=True, vocab_size=600):
         minloglevel=2,
     )
     return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+
+
+XLM_ROBERTA = {"unk_id": 0, "bos_id": 1, "eos_id": 2}
+
+
+def unigram(path, *, vocab_size=400, **options):
+    """A SentencePiece model of the unigram kind, with SentencePiece's own normalization."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(WORDS)] * 20 + [word for word in WORDS for _ in range(9)]),
+        model_prefix=str(path.with_suffix("")),
+        vocab_size=vocab_size,
+        model_type="unigram",
+        character_coverage=0.99,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options,
+    )
+    path.with_suffix(".vocab").unlink()
 
 
 # ---- GGUF ------------------------------------------------------------------------------------------------------------

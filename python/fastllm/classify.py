@@ -47,6 +47,9 @@ class Labels:
     def _prefix(self) -> tuple[int, ...]:
         raise NotImplementedError
 
+    def _encode(self, text: str, special: bool | None = None) -> list[int]:
+        raise NotImplementedError
+
     def _streams(
         self, texts: list[list[int]], layer: int | None, seconds: Mapping[int, int]
     ) -> Iterator[NDArray[np.float32]]:
@@ -163,12 +166,12 @@ class Labels:
         """The ids of a text with what is put around one, at most max_length."""
         prefix, suffix = self._prefix(), self.tokenizer.suffix or ()
         room, left = self._room(len(prefix) + len(suffix)), self.ranking.truncate_left
-        ids, _ = cut_pair(self.tokenizer.encode(text), [], room, left=left)
+        ids, _ = cut_pair(self._encode(text), [], room, left=left)
         return [*prefix, *ids, *suffix]
 
     def _cut_pair(self, first: str, second: str) -> tuple[list[int], int | None]:
         """The ids of a pair of texts, at most max_length, and where those of the second's token type begin."""
-        pair, encode = self._around_pair(), self.tokenizer.encode
+        pair, encode = self._around_pair(), self._encode
         around = len(pair.prefix) + len(pair.between) + len(pair.suffix)
         a, b = cut_pair(encode(first), encode(second), self._room(around), left=self.ranking.truncate_left)
         ids = [*pair.prefix, *a, *pair.between, *b, *pair.suffix]

@@ -228,16 +228,17 @@ class LLM(Labels):
             raise TokenizerError(str(self._tokenizer))
         return self._tokenizer
 
-    def tokenize(self, text: str, *, bos: bool = True) -> list[int]:
+    def tokenize(self, text: str, *, bos: bool = True, special: bool | None = None) -> list[int]:
         """The token ids of a text, unless bos=False with what belongs around it.
 
         Before a text that is to be continued, that is BOS where the model has one; around an encoder's, what its
         tokenizer says, such as [CLS] and [SEP]. An empty text is BOS also where texts do without it, or the token that
-        ends one.
+        ends one. special: whether special tokens that are written in the text ("<mask>", "<|im_end|>") become their ids
+        or are text like any other; None: they do in an encoder's, which is how a text for it is masked.
         """
         if not bos:
-            return self.tokenizer.encode(text)
-        ids = self._around(text, suffix=not self.config.causal)
+            return self._encode(text, special)
+        ids = self._around(text, suffix=not self.config.causal, special=special)
         first = self._first() if not ids else None
         return ids if first is None else [first]
 
@@ -249,8 +250,11 @@ class LLM(Labels):
         named = (words.token_id(words.roles[role]) for role in ("bos_token", "eos_token") if role in words.roles)
         return next((i for i in named if i is not None), self.stop[0] if self.stop else None)
 
-    def _around(self, text: str, *, suffix: bool) -> list[int]:
-        return [*self._prefix(), *self.tokenizer.encode(text), *((self.tokenizer.suffix or ()) if suffix else ())]
+    def _encode(self, text: str, special: bool | None = None) -> list[int]:
+        return self.tokenizer.encode(text, special=not self.config.causal if special is None else special)
+
+    def _around(self, text: str, *, suffix: bool, special: bool | None = None) -> list[int]:
+        return [*self._prefix(), *self._encode(text, special), *((self.tokenizer.suffix or ()) if suffix else ())]
 
     def _prefix(self) -> tuple[int, ...]:
         prefix = self.tokenizer.prefix
@@ -525,7 +529,7 @@ class LLM(Labels):
         """The ids of a prompt and a text as one text; in the prompt, special tokens that are written out count."""
         words = self.tokenizer
         end = max((before.rfind(token) + len(token) for token in words.special if token in before), default=0)
-        if not end:
+        if not end or not self.config.causal:
             return self._around(before + text, suffix=True)
         head = [*self._around("", suffix=False), *words.encode(before[:end], special=True)]
         return [*head, *words.encode(before[end:] + text, start=False), *(words.suffix or ())]

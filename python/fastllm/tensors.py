@@ -143,6 +143,8 @@ def equal(a: Tensor, b: Tensor) -> bool:
         if not same:
             return False
     return True
+
+
 def raw_values(tensor: Tensor, begin: int = 0, end: int | None = None) -> NDArray[Any]:
     """Rows of a tensor that has raw values, [rows, width], as they are; the 8 bits of float8 as uint8."""
     import numpy

@@ -136,7 +136,9 @@ _KINDS: dict[str, tuple[str, str]] = {
     "llama2.c": ("pieces", "tokenizer.bin"),
     "sentencepiece": ("pieces", "tokenizer.model"),
     "tokenizer.json": ("tokenizer_json", "tokenizer.json"),
+    "unigram": ("unigram", "tokenizer.model"),
     "tiktoken": ("tiktoken_ranks", "tokenizer.model"),
+    "tekken": ("tekken", "tekken.json"),
     "gpt2": ("gpt2", "vocab.json"),
     "wordpiece": ("wordpiece", "vocab.txt"),
     "letters": ("letters", "vocab.txt"),
@@ -146,6 +148,7 @@ _KINDS: dict[str, tuple[str, str]] = {
 # What Hugging Face puts beside the vocabulary: the policy, the chat template, the tokens that end a text.
 _POLICY = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 _BESIDE = (*_POLICY, "chat_template.jinja", "chat_template.json")
+CLASS_FILE = "tokenizer_class"  # beside them in a blob: the class that a vocabulary is for, see classes.py
 _PACKED = b'{"files": '
 
 
@@ -198,23 +201,29 @@ def _load(path: Path) -> bytes:
         raise TokenizerError(str(error)) from None
 
 
-def _kind_of(path: Path, blob: bytes, vocab_size: int) -> str:
-    """The kind of a file, by its name and its first bytes."""
-    if path.suffix == ".json":
-        if path.name == "vocab.json" and (path.parent / "merges.txt").exists():
-            return "gpt2"
-        return "characters" if path.name in ("vocab.json", "chars.json") else "tokenizer.json"
-    if blob[:1] == b"{":
-        return "tokenizer.json"
+def _class_of(beside: Files) -> str:
+    found: str = import_module("fastllm.tokenizer.classes").class_of(beside)
+    return found
+
+
+def _kind_of(path: Path, blob: bytes, beside: Files, vocab_size: int) -> tuple[str, str]:
+    """The kind of a file, by its name, its first bytes and what lies beside it; and the class that it is for, empty
+    where that is not said or makes no difference."""
+    if path.name == "vocab.json" and "merges.txt" in beside:
+        return "gpt2", _class_of(beside)
+    if path.suffix == ".json" or blob[:1] == b"{":
+        characters, tekken = path.name in ("vocab.json", "chars.json"), b'"token_bytes"' in blob
+        return "characters" if characters else "tekken" if tekken else "tokenizer.json", ""
     if path.suffix == ".txt":
-        kind: str = import_module("fastllm.tokenizer.letters").kind_of(blob, vocab_size, path.name)
-        return kind
+        found = _class_of(beside)
+        return import_module("fastllm.tokenizer.letters").kind_of(blob, vocab_size, path.name, found), found
     # A SentencePiece model begins with field 1, a piece of a few bytes; a tiktoken one with base64 and a rank; a
     # tokenizer.bin with a small int32.
     if blob[:1] == b"\x0a" and blob[2:3] == b"\x0a":
-        return "sentencepiece"
+        found = import_module("fastllm.tokenizer.unigram").class_for(_class_of(beside), path.name, blob, vocab_size)
+        return ("unigram" if found else "sentencepiece"), found
     line = blob[:400].split(b"\n", 1)[0].split()
-    return "tiktoken" if len(line) == 2 and line[1].isdigit() else "llama2.c"
+    return "tiktoken" if len(line) == 2 and line[1].isdigit() else "llama2.c", ""
 
 
 def read(path: Path, vocab_size: int) -> Tokenizer:
@@ -224,11 +233,13 @@ def read(path: Path, vocab_size: int) -> Tokenizer:
     """
     blob = _load(path)
     try:
-        kind = _kind_of(path, blob, vocab_size)
+        names = (*_BESIDE, "config.json", *(("merges.txt",) if path.name == "vocab.json" else ()))
+        beside = {name: _load(path.parent / name) for name in names if (path.parent / name).exists()}
+        kind, found = _kind_of(path, blob, beside, vocab_size)
         files = {_KINDS[kind][1]: blob}
         if kind not in ("llama2.c", "characters"):
-            names = (*_BESIDE, "merges.txt") if kind == "gpt2" else _BESIDE
-            files |= {name: _load(path.parent / name) for name in names if (path.parent / name).exists()}
+            files |= {name: data for name, data in beside.items() if name != "config.json"}
+            files |= {CLASS_FILE: found.encode()} if found else {}
         tokenizer = from_blob(kind, blob if len(files) == 1 else pack(files))
     except TokenizerError as error:
         raise TokenizerError(f"{path} is no usable tokenizer: {error}") from None
@@ -242,33 +253,43 @@ def check_fit(tokenizer: Tokenizer, vocab_size: int, where: str, *, exact: bool 
         raise TokenizerError(f"{where} has {tokenizer.size:,} words, the model {vocab_size:,}")
 
 
+# What a checkpoint's own folder may have, the best first: a tokenizer.json says most of how a text is split.
+_OWN: tuple[str, ...] = ("tokenizer.json", "tekken.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model")
+_OWN += ("spm.model", "vocab.json", "vocab.txt", "amplify_vocab.txt", "chars.json", "chars.txt")
+
+
 def find(checkpoint: Path, vocab_size: int) -> Tokenizer:
     """The tokenizer of a checkpoint, a file or a folder: the first of the names below that fits.
 
-    A folder, or a file with a config.json beside it, has its own. For another file the current folder is a place too,
-    where llama2.c's users have it; nothing says that what is found is the model's but its size: it must be the same.
-    Raises TokenizerError that names every place looked at and what was wrong there.
+    A folder, or a file with a config.json beside it, has its own; a .model of any other name comes last. For another
+    file the current folder is a place too, where llama2.c's users have it; nothing says that what is found is the
+    model's but its size: it must be the same. Raises TokenizerError that names every place looked at and what was wrong
+    there.
     """
     ours = ("tokenizer.bin", f"tok{vocab_size}.bin")
     shared = ("tokenizer.model", "tokenizer.json")
-    theirs: tuple[str, ...] = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-    theirs += ("amplify_vocab.txt", "chars.json", "chars.txt")
     inside = checkpoint.is_dir() and checkpoint.name != "ckpt-0"  # Grok-1's tokenizer is beside its ckpt-0
     folder = checkpoint if inside else checkpoint.parent
     own = checkpoint.is_dir() or (folder / "config.json").exists()
-    places = [folder / name for name in dict.fromkeys((*theirs, *ours) if own else (*ours, *shared, *theirs))]
+    names = dict.fromkeys((*_OWN, *ours) if own else (*ours, *shared, *_OWN))
+    if own:
+        names |= dict.fromkeys(sorted(path.name for path in folder.glob("*.model")))
+    places = {folder: [*names]}
     if not own and folder.resolve() != Path.cwd():
-        places += [Path.cwd() / name for name in (*ours, *shared)]
+        places[Path.cwd()] = [*ours, *shared]
     looked: list[str] = []
-    for path in places:
-        if not path.exists():
-            looked.append(f"{path} does not exist")
-            continue
-        try:
-            tokenizer = read(path, vocab_size)
-            check_fit(tokenizer, vocab_size, str(path), exact=not own)
-        except TokenizerError as error:
-            looked.append(str(error))
-        else:
-            return tokenizer
-    raise TokenizerError(f"no tokenizer fits {checkpoint} (looked at: {'; '.join(looked)})")
+    for place, wanted in places.items():
+        missing = []
+        for name in wanted:
+            if not (place / name).exists():
+                missing.append(name)
+                continue
+            try:
+                tokenizer = read(place / name, vocab_size)
+                check_fit(tokenizer, vocab_size, str(place / name), exact=not own)
+            except TokenizerError as error:
+                looked.append(str(error))
+            else:
+                return tokenizer
+        looked.append(f"{'the current folder' if place == Path() else place} has no {', '.join(missing)}")
+    raise TokenizerError(f"no tokenizer fits {checkpoint}: {'; '.join(looked)}")

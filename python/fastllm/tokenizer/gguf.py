@@ -213,8 +213,8 @@ def _word_pieces(metadata: _Metadata) -> Tokenizer:
         "mask": metadata.token("mask", 103),
     }
     roles = {f"{role}_token": tokens[i] for role, i in names.items() if i is not None}
-    settings = Settings({"tokenizer_config.json": json.dumps(roles).encode()})
-    return build({token: i for i, token in enumerate(tokens)}, settings, lower=True, chinese=True)
+    files = {"tokenizer_config.json": json.dumps(roles).encode()}
+    return build({token: i for i, token in enumerate(tokens)}, files, lower=True, chinese=True)
 
 
 def _bracketed(token: str) -> bool:

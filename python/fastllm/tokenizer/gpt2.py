@@ -1,21 +1,77 @@
-"""GPT-2's vocab.json and merges.txt: BPE over bytes; and CLIP's, which lower-cases and marks a word's end."""
+"""A vocab.json and merges.txt: BPE over bytes, after a split of the text that depends on the class."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import Files
+from fastllm.tokenizer.classes import Added, add_specials, around, class_of, roles_of, special
 from fastllm.tokenizer.settings import Settings, load_json
 from fastllm.tokenizer.tokenizer_json import LibraryTokenizer, library, refusals
 
 _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 _CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_ENDINGS, _SPACES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN2_WORDS = _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES
+_QWEN3_5_WORDS = _ENDINGS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*" + _SPACES
+
+
+class _Class(NamedTuple):
+    """How a class of transformers splits a text.
+
+    specials: its own special tokens by role. before, after: the roles, or tokens, that it puts around a text. words:
+    its own split, instead of GPT-2's. composed: whether characters are composed first (NFC). digits: whether each digit
+    is a word. spaced: whether a space is put before a text by default. clip: whether case and spaces are lost, and
+    merges know where a word ends. doubled: whether the first of two texts ends twice.
+    """
+
+    specials: Mapping[str, Added]
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    words: str | None = None
+    composed: bool = False
+    digits: bool = False
+    spaced: bool = False
+    clip: bool = False
+    doubled: bool = False
+
+
+def _specials(**roles: str) -> dict[str, Added]:
+    return {f"{role}_token": special(text) for role, text in roles.items()}
+
+
+_GPT2 = _specials(bos=_END, eos=_END, unk=_END)
+_QWEN2 = _specials(eos=_END, unk=_END, pad=_END)
+_BART = _specials(bos="<s>", eos="</s>", sep="</s>", cls="<s>", unk="<unk>", pad="<pad>", mask="<mask>")
+_DEBERTA = _specials(bos="[CLS]", eos="[SEP]", sep="[SEP]", cls="[CLS]", unk="[UNK]", pad="[PAD]", mask="[MASK]")
+_COHERE = _specials(
+    bos="<BOS_TOKEN>",
+    eos="<|END_OF_TURN_TOKEN|>",
+    sep="<SEP>",
+    cls="<CLS>",
+    unk="<UNK>",
+    pad="<PAD>",
+    mask="<MASK_TOKEN>",
+)
+_CLIP = _specials(bos=_START, eos=_END, unk=_END, pad=_END)
+
+_CLASSES = {
+    "GPT2Tokenizer": _Class(_GPT2),
+    "GPTNeoXTokenizer": _Class(_GPT2 | _specials(pad="<|padding|>"), composed=True),
+    "Qwen2Tokenizer": _Class(_QWEN2, words=_QWEN2_WORDS, composed=True),
+    "Qwen3_5Tokenizer": _Class(_QWEN2, words=_QWEN3_5_WORDS, composed=True),
+    "CohereTokenizer": _Class(_COHERE, composed=True, digits=True),
+    "RobertaTokenizer": _Class(_BART, ("cls_token",), ("sep_token",), doubled=True),
+    "BlenderbotTokenizer": _Class(_BART | {"mask_token": special("<mask>", lstrip=True)}, spaced=True),
+    "DebertaTokenizer": _Class(_DEBERTA, ("cls_token",), ("sep_token",)),
+    "WhisperTokenizer": _Class(_GPT2, ("<|startoftranscript|>", "<|notimestamps|>"), ("eos_token",)),
+    "CLIPTokenizer": _Class(_CLIP, ("bos_token",), ("eos_token",), words=_CLIP_WORDS, composed=True, clip=True),
+}
 
 
 def read(files: Files) -> LibraryTokenizer:
-    settings = Settings(files)
     vocabulary = vocabulary_of(load_json(files["vocab.json"], "vocab.json"))
     if "merges.txt" not in files:
         raise TokenizerError("it has no merges.txt")
@@ -24,39 +80,54 @@ def read(files: Files) -> LibraryTokenizer:
     except UnicodeDecodeError:
         raise TokenizerError("merges.txt is no UTF-8") from None
     merges = [tuple(line.rstrip("\r").split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
-    clip = any(merge[-1].endswith(_WORD_END) for merge in merges[:1000])
+    name = class_of(files) or _by_content(vocabulary, merges)
+    if name not in _CLASSES:
+        raise TokenizerError(
+            f"how {name!r} splits a text is not known here without a tokenizer.json; known are {', '.join(_CLASSES)}"
+        )
     with refusals("tokenizers"):
-        return LibraryTokenizer((_clip if clip else _gpt2)(vocabulary, merges, settings), settings)
+        return _build(vocabulary, merges, files, _CLASSES[name])
 
 
-def _gpt2(vocabulary: dict[str, int], merges: list[tuple[str, ...]], settings: Settings) -> Any:
-    hf = library("vocab.json")
-    tokenizer = hf.Tokenizer(hf.models.BPE(vocabulary, merges))
-    tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=settings.flag("add_prefix_space") or False)
-    tokenizer.decoder = hf.decoders.ByteLevel()
-    add_special(tokenizer, [settings.roles.get(role, _END) for role in ("bos_token", "eos_token", "unk_token")])
-    return tokenizer
-
-
-def _clip(vocabulary: dict[str, int], merges: list[tuple[str, ...]], settings: Settings) -> Any:
-    hf = library("vocab.json")
-    around = [settings.roles.get("bos_token", _START), settings.roles.get("eos_token", _END)]
-    for token in around:
+def _by_content(vocabulary: Mapping[str, int], merges: list[tuple[str, ...]]) -> str:
+    """Of a vocabulary without a word about its class: CLIP's merges end words, GPT-2's do not."""
+    if not any(merge[-1].endswith(_WORD_END) for merge in merges[:1000]):
+        return "GPT2Tokenizer"
+    for token in (_START, _END):
         if token not in vocabulary:
-            raise TokenizerError(f"it has no token {token}")
-    unknown = settings.roles.get("unk_token", _END)
-    tokenizer = hf.Tokenizer(hf.models.BPE(vocabulary, merges, end_of_word_suffix=_WORD_END, unk_token=unknown))
-    spaces = hf.normalizers.Replace(hf.Regex(r"\s+"), " ")
-    tokenizer.normalizer = hf.normalizers.Sequence([hf.normalizers.NFC(), spaces, hf.normalizers.Lowercase()])
-    words = hf.pre_tokenizers.Split(hf.Regex(_CLIP_WORDS), behavior="removed", invert=True)
-    byte_level = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = hf.pre_tokenizers.Sequence([words, byte_level])
+            raise TokenizerError(f"its merges end words as CLIP's do, but it has no token {token}")
+    return "CLIPTokenizer"
+
+
+def _build(vocabulary: dict[str, int], merges: list[tuple[str, ...]], files: Files, kind: _Class) -> LibraryTokenizer:
+    hf, settings = library("vocab.json"), Settings(files)
+    roles = {role: token["content"] for role, token in roles_of(files, kind.specials).items()}
+    ends = {"end_of_word_suffix": _WORD_END, "unk_token": roles.get("unk_token", _END)} if kind.clip else {}
+    tokenizer = hf.Tokenizer(hf.models.BPE(vocabulary, merges, **ends))
+    if kind.composed:
+        steps = [hf.normalizers.NFC()]
+        if kind.clip:
+            steps += [hf.normalizers.Replace(hf.Regex(r"\s+"), " "), hf.normalizers.Lowercase()]
+        tokenizer.normalizer = hf.normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = _splits(hf, kind, settings.flag("add_prefix_space"))
     tokenizer.decoder = hf.decoders.ByteLevel()
-    add_special(tokenizer, around)
-    tokenizer.post_processor = hf.processors.TemplateProcessing(
-        single=[around[0], "$A", around[1]], special_tokens=[(token, vocabulary[token]) for token in around]
-    )
-    return tokenizer
+    add_specials(tokenizer, files, settings, kind.specials)
+    before, after = ([roles.get(token, token) for token in tokens] for tokens in (kind.before, kind.after))
+    if before or after:
+        tokenizer.post_processor = around(tokenizer, before, after, doubled=kind.doubled)
+    return LibraryTokenizer(tokenizer, settings)
+
+
+def _splits(hf: Any, kind: _Class, spaced: bool | None) -> Any:
+    """What cuts a text into the words whose bytes are merged. spaced: whether a space is put before it; None: as the
+    class has it."""
+    pre = hf.pre_tokenizers
+    steps = [pre.Digits(individual_digits=True)] if kind.digits else []
+    if kind.words is not None:
+        steps.append(pre.Split(hf.Regex(kind.words), behavior="removed" if kind.clip else "isolated", invert=kind.clip))
+    own = kind.words is None or kind.clip
+    spaced = (kind.spaced if spaced is None else spaced) and not kind.clip
+    return pre.Sequence([*steps, pre.ByteLevel(add_prefix_space=spaced, use_regex=own)])
 
 
 def vocabulary_of(value: Any) -> dict[str, int]:
@@ -64,10 +135,3 @@ def vocabulary_of(value: Any) -> dict[str, int]:
     if not isinstance(value, Mapping) or not all(type(i) is int and 0 <= i < 1 << 31 for i in value.values()):
         raise TokenizerError("its vocabulary is no JSON object of ids")
     return dict(value)
-
-
-def add_special(tokenizer: Any, tokens: list[str]) -> None:
-    """Makes those that are in the vocabulary special."""
-    hf = library("its vocabulary")
-    inside = [token for token in dict.fromkeys(tokens) if tokenizer.token_to_id(token) is not None]
-    tokenizer.add_special_tokens([hf.AddedToken(token, special=True, normalized=False) for token in inside])

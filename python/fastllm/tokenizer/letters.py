@@ -1,4 +1,4 @@
-"""Vocabularies of single letters, a token a line: AMPLIFY's and ESM-2's proteins, AntiBERTy's antibodies."""
+"""Vocabularies of letters, a token a line: AMPLIFY's and ESM-2's proteins, AntiBERTy's antibodies, nucleotides."""
 
 from __future__ import annotations
 
@@ -6,62 +6,56 @@ import re
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import Files, Stream, Tokenizer
+from fastllm.tokenizer.classes import class_of, roles_of, special
 from fastllm.tokenizer.pieces import special_splitter
+from fastllm.tokenizer.settings import Settings
 
 _NAMED = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")  # <mask>, [MASK]
 
 
 class LetterTokenizer(Tokenizer):
-    """A letter is a token. What is put around a text are the tokens <cls> or <bos> or [CLS], and <eos> or [SEP].
+    """A letter is a token; so is the longest of several that stand in the vocabulary, as nucleotides do.
 
-    AMPLIFY has an <unk> for each other character, a space too. Elsewhere a space only separates and what is unknown
-    between two letters is one <unk>, as transformers has it for ESM.
+    AMPLIFY (each=True) has an <unk> for each other character, a space too. Elsewhere a space only separates and what is
+    unknown between two tokens is one <unk>, as transformers has it for ESM. prefix, suffix: ids put around a text.
     """
 
-    def __init__(self, tokens: list[str]) -> None:
+    def __init__(
+        self, tokens: list[str], *, each: bool, prefix: tuple[int, ...], suffix: tuple[int, ...], unknown: int
+    ) -> None:
         self.size = self.plain = len(tokens)
-        self._ids: dict[str, int] = {}
-        for i, token in enumerate(tokens):
-            self._ids.setdefault(token, i)
-        unknown = self._first("<unk>", "[UNK]")
-        if unknown is None:
-            raise TokenizerError("it has no token <unk> or [UNK]")
-        self._unknown = unknown
-        self._each = "<bos>" in self._ids
+        self.prefix, self.suffix = prefix, suffix
+        self._each, self._unknown = each, unknown
+        self._ids = {token: i for i, token in enumerate(tokens)}
         self._special = {token: i for token, i in self._ids.items() if _NAMED.fullmatch(token)}
         self.special = self._special.keys()
+        self._letters = {token: i for token, i in self._ids.items() if token and token not in self._special}
+        self._lengths = sorted({len(token) for token in self._letters}, reverse=True)
         self._pieces = [b"" if token in self._special else token.encode() for token in tokens]
         self._splitter = special_splitter(self._special)
-        first, last = self._first("<cls>", "<bos>", "[CLS]"), self._first("<eos>", "[SEP]")
-        self.prefix = () if first is None else (first,)
-        self.suffix = () if last is None else (last,)
-
-    def _first(self, *tokens: str) -> int | None:
-        return next((self._ids[token] for token in tokens if token in self._ids), None)
 
     def encode(self, text: str, *, special: bool = False, start: bool = True) -> list[int]:
         if not special or self._splitter is None:
-            return self._letters(text)
+            return self._plain(text)
         ids: list[int] = []
         for i, part in enumerate(self._splitter.split(text)):
-            ids += [self._special[part]] if i % 2 else self._letters(part)
+            ids += [self._special[part]] if i % 2 else self._plain(part)
         return ids
 
-    def _letters(self, text: str) -> list[int]:
+    def _plain(self, text: str) -> list[int]:
         if self._each:
-            return [self._ids.get(letter, self._unknown) for letter in text]
+            return [self._letters.get(letter, self._unknown) for letter in text]
         ids: list[int] = []
-        fresh = True
-        for letter in text:
-            known = self._ids.get(letter)
-            if letter.isspace():
-                fresh = True
-            elif known is not None:
-                ids.append(known)
-                fresh = True
-            elif fresh:
+        at, fresh = 0, True
+        while at < len(text):
+            # The longest token that stands here, if any.
+            found = next((n for n in self._lengths if text[at : at + n] in self._letters), 0)
+            if found:
+                ids.append(self._letters[text[at : at + found]])
+            elif fresh and not text[at].isspace():
                 ids.append(self._unknown)
-                fresh = False
+            fresh = bool(found) or text[at].isspace()
+            at += found or 1
         return ids
 
     def stream(self, previous: int | None = None) -> Stream:
@@ -71,8 +65,26 @@ class LetterTokenizer(Tokenizer):
         return self._ids.get(text)
 
 
+_ESM = {f"{role}_token": special(f"<{role}>") for role in ("unk", "cls", "pad", "mask", "eos")}
+
+
 def read(files: Files) -> LetterTokenizer:
-    return LetterTokenizer(lines_of(files["vocab.txt"]))
+    tokens, settings = lines_of(files["vocab.txt"]), Settings(files)
+    esm = class_of(files) == "EsmTokenizer"
+    if esm:
+        tokens = [token.strip() for token in tokens]
+        roles = {role: token["content"] for role, token in roles_of(files, _ESM).items()}
+        names = [[roles[role]] if role in roles else [] for role in ("unk_token", "cls_token", "eos_token")]
+    else:
+        names = [["<unk>", "[UNK]"], ["<cls>", "<bos>", "[CLS]"], ["<eos>", "[SEP]"]]
+    ids = {token: i for i, token in enumerate(tokens)}
+    unknown, first, last = ([ids[token] for token in some if token in ids][:1] for some in names)
+    if not unknown:
+        raise TokenizerError(f"it has no token {' or '.join(names[0]) or 'for what is unknown'}")
+    each = "<bos>" in ids and not esm
+    tokenizer = LetterTokenizer(tokens, each=each, prefix=tuple(first), suffix=tuple(last), unknown=unknown[0])
+    settings.describe(tokenizer)
+    return tokenizer
 
 
 def lines_of(blob: bytes) -> list[str]:
@@ -85,9 +97,16 @@ def lines_of(blob: bytes) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def kind_of(blob: bytes, vocab_size: int, name: str) -> str:
-    """What a text file is: a vocabulary of letters or of word pieces, or a text whose characters are the vocabulary."""
+def kind_of(blob: bytes, vocab_size: int, name: str, found: str) -> str:
+    """What a text file is: a vocabulary of letters or of word pieces, or a text whose characters are the vocabulary.
+
+    found: the class or model type that the files beside it name.
+    """
     lines = lines_of(blob)
-    if not {"<unk>", "[UNK]"} & set(lines) or (len(lines) > vocab_size and not name.endswith("vocab.txt")):
+    unknown = {"<unk>", "[UNK]"} & set(lines)
+    if not found.endswith("Tokenizer") and (
+        not unknown or (len(lines) > vocab_size and not name.endswith("vocab.txt"))
+    ):
         return "characters"
-    return "letters" if all(len(line) == 1 or _NAMED.fullmatch(line) for line in lines if line) else "wordpiece"
+    letters = found == "EsmTokenizer" or (unknown and all(len(x) == 1 or _NAMED.fullmatch(x) for x in lines if x))
+    return "letters" if letters else "wordpiece"

@@ -28,25 +28,34 @@ def special_tokens() -> list[str]:
 
 
 class RankTokenizer(Tokenizer):
-    """A tiktoken vocabulary, the special tokens behind its ranks."""
+    """A tiktoken vocabulary beside special tokens.
 
-    def __init__(self, ranks: dict[bytes, int], special: dict[str, int], settings: Settings) -> None:
+    ranks: token -> rank; its id is `first` + rank. pattern: splits a text into words.
+    """
+
+    def __init__(
+        self,
+        ranks: dict[bytes, int],
+        special: dict[str, int],
+        settings: Settings,
+        *,
+        pattern: str = WORDS,
+        first: int = 0,
+    ) -> None:
         try:
             import tiktoken
         except (ImportError, OSError) as error:
-            missing = TokenizerError("a tokenizer.model of ranks needs the tiktoken library: pip install 'fastllm[hf]'")
+            missing = TokenizerError("a vocabulary of ranks needs the tiktoken library: pip install 'fastllm[hf]'")
             raise import_error(error, "tiktoken", missing) from None
-        self._special, self.special = special, special.keys()
+        self._special, self.special, self._first = special, special.keys(), first
         self._splitter = special_splitter(special)
-        self.plain = len(ranks)
-        self.size = max(special.values(), default=self.plain - 1) + 1
+        self.plain = first + len(ranks)
+        self.size = max(self.plain, max(special.values(), default=-1) + 1)
         with refusals("tiktoken"):
-            self._encoding: Any = tiktoken.Encoding(
-                "ranks", pat_str=WORDS, mergeable_ranks=ranks, special_tokens=special
-            )
+            self._encoding: Any = tiktoken.Encoding("ranks", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         self._pieces = [b""] * self.size
         for piece, rank in ranks.items():
-            self._pieces[rank] = piece
+            self._pieces[first + rank] = piece
         bos = special.get(settings.token("bos_token") or "<|begin_of_text|>")
         self.prefix, self.suffix = settings.affixes(self.token_id, None if bos is None else (bos,), ())
         settings.describe(self)
@@ -61,7 +70,7 @@ class RankTokenizer(Tokenizer):
 
     def _ordinary(self, text: str) -> list[int]:
         with refusals("tiktoken"):
-            return list(self._encoding.encode_ordinary(text))
+            return [self._first + rank for rank in self._encoding.encode_ordinary(text)]
 
     def stream(self, previous: int | None = None) -> Stream:
         return Stream(self._pieces)

@@ -2,59 +2,79 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import Files
-from fastllm.tokenizer.gpt2 import add_special
+from fastllm.tokenizer.classes import Added, add_specials, around, class_of, roles_of, special
 from fastllm.tokenizer.letters import lines_of
 from fastllm.tokenizer.settings import Settings
 from fastllm.tokenizer.tokenizer_json import LibraryTokenizer, library, refusals
 
-_ROLES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+# White space at the end of a line is none of the token's.
+_WHITE = " \t\n\v\f\r\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+
+
+def _specials(mask: Added, **roles: str) -> dict[str, Added]:
+    return {f"{role}_token": special(text) for role, text in roles.items()} | {"mask_token": mask}
+
+
+# The special tokens of transformers' classes that cut words as BERT's does.
+_CLASSES = {
+    "BertTokenizer": _specials(special("[MASK]"), unk="[UNK]", sep="[SEP]", pad="[PAD]", cls="[CLS]"),
+    "FunnelTokenizer": _specials(
+        special("<mask>"), bos="<s>", eos="</s>", unk="<unk>", sep="<sep>", pad="<pad>", cls="<cls>"
+    ),
+    "MPNetTokenizer": _specials(
+        special("<mask>", lstrip=True), bos="<s>", eos="</s>", unk="[UNK]", sep="</s>", pad="<pad>", cls="<s>"
+    ),
+}
 
 
 def read(files: Files) -> LibraryTokenizer:
     settings = Settings(files)
-    lines = lines_of(files["vocab.txt"])
-    lower = settings.flag("do_lower_case")
-    chinese = settings.flag("tokenize_chinese_chars")
+    name = class_of(files)
+    if name.endswith("Tokenizer") and name not in _CLASSES:
+        raise TokenizerError(
+            f"how {name} splits a text is not known here without a tokenizer.json; known are {', '.join(_CLASSES)}"[
+                :300
+            ]
+        )
+    lower, chinese = settings.flag("do_lower_case"), settings.flag("tokenize_chinese_chars")
     return build(
-        {token: i for i, token in enumerate(lines)},
-        settings,
+        {line.rstrip(_WHITE): i for i, line in enumerate(lines_of(files["vocab.txt"]))},
+        files,
+        _CLASSES.get(name, _CLASSES["BertTokenizer"]),
         lower=True if lower is None else lower,
         chinese=True if chinese is None else chinese,
     )
 
 
-def build(vocabulary: dict[str, int], settings: Settings, *, lower: bool, chinese: bool) -> LibraryTokenizer:
-    """BERT's tokenizer from a vocabulary. settings: its special tokens, where they are not BERT's own."""
-    hf = library("vocab.txt")
-    names = {role: settings.token(f"{role}_token") or token for role, token in _ROLES.items()}
-    for role in ("unk", "cls", "sep"):
-        if names[role] not in vocabulary:
-            raise TokenizerError(f"it has no token {names[role]}")
+def build(
+    vocabulary: dict[str, int],
+    files: Files,
+    specials: Mapping[str, Added] = _CLASSES["BertTokenizer"],
+    *,
+    lower: bool,
+    chinese: bool,
+) -> LibraryTokenizer:
+    """BERT's tokenizer from a vocabulary. specials: the special tokens by role where `files` do not say them."""
+    hf, settings = library("vocab.txt"), Settings(files)
+    roles = {role: token["content"] for role, token in roles_of(files, specials).items()}
+    names = [roles.get(role, "") for role in ("unk_token", "cls_token", "sep_token")]
+    for role, text in zip(("unknown", "first", "last"), names, strict=True):
+        if text not in vocabulary:
+            raise TokenizerError(f"it has no token {text}" if text else f"its {role} token is not said")
     with refusals("tokenizers"):
-        return LibraryTokenizer(_word_pieces(hf, vocabulary, names, settings, lower=lower, chinese=chinese), settings)
-
-
-def _word_pieces(
-    hf: Any, vocabulary: dict[str, int], names: dict[str, str], settings: Settings, *, lower: bool, chinese: bool
-) -> Any:
-    tokenizer = hf.Tokenizer(hf.models.WordPiece(vocabulary, unk_token=names["unk"]))
-    tokenizer.normalizer = hf.normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=chinese,
-        strip_accents=settings.flag("strip_accents"),
-        lowercase=lower,
-    )
-    tokenizer.pre_tokenizer = hf.pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = hf.decoders.WordPiece(prefix="##")
-    add_special(tokenizer, list(names.values()))
-    around = [(names[role], vocabulary[names[role]]) for role in ("cls", "sep")]
-    tokenizer.post_processor = hf.processors.TemplateProcessing(
-        single=[names["cls"], "$A", names["sep"]],
-        pair=[names["cls"], "$A", names["sep"], "$B:1", f"{names['sep']}:1"],
-        special_tokens=around,
-    )
-    return tokenizer
+        tokenizer = hf.Tokenizer(hf.models.WordPiece(vocabulary, unk_token=names[0]))
+        tokenizer.normalizer = hf.normalizers.BertNormalizer(
+            clean_text=True,
+            handle_chinese_chars=chinese,
+            strip_accents=settings.flag("strip_accents"),
+            lowercase=lower,
+        )
+        tokenizer.pre_tokenizer = hf.pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = hf.decoders.WordPiece(prefix="##")
+        add_specials(tokenizer, files, settings, specials)
+        tokenizer.post_processor = around(tokenizer, names[1:2], names[2:], doubled=names[2] == "</s>")
+        return LibraryTokenizer(tokenizer, settings)
