@@ -113,7 +113,7 @@ _KINDS: dict[str, tuple[str, str]] = {
     "gguf": ("gguf", "metadata"),
 }
 # What Hugging Face puts beside the vocabulary: the policy, the chat template, the tokens that end a text.
-_POLICY = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+_POLICY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
 _BESIDE = (*_POLICY, "chat_template.jinja", "chat_template.json")
 _PACKED = b'{"files": '
 
@@ -186,6 +186,13 @@ def _kind_of(path: Path, blob: bytes, vocab_size: int) -> str:
     return "tiktoken" if len(line) == 2 and line[1].isdigit() else "llama2.c"
 
 
+def _class_of(folder: Path, files: Files) -> str:
+    config = folder / "config.json"
+    settings = import_module("fastllm.tokenizer.settings")
+    found: str = settings.class_of({**files, config.name: _load(config)} if config.exists() else files)
+    return found
+
+
 def read(path: Path, vocab_size: int) -> Tokenizer:
     """The tokenizer in a file, with what lies beside it; it must fit a model of vocab_size words.
 
@@ -198,6 +205,8 @@ def read(path: Path, vocab_size: int) -> Tokenizer:
         if kind not in ("llama2.c", "characters"):
             names = (*_BESIDE, "merges.txt") if kind == "gpt2" else _BESIDE
             files |= {name: _load(path.parent / name) for name in names if (path.parent / name).exists()}
+        if kind in ("sentencepiece", "tokenizer.json") and (found := _class_of(path.parent, files)):
+            files["tokenizer_class"] = found.encode()
         tokenizer = from_blob(kind, blob if len(files) == 1 else pack(files))
     except TokenizerError as error:
         raise TokenizerError(f"{path} is no usable tokenizer: {error}") from None

@@ -6,7 +6,7 @@ import re
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import Files, Stream, Tokenizer
-from fastllm.tokenizer.pieces import special_splitter
+from fastllm.tokenizer.added import special_splitter
 
 _NAMED = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")  # <mask>, [MASK]
 

@@ -18,7 +18,7 @@ from weakref import WeakSet
 from fastllm.errors import FastLLMError, TokenizerError, import_error
 from fastllm.tokenizer import Files, Stream, Tokenizer
 from fastllm.tokenizer.decoding import decoding_table
-from fastllm.tokenizer.settings import ROLES, Settings
+from fastllm.tokenizer.settings import Settings
 
 if TYPE_CHECKING:
     import tokenizers
@@ -81,35 +81,38 @@ class LibraryTokenizer(Tokenizer):
         tokenizer.no_padding()
         self._add_tokens(settings)
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-        self._special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = {i for i, token in added.items() if token.special}
         self.size = max(vocabulary.values(), default=-1) + 1
         if self.size > 4 * len(vocabulary) + (1 << 16):
             raise TokenizerError(f"it has ids up to {self.size - 1:,} for {len(vocabulary):,} tokens")
-        self.plain = max((i for i in vocabulary.values() if i not in self._special), default=-1) + 1
+        self.plain = max((i for i in vocabulary.values() if i not in added), default=-1) + 1
         self._table: tuple[list[bytes], bool] | None = None
         self._spaced = self._puts_a_space()
         self.prefix, self.suffix = settings.affixes(self.token_id, *self._template())
-        added = tokenizer.get_added_tokens_decoder().values()
-        self.special = [token.content for token in added if token.special]
-        self.added = [token.content for token in added if not token.special]
+        self.special = [token.content for token in added.values() if token.special]
+        self.added = [token.content for token in added.values() if not token.special]
         settings.describe(self)
 
     def _add_tokens(self, settings: Settings) -> None:
-        """Older files name special tokens beside the vocabulary only; as transformers does, they are made special."""
+        """Adds the tokens that files beside the vocabulary name, and marks those special that they call so.
+
+        As transformers does, a token of the vocabulary keeps its id, and one that is nowhere and whose id is taken
+        gets the next.
+        """
         hf, tokenizer = library("tokenizer.json"), self._tokenizer
         known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-        added, size = [], tokenizer.get_vocab_size()
-        for i, (text, special) in sorted(settings.added.items()):
-            inside = tokenizer.token_to_id(text)
-            if text not in known and inside in (None, i) and i in (inside, size):
-                added.append(hf.AddedToken(text, special=special, normalized=not special))
-                known.add(text)
-                size += inside is None
-        tokenizer.add_tokens(added)
-        for role in ROLES:
-            named = settings.token(role)
-            if named is not None and named not in known and tokenizer.token_to_id(named) is not None:
-                tokenizer.add_special_tokens([hf.AddedToken(named, special=True, normalized=False)])
+        later = [token for _, token in sorted(settings.added.items())]
+        later += [token for token in settings.special if token.content not in known]
+        size, added = tokenizer.get_vocab_size(), []
+        settings.check_added(size)
+        for i, token in sorted(settings.added.items()):
+            if i >= size and tokenizer.token_to_id(token.content) is None:
+                # The library counts on: ids between get names that no text has.
+                added += [hf.AddedToken(f"\ufdd2{n}", special=True, normalized=False) for n in range(size, i)]
+                added.append(hf.AddedToken(**token._asdict()))
+                size = i + 1
+        tokenizer.add_tokens([*added, *(hf.AddedToken(**token._asdict()) for token in later)])
 
     def _puts_a_space(self) -> bool:
         """Whether a text's first word is made to look like one after a space."""
