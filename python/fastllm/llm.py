@@ -173,9 +173,10 @@ class LLM:
     ) -> None:
         config = stored.config
         self.config, self.bos = config, stored.bos
-        self.stop, self.chat_stop = stored.stop, stored.chat_stop
-        if not self.stop and not isinstance(tokenizer, TokenizerError):
-            self.stop = tokenizer.ends
+        ends = () if isinstance(tokenizer, TokenizerError) else tokenizer.ends
+        self.stop, self.chat_stop = stored.stop, tuple(dict.fromkeys((*stored.chat_stop, *ends)))
+        if stored.stop == stored.chat_stop:  # else a text ends elsewhere than a turn: at BOS, as run.c's do
+            self.stop = self.chat_stop
         self.path = path
         longest = config.max_seq
         if context is not None and not 1 <= context <= longest:
@@ -227,9 +228,10 @@ class LLM:
         tokenizer says, such as [CLS] and [SEP]. An empty text is BOS also where texts do without it, or the token that
         ends one.
         """
+        ids = self._around(text, suffix=not self.config.causal) if bos else self.tokenizer.encode(text)
+        self._check_tokens(ids)
         if not bos:
-            return self.tokenizer.encode(text)
-        ids = self._around(text, suffix=not self.config.causal)
+            return ids
         first = self._first() if not ids else None
         return ids if first is None else [first]
 
@@ -256,7 +258,13 @@ class LLM:
         size = self.config.vocab_size
         for token in tokens:
             if not 0 <= token < size:
-                raise OptionError(f"{token} is no token id: the vocabulary has {size:,}")
+                raise OptionError(f"{token}{self._named(token)} is no token id: the vocabulary has {size:,}")
+
+    def _named(self, token: int) -> str:
+        """The text of a token past the model's vocabulary, which the tokenizer may have all the same."""
+        if isinstance(words := self._tokenizer, TokenizerError):
+            return ""
+        return next((f", {text!r}," for text in (*words.special, *words.added) if words.token_id(text) == token), "")
 
     def start(
         self,

@@ -59,7 +59,7 @@ class Tokenizer(Protocol):
     special: the special tokens by their text. added: tokens that are taken whole wherever they are written, though not
     special.
     roles: the text of "bos_token", "eos_token" and so on, as far as the files say. ends: ids that end what a model
-    says, as far as the files say.
+    says: what its files name, and special tokens that are known to.
     chat_template: a Jinja template of a conversation, where the files have one.
     """
 
@@ -130,7 +130,24 @@ def from_blob(kind: str, blob: bytes) -> Tokenizer:
     reader: Callable[[Files], Tokenizer] = getattr(import_module(f"fastllm.tokenizer.{module}"), function)
     tokenizer = reader(files)
     tokenizer.kind, tokenizer.blob = kind, blob
+    tokenizer.ends = tuple(dict.fromkeys((*tokenizer.ends, *_known_ends(tokenizer))))
     return tokenizer
+
+
+# What families end a turn or a text with, as llama.cpp knows it (src/llama-vocab.cpp): files often name one of several.
+_ENDS: tuple[str, ...] = ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>")
+_ENDS += ("<|end|>", "<end_of_turn>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "<|call|>", "<EOT>", "_<EOT>", "<|EOT|>")
+_ENDS += ("[EOT]", "[EOS]", "<end_of_utterance>", "<\uff5cend\u2581of\u2581sentence\uff5c>")
+# Code models write these where a file, or what fills a gap in one, is over.
+_ENDS += ("<|fim_pad|>", "<fim_pad>", "<fim-pad>", "<|fim_repo|>", "<|repo_name|>", "<reponame>", "<|file_sep|>")
+
+
+def _known_ends(tokenizer: Tokenizer) -> list[int]:
+    """The special tokens of a vocabulary that end a text in the family that they come from."""
+    special = set(tokenizer.special)
+    if {"<|return|>", "<|call|>"} <= special:
+        special.discard("<|end|>")  # gpt-oss writes it between its thoughts and its answer
+    return [i for text in _ENDS if text in special and (i := tokenizer.token_id(text)) is not None]
 
 
 def pack(files: Files) -> bytes:

@@ -167,14 +167,13 @@ def read(files: Files) -> PieceTokenizer:
     for number, value in others:
         if number == 3 and isinstance(value, bytes):
             normalizer |= dict(_core.proto_fields(value))
-    trims, legacy = bool(normalizer.get(4, 1)), settings.flag("legacy")
-    space, rule = bool(normalizer.get(3, 1)) or trims, b""
-    unspaced = "" if legacy is not False else "\u2581" if trims else " \u2581"
+    prefix, trims = bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1))
+    space, rule, first = prefix or trims, b"", settings.flag("legacy") is False
     if settings.llama:
         # transformers' LlamaTokenizer takes the pieces from the model and none of its rules for spaces.
-        legacy, unspaced, space = legacy is True, " \u2581", settings.flag("add_prefix_space") is not False
+        prefix, space, first = False, settings.flag("add_prefix_space") is not False, not settings.flag("legacy")
         rule = _field(3, _field(1, b"identity") + _field(2, b"") + _field(3, int(space)) + _field(4, 0) + _field(5, 1))
-    added = _added(words, types, settings)
+    added = _added(words, types, settings, early=prefix)
     # The library takes a user-defined piece for itself wherever it is written: one that is taken before must not be.
     changed = {
         i: CONTROL if token.special else NORMAL
@@ -196,7 +195,7 @@ def read(files: Files) -> PieceTokenizer:
     def model() -> bytes:
         return (_retyped(blob, changed) if changed else blob) + rule
 
-    first = legacy is False
+    unspaced = " \u2581" if first or settings.llama else ""
     tokenizer = PieceTokenizer(words, pieces, model, added, space=space, first=first, unspaced=unspaced)
     tokenizer.plain = inside
     tokenizer.prefix, tokenizer.suffix = settings.affixes(tokenizer.token_id, None, None)
@@ -204,10 +203,11 @@ def read(files: Files) -> PieceTokenizer:
     return tokenizer
 
 
-def _added(words: Sequence[bytes], types: Sequence[int], settings: Settings) -> dict[int, AddedToken]:
+def _added(words: Sequence[bytes], types: Sequence[int], settings: Settings, *, early: bool) -> dict[int, AddedToken]:
     """The tokens that are taken out of a text first: the model's own control pieces, and what the settings add.
 
-    A text that is a piece keeps the piece's id, whatever the settings say; one that is nowhere gets the next.
+    A text that is a piece keeps the piece's id, whatever the settings say; one that is nowhere gets the next. early:
+    whether none waits until others have been found.
     """
     settings.check_added(len(words))
     own = (CONTROL, USER_DEFINED, UNKNOWN) if settings.llama else (CONTROL,)
@@ -220,7 +220,7 @@ def _added(words: Sequence[bytes], types: Sequence[int], settings: Settings) -> 
         places = {word: i for i, word in reversed(list(enumerate(words)))}
         for i, token in sorted(settings.added.items()):
             place = places.setdefault(token.content.encode("utf-8", "replace"), i)
-            added[place] = token
+            added[place] = token._replace(normalized=token.normalized and not early)
         for token in settings.special:
             end = max(len(words) - 1, max(added, default=0)) + 1
             added[places.setdefault(token.content.encode("utf-8", "replace"), end)] = token

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastllm.errors import TokenizerError
@@ -53,30 +53,27 @@ class Settings:
         if listed is None:  # then it is of the time when other files had this
             config.update((key, value) for key, value in beside.items() if not key.endswith("special_tokens"))
             more = beside.get("extra_special_tokens")
-            if isinstance(more, Sequence) and isinstance(extra, Sequence):
-                extra = [*extra, *more]
-            elif more is not None:
-                extra = more
-            extra = extra or beside.get("additional_special_tokens") or []
+            extra = [*extra, *more] if isinstance(extra, list) and isinstance(more, list) else more or extra
+        oldest = beside.get("additional_special_tokens") if listed is None and not extra else None
         named = {key: value for key, value in config.items() if _is_role(key, value)}
         for tokens in (extra, config.get("model_specific_special_tokens")):
             if isinstance(tokens, Mapping):
                 named.update(tokens)
-        others = [] if isinstance(extra, Mapping) else extra
-        if not isinstance(others, Sequence) or isinstance(others, str):
-            raise TokenizerError("its extra_special_tokens are no list of tokens")
         special = {name: _token(value, name, special=True) for name, value in named.items()}
         self.roles = {name: token.content for name, token in special.items()}
-        extras = [_token(value, "extra_special_tokens", special=True) for value in others]
+        extras = [] if isinstance(extra, Mapping) else _tokens(extra, "extra_special_tokens")
+        more = _tokens(oldest or [], "additional_special_tokens")
+        always = set(self.roles.values())
         if listed is not None:
             found = _by_id(listed)
         else:
-            named_so = {token.content for token in (*special.values(), *extras)}
-            found = _older(_mapping(files, "added_tokens.json"), named_so)
-        roles = set(self.roles.values())
-        self.added = {i: t._replace(special=t.special or t.content in roles) for i, t in found.items()}
+            # These are looked for in the raw text.
+            early = {self.roles[role] for role in ROLES if role in self.roles} | {token.content for token in extras}
+            found = _older(_mapping(files, "added_tokens.json"), early)
+            always |= {token.content for token in more}
+        self.added = {i: t._replace(special=t.special or t.content in always) for i, t in found.items()}
         flags = {token.content: token for token in self.added.values()}
-        both = {token.content: flags.get(token.content, token) for token in (*special.values(), *extras)}
+        both = {t.content: flags.get(t.content, t) for t in (*special.values(), *extras, *more)}
         self.special = list(both.values())
         self.llama = files.get(CLASS_FILE) == _LLAMA.encode()
         ends = _mapping(files, "generation_config.json").get("eos_token_id")
@@ -87,7 +84,7 @@ class Settings:
         """Gives a tokenizer what is known of its conversations."""
         tokenizer.roles, tokenizer.chat_template = self.roles, self.chat_template
         last = tokenizer.token_id(self.roles["eos_token"]) if "eos_token" in self.roles else None
-        tokenizer.ends = self.ends or (() if last is None else (last,))
+        tokenizer.ends = self.ends if last is None else (*self.ends, last)
 
     def flag(self, name: str) -> bool | None:
         """A yes or no of tokenizer_config.json; None where it does not say."""
@@ -150,6 +147,12 @@ def _token(value: Any, what: str, *, special: bool | None = None) -> AddedToken:
     lstrip, rstrip, single_word = (token.get(flag) is True for flag in ("lstrip", "rstrip", "single_word"))
     normalized = token.get("normalized", not special) is True
     return AddedToken(content, special, lstrip, rstrip, single_word, normalized)
+
+
+def _tokens(values: Any, what: str) -> list[AddedToken]:
+    if not isinstance(values, list):
+        raise TokenizerError(f"its {what} are no list of tokens")
+    return [_token(value, what, special=True) for value in values]
 
 
 def _by_id(tokens: Any) -> dict[int, AddedToken]:

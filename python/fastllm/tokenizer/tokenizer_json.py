@@ -54,7 +54,23 @@ def read(files: Files) -> LibraryTokenizer:
     hf = library("tokenizer.json")
     with refusals("tokenizers"):
         _check_growth(files["tokenizer.json"])
-        return LibraryTokenizer(hf.Tokenizer.from_buffer(files["tokenizer.json"]), Settings(files))
+        tokenizer, settings = hf.Tokenizer.from_buffer(files["tokenizer.json"]), Settings(files)
+        if settings.llama and b'"ByteLevel"' not in files["tokenizer.json"]:
+            _put_spaces_as_llama(hf, tokenizer, settings)
+        return LibraryTokenizer(tokenizer, settings)
+
+
+def _put_spaces_as_llama(hf: Any, tokenizer: tokenizers.Tokenizer, settings: Settings) -> None:
+    """transformers' LlamaTokenizer takes the vocabulary and merges from the file and none of its rules for spaces."""
+    scheme = "always" if settings.flag("legacy") else "first"
+    steps = [hf.decoders.Replace("\u2581", " "), hf.decoders.ByteFallback(), hf.decoders.Fuse()]
+    if settings.flag("add_prefix_space") is False:
+        scheme = "never"
+    else:
+        steps.append(hf.decoders.Strip(content=" ", left=1))
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme=scheme, split=False)
+    tokenizer.decoder = hf.decoders.Sequence(steps)
 
 
 def _check_growth(blob: bytes) -> None:
