@@ -1,7 +1,6 @@
 """Hugging Face's tokenizer.json, and every vocabulary that its tokenizers library (the extra "hf") runs.
 
-The library encodes. Decoding is a table of bytes made from the file's own decoder, so that a text in pieces is the
-text as a whole.
+The library encodes. Decoding is ours, from the file's own decoder, so that a text in pieces is the text as a whole.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from weakref import WeakSet
 
 from fastllm.errors import FastLLMError, TokenizerError, import_error
 from fastllm.tokenizer import Files, Stream, Tokenizer
-from fastllm.tokenizer.decoding import decoding_table
+from fastllm.tokenizer.decoding import Decoding
 from fastllm.tokenizer.settings import Settings
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ class LibraryTokenizer(Tokenizer):
         if self.size > 4 * len(vocabulary) + (1 << 16):
             raise TokenizerError(f"it has ids up to {self.size - 1:,} for {len(vocabulary):,} tokens")
         self.plain = max((i for i in vocabulary.values() if i not in added), default=-1) + 1
-        self._table: tuple[list[bytes], bool] | None = None
+        self._decoding: Decoding | None = None
         self._spaced = self._puts_a_space()
         self.prefix, self.suffix = settings.affixes(self.token_id, *self._template())
         self.special = [token.content for token in added.values() if token.special]
@@ -164,12 +163,10 @@ class LibraryTokenizer(Tokenizer):
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def stream(self, previous: int | None = None) -> Stream:
-        if self._table is None:
+        if self._decoding is None:
             shown = {i: text for text, i in self._tokenizer.get_vocab().items() if i not in self._special}
-            self._table = decoding_table(self._tokenizer, shown, self.size)
-        pieces, space = self._table
-        hidden = previous in self._special
-        return Stream(pieces, at_start=space and (previous is None or hidden))
+            self._decoding = Decoding(library("tokenizer.json"), self._tokenizer, shown, self.size)
+        return self._decoding.stream(None if previous in self._special else previous)
 
     def token_id(self, text: str) -> int | None:
         found: int | None = self._tokenizer.token_to_id(text)
