@@ -171,12 +171,34 @@ def test_ends_of_a_turn(tmp_path):
     library = vocabularies.byte_level(vocabularies.gpt2_split())
     library.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**CONFIG, "chat_template": CHATML}))
-    eos, end = library.token_to_id("</s>"), library.token_to_id("<|im_end|>")
-    assert ChatTemplate(find(tmp_path, 2000)).stop == (eos, end)
+    ends = {library.token_to_id(text) for text in ("</s>", "<|im_end|>", "<|endoftext|>")}
+    assert set(ChatTemplate(find(tmp_path, 2000)).stop) == ends
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 5]}))
-    assert ChatTemplate(find(tmp_path, 2000)).stop == (7, 5, end)
-    blob = vocabularies.gguf_bytes(library, "gpt-2", eot_token_id=4)
-    assert from_blob("gguf", blob).ends == (2, 4)
+    assert set(ChatTemplate(find(tmp_path, 2000)).stop) == {7, 5, *ends}
+    blob = vocabularies.gguf_bytes(library, "gpt-2", eot_token_id=9)
+    assert set(from_blob("gguf", blob).ends) == {9, *ends}
+
+
+@pytest.mark.parametrize("other", ["<|eot_id|>", "<end_of_turn>", "<|fim_pad|>", "<|end|>"])
+def test_ends_that_no_file_names(other):
+    """A special token that ends a turn in some family does so; the same text as a plain token does not."""
+    library = vocabularies.byte_level(vocabularies.gpt2_split())
+    library.add_special_tokens([other])
+    metadata = json.loads(vocabularies.gguf_bytes(library, "gpt-2"))
+    end, kinds = library.token_to_id(other), metadata["tokenizer.ggml.token_type"]
+    assert end in from_blob("gguf", json.dumps(metadata).encode()).ends
+    for kind in (1, 4):  # normal, user-defined
+        kinds[end] = kind
+        assert end not in from_blob("gguf", json.dumps(metadata).encode()).ends
+
+
+def test_an_end_that_is_none():
+    """gpt-oss writes <|end|> after each of its messages, and <|return|> or <|call|> after the last."""
+    library = vocabularies.byte_level(vocabularies.gpt2_split())
+    library.add_special_tokens(["<|end|>", "<|return|>", "<|call|>"])
+    ends = from_blob("gguf", vocabularies.gguf_bytes(library, "gpt-2")).ends
+    found = [library.token_to_id(text) in ends for text in ("<|end|>", "<|return|>", "<|call|>")]
+    assert found == [False, True, True]
 
 
 # ---- conversations ---------------------------------------------------------------------------------------------------
@@ -186,7 +208,7 @@ def model(tokenizer):
     def tokenize(text):
         return [1, *tokenizer.encode(text)]
 
-    return SimpleNamespace(tokenizer=tokenizer, chat_stop=(1, 2), tokenize=tokenize, path="model")
+    return SimpleNamespace(tokenizer=tokenizer, chat_stop=(1, *tokenizer.ends), tokenize=tokenize, path="model")
 
 
 def test_a_conversation(tmp_path):
@@ -196,7 +218,7 @@ def test_a_conversation(tmp_path):
     chat = start_chat(model(tokenizer), "Be brief.")
     assert isinstance(chat, TemplateChat)
     end = tokenizer.token_id("<|im_end|>")
-    assert set(chat.stop) == {1, 2, end, tokenizer.token_id("</s>")}
+    assert {1, end, tokenizer.token_id("</s>")} <= set(chat.stop)
     first = list(chat.say("hello"))
     assert decode(tokenizer, first) == "system\nBe brief.\nuser\nhello\nassistant\n"
     chat.reply([*tokenizer.encode("the ocean"), end])

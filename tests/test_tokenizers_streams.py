@@ -74,7 +74,10 @@ def test_pieces_are_the_whole(tokenizers, kind, data):
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 def test_no_half_characters(tokenizers, kind, data):
-    """What is shown of a text never ends inside a character, and what follows some of it is the rest."""
+    """What is shown of a text never ends inside a character, and what follows some of it is the rest.
+
+    Only tokenizer.json's bytes wait: whether they are characters is for the last in a row to say.
+    """
     ours = tokenizers[kind]
     words = ["the", " ocean", "été", "世界", " "] if kind == "characters" else [*vocabularies.WORDS, " ", "\n"]
     text = "".join(data.draw(st.lists(st.sampled_from(words), max_size=8)))
@@ -82,8 +85,9 @@ def test_no_half_characters(tokenizers, kind, data):
     whole = decode(ours, ids)
     stream = ours.stream()
     pieces = [stream.push(token) for token in ids]
-    assert "\ufffd" not in "".join(pieces)
-    assert stream.flush() == ""
+    rest = stream.flush()
+    assert "\ufffd" not in "".join(pieces) + rest
+    assert rest == "" or (kind == "tokenizer.json" and "".join(pieces) + rest == whole)
     cut = data.draw(st.integers(0, len(ids)))
     first = decode(ours, ids[:cut])
     if not first.endswith("\ufffd"):
@@ -105,10 +109,7 @@ def test_bytes_decode_as_the_library_does(tokenizers, kind, data):
 def test_byte_fallback_decodes_as_the_library_does(tokenizers, data):
     ours = tokenizers["tokenizer.json"]
     ids = data.draw(st.lists(st.integers(3, ours.size - 1), max_size=20))
-    text = decode(ours, ids)
-    # Broken UTF-8 is replaced byte by byte there, by Python's rule here.
-    if "\ufffd" not in text:
-        assert text == ours._tokenizer.decode(ids)
+    assert decode(ours, ids) == ours._tokenizer.decode(ids)
 
 
 def test_special_tokens_are_not_shown(tokenizers):

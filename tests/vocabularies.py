@@ -168,7 +168,12 @@ def llama_json(folder, *, vocab_size=900):
 # ---- trained by sentencepiece ----------------------------------------------------------------------------------------
 
 
-def sentence_pieces(folder, *, prefix=True, vocab_size=600):
+def sentence_pieces(folder, *, prefix=True, vocab_size=600, symbols=True):
+    """A SentencePiece model. symbols: whether it has control and user-defined pieces of its own."""
+    more = {
+        "user_defined_symbols": ["\n", "\u2581\u2581", "<start_of_turn>"],
+        "control_symbols": ["<|im_start|>", "<|im_end|>"],
+    }
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([" ".join(WORDS)] * 20),
         model_prefix=str(folder / "tokenizer"),
@@ -179,9 +184,8 @@ def sentence_pieces(folder, *, prefix=True, vocab_size=600):
         add_dummy_prefix=prefix,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
-        user_defined_symbols=["\n", "\u2581\u2581", "<start_of_turn>"],
-        control_symbols=["<|im_start|>", "<|im_end|>"],
         minloglevel=2,
+        **(more if symbols else {}),
     )
     return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
 

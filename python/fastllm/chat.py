@@ -71,7 +71,7 @@ class TemplateChat(Chat):
         self._tokenizer, self._template = llm.tokenizer, ChatTemplate(llm.tokenizer)
         self._messages: list[Message] = [{"role": "system", "content": system}] if system else []
         self.tokens = []
-        self.stop = tuple(dict.fromkeys((*llm.chat_stop, *self._template.stop)))
+        self.stop = llm.chat_stop
 
     def say(self, text: str) -> list[int]:
         messages = [*self._messages, {"role": "user", "content": text}]
@@ -87,8 +87,6 @@ class TemplateChat(Chat):
 # ---- templates -------------------------------------------------------------------------------------------------------
 
 _ROLES = ("system", "developer", "user", "assistant", "model", "tool", "function", "ipython", "query", "document")
-# Tokens that end a turn by the families' conventions, where the template or the vocabulary's special tokens have them.
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|END_OF_TURN_TOKEN|>")
 # What people write is put between these while the template runs: characters that Unicode keeps for such inside uses.
 _MARK, _END = "\ufdd0", "\ufdd1"
 
@@ -111,8 +109,7 @@ class ChatTemplate:
         named = [token for token in tokenizer.added if token.strip() and token in self._source]
         self._control = _Marker(tokenizer.special)
         self._named = _Marker([*tokenizer.special, *named])
-        ends = [tokenizer.token_id(text) for text in _TURN_ENDS if text in tokenizer.special]
-        self.stop = tuple(dict.fromkeys((*tokenizer.ends, *(i for i in ends if i is not None))))
+        self.stop = tokenizer.ends
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object) -> str:
         """The text of a conversation. add_generation_prompt: whether the model's turn is begun.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from fastllm import __version__
 from fastllm.errors import CheckpointError, CheckpointWarning, FastLLMError, OptionError, reason
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fastllm.engine import Generation
     from fastllm.llm import LLM
     from fastllm.sampling import Sampling
+    from fastllm.store import Stored
     from fastllm.tensors import Tensor
 
 
@@ -295,6 +296,7 @@ def _load_draft(args: argparse.Namespace) -> LLM | None:
 
 def _sampling(args: argparse.Namespace) -> Sampling:
     from fastllm.sampling import Sampling
+    from fastllm.store import Stored
 
     temperature = args.temperature
     if temperature is None:
@@ -690,59 +692,80 @@ def _info(_: argparse.Namespace) -> int:
     return 0
 
 
+class _Contents(NamedTuple):
+    """What inspect shows of a file. rows: name, type, shape and bytes of each tensor."""
+
+    format: str
+    header: dict[str, Any]
+    rows: list[tuple[str, str, tuple[int, ...], int]]
+    tokenizer: tuple[str, bytes] | None
+    as_read: str = ""
+    unused: frozenset[str] = frozenset()
+    refusal: str = ""
+
+
 def _inspect(args: argparse.Namespace) -> int:
-    from fastllm import families, quantized, store
+    from fastllm import store
     from fastllm.files import reading
-    from fastllm.formats import open_checkpoint
     from fastllm.source import find_source
 
     path, _ = find_source(args.file, None)
-    rows: list[tuple[str, str, tuple[int, ...], int]]
-    as_read, unused, refusal = "", frozenset[str](), ""
     with reading():
-        if (stored := store.open_file(path)) is not None:
-            name, header = "fastllm", stored.config.to_json()
-            if embedding := stored.embedding.to_json():
-                header["embedding"] = embedding
-            if stored.source:
-                header["source"] = stored.source
-            if stored.classifier is not None:
-                header["labels"] = stored.classifier.labels
-            rows = [(k, getattr(t, "dtype", "f32"), t.shape, t.nbytes) for k, t in stored.tensors.items()]
-            for chain, layers in stored.dense.items():
-                matrices = [layer.matrix for layer in layers]
-                rows += [(f"{chain}.{i}", m.dtype, m.shape, m.nbytes) for i, m in enumerate(matrices)]
-            tokenizer = stored.tokenizer
-        else:
-            checkpoint = open_checkpoint(path)
-            name, header, tokenizer = checkpoint.format, dict(checkpoint.header), checkpoint.tokenizer
-            header["architecture"] = checkpoint.architecture
-            if (scheme := quantized.scheme(checkpoint)) is not None:
-                header["quantized"] = scheme
-            rows = [(k, *_as_stored(t)) for k, t in checkpoint.tensors.items()]
-            as_read = " as they are read" if any(t.stored and not t.raw for t in checkpoint.tensors.values()) else ""
-            try:
-                unused = frozenset(families.recipe(quantized.dequantized(checkpoint)).unused)
-            except CheckpointError as error:
-                refusal = str(error)
-    if tokenizer:
-        header["tokenizer"] = f"{tokenizer[0]}, {len(tokenizer[1]):,} bytes"
+        stored = store.open_file(path)
+        found = _of_checkpoint(path) if stored is None else _of_stored(stored)
+    header, rows = found.header, found.rows
+    if found.tokenizer:
+        header["tokenizer"] = f"{found.tokenizer[0]}, {len(found.tokenizer[1]):,} bytes"
     total = sum(nbytes for *_, nbytes in rows)
-    print(f"{path}: {name}, {total if path.is_dir() else path.stat().st_size:,} bytes")
+    print(f"{path}: {found.format}, {total if path.is_dir() else path.stat().st_size:,} bytes")
     for key, value in header.items():
         text = str(value).replace("\n", "\\n")
         print(f"  {key:14} {text if len(text) <= _LONG else text[:_LONG] + ' ...'}")
     width = max((len(key) for key, *_ in rows), default=0)
     for key, dtype, shape, nbytes in rows:
-        mark = "  unused" if key in unused else ""
+        mark = "  unused" if key in found.unused else ""
         print(f"  {key:{width}}  {dtype:6}  {' x '.join(map(str, shape)):>16}  {nbytes:>14,} bytes{mark}")
     parameters = sum(math.prod(shape) for _, _, shape, _ in rows)
-    print(f"{len(rows)} tensors, {parameters:,} parameters, {total:,} bytes{as_read}")
-    if unused:
-        print(f"{len(unused)} of them have no effect: unused")
-    if refusal:
-        print(f"cannot be run: {refusal}")
+    print(f"{len(rows)} tensors, {parameters:,} parameters, {total:,} bytes{found.as_read}")
+    if found.unused:
+        print(f"{len(found.unused)} of them have no effect: unused")
+    if found.refusal:
+        print(f"cannot be run: {found.refusal}")
     return 0
+
+
+def _of_stored(stored: Stored) -> _Contents:
+    header = stored.config.to_json()
+    if embedding := stored.embedding.to_json():
+        header["embedding"] = embedding
+    if stored.source:
+        header["source"] = stored.source
+    if stored.classifier is not None:
+        header["labels"] = stored.classifier.labels
+    rows = [(k, getattr(t, "dtype", "f32"), t.shape, t.nbytes) for k, t in stored.tensors.items()]
+    for chain, layers in stored.dense.items():
+        matrices = [layer.matrix for layer in layers]
+        rows += [(f"{chain}.{i}", m.dtype, m.shape, m.nbytes) for i, m in enumerate(matrices)]
+    return _Contents("fastllm", header, rows, stored.tokenizer)
+
+
+def _of_checkpoint(path: Path) -> _Contents:
+    from fastllm import families, quantized
+    from fastllm.formats import open_checkpoint
+
+    checkpoint = open_checkpoint(path)
+    header = dict(checkpoint.header)
+    header["architecture"] = checkpoint.architecture
+    if (scheme := quantized.scheme(checkpoint)) is not None:
+        header["quantized"] = scheme
+    rows = [(k, *_as_stored(t)) for k, t in checkpoint.tensors.items()]
+    as_read = " as they are read" if any(t.stored and not t.raw for t in checkpoint.tensors.values()) else ""
+    unused, refusal = frozenset[str](), ""
+    try:
+        unused = frozenset(families.recipe(quantized.dequantized(checkpoint)).unused)
+    except CheckpointError as error:
+        refusal = str(error)
+    return _Contents(checkpoint.format, header, rows, checkpoint.tokenizer, as_read, unused, refusal)
 
 
 def _as_stored(tensor: Tensor) -> tuple[str, tuple[int, ...], int]:

@@ -179,9 +179,10 @@ class LLM(Labels):
     ) -> None:
         config = stored.config
         self.config, self.bos = config, stored.bos
-        self.stop, self.chat_stop = stored.stop, stored.chat_stop
-        if not self.stop and not isinstance(tokenizer, TokenizerError):
-            self.stop = tokenizer.ends
+        ends = () if isinstance(tokenizer, TokenizerError) else tokenizer.ends
+        self.stop, self.chat_stop = stored.stop, tuple(dict.fromkeys((*stored.chat_stop, *ends)))
+        if stored.stop == stored.chat_stop:  # else a text ends elsewhere than a turn: at BOS, as run.c's do
+            self.stop = self.chat_stop
         self.path = path
         self._set_head(stored)
         longest = config.max_seq
@@ -236,9 +237,10 @@ class LLM(Labels):
         ends one. special: whether special tokens that are written in the text ("<mask>", "<|im_end|>") become their ids
         or are text like any other; None: they do in an encoder's, which is how a text for it is masked.
         """
+        ids = self._around(text, suffix=not self.config.causal, special=special) if bos else self._encode(text, special)
+        self._check_tokens(ids)
         if not bos:
-            return self._encode(text, special)
-        ids = self._around(text, suffix=not self.config.causal, special=special)
+            return ids
         first = self._first() if not ids else None
         return ids if first is None else [first]
 
@@ -269,7 +271,13 @@ class LLM(Labels):
         size = self.config.vocab_size
         for token in tokens:
             if not 0 <= token < size:
-                raise OptionError(f"{token} is no token id: the vocabulary has {size:,}")
+                raise OptionError(f"{token}{self._named(token)} is no token id: the vocabulary has {size:,}")
+
+    def _named(self, token: int) -> str:
+        """The text of a token past the model's vocabulary, which the tokenizer may have all the same."""
+        if isinstance(words := self._tokenizer, TokenizerError):
+            return ""
+        return next((f", {text!r}," for text in (*words.special, *words.added) if words.token_id(text) == token), "")
 
     def start(
         self,

@@ -84,8 +84,8 @@ def open_source(
 ) -> Opened:
     """Opens a checkpoint and finds its tokenizer, the one that is named if one is.
 
-    adapters: to add to its weights. Warns (CheckpointWarning) of tensors that have no effect. Raises CheckpointError, and
-    TokenizerError for a tokenizer that was named and does not fit.
+    adapters: to add to its weights. Warns (CheckpointWarning) of tensors that have no effect. Raises CheckpointError,
+    and TokenizerError for a tokenizer that was named and does not fit.
     """
     from fastllm import families
     from fastllm.families.names import unused_sentence

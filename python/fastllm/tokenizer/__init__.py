@@ -73,7 +73,7 @@ class Tokenizer(Protocol):
     special: the special tokens by their text. added: tokens that are taken whole wherever they are written, though not
     special.
     roles: the text of "bos_token", "eos_token" and so on, as far as the files say. ends: ids that end what a model
-    says, as far as the files say.
+    says: what its files name, and special tokens that are known to.
     chat_template: a Jinja template of a conversation, where the files have one.
     """
 
@@ -146,7 +146,7 @@ _KINDS: dict[str, tuple[str, str]] = {
     "gguf": ("gguf", "metadata"),
 }
 # What Hugging Face puts beside the vocabulary: the policy, the chat template, the tokens that end a text.
-_POLICY = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+_POLICY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
 _BESIDE = (*_POLICY, "chat_template.jinja", "chat_template.json")
 CLASS_FILE = "tokenizer_class"  # beside them in a blob: the class that a vocabulary is for, see classes.py
 _PACKED = b'{"files": '
@@ -164,7 +164,24 @@ def from_blob(kind: str, blob: bytes) -> Tokenizer:
     reader: Callable[[Files], Tokenizer] = getattr(import_module(f"fastllm.tokenizer.{module}"), function)
     tokenizer = reader(files)
     tokenizer.kind, tokenizer.blob = kind, blob
+    tokenizer.ends = tuple(dict.fromkeys((*tokenizer.ends, *_known_ends(tokenizer))))
     return tokenizer
+
+
+# What families end a turn or a text with, as llama.cpp knows it (src/llama-vocab.cpp): files often name one of several.
+_ENDS: tuple[str, ...] = ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>")
+_ENDS += ("<|end|>", "<end_of_turn>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "<|call|>", "<EOT>", "_<EOT>", "<|EOT|>")
+_ENDS += ("[EOT]", "[EOS]", "<end_of_utterance>", "<\uff5cend\u2581of\u2581sentence\uff5c>")
+# Code models write these where a file, or what fills a gap in one, is over.
+_ENDS += ("<|fim_pad|>", "<fim_pad>", "<fim-pad>", "<|fim_repo|>", "<|repo_name|>", "<reponame>", "<|file_sep|>")
+
+
+def _known_ends(tokenizer: Tokenizer) -> list[int]:
+    """The special tokens of a vocabulary that end a text in the family that they come from."""
+    special = set(tokenizer.special)
+    if {"<|return|>", "<|call|>"} <= special:
+        special.discard("<|end|>")  # gpt-oss writes it between its thoughts and its answer
+    return [i for text in _ENDS if text in special and (i := tokenizer.token_id(text)) is not None]
 
 
 def pack(files: Files) -> bytes:
@@ -206,6 +223,11 @@ def _class_of(beside: Files) -> str:
     return found
 
 
+def _llama_class(beside: Files) -> str:
+    found: str = import_module("fastllm.tokenizer.settings").llama_class(beside)
+    return found
+
+
 def _kind_of(path: Path, blob: bytes, beside: Files, vocab_size: int) -> tuple[str, str]:
     """The kind of a file, by its name, its first bytes and what lies beside it; and the class that it is for, empty
     where that is not said or makes no difference."""
@@ -213,7 +235,9 @@ def _kind_of(path: Path, blob: bytes, beside: Files, vocab_size: int) -> tuple[s
         return "gpt2", _class_of(beside)
     if path.suffix == ".json" or blob[:1] == b"{":
         characters, tekken = path.name in ("vocab.json", "chars.json"), b'"token_bytes"' in blob
-        return "characters" if characters else "tekken" if tekken else "tokenizer.json", ""
+        if characters or tekken:
+            return "characters" if characters else "tekken", ""
+        return "tokenizer.json", _llama_class(beside)
     if path.suffix == ".txt":
         found = _class_of(beside)
         return import_module("fastllm.tokenizer.letters").kind_of(blob, vocab_size, path.name, found), found
@@ -221,7 +245,7 @@ def _kind_of(path: Path, blob: bytes, beside: Files, vocab_size: int) -> tuple[s
     # tokenizer.bin with a small int32.
     if blob[:1] == b"\x0a" and blob[2:3] == b"\x0a":
         found = import_module("fastllm.tokenizer.unigram").class_for(_class_of(beside), path.name, blob, vocab_size)
-        return ("unigram" if found else "sentencepiece"), found
+        return ("unigram", found) if found else ("sentencepiece", _llama_class(beside))
     line = blob[:400].split(b"\n", 1)[0].split()
     return "tiktoken" if len(line) == 2 and line[1].isdigit() else "llama2.c", ""
 

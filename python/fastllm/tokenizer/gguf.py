@@ -13,6 +13,7 @@ from typing import Any
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import Files, Tokenizer
+from fastllm.tokenizer.added import AddedToken
 from fastllm.tokenizer.pieces import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, PieceTokenizer, piece_model, shown
 from fastllm.tokenizer.settings import Settings
 
@@ -137,7 +138,8 @@ def _sentencepiece(metadata: _Metadata) -> Tokenizer:
         raise TokenizerError("its metadata has scores that are no numbers of 32 bits")
     unknown = metadata.token("unknown", 0) or 0
     types = [NORMAL if kind in (0, UNKNOWN) else kind for kind in types]
-    controls = {token: i for i, (token, kind) in enumerate(zip(metadata.tokens, types, strict=True)) if kind == CONTROL}
+    named = enumerate(zip(metadata.tokens, types, strict=True))
+    added = {i: AddedToken(token, special=True) for i, (token, kind) in named if kind == CONTROL}
     types[unknown] = UNKNOWN
     # GGUF has user-defined pieces with plain spaces. "surrogateescape" gives back bytes that are no UTF-8.
     words = [token.replace(" ", "\u2581").encode("utf-8", "surrogateescape") for token in metadata.tokens]
@@ -146,7 +148,7 @@ def _sentencepiece(metadata: _Metadata) -> Tokenizer:
     def model() -> bytes:
         return piece_model(words, scores, types, add_dummy_prefix=space)
 
-    tokenizer = PieceTokenizer(words, shown(words, types), model, controls, space=space)
+    tokenizer = PieceTokenizer(words, shown(words, types), model, added, space=space)
     tokenizer.prefix, tokenizer.suffix = metadata.affixes(bos=True, bos_id=1, eos_id=2)
     return tokenizer
 

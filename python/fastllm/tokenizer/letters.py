@@ -6,8 +6,8 @@ import re
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import Files, Stream, Tokenizer
+from fastllm.tokenizer.added import special_splitter
 from fastllm.tokenizer.classes import class_of, roles_of, special
-from fastllm.tokenizer.pieces import special_splitter
 from fastllm.tokenizer.settings import Settings
 
 _NAMED = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")  # <mask>, [MASK]

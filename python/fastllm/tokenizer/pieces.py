@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastllm import _core
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import Files, Stream, Tokenizer
+from fastllm.tokenizer.added import AddedToken, AddedTokens
 from fastllm.tokenizer.settings import Settings
 
 SPACE = "\u2581".encode()
@@ -20,7 +21,9 @@ class PieceTokenizer(Tokenizer):
     """A SentencePiece vocabulary.
 
     words: the tokens as the file has them. pieces: the bytes that each is shown as. model: makes the library's
-    ModelProto. controls: text -> id of the special tokens. space: whether decoding takes away a space at the start.
+    ModelProto. added: the tokens that are taken out of a text first, by id. space: whether decoding takes away a space
+    at the start. first: whether a space is put before a text only, not after each added token too. unspaced:
+    characters; what begins with one of them gets no space.
     """
 
     def __init__(
@@ -28,42 +31,32 @@ class PieceTokenizer(Tokenizer):
         words: Sequence[bytes],
         pieces: Sequence[bytes],
         model: Callable[[], bytes],
-        controls: Mapping[str, int],
+        added: Mapping[int, AddedToken],
         *,
         space: bool,
+        first: bool = False,
+        unspaced: str = "",
     ) -> None:
         self.size = self.plain = len(pieces)
-        self._words, self._pieces, self._model, self._controls = words, pieces, model, controls
-        self.special = controls.keys()
-        self._space = space
+        self._words, self._pieces, self._model = words, pieces, model
+        self._added, self._ids = AddedTokens(added), {token.content: i for i, token in added.items()}
+        self.special = [token.content for token in added.values() if token.special]
+        self.added = [token.content for token in added.values() if not token.special]
+        self._space, self._first, self._unspaced = space, first, tuple(unspaced)
         # Made where they are needed, by two threads at once maybe: a lock would stay held in a child of fork.
         self._processors: dict[bool, Any] = {}
-        self._splitter: tuple[re.Pattern[str] | None] | None = None
 
     def encode(self, text: str, *, special: bool = False, start: bool = True) -> list[int]:
         # Lone surrogates are bytes that were not UTF-8 to begin with.
         text = text.encode("utf-8", "replace").decode()
-        splitter = self._special_splitter() if special else None
-        if splitter is None:
-            return self._encode(text, start=start)
         ids: list[int] = []
-        for i, part in enumerate(splitter.split(text)):
-            if i % 2:
-                ids.append(self._controls[part])
+        for i, part in enumerate(self._added.split(text, special=special)):
+            if isinstance(part, int):
+                ids.append(part)
             else:
-                # What follows a special token begins a text of its own, with the space that belongs there.
-                ids += self._encode(part, start=start or i > 0)
+                spaced = (start if i == 0 else not self._first) and not part.startswith(self._unspaced)
+                ids += self._processor(spaced).EncodeAsIds(part)
         return ids
-
-    def _special_splitter(self) -> re.Pattern[str] | None:
-        if self._splitter is None:
-            self._splitter = (special_splitter(self._controls),)
-        return self._splitter[0]
-
-    def _encode(self, text: str, *, start: bool) -> list[int]:
-        if not text:
-            return []
-        return list(self._processor(start).EncodeAsIds(text))
 
     def _processor(self, start: bool) -> Any:
         if start not in self._processors:
@@ -88,16 +81,10 @@ class PieceTokenizer(Tokenizer):
         return Stream(self._pieces, at_start=self._space and (previous is None or hidden))
 
     def token_id(self, text: str) -> int | None:
-        if text in self._controls:
-            return self._controls[text]
+        if text in self._ids:
+            return self._ids[text]
         word = text.encode("utf-8", "surrogateescape")
         return self._words.index(word) if word in self._words else None
-
-
-def special_splitter(tokens: Iterable[str]) -> re.Pattern[str] | None:
-    """Splits a text at special tokens, the longest first: text, token, text, token, ... text. None: there are none."""
-    texts = sorted(filter(None, tokens), key=len, reverse=True)
-    return re.compile(f"({'|'.join(map(re.escape, texts))})") if texts else None
 
 
 def byte_or(piece: bytes, other: bytes) -> bytes:
@@ -132,8 +119,8 @@ def read_llama2c(files: Files) -> PieceTokenizer:
         types[:3] = [UNKNOWN, CONTROL, CONTROL]
         return piece_model(named, scores, types, add_dummy_prefix=True)
 
-    controls = {words[i].strip(b"\n").decode("utf-8", "replace"): i for i in (1, 2)}
-    tokenizer = PieceTokenizer(words, pieces, model, controls, space=True)
+    added = {i: AddedToken(words[i].strip(b"\n").decode("utf-8", "replace"), special=True) for i in (1, 2)}
+    tokenizer = PieceTokenizer(words, pieces, model, added, space=True)
     tokenizer.exact = True
     return tokenizer
 
@@ -176,36 +163,68 @@ def read(files: Files) -> PieceTokenizer:
     words, types, others = _core.proto_pieces(blob)
     if not words:
         raise TokenizerError("it is no SentencePiece model: it has no pieces")
-    # The library takes a user-defined piece for itself wherever it is written: a special one must not be.
-    inside = len(words)
-    specials = (i for i, (_, special) in settings.added.items() if special and 0 <= i < inside)
-    demoted = {i for i in specials if types[i] == USER_DEFINED}
-    for i in demoted:
-        types[i] = CONTROL
-    controls = {words[i].decode("utf-8", "replace"): i for i, kind in enumerate(types) if kind == CONTROL}
-    pieces = shown(words, types)
-    space = True
+    normalizer: dict[int, Any] = {}
     for number, value in others:
         if number == 3 and isinstance(value, bytes):
-            normalizer = dict(_core.proto_fields(value))
-            space = bool(normalizer.get(3, 1)) or bool(normalizer.get(4, 1))
-    settings.check_added(inside)
+            normalizer |= dict(_core.proto_fields(value))
+    prefix, trims = bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1))
+    space, rule, first = prefix or trims, b"", settings.flag("legacy") is False
+    if settings.llama:
+        # transformers' LlamaTokenizer takes the pieces from the model and none of its rules for spaces.
+        prefix, space, first = False, settings.flag("add_prefix_space") is not False, not settings.flag("legacy")
+        rule = _field(3, _field(1, b"identity") + _field(2, b"") + _field(3, int(space)) + _field(4, 0) + _field(5, 1))
+    added = _added(words, types, settings, early=prefix)
+    # The library takes a user-defined piece for itself wherever it is written: one that is taken before must not be.
+    changed = {
+        i: CONTROL if token.special else NORMAL
+        for i, token in added.items()
+        if i < len(types) and types[i] == USER_DEFINED and (token.special or settings.llama)
+    }
+    pieces, inside = shown(words, types), len(words)
+    gap = range(inside, max(added, default=-1) + 1)
+    words += [b"" for _ in gap]
+    pieces += [b"" for _ in gap]
+    for i, token in added.items():
+        content = token.content.encode("utf-8", "replace")
+        if token.special:
+            pieces[i] = b""
+        elif words[i] != content:
+            pieces[i] = content
+        words[i] = content
 
     def model() -> bytes:
-        return blob if not demoted else _as_control(blob, demoted)
+        return (_retyped(blob, changed) if changed else blob) + rule
 
-    for i, (text_, special) in sorted(settings.added.items()):
-        controls[text_] = i
-        if i >= inside:
-            gap = range(len(words), i + 1)
-            words += [b"" for _ in gap]
-            pieces += [b"" for _ in gap]
-            words[i], pieces[i] = text_.encode("utf-8", "replace"), b"" if special else text_.encode("utf-8", "replace")
-    tokenizer = PieceTokenizer(words, pieces, model, controls, space=space)
+    unspaced = " \u2581" if first or settings.llama else ""
+    tokenizer = PieceTokenizer(words, pieces, model, added, space=space, first=first, unspaced=unspaced)
     tokenizer.plain = inside
     tokenizer.prefix, tokenizer.suffix = settings.affixes(tokenizer.token_id, None, None)
     settings.describe(tokenizer)
     return tokenizer
+
+
+def _added(words: Sequence[bytes], types: Sequence[int], settings: Settings, *, early: bool) -> dict[int, AddedToken]:
+    """The tokens that are taken out of a text first: the model's own control pieces, and what the settings add.
+
+    A text that is a piece keeps the piece's id, whatever the settings say; one that is nowhere gets the next. early:
+    whether none waits until others have been found.
+    """
+    settings.check_added(len(words))
+    own = (CONTROL, USER_DEFINED, UNKNOWN) if settings.llama else (CONTROL,)
+    added = {
+        i: AddedToken(words[i].decode("utf-8", "replace"), kind != USER_DEFINED)
+        for i, kind in enumerate(types)
+        if kind in own
+    }
+    if settings.added or settings.special:
+        places = {word: i for i, word in reversed(list(enumerate(words)))}
+        for i, token in sorted(settings.added.items()):
+            place = places.setdefault(token.content.encode("utf-8", "replace"), i)
+            added[place] = token._replace(normalized=token.normalized and not early)
+        for token in settings.special:
+            end = max(len(words) - 1, max(added, default=0)) + 1
+            added[places.setdefault(token.content.encode("utf-8", "replace"), end)] = token
+    return added
 
 
 def shown(words: Sequence[bytes], types: Sequence[int]) -> list[bytes]:
@@ -223,13 +242,13 @@ def shown(words: Sequence[bytes], types: Sequence[int]) -> list[bytes]:
     return out
 
 
-def _as_control(blob: bytes, ids: set[int]) -> bytes:
-    """The model with these pieces' type changed to CONTROL."""
+def _retyped(blob: bytes, kinds: Mapping[int, int]) -> bytes:
+    """The model with these pieces' types changed."""
     out, index, fields = [], 0, _core.proto_fields(blob)
     for number, value in fields:
         if number != 1 or not isinstance(value, bytes):
             continue
-        out.append(_field(1, value + _field(3, CONTROL) if index in ids else value))
+        out.append(_field(1, value + _field(3, kinds[index]) if index in kinds else value))
         index += 1
     others = [_field(number, value) for number, value in fields if number in (2, 3, 5)]
     return b"".join(out + others)

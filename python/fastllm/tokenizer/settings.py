@@ -1,4 +1,4 @@
-"""What Hugging Face keeps beside a vocabulary: which tokens are special, BOS and EOS policy, the chat template."""
+"""What Hugging Face keeps beside a vocabulary: added and special tokens, BOS and EOS policy, the chat template."""
 
 from __future__ import annotations
 
@@ -7,9 +7,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import Files, Tokenizer
+from fastllm.tokenizer import CLASS_FILE, Files, Tokenizer
+from fastllm.tokenizer.added import AddedToken
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+_LLAMA = "LlamaTokenizer"
+# The model types for which transformers runs the class that a checkpoint names; others have a class of their own.
+_NAMED_CLASS = ("llama", "helium", "smollm3", None)
+
+
+def llama_class(files: Files) -> str:
+    """LlamaTokenizer, where tokenizer_config.json and config.json come to that; else nothing."""
+    config = _mapping(files, "config.json")
+    named = _mapping(files, "tokenizer_config.json").get("tokenizer_class") or config.get("tokenizer_class")
+    llama = named in (_LLAMA, f"{_LLAMA}Fast") and config.get("model_type") in _NAMED_CLASS
+    return _LLAMA if llama else ""
 
 
 def load_json(blob: bytes, what: str) -> Any:
@@ -21,35 +34,57 @@ def load_json(blob: bytes, what: str) -> Any:
 
 
 class Settings:
-    """tokenizer_config.json, special_tokens_map.json and the chat template's files, as far as they are there.
+    """tokenizer_config.json, special_tokens_map.json, added_tokens.json and the chat template's files, as far as they
+    are there, with transformers' precedence (5.x, PreTrainedTokenizerBase._from_pretrained).
 
-    added: id -> (text, whether it is special) of the tokens that were added to the vocabulary. roles: the text of
-    "bos_token" and so on. ends: ids that end a text, from generation_config.json.
-    token_types: whether the second of two texts has a token type of its own, where the vocabulary's file says so.
+    added: the added tokens whose ids the files say. special: special tokens that are named without their ids, by role
+    or in a list. roles: the text of "bos_token" and so on, and of roles of the model's own, such as "image_token".
+    ends: ids that end a text, from generation_config.json. token_types: whether the second of two texts has a token
+    type of its own, where the vocabulary's file says so.
     """
 
     def __init__(self, files: Files) -> None:
-        self._config = _mapping(files, "tokenizer_config.json")
-        self._special = _mapping(files, "special_tokens_map.json")
-        self.added: dict[int, tuple[str, bool]] = {}
-        added = self._config.get("added_tokens_decoder") or {}
-        for key, token in added.items() if isinstance(added, Mapping) else ():
-            text = _text(token)
-            if text is None or not key.isdecimal() or len(key) > 9:
-                raise TokenizerError(f"tokenizer_config.json has a broken added token {key!r}"[:200])
-            self.added[int(key)] = (text, bool(token.get("special")) if isinstance(token, Mapping) else True)
-        self.roles = {role: text for role in ROLES if (text := self.token(role)) is not None}
+        config = self._config = dict(_mapping(files, "tokenizer_config.json"))
+        extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+        beside = _mapping(files, "special_tokens_map.json")
+        listed = config.get("added_tokens_decoder")
+        if listed is None:  # then it is of the time when other files had this
+            config.update((key, value) for key, value in beside.items() if not key.endswith("special_tokens"))
+            more = beside.get("extra_special_tokens")
+            extra = [*extra, *more] if isinstance(extra, list) and isinstance(more, list) else more or extra
+        oldest = beside.get("additional_special_tokens") if listed is None and not extra else None
+        named = {key: value for key, value in config.items() if _is_role(key, value)}
+        for tokens in (extra, config.get("model_specific_special_tokens")):
+            if isinstance(tokens, Mapping):
+                named.update(tokens)
+        special = {name: _token(value, name, special=True) for name, value in named.items()}
+        self.roles = {name: token.content for name, token in special.items()}
+        extras = [] if isinstance(extra, Mapping) else _tokens(extra, "extra_special_tokens")
+        more = _tokens(oldest or [], "additional_special_tokens")
+        always = set(self.roles.values())
+        if listed is not None:
+            found = _by_id(listed)
+        else:
+            # These are looked for in the raw text.
+            early = {self.roles[role] for role in ROLES if role in self.roles} | {token.content for token in extras}
+            found = _older(_mapping(files, "added_tokens.json"), early)
+            always |= {token.content for token in more}
+        self.added = {i: t._replace(special=t.special or t.content in always) for i, t in found.items()}
+        flags = {token.content: token for token in self.added.values()}
+        both = {t.content: flags.get(t.content, t) for t in (*special.values(), *extras, *more)}
+        self.special = list(both.values())
+        self.llama = files.get(CLASS_FILE) == _LLAMA.encode()
         ends = _mapping(files, "generation_config.json").get("eos_token_id")
         self.ends = tuple(i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int and i >= 0)
-        self.chat_template = _template(files, self._config)
-        inputs = self._config.get("model_input_names")
+        self.chat_template = _template(files, config)
+        inputs = config.get("model_input_names")
         self.token_types = not isinstance(inputs, list) or "token_type_ids" in inputs
 
     def describe(self, tokenizer: Tokenizer) -> None:
         """Gives a tokenizer what is known of its conversations."""
         tokenizer.roles, tokenizer.chat_template = self.roles, self.chat_template
         last = tokenizer.token_id(self.roles["eos_token"]) if "eos_token" in self.roles else None
-        tokenizer.ends = self.ends or (() if last is None else (last,))
+        tokenizer.ends = self.ends if last is None else (*self.ends, last)
 
     def flag(self, name: str) -> bool | None:
         """A yes or no of tokenizer_config.json; None where it does not say."""
@@ -58,12 +93,12 @@ class Settings:
 
     def token(self, name: str) -> str | None:
         """The text of a token by its role, such as "bos_token"."""
-        return _text(self._config.get(name)) or _text(self._special.get(name))
+        return self.roles.get(name)
 
     def check_added(self, size: int) -> None:
         """Raises TokenizerError for an added token far beyond the vocabulary: a list up to there would be empty."""
         if max(self.added, default=0) > size + (1 << 16):
-            raise TokenizerError(f"tokenizer_config.json adds the token {max(self.added):,} to {size:,}")
+            raise TokenizerError(f"it adds the token {max(self.added):,} to {size:,}")
 
     def affixes(
         self,
@@ -94,10 +129,48 @@ def _mapping(files: Files, name: str) -> Mapping[str, Any]:
     return value
 
 
-def _text(token: Any) -> str | None:
-    """A token is its text, or an object with its text as "content"."""
-    text = token.get("content") if isinstance(token, Mapping) else token
-    return text if isinstance(text, str) and text else None
+def _is_role(key: str, value: Any) -> bool:
+    """Whether a value of tokenizer_config.json names a special token by its role; transformers takes any such."""
+    if key in ROLES:
+        return value is not None and value != ""
+    content = value.get("content") if isinstance(value, Mapping) else value
+    return key.endswith("_token") and isinstance(content, str) and content != ""
+
+
+def _token(value: Any, what: str, *, special: bool | None = None) -> AddedToken:
+    """A token is its text, or an object with its text as "content". special: whether it is, where that is settled."""
+    token = value if isinstance(value, Mapping) else {"content": value, "special": True}
+    content = token.get("content")
+    if not isinstance(content, str) or not content:
+        raise TokenizerError(f"its {what} has a broken token: {value!r}"[:200])
+    special = token.get("special") is True if special is None else special
+    lstrip, rstrip, single_word = (token.get(flag) is True for flag in ("lstrip", "rstrip", "single_word"))
+    normalized = token.get("normalized", not special) is True
+    return AddedToken(content, special, lstrip, rstrip, single_word, normalized)
+
+
+def _tokens(values: Any, what: str) -> list[AddedToken]:
+    if not isinstance(values, list):
+        raise TokenizerError(f"its {what} are no list of tokens")
+    return [_token(value, what, special=True) for value in values]
+
+
+def _by_id(tokens: Any) -> dict[int, AddedToken]:
+    """added_tokens_decoder: an object of tokens by their ids."""
+    if not isinstance(tokens, Mapping):
+        raise TokenizerError("its added_tokens_decoder is no JSON object")
+    for key in tokens:
+        if not key.isdecimal() or len(key) > 9:
+            raise TokenizerError(f"its added_tokens_decoder has a broken id {key!r}"[:200])
+    return {int(key): _token(token, "added_tokens_decoder") for key, token in tokens.items()}
+
+
+def _older(tokens: Mapping[str, Any], special: set[str]) -> dict[int, AddedToken]:
+    """added_tokens.json: an object of ids by the tokens' texts. special: those that other files call so."""
+    for text, i in tokens.items():
+        if not text or type(i) is not int or not 0 <= i < 10**9:
+            raise TokenizerError(f"added_tokens.json has the token {text!r} with the id {i!r}"[:200])
+    return {i: AddedToken(text, text in special, normalized=text not in special) for text, i in tokens.items()}
 
 
 def _template(files: Files, config: Mapping[str, Any]) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastllm.errors import TokenizerError, import_error
 from fastllm.tokenizer import Files, Stream, Tokenizer
-from fastllm.tokenizer.pieces import special_splitter
+from fastllm.tokenizer.added import special_splitter
 from fastllm.tokenizer.settings import Settings
 from fastllm.tokenizer.tokenizer_json import refusals
 
@@ -100,5 +100,5 @@ def read(files: Files) -> RankTokenizer:
     settings.check_added(count)
     special = {text: count + i for i, text in enumerate(special_tokens())}
     if settings.added:
-        special = {text: i for i, (text, _) in settings.added.items() if i >= count}
+        special = {token.content: i for i, token in settings.added.items() if i >= count}
     return RankTokenizer(ranks, special, settings)

@@ -1,7 +1,6 @@
 """Hugging Face's tokenizer.json, and every vocabulary that its tokenizers library (the extra "hf") runs.
 
-The library encodes. Decoding is a table of bytes made from the file's own decoder, so that a text in pieces is the
-text as a whole.
+The library encodes. Decoding is ours, from the file's own decoder, so that a text in pieces is the text as a whole.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from weakref import WeakSet
 
 from fastllm.errors import FastLLMError, TokenizerError, import_error
 from fastllm.tokenizer import Files, Pair, Stream, Tokenizer
-from fastllm.tokenizer.decoding import decoding_table
-from fastllm.tokenizer.settings import ROLES, Settings
+from fastllm.tokenizer.decoding import Decoding
+from fastllm.tokenizer.settings import Settings
 
 if TYPE_CHECKING:
     import tokenizers
@@ -54,7 +53,23 @@ def read(files: Files) -> LibraryTokenizer:
     hf = library("tokenizer.json")
     with refusals("tokenizers"):
         _check_growth(files["tokenizer.json"])
-        return LibraryTokenizer(hf.Tokenizer.from_buffer(files["tokenizer.json"]), Settings(files))
+        tokenizer, settings = hf.Tokenizer.from_buffer(files["tokenizer.json"]), Settings(files)
+        if settings.llama and b'"ByteLevel"' not in files["tokenizer.json"]:
+            _put_spaces_as_llama(hf, tokenizer, settings)
+        return LibraryTokenizer(tokenizer, settings)
+
+
+def _put_spaces_as_llama(hf: Any, tokenizer: tokenizers.Tokenizer, settings: Settings) -> None:
+    """transformers' LlamaTokenizer takes the vocabulary and merges from the file and none of its rules for spaces."""
+    scheme = "always" if settings.flag("legacy") else "first"
+    steps = [hf.decoders.Replace("\u2581", " "), hf.decoders.ByteFallback(), hf.decoders.Fuse()]
+    if settings.flag("add_prefix_space") is False:
+        scheme = "never"
+    else:
+        steps.append(hf.decoders.Strip(content=" ", left=1))
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme=scheme, split=False)
+    tokenizer.decoder = hf.decoders.Sequence(steps)
 
 
 def _check_growth(blob: bytes) -> None:
@@ -81,38 +96,41 @@ class LibraryTokenizer(Tokenizer):
         tokenizer.no_padding()
         self._add_tokens(settings)
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-        self._special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = {i for i, token in added.items() if token.special}
         self.size = max(vocabulary.values(), default=-1) + 1
         if self.size > 4 * len(vocabulary) + (1 << 16):
             raise TokenizerError(f"it has ids up to {self.size - 1:,} for {len(vocabulary):,} tokens")
-        self.plain = max((i for i in vocabulary.values() if i not in self._special), default=-1) + 1
-        self._table: tuple[list[bytes], bool] | None = None
+        self.plain = max((i for i in vocabulary.values() if i not in added), default=-1) + 1
+        self._decoding: Decoding | None = None
         self._spaced = self._puts_a_space()
         around = self._template()
         self.prefix, self.suffix = settings.affixes(self.token_id, *around)
         if (self.prefix, self.suffix) == around:
             self.pair = self._pair_template(settings)
-        added = tokenizer.get_added_tokens_decoder().values()
-        self.special = [token.content for token in added if token.special]
-        self.added = [token.content for token in added if not token.special]
+        self.special = [token.content for token in added.values() if token.special]
+        self.added = [token.content for token in added.values() if not token.special]
         settings.describe(self)
 
     def _add_tokens(self, settings: Settings) -> None:
-        """Older files name special tokens beside the vocabulary only; as transformers does, they are made special."""
+        """Adds the tokens that files beside the vocabulary name, and marks those special that they call so.
+
+        As transformers does, a token of the vocabulary keeps its id, and one that is nowhere and whose id is taken
+        gets the next.
+        """
         hf, tokenizer = library("tokenizer.json"), self._tokenizer
         known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-        added, size = [], tokenizer.get_vocab_size()
-        for i, (text, special) in sorted(settings.added.items()):
-            inside = tokenizer.token_to_id(text)
-            if text not in known and inside in (None, i) and i in (inside, size):
-                added.append(hf.AddedToken(text, special=special, normalized=not special))
-                known.add(text)
-                size += inside is None
-        tokenizer.add_tokens(added)
-        for role in ROLES:
-            named = settings.token(role)
-            if named is not None and named not in known and tokenizer.token_to_id(named) is not None:
-                tokenizer.add_special_tokens([hf.AddedToken(named, special=True, normalized=False)])
+        later = [token for _, token in sorted(settings.added.items())]
+        later += [token for token in settings.special if token.content not in known]
+        size, added = tokenizer.get_vocab_size(), []
+        settings.check_added(size)
+        for i, token in sorted(settings.added.items()):
+            if i >= size and tokenizer.token_to_id(token.content) is None:
+                # The library counts on: ids between get names that no text has.
+                added += [hf.AddedToken(f"\ufdd2{n}", special=True, normalized=False) for n in range(size, i)]
+                added.append(hf.AddedToken(**token._asdict()))
+                size = i + 1
+        tokenizer.add_tokens([*added, *(hf.AddedToken(**token._asdict()) for token in later)])
 
     def _puts_a_space(self) -> bool:
         """Whether a text's first word is made to look like one after a space."""
@@ -161,12 +179,10 @@ class LibraryTokenizer(Tokenizer):
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def stream(self, previous: int | None = None) -> Stream:
-        if self._table is None:
+        if self._decoding is None:
             shown = {i: text for text, i in self._tokenizer.get_vocab().items() if i not in self._special}
-            self._table = decoding_table(self._tokenizer, shown, self.size)
-        pieces, space = self._table
-        hidden = previous in self._special
-        return Stream(pieces, at_start=space and (previous is None or hidden))
+            self._decoding = Decoding(library("tokenizer.json"), self._tokenizer, shown, self.size)
+        return self._decoding.stream(None if previous in self._special else previous)
 
     def token_id(self, text: str) -> int | None:
         found: int | None = self._tokenizer.token_to_id(text)

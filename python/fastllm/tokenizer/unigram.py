@@ -122,7 +122,13 @@ def _big_bird(hf: Any, charsmap: bytes, config: Mapping[str, Any]) -> list[Any]:
 
 _CLASSES = {
     "XLMRobertaTokenizer": _Class(
-        _specials(special("<mask>"), **_ROBERTA), ("bos_token",), ("eos_token",), _xlm_roberta, 3, _own_map, doubled=True
+        _specials(special("<mask>"), **_ROBERTA),
+        ("bos_token",),
+        ("eos_token",),
+        _xlm_roberta,
+        3,
+        _own_map,
+        doubled=True,
     ),
     "CamembertTokenizer": _Class(
         _specials(special("<mask>", lstrip=True), **_ROBERTA),
