@@ -296,7 +296,6 @@ def _load_draft(args: argparse.Namespace) -> LLM | None:
 
 def _sampling(args: argparse.Namespace) -> Sampling:
     from fastllm.sampling import Sampling
-    from fastllm.store import Stored
 
     temperature = args.temperature
     if temperature is None:
