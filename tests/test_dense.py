@@ -8,6 +8,7 @@ import pytest
 import writers
 from fastllm import CheckpointError, OptionError, _core, store
 from fastllm.dense import Layer, apply, pack
+from fastllm.embedding import Embedding
 from fastllm.tensors import Tensor
 
 ACTS = {
@@ -71,6 +72,16 @@ def test_kept_by_a_converted_file(tmp_path):
     store.save(tmp_path / "again", found)
     again = store.open_file(tmp_path / "again").dense["classifier"]
     assert (apply(again, x) == apply(chains["classifier"], x)).all()
+
+
+@pytest.mark.parametrize("steps", [("pool",), ("pool", "dense"), ("dense", "pool", "dense", "residual")])
+def test_an_embedding_has_as_many_layers_as_steps(tmp_path, steps):
+    config = writers.config(40, 57, 4, 2, 61)
+    tensors = writers.core_tensors(config, writers.random_weights(config, 3, tied=True), "q8")
+    chains = pack({"embedding": (layer(random(40, 40)), layer(random(20, 40)))})
+    fields = {"bos": 1, "stop": (1,), "chat_stop": (1,), "dense": chains, "embedding": Embedding(steps=steps)}
+    store.save(tmp_path / "model", store.Stored(config, tensors, **fields))
+    assert "layers of its embedding" in refusal(lambda: store.open_file(tmp_path / "model"))
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def changed(arch, name, array, config):
     heads = config.num_attention_heads
     if arch in ("llama", "granite", "smollm3") and ("q_proj" in name or "k_proj" in name):
         array = interleaved(array, heads if "q_proj" in name else config.num_key_value_heads)
-    elif arch in ("gemma", "gemma2", "gemma3") and "norm" in name:
+    elif arch in ("gemma", "gemma2", "gemma3", "gemma-embedding") and "norm" in name:
         array = array + 1
     elif arch == "gpt2" and any(f"{part}.weight" in name for part in ("c_attn", "c_proj", "c_fc")):
         array = array.T
@@ -77,8 +77,9 @@ def changed(arch, name, array, config):
     return array
 
 
-def write(path, arch, model, **more):
-    """more: settings by the key that the architecture has them under, beside those that all have."""
+def write(path, arch, model, tensors=None, **more):
+    """more: settings by the key that the architecture has them under, beside those that all have. tensors: more of
+    them, by the file's names."""
     model.save_pretrained(path.parent / "hf")
     state = merged(load_file(path.parent / "hf" / "model.safetensors"))
     c = model.config
@@ -100,6 +101,8 @@ def write(path, arch, model, **more):
             continue
         assert ours is not None, name
         writer.add_tensor(ours, np.ascontiguousarray(changed(arch, name, array, c), np.float32))
+    for name, array in (tensors or {}).items():
+        writer.add_tensor(name, array)
     for length in ("short", "long"):
         if (factors := (getattr(c, "rope_parameters", None) or {}).get(f"{length}_factor")) is not None:
             writer.add_tensor(f"rope_factors_{length}.weight", np.array(factors, np.float32))
@@ -306,6 +309,56 @@ def test_a_family_equals_transformers(tmp_path, name):
     assert expected.std() > 0.05
     assert difference(llm.logits(ids), expected) < 1e-4
     assert list(llm.generate(ids[:40], max_tokens=8, temperature=0)) == greedy(model, ids[:40], 8)
+
+
+POOLINGS = {None: "mean", 0: "mean", 1: "mean", 2: "cls", 3: "last"}
+
+
+@pytest.mark.parametrize("number", POOLINGS)
+def test_poolings(tmp_path, number):
+    model, path = model_of("qwen3"), tmp_path / "model.gguf"
+    said = {} if number is None else {"pooling_type": number}
+    write(path, "qwen3", model, **MODELS["qwen3"][3], **said)
+    llm = fastllm.load(path, dtype="f32", threads=1)
+    ids = tokens(97, 30)
+    states = llm.hidden_states(ids)
+    expected = {"mean": states.mean(axis=0), "cls": states[0], "last": states[-1]}[POOLINGS[number]]
+    np.testing.assert_allclose(llm.embed([ids])[0], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("number", "what"), [(4, "a reranker"), (9, "a model")])
+def test_a_pooling_that_makes_no_vectors(tmp_path, number, what):
+    model, path = model_of("qwen3"), tmp_path / "model.gguf"
+    write(path, "qwen3", model, **MODELS["qwen3"][3], pooling_type=number)
+    llm = fastllm.load(path, dtype="f32", threads=1)
+    ids = tokens(97, 30)
+    error = failure(lambda: llm.embed([ids]))
+    assert f"is {what} with pooling_type {number}" in str(error)
+    assert llm.embed([ids], pooling="last").shape == (1, 48)
+    assert difference(llm.logits(ids), logits(model, ids)) < 1e-4
+
+
+@pytest.mark.parametrize("arch", ["gemma-embedding", "gemma3"])
+def test_embedding_gemma(tmp_path, arch):
+    """Attention to both sides, a window in five layers of six, two layers after pooling: llama.cpp's file, Ollama's."""
+    sizes = {**PLAIN, **MODELS["gemma3"][2], "use_bidirectional_attention": True}
+    model, path = build("Gemma3TextModel", transformers.Gemma3TextConfig(**sizes)), tmp_path / "model.gguf"
+    rng = np.random.default_rng(0)
+    layers = [rng.standard_normal(shape, np.float32) for shape in ((70, 48), (48, 70))]
+    names = ["dense_2.weight", "dense_3.weight"] if arch != "gemma3" else ["dense.0.weight", "dense.1.weight"]
+    write(path, arch, model, dict(zip(names, layers, strict=True)), **MODELS["gemma3"][3], pooling_type=1)
+    llm = fastllm.load(path, dtype="f32", threads=1)
+    ids = tokens(97, 100)
+    with torch.no_grad():
+        states = model(torch.tensor([ids])).last_hidden_state[0].numpy()
+    assert difference(llm.hidden_states(ids), states) < 1e-4
+    expected = layers[1] @ (layers[0] @ states.mean(axis=0))
+    assert difference(llm.embed([ids])[0], expected) < 1e-4
+
+
+def test_a_decoder_without_causality_is_refused(tmp_path):
+    write(tmp_path / "model.gguf", "qwen3", model_of("qwen3"), **MODELS["qwen3"][3], attention__causal=False)
+    assert "is_causal False" in str(failure(lambda: fastllm.load(tmp_path / "model.gguf")))
 
 
 def test_longrope_beyond_its_original_context(tmp_path):

@@ -47,6 +47,11 @@ def files():
         "pytorch_model-00002-of-00002.bin": b"2",
         "model.gguf": b"not wanted",
     }
+    module = {"config.json": b"{}", "model.safetensors": b"1", "pytorch_model.bin": b"not wanted", "README.md": b"#"}
+    vectors = {**folder, "modules.json": b"[]", "1_Pooling/config.json": b"{}", "other/config.json": b"not wanted"}
+    vectors |= {f"2_Dense/{name}": blob for name, blob in module.items()}
+    older = {"modules.json": b"[]", "1_Pooling/config.json": b"{}", "2_Dense/pytorch_model.bin": b"2"}
+    older |= {f"0_Transformer/{name}": blob for name, blob in folder.items()}
     ggufs = {f"model-Q{n}.gguf": b"GGUF" for n in (4, 8)} | {"README.md": b"#"}
     parts = {f"big-0000{n}-of-00002.gguf": b"GGUF" for n in (1, 2)}
     return {
@@ -57,6 +62,8 @@ def files():
         "someone/llama": {"main": {"stories15M.bin": llama}},
         "someone/folder": {"main": folder},
         "someone/sharded": {"main": sharded},
+        "someone/vectors": {"main": vectors},
+        "someone/old-vectors": {"main": older},
         "someone/ggufs": {"main": ggufs | parts},
         "someone/empty": {"main": {"README.md": b"#"}},
         "someone/gated": {"main": {"config.json": b"{}"}},
@@ -199,6 +206,21 @@ def test_of_a_folder_what_is_needed(ask, tmp_path):
     """Safetensors before everything else, and no duplicates in other formats."""
     assert "'NothingForCausalLM'" in ask("run", "someone/folder", code=2)
     assert downloaded(tmp_path) == {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
+
+
+def test_of_a_sentence_transformers_model_its_modules(ask, tmp_path):
+    needed = {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
+    ask("inspect", "someone/vectors", code=0)
+    modules = {"modules.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"}
+    assert downloaded(tmp_path) == needed | modules
+
+
+def test_of_an_older_sentence_transformers_model_the_models_folder(ask, tmp_path):
+    ask("embed", "someone/old-vectors", "a", code=2)
+    needed = {
+        f"0_Transformer/{n}" for n in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
+    }
+    assert downloaded(tmp_path) == needed | {"modules.json", "1_Pooling/config.json", "2_Dense/pytorch_model.bin"}
 
 
 def test_of_a_folder_without_safetensors(ask, tmp_path):

@@ -64,3 +64,14 @@ def test_minilm_embeds_as_transformers_does_and_finds_paraphrases():
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     alike = found @ found.T - 2 * np.eye(len(SENTENCES))
     assert alike.argmax(axis=1).tolist() == [1, 0, 3, 2, 5, 4]
+
+
+@pytest.mark.skipif(not MINILM.exists(), reason="MiniLM's weights are not here")
+def test_minilm_embeds_as_its_files_say():
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    model = sentence_transformers.SentenceTransformer(str(MINILM), device="cpu")
+    texts = [*SENTENCES, " ".join(SENTENCES * 10)]
+    llm = fastllm.load(MINILM, threads=1, dtype="f32")
+    np.testing.assert_allclose(llm.embed(texts, truncate=True), model.encode(texts), rtol=0, atol=1e-5)
+    with pytest.raises(fastllm.ContextError, match=r"text 6 has 5.. tokens, the model takes 256"):
+        llm.embed(texts)

@@ -691,6 +691,8 @@ def _inspect(args: argparse.Namespace) -> int:
     with reading():
         if (stored := store.open_file(path)) is not None:
             name, header = "fastllm", stored.config.to_json()
+            if embedding := stored.embedding.to_json():
+                header["embedding"] = embedding
             if stored.source:
                 header["source"] = stored.source
             if stored.classifier is not None:

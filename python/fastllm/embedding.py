@@ -76,6 +76,11 @@ class Embedding(_Fields):
             raise CheckpointError(f"the default prompt {self.default_prompt!r} is none of {_names(self.prompts)}")
         return self
 
+    @property
+    def layers(self) -> int:
+        """How many layers its steps have."""
+        return sum(step in ("dense", "residual") for step in self.steps)
+
     def chosen(self, pooling: str | None, normalize: bool | None) -> Embedding:
         """It with what a call asks for in place of what the files say. Raises OptionError, CheckpointError.
 
@@ -108,13 +113,16 @@ class Embedding(_Fields):
         return "".join([character.lower() for character in text]) if self.lower_case else text
 
     def width(self, dim: int, chain: Sequence[_core.Dense]) -> int:
-        """Channels of the vectors of a stream of `dim` channels."""
-        layers = list(chain)
+        """Channels of the vectors of a stream of `dim`. Raises CheckpointError where its layers take others."""
+        layers = iter(chain)
         for step in self.steps:
-            if step in ("dense", "residual"):
-                dim = layers.pop(0).matrix.shape[0]
-            elif step == "pool":
+            if step == "pool":
                 dim *= len(self.pooling)
+            elif step in ("dense", "residual"):
+                rows, columns = next(layers).matrix.shape
+                if columns != dim or (step == "residual" and rows != dim):
+                    raise CheckpointError(f"a layer of its embedding takes {columns} channels, not {dim}")
+                dim = rows
         return min(dim, self.dimensions or dim)
 
     def vector(self, stream: Floats, chain: Sequence[_core.Dense], *, skip: int = 0, isa: str | None = None) -> Floats:

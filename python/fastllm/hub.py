@@ -26,6 +26,8 @@ _WEIGHTS = (
     "*.gguf",
 )
 _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "*.yaml", "tok*.bin")  # configs, tokenizers, templates, indexes
+# What sentence-transformers keeps in a folder for each module, such as 1_Pooling and 2_Dense.
+_MODULE = re.compile(r"[1-9]\d*_\w+/(?:config\.json|model\.safetensors|pytorch_model\.bin)")
 _PATIENCE = 10  # seconds for the hub to answer
 _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
@@ -78,13 +80,23 @@ def llama_tokenizer() -> Path:
 
 def _of_folder(repo: str, names: Sequence[str]) -> list[str]:
     """Of a model's files, those that it takes to run it."""
-    weights = next((found for p in _WEIGHTS if (found := [n for n in names if _matches(n, p)])), [])
+    home, modules = _modules(names) if "modules.json" in names else ("", [])
+    weights = next((found for p in _WEIGHTS if (found := [n for n in names if _matches(n, home + p)])), [])
     single = [n for n in weights if n.endswith(".gguf") and not _PART.search(n)]
     if not weights or len(single) > 1:
         what = f"{len(single)} models" if weights else "no weights of a form that fastllm knows"
         such = next((n for n in names if n.endswith((".gguf", ".bin"))), None)
         raise CheckpointError(f"{repo} has {what} on the hub: name a file{f', such as {repo}/{such}' if such else ''}")
-    return [*weights, *(n for n in names if any(_matches(n, p) for p in _BESIDE))]
+    beside = [n for n in names if any(_matches(n, p) or _matches(n, home + p) for p in _BESIDE)]
+    return [*weights, *modules, *beside]
+
+
+def _modules(names: Sequence[str]) -> tuple[str, list[str]]:
+    """Of sentence-transformers' files: the model's own folder, where it has one, and what the other modules need."""
+    first = [n.removesuffix("config.json") for n in names if re.fullmatch(r"0_\w+/config\.json", n)]
+    home = first[0] if first and "config.json" not in names else ""
+    better = {n.replace("model.safetensors", "pytorch_model.bin") for n in names if n.endswith("/model.safetensors")}
+    return home, [n for n in names if _MODULE.fullmatch(n) and n not in better]
 
 
 def _of_file(repo: str, names: Sequence[str], file: str) -> list[str]:

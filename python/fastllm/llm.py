@@ -476,6 +476,10 @@ class LLM(Labels):
         if isinstance(texts, str):
             raise OptionError("embed takes a list of texts, not one text")
         how, layers = self.embedding.chosen(pooling, normalize), self._embedding_layers
+        try:
+            width = how.width(self.config.dim, layers)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path} makes no vectors: {error}") from None
         before = how.lowered(how.prompt(prompt, prompt_name))
         skip = 0 if how.include_prompt or not before else self._prompt_length(before)
         ids = []
@@ -487,7 +491,7 @@ class LLM(Labels):
                 if not isinstance(text, str) and (prompt or prompt_name):
                     raise OptionError(f"text {i} is token ids: a prompt goes before strings")
                 ids.append(tokens)
-        out = numpy.empty((len(ids), how.width(self.config.dim, layers)), numpy.float32)
+        out = numpy.empty((len(ids), width), numpy.float32)
         for i, stream in enumerate(self._streams(ids, layer)):
             out[i] = how.vector(stream, layers, skip=skip if isinstance(texts[i], str) else 0, isa=self._isa)
             if not numpy.isfinite(out[i]).all():
@@ -500,15 +504,13 @@ class LLM(Labels):
     ) -> list[int]:
         """The ids of a text that is to be embedded; of a string with its prompt and what belongs around it."""
         longest = min(self.context, how.max_tokens or self.context)
-        start = end = 0
-        if isinstance(text, str):
-            ids = self._prompted(before, how.lowered(text))
-            start, end = len(self._around("", suffix=False)), len(self.tokenizer.suffix or ())
-        else:
-            ids = list(text)
+        ids = self._prompted(before, how.lowered(text)) if isinstance(text, str) else list(text)
         if len(ids) > longest:
             if not truncate:
                 raise ContextError(f"{what} has {len(ids):,} tokens, the model takes {longest:,}: truncate=True cuts")
+            start = end = 0
+            if isinstance(text, str):
+                start, end = len(self._around("", suffix=False)), len(self.tokenizer.suffix or ())
             kept, rest = ids[start : len(ids) - end], max(0, longest - start - end)
             kept = kept[len(kept) - rest :] if how.truncate_left else kept[:rest]
             ids = [*ids[:start], *kept, *ids[len(ids) - end :]][:longest]

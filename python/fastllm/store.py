@@ -222,6 +222,9 @@ def _load(data: memoryview) -> Stored:
         chain: bind(chain, [layer(f"{chain}.{i}", act) for i, act in enumerate(acts)])
         for chain, acts in about.get("dense", {}).items()
     }
+    embedding = Embedding.from_json(about.get("embedding", {}))
+    if embedding.layers != len(chains.get("embedding", ())):
+        raise CheckpointError(f"it has not the {embedding.layers} layers of its embedding")
     tokenizer = None
     if "tokenizer" in about:
         kind, size = about["tokenizer"]["kind"], about["tokenizer"]["bytes"]
@@ -236,7 +239,7 @@ def _load(data: memoryview) -> Stored:
         tokenizer=tokenizer,
         source=str(about.get("source", "")),  # which the first files did not have
         dense=chains,
-        embedding=Embedding.from_json(about.get("embedding", {})),
+        embedding=embedding,
         classifier=Classifier.from_json(about["classifier"]) if "classifier" in about else None,
         ranking=Ranking.from_json(about["ranking"]) if "ranking" in about else Ranking(),
     )
