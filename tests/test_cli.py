@@ -107,6 +107,19 @@ def test_guesses_change_nothing_but_the_speed(sampling: tuple[str, ...]) -> None
     assert sampling[1] != "0" or draft["accepted_tokens"] == draft["proposed_tokens"]  # it is the model itself
 
 
+@pytest.mark.parametrize(("used", "read", "said"), [(8.0, 10.0, "80% of the 10.0"), (9.0, 0.01, "")])
+def test_a_share_is_said_where_it_means_something(used: float, read: float, said: str) -> None:
+    """A machine that was busy while so little was read says nothing."""
+    from fastllm.cli import _speed_line
+
+    speed: dict[str, float | int | str | None] = dict.fromkeys(("prompt_tps", "decode_tps", "prompt_tokens"))
+    speed |= {"generated_tokens": 1, "weight_gbps": used, "read_gbps": read, "isa": "avx2", "threads": 1, "dtype": "q8"}
+    line = _speed_line(speed, 1)
+    assert f"weights {used} GB/s" in line
+    assert ("%" in line) == bool(said)
+    assert said in line
+
+
 def test_guesses_in_a_line_for_people() -> None:
     words = ("run", str(BUILT_IN), "-n", "60", "-s", "3")
     plain = fastllm(*words)[0]
@@ -269,6 +282,7 @@ def test_info_says_what_was_built_found_and_chosen() -> None:
         assert name in out
     assert re.search(rf"chosen: +{_core.best_isa()} ", out)
     assert re.search(r"threads: +\d+ \(", out)
+    assert re.search(r"families: AMPLIFY, bert, .*, qwen3, ", out)
     out, _ = fastllm("info", FASTLLM_ISA="scalar")
     assert re.search(r"chosen: +scalar \(FASTLLM_ISA\)", out)
     _, err = fastllm("info", FASTLLM_ISA="mmx", code=2)
@@ -297,7 +311,7 @@ def test_inspect_shows_a_folder(tmp_path: Path) -> None:
     out, _ = fastllm("inspect", str(tmp_path))
     assert re.search(r"architecture +SomethingModel\n", out)
     assert re.search(r"a\.weight +f16 +3 x 5 +30 bytes\n", out)
-    assert out.endswith("2 tensors, 22 parameters, 58 bytes\n")
+    assert "2 tensors, 22 parameters, 58 bytes\ncannot be run: " in out
     assert max(map(len, out.splitlines())) < 300
 
 

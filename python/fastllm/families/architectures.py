@@ -63,6 +63,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "qwen2_vl_text": ("qwen", "qwen2_vl"),
     "qwen3": ("qwen", "qwen3"),
     "qwen3_moe": ("moe", "qwen3_moe"),
+    "qwen3_vl_moe_text": ("moe", "qwen3_vl_moe"),
     "qwen3_vl_text": ("qwen", "qwen3_vl"),
     "roberta": ("bert", "roberta"),
     "smollm3": ("llama", "smollm3"),

@@ -29,7 +29,6 @@ _AROUND = {
     "post_ffn_norm": "post_feedforward_layernorm",
 }
 _GEMMA: dict[str, object] = {
-    "vocab_size": 256000,
     "hidden_size": 3072,
     "intermediate_size": 24576,
     "num_hidden_layers": 28,
@@ -48,7 +47,6 @@ _GEMMA2: dict[str, object] = {
 }
 _GEMMA3: dict[str, object] = {
     **_GEMMA2,
-    "vocab_size": 262208,
     "max_position_embeddings": 131072,
     "bos_token_id": 2,
     "eos_token_id": 1,

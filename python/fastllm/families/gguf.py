@@ -100,6 +100,7 @@ def recipe(source: Source) -> Recipe:
     kind = KINDS[name]
     for key in _NEEDED:
         meta.integer(key)
+    meta.number("attention.layer_norm_rms_epsilon", meta.get("attention.layer_norm_epsilon"))
     header = {ours: meta.get(key) for ours, key in _HEADER.items() if meta.get(key) is not None}
     header |= _common(source, meta)
     header |= kind.header(meta)

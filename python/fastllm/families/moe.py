@@ -19,7 +19,8 @@ from fastllm.families.llama import (
     same_window,
     settings,
 )
-from fastllm.tensors import at, part, stacked
+from fastllm.families.qwen import multimodal_rope
+from fastllm.tensors import at, part, stacked, transposed
 
 
 def mixtral(source: Source) -> Recipe:
@@ -126,6 +127,33 @@ def qwen3_moe(source: Source) -> Recipe:
     return decoder(source, config, attention, qk_norm, experts, bos=False)
 
 
+def qwen3_vl_moe(source: Source) -> Recipe:
+    """The language model of a Qwen3-VL with experts, whose matrices its files have as (inputs, outputs)."""
+    source.defaults = {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "max_position_embeddings": 128000,
+        "rms_norm_eps": 1e-6,
+        "num_experts": 60,
+        "moe_intermediate_size": 1408,
+    }
+    moe = _sparse_layers(source)
+    config = settings(
+        source,
+        rope=multimodal_rope(source, 500000.0),
+        qk_norm="head",
+        hidden_dim=0 if all(moe) else source.integer("intermediate_size"),
+        **_routing(source, used=4) | {"moe_renormalize": True},
+        expert_dim=source.integer("moe_intermediate_size"),
+        moe=moe,
+    )
+    parts = (attention, qk_norm, partial(experts, turned=True))
+    return decoder(source, config, *parts, tied=True, bos=False)
+
+
 def _routing(source: Source, *, used: int) -> dict[str, Any]:
     named = [key for key in ("num_experts", "num_local_experts") if source.header.get(key) is not None]
     return {
@@ -152,10 +180,12 @@ def experts(
     theirs: str = "mlp",
     names: Sequence[str] = ("gate_proj", "up_proj", "down_proj"),
     shared: bool = False,
+    turned: bool = False,
 ) -> None:
     """A layer's experts, each on its own or all in one tensor; or the feed-forward it has instead of them.
 
-    theirs, names: of the block and of an expert's three matrices; shared: with the expert that every token passes.
+    theirs, names: of the block and of an expert's three matrices; shared: with the expert that every token passes;
+    turned: whether those in one tensor may be stored (inputs, outputs), which their shape then tells.
     """
     if not config.layer_moe(i):
         feed_forward(source, config, i)
@@ -163,10 +193,15 @@ def experts(
     ours, block, n, width = f"layers.{i}", f"model.layers.{i}.{theirs}", config.n_experts, config.expert_dim
     source.matrix(f"{ours}.router", f"{block}.gate.weight")
     if f"{block}.experts.gate_up_proj" in source.tensors:
-        both = source.tensor(f"{block}.experts.gate_up_proj")  # (experts, 2 * width, dim)
+        both, down = (source.tensor(f"{block}.experts.{name}") for name in ("gate_up_proj", "down_proj"))
+        if turned and both.shape[1:] != (2 * width, config.dim):
+            both = transposed(both)
+        if turned and down.shape[1:] != (config.dim, width):
+            down = transposed(down)
+        # both: (experts, 2 * width, dim)
         source.matrix(f"{ours}.experts.w1", stacked([part(at(both, e), 0, width) for e in range(n)]))
         source.matrix(f"{ours}.experts.w3", stacked([part(at(both, e), width, 2 * width) for e in range(n)]))
-        source.matrix(f"{ours}.experts.w2", f"{block}.experts.down_proj")
+        source.matrix(f"{ours}.experts.w2", down)
     else:
         for w, name in zip(("w1", "w3", "w2"), names, strict=True):
             each = [source.tensor(f"{block}.experts.{e}.{name}.weight") for e in range(n)]

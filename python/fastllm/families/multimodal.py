@@ -19,16 +19,21 @@ _TEXT = {
     "idefics2": "mistral",
     "idefics3": "llama",
     "internvl": "qwen2",
+    "janus": "llama",
+    "lighton_ocr": "qwen3",
     "llava": "llama",
     "llava_next": "llama",
     "llava_next_video": "llama",
     "llava_onevision": "qwen2",
     "mistral3": "mistral",
+    "ovis2": "qwen2",
     "paligemma": "gemma",
     "perception_lm": "llama",
     "qwen2_5_vl": "qwen2_5_vl_text",
     "qwen2_vl": "qwen2_vl_text",
     "qwen3_vl": "qwen3_vl_text",
+    "qwen3_vl_moe": "qwen3_vl_moe_text",
+    "shieldgemma2": "gemma3_text",
     "smolvlm": "llama",
     "video_llava": "llama",
     "vipllava": "llama",
@@ -50,7 +55,14 @@ _TIED = frozenset(
     )
 )
 _SECTIONS = ("text_config", "llm_config", "language_config")
-_SHARED = ("generation_config", "tokenizer_config", "bos_token_id", "eos_token_id", "pad_token_id")
+_SHARED = (
+    "generation_config",
+    "tokenizer_config",
+    "quantization_config",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
 
 
 def language_model(checkpoint: Checkpoint) -> Checkpoint | None:
@@ -59,8 +71,8 @@ def language_model(checkpoint: Checkpoint) -> Checkpoint | None:
     kind = whole.get("model_type")
     kind = kind if isinstance(kind, str) else ""
     sections = [value for key in _SECTIONS if isinstance(value := whole.get(key), dict)]
-    # The first checkpoints of Qwen2-VL have one config for all.
-    text = dict(sections[0] if sections else whole if kind in ("qwen2_vl", "qwen2_5_vl") else {})
+    # The first checkpoints of LLaVA and Qwen2-VL have one config for all.
+    text = dict(sections[0] if sections else whole if "hidden_size" in whole else {})
     family = _TEXT.get(kind) if text.get("model_type") in (None, kind) else text["model_type"]
     if not isinstance(family, str) or family not in FAMILIES:
         return None

@@ -8,13 +8,14 @@ is stands for the one tensor that is called the same apart from such wrappers, o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fastllm.errors import CheckpointError
 from fastllm.tensors import Tensor
 
-# Names of modules that hold a whole model and do nothing: before a tensor's own name any of them may come, or none.
+# Names of modules that hold a whole model and do nothing: before a tensor's own name any of them may come, or none; so
+# with every module that holds an embedding of tokens.
 _WRAPPERS = frozenset(
     (
         "_forward_module",
@@ -37,10 +38,15 @@ _WRAPPERS = frozenset(
 )
 _INSIDE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
+_EMBEDDING = re.compile(
+    r"(.+)\.(?:embed_tokens|embed_in|wte|tok_embeddings|embeddings\.(?:word_embeddings|token_embedding))\.weight"
+)
+
 # What a model computes with without having learned it, statistics and heads of training only: nothing is lost.
 _HARMLESS = re.compile(
     r"""(^|\.)(
-        rotary_emb(eddings)?\.(inv_freq|cos_cached|sin_cached|original_inv_freq) | freqs_cis
+        rotary\w*\.(inv_freq|cos_cached|sin_cached|original_inv_freq) | freqs_cis | rope\.freqs
+        | attn_rot_embd\.weight | embeddings\.position_embeddings\.weight
         | (attn|attention|self_attn)\.(attention\.)?(bias|masked_bias|mask) | causal_mask
         | (position|token_type)_ids | num_batches_tracked
         | pooler\.(dense\.)?(weight|bias) | cls\.seq_relationship\.(weight|bias)
@@ -100,30 +106,33 @@ class Tensors(Mapping[str, Tensor]):
         if name in self.file:
             return name
         if not self._inner:
-            shared = _shared(self.file)
+            wrappers = _WRAPPERS | _around_embeddings(self.file)
             for theirs in self.file:
-                self._inner.setdefault(_inner(theirs[len(shared) :]), []).append(theirs)
-        found = self._inner.get(_inner(name), [])
+                self._inner.setdefault(_inner(theirs, wrappers), []).append(theirs)
+        found = self._inner.get(_inner(name, _WRAPPERS), [])
         if len(found) > 1:
             raise CheckpointError(f"{self._path} has {name} twice: as {found[0]} and as {found[1]}")
         return found[0] if found else None
 
 
-def _inner(name: str) -> str:
+def _inner(name: str, wrappers: frozenset[str]) -> str:
     """A tensor's name without wrappers; norms as PyTorch names them, not TensorFlow."""
     name = _INSIDE.sub("", name)
     first, dot, rest = name.partition(".")
-    while dot and first in _WRAPPERS:
+    while dot and first in wrappers:
         name = rest
         first, dot, rest = name.partition(".")
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def _shared(names: Mapping[str, Tensor]) -> str:
-    """What all names begin with, as far as a dot: a wrapper, whatever it is called."""
-    first, last = min(names, default=""), max(names, default="")
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
-    return first[: first.rfind(".", 0, same) + 1]
+def _around_embeddings(names: Iterable[str]) -> frozenset[str]:
+    """Modules that hold an embedding of tokens, whatever they are called: a model is in them."""
+    found = [match[1] for name in names if (match := _EMBEDDING.fullmatch(name))]
+    return frozenset(module for around in found if not _is_tower(around) for module in around.split("."))
+
+
+def _is_tower(name: str) -> bool:
+    return any(pattern.search(name) for pattern in _TOWERS.values())
 
 
 def unused_sentence(path: Path, names: Sequence[str]) -> str:

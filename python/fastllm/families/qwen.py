@@ -37,7 +37,7 @@ def qwen2_vl(source: Source) -> Recipe:
         "max_position_embeddings": 32768,
         "rms_norm_eps": 1e-5,
     }
-    return _qwen2(source, settings(source, rope=_multimodal(source, 1000000.0), windows=_windows(source, 80)))
+    return _qwen2(source, settings(source, rope=multimodal_rope(source, 1000000.0), windows=_windows(source, 80)))
 
 
 def _qwen2(source: Source, config: Config) -> Recipe:
@@ -55,11 +55,11 @@ def qwen3(source: Source) -> Recipe:
 def qwen3_vl(source: Source) -> Recipe:
     """The language model of Qwen3-VL."""
     source.defaults = {**_QWEN, "max_position_embeddings": 128000}
-    config = settings(source, rope=_multimodal(source, 500000.0), head_dim=128, qk_norm="head")
+    config = settings(source, rope=multimodal_rope(source, 500000.0), head_dim=128, qk_norm="head")
     return decoder(source, config, attention, qk_norm, feed_forward, bos=False)
 
 
-def _multimodal(source: Source, theta: float) -> Source:
+def multimodal_rope(source: Source, theta: float) -> Source:
     """Rotary parameters with a kind that differs from the default for images only."""
     rope = parameters(source, theta=theta)
     if rope.get("rope_type", rope.get("type")) == "mrope":
