@@ -241,3 +241,32 @@ def test_routers_and_positions_are_not_the_weights_type(tmp_path):
     experts = sum(t.nbytes for n, t in tensors.items() if ".experts." in n)
     embedding = tensors["embed"].nbytes
     assert llm.bytes_per_token == llm.file_bytes - embedding - experts // 2
+
+
+def test_a_second_text():
+    """Its tokens take the second half of the table of positions, whatever else the batch holds."""
+    weights = writers.random_weights(ENCODER, optional=BERT)
+    first, second = weights["positions"], writers.random_weights(ENCODER, 8, optional=BERT)["positions"]
+    pairs = ENCODER._replace(second_segment=True)
+
+    def hidden(config, table, *parts):
+        model = _core.Model(config, writers.core_tensors(config, weights | {"positions": table}, "f32"), kv_dtype="f32")
+        cache, count = _core.KVCache(model), sum(len(ids) for ids, _ in parts)
+        out = _core.Buffer(count * config.dim * 4)
+        model.forward(
+            [(cache.sequence(), ids, 0) for ids, _ in parts],
+            hidden={config.n_layers + 1: out},
+            segments={i: second for i, (_, second) in enumerate(parts) if second is not None},
+        )
+        return np.frombuffer(memoryview(out), np.float32).reshape(count, -1)
+
+    ids, both = texts(1, 60)[0], np.concatenate([first, second])
+    assert (hidden(pairs, both, (ids, None)) == hidden(ENCODER, first, (ids, None))).all()
+    assert (hidden(pairs, both, (ids, 0)) == hidden(ENCODER, second, (ids, None))).all()
+    mixed = np.concatenate([first[:5], second[5:]])
+    expected = hidden(ENCODER, mixed, (ids, None))
+    found = hidden(pairs, both, ([7, 8], 1), (ids, 5), ([9], None))
+    assert (found[2:-1] == expected).all()
+    for config, table, at in ((ENCODER, first, 5), (pairs, both, len(ids) + 1)):
+        with pytest.raises(ContextError):
+            hidden(config, table, (ids, at))
