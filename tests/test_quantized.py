@@ -236,11 +236,11 @@ def test_plain_fp8_is_what_it_is(tmp_path):
 # ---- whole models
 
 
-def quantize_all(tensors, scheme, skip=()):
-    """A model's tensors with its layers' matrices quantized, and what they stand for."""
+def quantize_all(tensors, scheme, skip=("embed", "lm_head")):
+    """A model's tensors with its matrices quantized, but for those with a word of `skip`, and what they stand for."""
     stored, plain = {}, {}
     for name, w in tensors.items():
-        if w.ndim == 2 and "layers" in name and not any(part in name for part in skip):
+        if w.ndim == 2 and not any(part in name for part in skip):
             made, plain[name] = scheme(w)
             stored |= {name.removesuffix("weight") + part: np.ascontiguousarray(t) for part, t in made.items()}
         else:
@@ -267,7 +267,7 @@ def test_models_compute_what_their_numbers_stand_for(tmp_path, name):
     model = reference.build("LlamaForCausalLM", reference.transformers.LlamaConfig(**settings))
     model.save_pretrained(tmp_path)
     tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    stored, plain = quantize_all(tensors, scheme, skip=("down_proj",) if "awq" in name else ())
+    stored, plain = quantize_all(tensors, scheme, **({"skip": ()} if name == "mlx" else {}))
     save_file(stored, tmp_path / "model.safetensors")
     written = json.loads((tmp_path / "config.json").read_text()) | config
     (tmp_path / "config.json").write_text(json.dumps(written))
@@ -281,6 +281,45 @@ def test_models_compute_what_their_numbers_stand_for(tmp_path, name):
     assert set(natural.dtypes) == {"q8"}
     model.save_pretrained(tmp_path / "plain")
     assert np.array_equal(natural.logits(ids), fastllm.load(tmp_path / "plain", dtype="q8", threads=1).logits(ids))
+
+
+@pytest.mark.parametrize("config", [True, False])
+def test_transformers_reads_the_same_from_fp8(tmp_path, config):
+    """A model of DeepSeek's form, whose matrices do not all end with a block, as transformers dequantizes it."""
+    reference = pytest.importorskip("reference")
+    torch, transformers = reference.torch, reference.transformers
+    from safetensors.torch import save_file as save
+
+    settings = {"vocab_size": 61, "num_hidden_layers": 2, "max_position_embeddings": 64, **SMALL}
+    settings |= {"hidden_size": 256, "intermediate_size": 384, "head_dim": 32}
+    model = reference.build("Qwen3ForCausalLM", transformers.Qwen3Config(**settings))
+    model.save_pretrained(tmp_path)
+    stored = {}
+    for name, w in model.state_dict().items():
+        if w.ndim == 2 and "layers" in name:
+            block = tuple(min(128, n) for n in w.shape)
+            parts = w.reshape(w.shape[0] // block[0], block[0], w.shape[1] // block[1], block[1])
+            scales = parts.abs().amax((1, 3)) / 448
+            stored[name] = (parts / scales[:, None, :, None]).reshape(w.shape).to(torch.float8_e4m3fn)
+            stored[f"{name}_scale_inv"] = scales
+        else:
+            stored[name] = w
+    save(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    written = json.loads((tmp_path / "config.json").read_text())
+    section = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    (tmp_path / "config.json").write_text(json.dumps(written | {"quantization_config": section}))
+    read = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path,
+        quantization_config=transformers.FineGrainedFP8Config(dequantize=True, weight_block_size=(128, 128)),
+        dtype=torch.float32,
+        attn_implementation="eager",
+    )
+    if not config:
+        (tmp_path / "config.json").write_text(json.dumps(written))
+    ids = reference.tokens(61, 40)
+    expected = reference.logits(read.eval(), ids)
+    assert reference.difference(reference.logits(model, ids), expected) > 0.01
+    assert reference.difference(fastllm.load(tmp_path, dtype="f32", threads=1).logits(ids), expected) < 1e-4
 
 
 def llama_folder(tmp_path, change, **config):

@@ -23,13 +23,14 @@ _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word's eight values of 4 bit
 
 
 class Scheme(NamedTuple):
-    """key: the end of the name of the tensor it is recognized by. matches: whether that tensor is one of the scheme's.
+    """part, kinds: the name and types of the tensor it is recognized by; beside: whether others of its are there.
 
     matrix: the matrix, read as f32. Raises CheckpointError where tensors do not fit each other.
     """
 
-    key: str
-    matches: Callable[[Module, Tensor], bool]
+    part: str
+    kinds: tuple[str, ...]
+    beside: Callable[[Module], bool]
     matrix: Callable[[Module], Tensor]
 
 
@@ -209,13 +210,6 @@ def _pack_quantized(m: Module) -> Tensor:
 # ---- 8 bits ----------------------------------------------------------------------------------------------------------
 
 
-def _is_scaled(m: Module, weight: Tensor) -> bool:
-    kind = weight.raw.kind if weight.raw else ""
-    if kind == "int8":
-        return m.has("weight_scale") or (m.has("SCB") and m.has("weight_format"))
-    return kind in _FLOAT8 and (m.has("weight_scale") or m.has("weight_scale_inv"))
-
-
 def _scaled(m: Module) -> Tensor:
     """FP8 or int8 values and their scales: one for all, for each row, for groups of each row, or for blocks.
 
@@ -228,8 +222,8 @@ def _scaled(m: Module) -> Tensor:
     if m.has("SCB"):
         import numpy
 
-        order = m.get("weight_format")
-        if order is None or order.raw is None or raw_values(order).any():
+        order = m.get("weight_format")  # 0, also where it is missing, is row by row
+        if order is not None and (order.raw is None or raw_values(order).any()):
             raise m.refusal("in bitsandbytes' layout for one kind of GPU, which fastllm cannot read")
         largest = m.sized("SCB", (outputs,), kinds=_SCALES)
         return _by_blocks(weight, (1, inputs), lambda: floats(largest) * numpy.float32(1 / 127), "bitsandbytes, int8")
@@ -352,8 +346,9 @@ def _affine(
 
 
 SCHEMES = (
-    Scheme(".qweight", lambda _, tensor: tensor.raw is not None and tensor.raw.kind == "int32", _gptq_or_awq),
-    Scheme(".scales", lambda m, _: m.kind("weight") == "uint32", _mlx),
-    Scheme(".weight_packed", lambda _, tensor: tensor.raw is not None and tensor.raw.kind == "int32", _pack_quantized),
-    Scheme(".weight", _is_scaled, _scaled),
+    Scheme("qweight", ("int32",), lambda _: True, _gptq_or_awq),
+    Scheme("weight", ("uint32",), lambda m: m.has("scales"), _mlx),
+    Scheme("weight_packed", ("int32",), lambda _: True, _pack_quantized),
+    Scheme("weight", _FLOAT8, lambda m: m.has("weight_scale") or m.has("weight_scale_inv"), _scaled),
+    Scheme("weight", ("int8",), lambda m: m.has("weight_scale") or m.has("SCB"), _scaled),
 )
