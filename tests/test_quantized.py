@@ -1,9 +1,13 @@
 """Checkpoints that others quantized: against what their numbers stand for, and those that cannot be read."""
 
 import json
+import re
+from contextlib import suppress
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import fastllm
@@ -543,8 +547,66 @@ def test_tensors_that_do_not_fit_each_other(tmp_path, tensors, change, header, w
     if words == "|":
         floats(matrix(tmp_path, tensors, header))
         return
-    import re
 
     said = refusal(tmp_path, tensors, header)
     assert re.search(words, said)
     assert str(tmp_path) in said
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(1 << 70), 1 << 70),
+    st.sampled_from([0, 1, 2, 3, 4, 8, 16, 32, 128, -1]),
+    st.floats(),
+    st.sampled_from(["gptq", "gptq_v2", "awq", "gemm", "", "4"]),
+    st.lists(st.integers(-1, 1 << 70), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+KEYS = (
+    "bits",
+    "group_size",
+    "quant_method",
+    "checkpoint_format",
+    "format",
+    "version",
+    "weight_block_size",
+    "mode",
+    "x",
+)
+CHANGES = {
+    "drop": lambda t: None,
+    "shorter": lambda t: t[:-1],
+    "narrower": lambda t: t[..., :-1],
+    "flat": lambda t: t.reshape(-1),
+    "stacked": lambda t: t[None],
+    "turned": lambda t: np.ascontiguousarray(t.T),
+    "floats": lambda t: t.astype(np.float32),
+    "bytes": lambda t: t.astype(np.uint8),
+    "words": lambda t: t.astype(np.uint32),
+    "small": lambda t: t.astype(np.int8),
+    "ones": lambda t: np.full_like(t, -1 if t.dtype != np.uint32 else 1),
+}
+
+
+@given(
+    st.sampled_from([GPTQ, AWQ, MLX, PACKED, INT8]),
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from([*CHANGES])), max_size=3),
+    st.sampled_from(["quantization_config", "quantization", "quant_config"]),
+    st.one_of(VALUES, st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4)),
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of making the tensors
+@settings(max_examples=150)
+def test_whatever_is_changed_gives_a_matrix_or_one_sentence(tmp_path_factory, tensors, changes, section, about):
+    tensors = dict(tensors)
+    for index, change in changes:
+        name = [*tensors][index % len(tensors)]
+        if (changed := CHANGES[change](tensors.pop(name))) is not None:
+            tensors[name] = changed
+        if not tensors:
+            return
+    with suppress(CheckpointError):
+        found = dequantized(checkpoint(tmp_path_factory.mktemp("changed"), tensors, {section: about}))
+        for tensor in found.tensors.values():
+            if tensor.stored:
+                assert floats(tensor).shape == (tensor.rows, tensor.width)

@@ -78,11 +78,10 @@ def settings(checkpoint: Checkpoint) -> Mapping[str, Any]:
     for header in (checkpoint.header, inner if isinstance(inner, dict) else {}):
         for key in _SECTIONS:
             value = header.get(key)
-            if value is None or value == {}:
-                continue
-            if not isinstance(value, dict):
+            if isinstance(value, dict) and value:
+                return value
+            if value and key == "quantization_config":
                 raise CheckpointError(f"{checkpoint.path} has {key} {value!r}, not a config of its own")
-            return value
     return {}
 
 
