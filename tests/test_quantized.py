@@ -90,6 +90,13 @@ def test_gptq_whose_zeros_wrapped_around(tmp_path):
     check(matrix(tmp_path, tensors, {}), expected)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_gptqs_symmetric_zeros_tell_their_version(tmp_path, bits):
+    tensors, expected = quantizers.gptq(W, bits=bits, symmetric=True, v2=True)
+    check(matrix(tmp_path, tensors), expected)
+    check(matrix(tmp_path, tensors, {"quantize_config": {"bits": bits, "sym": True}}), expected)
+
+
 @pytest.mark.parametrize("group_size", [32, 96, -1])
 def test_awq(tmp_path, group_size):
     tensors, expected = quantizers.awq(W, group_size=group_size)

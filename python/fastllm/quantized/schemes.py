@@ -39,9 +39,8 @@ class Scheme(NamedTuple):
 
 def _gptq_or_awq(m: Module) -> Tensor:
     """qweight, qzeros and scales; both lay a matrix out as (inputs, outputs), and pack it along different axes."""
-    packing = str(
-        m.option("checkpoint_format", m.option("packing_format", m.option("format", m.option("version", ""))))
-    )
+    told = (m.option(key) for key in ("checkpoint_format", "packing_format", "format", "version"))
+    packing = next((value for value in told if isinstance(value, str)), "")
     packing = packing.lower().removeprefix("auto_round:").removeprefix("auto_")
     if packing in ("marlin", "gemv", "gemv_fast", "bitblas", "llm-awq") or m.option("is_marlin_format") is True:
         raise m.refusal(
@@ -55,15 +54,15 @@ def _gptq_or_awq(m: Module) -> Tensor:
         raise m.error("qweight", f"has the shape {qweight.shape}, which its scales {scales.shape} do not fit")
     if packing not in ("", "gptq", "gptq_v2"):
         raise m.refusal(f"quantized and packed as {packing}, which fastllm cannot read: use a GPTQ or AWQ file")
-    return _gptq(m, qweight, scales, first_zero=0 if packing == "gptq_v2" else 1)
+    return _gptq(m, qweight, scales, packing)
 
 
-def _gptq(m: Module, qweight: Tensor, scales: Tensor, *, first_zero: int) -> Tensor:
+def _gptq(m: Module, qweight: Tensor, scales: Tensor, packing: str) -> Tensor:
     """GPTQ (Frantar et al., 2022) as AutoGPTQ and GPTQModel save it.
 
     qweight: words of the values of consecutive inputs; qzeros: of consecutive outputs, for each group of inputs. g_idx:
-    each input's group, consecutive inputs where it is missing. first_zero: what a stored zero of 0 means: the first
-    version of the format stores zeros less 1.
+    each input's group, consecutive inputs where it is missing. packing: the version of the format: gptq, which stores
+    zeros less 1, or gptq_v2; where it is not said, zeros that are all in the middle are symmetric ones of gptq_v2.
     """
     words, (groups, outputs) = qweight.shape[0], scales.shape
     qzeros = m.tensor("qzeros", axes=2, kinds=("int32",))
@@ -78,6 +77,9 @@ def _gptq(m: Module, qweight: Tensor, scales: Tensor, *, first_zero: int) -> Ten
     if index is not None and -(-index.width * bits // 32) == words:
         inputs = index.width  # the last word need not be full
     group_of = _group_of(m, "g_idx", inputs, groups)
+    less_one = packing != "gptq_v2"
+    if not packing:
+        less_one = bool((unpacked(raw_values(qzeros, 0, 1), bits)[0, :outputs] != 1 << bits - 1).any())
 
     def read(begin: int, end: int) -> Bytes:
         import numpy
@@ -87,10 +89,10 @@ def _gptq(m: Module, qweight: Tensor, scales: Tensor, *, first_zero: int) -> Ten
         first, last = begin // per_word, -(-end // per_word)
         step = per_word * bits // 32
         packed = raw_values(qzeros)[:, first * step : last * step].astype(numpy.uint32)
-        if first_zero and 32 % bits == 0:
+        if less_one and 32 % bits == 0:
             packed += numpy.uint32(sum(1 << shift for shift in range(0, 32, bits)))  # with carries, as it was taken off
         zeros = unpacked(packed, bits)[:, begin - first * per_word : end - first * per_word].T
-        if first_zero and 32 % bits:
+        if less_one and 32 % bits:
             zeros = zeros + numpy.uint8(1) & numpy.uint8((1 << bits) - 1)
         return _affine(q, column_floats(scales, begin, end), zeros, group_of())
 
