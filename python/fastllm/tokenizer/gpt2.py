@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import Files
-from fastllm.tokenizer.classes import Added, add_specials, around, class_of, roles_of, special
+from fastllm.tokenizer.classes import Added, add_specials, around, by_role, class_of, roles_of, special
 from fastllm.tokenizer.settings import Settings, load_json
 from fastllm.tokenizer.tokenizer_json import LibraryTokenizer, library, refusals
 
@@ -37,15 +37,11 @@ class _Class(NamedTuple):
     clip: bool = False
 
 
-def _specials(**roles: str) -> dict[str, Added]:
-    return {f"{role}_token": special(text) for role, text in roles.items()}
-
-
-_GPT2 = _specials(bos=_END, eos=_END, unk=_END)
-_QWEN2 = _specials(eos=_END, unk=_END, pad=_END)
-_BART = _specials(bos="<s>", eos="</s>", sep="</s>", cls="<s>", unk="<unk>", pad="<pad>", mask="<mask>")
-_DEBERTA = _specials(bos="[CLS]", eos="[SEP]", sep="[SEP]", cls="[CLS]", unk="[UNK]", pad="[PAD]", mask="[MASK]")
-_COHERE = _specials(
+_GPT2 = by_role(bos=_END, eos=_END, unk=_END)
+_QWEN2 = by_role(eos=_END, unk=_END, pad=_END)
+_BART = by_role(bos="<s>", eos="</s>", sep="</s>", cls="<s>", unk="<unk>", pad="<pad>", mask="<mask>")
+_DEBERTA = by_role(bos="[CLS]", eos="[SEP]", sep="[SEP]", cls="[CLS]", unk="[UNK]", pad="[PAD]", mask="[MASK]")
+_COHERE = by_role(
     bos="<BOS_TOKEN>",
     eos="<|END_OF_TURN_TOKEN|>",
     sep="<SEP>",
@@ -54,11 +50,11 @@ _COHERE = _specials(
     pad="<PAD>",
     mask="<MASK_TOKEN>",
 )
-_CLIP = _specials(bos=_START, eos=_END, unk=_END, pad=_END)
+_CLIP = by_role(bos=_START, eos=_END, unk=_END, pad=_END)
 
 _CLASSES = {
     "GPT2Tokenizer": _Class(_GPT2),
-    "GPTNeoXTokenizer": _Class(_GPT2 | _specials(pad="<|padding|>"), composed=True),
+    "GPTNeoXTokenizer": _Class(_GPT2 | by_role(pad="<|padding|>"), composed=True),
     "Qwen2Tokenizer": _Class(_QWEN2, words=_QWEN2_WORDS, composed=True),
     "Qwen3_5Tokenizer": _Class(_QWEN2, words=_QWEN3_5_WORDS, composed=True),
     "CohereTokenizer": _Class(_COHERE, composed=True, digits=True),
