@@ -306,7 +306,7 @@ def test_a_vocabulary_of_another_class_is_no_text(tmp_path):
     """Of lines without an unknown token, as PhoBERT's: not the characters of a text."""
     (tmp_path / "vocab.txt").write_text("the 10\nocean@@ 7\n")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PhobertTokenizer"}')
-    with pytest.raises(TokenizerError, match="how PhobertTokenizer splits a text is not known"):
+    with pytest.raises(TokenizerError, match="how 'PhobertTokenizer' splits a text is not known"):
         find(tmp_path, 1000)
 
 

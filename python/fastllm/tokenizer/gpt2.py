@@ -77,8 +77,9 @@ def read(files: Files) -> LibraryTokenizer:
     merges = [tuple(line.rstrip("\r").split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
     name = class_of(files) or _by_content(vocabulary, merges)
     if name not in _CLASSES:
+        known = ", ".join(_CLASSES)
         raise TokenizerError(
-            f"how {name!r} splits a text is not known here without a tokenizer.json; known are {', '.join(_CLASSES)}"
+            f"how {name[:100]!r} splits a text is not known here without a tokenizer.json; known are {known}"
         )
     with refusals("tokenizers"):
         return _build(vocabulary, merges, files, _CLASSES[name])

@@ -31,10 +31,9 @@ def read(files: Files) -> LibraryTokenizer:
     settings = Settings(files)
     name = class_of(files)
     if name.endswith("Tokenizer") and name not in _CLASSES:
+        known = ", ".join(_CLASSES)
         raise TokenizerError(
-            f"how {name} splits a text is not known here without a tokenizer.json; known are {', '.join(_CLASSES)}"[
-                :300
-            ]
+            f"how {name[:100]!r} splits a text is not known here without a tokenizer.json; known are {known}"
         )
     lower, chinese = settings.flag("do_lower_case"), settings.flag("tokenize_chinese_chars")
     return build(
