@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import vocabularies
 from conftest import failure
 from fastllm import TokenizerError
-from fastllm.tokenizer import decode, find, from_blob, read
+from fastllm.tokenizer import classes, decode, find, from_blob, read
 from vocabularies import clean
 
 transformers = pytest.importorskip("transformers")
@@ -116,6 +116,16 @@ def test_a_class_whose_split_is_not_known(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(beside))
         with pytest.raises(TokenizerError, match=r"splits a text is not known here without a tokenizer\.json"):
             find(tmp_path, 700)
+
+
+def test_classes_of_model_types():
+    """As transformers has them; where it has none, the class that the published files of the type are for."""
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES as theirs
+
+    for kind in classes._REGISTERED:
+        expected = (theirs.get(kind) or "TokenizersBackend").removesuffix("Fast")
+        found = classes.class_of({"config.json": json.dumps({"model_type": kind}).encode()})
+        assert expected == "TokenizersBackend" or found == classes._SAME.get(expected, expected), kind
 
 
 def test_the_type_decides_where_published_files_are_wrong(tmp_path):
