@@ -120,10 +120,10 @@ def test_a_class_whose_split_is_not_known(tmp_path):
 
 def test_classes_of_model_types():
     """As transformers has them; where it has none, the class that the published files of the type are for."""
-    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES as theirs
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
     for kind in classes._REGISTERED:
-        expected = (theirs.get(kind) or "TokenizersBackend").removesuffix("Fast")
+        expected = (TOKENIZER_MAPPING_NAMES.get(kind) or "TokenizersBackend").removesuffix("Fast")
         found = classes.class_of({"config.json": json.dumps({"model_type": kind}).encode()})
         assert expected == "TokenizersBackend" or found == classes._SAME.get(expected, expected), kind
 
