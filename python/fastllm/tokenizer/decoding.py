@@ -237,9 +237,9 @@ class _Replace:
         self._old, self._new, self._held = old, new, ""
 
     def push(self, text: str) -> list[str]:
-        done, rest = "", self._held + text
-        while (at := rest.find(self._old)) >= 0:
-            done, rest = done + rest[:at] + self._new, rest[at + len(self._old) :]
+        text = self._held + text
+        rest = text.split(self._old)[-1]
+        done = _replaced(text[: len(text) - len(rest)], self._old, self._new)
         most = min(len(rest), len(self._old) - 1)
         keep = next((n for n in range(most, 0, -1) if self._old.startswith(rest[-n:])), 0)
         self._held = rest[len(rest) - keep :]
