@@ -25,7 +25,8 @@ _WEIGHTS = (
     "ckpt-0/*",
     "*.gguf",
 )
-_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "*.yaml", "tok*.bin")  # configs, tokenizers, templates, indexes
+# Configs, tokenizers, templates, indexes.
+_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "additional_chat_templates/*.jinja", "*.yaml", "tok*.bin")
 _PATIENCE = 10  # seconds for the hub to answer
 _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 

@@ -60,7 +60,8 @@ class Tokenizer(Protocol):
     special.
     roles: the text of "bos_token", "eos_token" and so on, as far as the files say. ends: ids that end what a model
     says, as far as the files say.
-    chat_template: a Jinja template of a conversation, where the files have one.
+    chat_template: a Jinja template of a conversation, where the files have one. tool_template: another one for
+    conversations with tools.
     """
 
     kind: str = ""
@@ -75,6 +76,7 @@ class Tokenizer(Protocol):
     roles: Mapping[str, str] = MappingProxyType({})
     ends: tuple[int, ...] = ()
     chat_template: str | None = None
+    tool_template: str | None = None
 
     def encode(self, text: str, *, special: bool = False, start: bool = True) -> list[int]:
         """The ids of a text, without prefix and suffix. Raises TokenizerError where the vocabulary cannot say it.
@@ -114,7 +116,8 @@ _KINDS: dict[str, tuple[str, str]] = {
 }
 # What Hugging Face puts beside the vocabulary: the policy, the chat template, the tokens that end a text.
 _POLICY = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
-_BESIDE = (*_POLICY, "chat_template.jinja", "chat_template.json")
+_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/tool_use.jinja")
+_BESIDE = (*_POLICY, *_TEMPLATES)
 _PACKED = b'{"files": '
 
 
