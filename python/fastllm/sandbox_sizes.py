@@ -7,13 +7,13 @@ is inside of something as often as it is there: a list that holds a list twice i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, ItemsView, KeysView, Mapping, ValuesView
 from typing import Any
 
 from jinja2.utils import Namespace
 
 LONGEST = 2 << 20  # characters of a text, and values inside a list
-_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS = (KeysView, ValuesView, ItemsView)
 # %(name)-0*.*f: name, width and precision
 _CONVERSION = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d*)(?:\.(\*|\d*))?")
 
@@ -29,7 +29,8 @@ def check(what: str, amount: float) -> None:
 
 def size(value: Any) -> int:
     """Raises ExcessError for more than LONGEST."""
-    total, inside = 0, [value]
+    total = 0
+    inside: list[Any] = [value]
     while inside:
         item = inside.pop()
         if isinstance(item, Namespace):

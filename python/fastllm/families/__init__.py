@@ -224,6 +224,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "meta.llama": ("meta_llama", "recipe"),
     "mindformers.llama": ("mindformers", "recipe"),
     "minGPT": ("mingpt", "recipe"),
+    "nanoGPT": ("mingpt", "recipe"),
     "MistralForCausalLM": ("llama", "mistral"),
     "MixtralForCausalLM": ("moe", "mixtral"),
     "Olmo2ForCausalLM": ("olmo", "olmo2"),
