@@ -53,6 +53,11 @@ def seeing():
             text_config=TEXT | MROPE | decoders.EXPERTS | {"head_dim": 16, "moe_intermediate_size": 21},
             vision_config=QWEN_VISION | {"deepstack_visual_indexes": [0]},
         ),
+        "PaliGemma": t.PaliGemmaConfig(
+            text_config=t.GemmaConfig(**TEXT, head_dim=16),
+            vision_config=t.SiglipVisionConfig(**decoders.VISION, projection_dim=64),
+            projection_dim=64,
+        ),
         "Gemma3": t.Gemma3Config(text_config=gemma, vision_config=siglip),
     }
 
@@ -70,6 +75,7 @@ def seeing():
         "Qwen2_5_VL",
         "Qwen3VL",
         "Qwen3VLMoe",
+        "PaliGemma",
         "Gemma3",
     ],
 )

@@ -256,7 +256,10 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
 def _unknown(checkpoint: Checkpoint) -> CheckpointError:
     path, name = checkpoint.path, checkpoint.architecture
     if not name:
-        return CheckpointError(f"{path} does not say what family it is of, nor does a config.json beside it")
+        nor = (
+            "and its config names no model_type" if checkpoint.header else "and has no config.json beside it that does"
+        )
+        return CheckpointError(f"{path} does not say what family it is of, {nor}")
     like = nearest(name)
     hint = f"the nearest are {', '.join(like)}; " if like else ""
     return CheckpointError(f"{path} is of the family {name!r}, which is not known: {hint}fastllm info lists all")

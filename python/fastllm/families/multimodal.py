@@ -79,6 +79,8 @@ def language_model(checkpoint: Checkpoint) -> Checkpoint | None:
     for key in _SHARED:
         if text.get(key) is None and whole.get(key) is not None:
             text[key] = whole[key]
+    if kind == "paligemma":  # it means the prompt that stands beside an image
+        text.pop("use_bidirectional_attention", None)
     tied = whole.get("tie_word_embeddings")
     if tied is True or (tied is None and kind in _TIED):
         text["tie_word_embeddings"] = True
