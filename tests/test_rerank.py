@@ -67,6 +67,7 @@ def test_a_cross_encoder_of_roberta(tmp_path, cross_encoder):
     encoder = cross_encoder(str(folder), device="cpu")
     same_ranks(encoder, folder)
     encoder.max_seq_length = 20
+    encoder.prompts, encoder.default_prompt_name = {"web": "there: "}, "web"
     encoder.save_pretrained(str(tmp_path / "saved"))
     same_ranks(cross_encoder(str(tmp_path / "saved"), device="cpu"), tmp_path / "saved")
 

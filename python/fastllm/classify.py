@@ -246,8 +246,8 @@ class Labels:
         base, *others = (self._render(chat, *pair) for pair in (("a", "b"), ("c", "b"), ("a", "c")))
         if base in others:
             raise OptionError(
-                f"the chat template of {self.path} does not write messages of the roles query and document: "
-                "name one that does, as template"
+                f"the chat template of {self.path} leaves out messages of the roles query and document: "
+                "a template of your own (template, --template) must write them"
             )
         return chat
 

@@ -580,10 +580,12 @@ class LLM(Labels):
 
     def _check_head(self) -> None:
         if not self.config.head:
-            more = f" (and {', '.join(self._can())})" if self.classifier else ""
-            raise OptionError(
-                f"{self.path} has no head, so there are no logits: only hidden states and embeddings{more}"
+            can = (
+                f"what it can do is {', '.join(self._can())}"
+                if self.classifier
+                else "only hidden states and embeddings"
             )
+            raise OptionError(f"{self.path} has no head, so there are no logits: {can}")
 
 
 def _write(batch: Batch, streams: Mapping[Generation, TextStream]) -> dict[Generation, str]:
