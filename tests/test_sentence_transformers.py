@@ -372,6 +372,7 @@ REFUSED = {
     "no list": ({"modules.json": "{}"}, "not a JSON list"),
     "no modules": ({"modules.json": "[]"}, "no modules"),
     "no JSON": ({"modules.json": "[{"}, "not JSON"),
+    "a type of two lines": ({"modules.json": json.dumps([{"path": "", "type": "a\nb"}])}, "no type or no path"),
     "a module without a type": ({"modules.json": '[{"path": ""}]'}, "no type or no path"),
     "a late-interaction model": (
         {"config_sentence_transformers.json": '{"model_type": "MultiVectorEncoder"}'},

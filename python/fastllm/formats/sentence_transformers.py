@@ -7,6 +7,7 @@ for: the model itself, its logits and hidden states are not touched by it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
@@ -97,7 +98,9 @@ def _read(folder: Path) -> Found | None:
     if kind == "CrossEncoder":  # a classifier: it makes no vectors of its own
         return None
     if kind != "SentenceTransformer":
-        raise CheckpointError(f"{folder} is a {kind} of sentence-transformers, whose vectors fastllm cannot make")
+        raise CheckpointError(
+            f"{folder} is a {_shown(kind)} of sentence-transformers, whose vectors fastllm cannot make"
+        )
     first, *others = modules(folder)
     if first.kind != "Transformer":
         raise CheckpointError(f"{folder} begins with the sentence-transformers module {first.kind}, {_NOT_SUPPORTED}")
@@ -134,7 +137,7 @@ def modules(folder: Path) -> list[Module]:
     found = []
     for entry in listed:
         kind, place = (entry.get("type"), entry.get("path")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(kind, str) or not isinstance(place, str):
+        if not isinstance(kind, str) or not re.fullmatch(r"[\w.]{1,200}", kind) or not isinstance(place, str):
             raise CheckpointError(f"{path} is broken: a module has no type or no path")
         windows = PureWindowsPath(place)
         if windows.anchor or ".." in windows.parts or "\0" in place:
