@@ -12,10 +12,17 @@ from fastllm import _core, dense, store
 from fastllm.errors import CheckpointError, CheckpointWarning, OptionError, TokenizerError
 from fastllm.families import Recipe, Weight
 from fastllm.files import check_target, read_file, reading
-from fastllm.lora import check_not_converted
 from fastllm.machine import check_threads
 from fastllm.packing import Plan, Progress, assemble, chunks, pack, plan, vectors
-from fastllm.source import Adapters, Opened, find_adapters, find_source, open_source, stored_tokenizer
+from fastllm.source import (
+    Adapters,
+    Opened,
+    check_not_converted,
+    find_adapters,
+    find_source,
+    open_source,
+    stored_tokenizer,
+)
 from fastllm.tensors import Bytes, Tensor
 
 if TYPE_CHECKING:

@@ -15,10 +15,9 @@ from fastllm.embedding import Embedding, normalized
 from fastllm.engine import Batch, Engine, Generation
 from fastllm.errors import CheckpointError, ContextError, NumericError, OptionError, TokenizerError, about
 from fastllm.files import reading
-from fastllm.lora import check_not_converted
 from fastllm.machine import check_threads, read_bandwidth
 from fastllm.sampling import DEFAULTS, Sampling
-from fastllm.source import Adapters, find_adapters, find_source, open_source, stored_tokenizer
+from fastllm.source import Adapters, check_not_converted, find_adapters, find_source, open_source, stored_tokenizer
 from fastllm.speculative import DraftModel, PromptLookup, Proposer
 from fastllm.tokenizer import Tokenizer, decode
 

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastllm import lora, store
+from fastllm import store
 from fastllm.dense import pack
 from fastllm.errors import CheckpointError, CheckpointWarning, OptionError, TokenizerError
 from fastllm.formats import open_checkpoint
-from fastllm.quantized import dequantized
 from fastllm.tokenizer import Tokenizer, find, from_blob, read
 
 if TYPE_CHECKING:
@@ -79,6 +78,12 @@ def find_adapters(names: Adapters | None) -> list[Path]:
     return [find_source(name, None)[0] for name in several]
 
 
+def check_not_converted(path: Path, adapters: Sequence[Path]) -> None:
+    """Raises OptionError for adapters beside a file whose weights are packed."""
+    if adapters:
+        raise OptionError(f"{path} is already converted: apply {adapters[0]} to the checkpoint it was made from")
+
+
 def open_source(
     path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hub: bool = False, adapters: Sequence[Path] = ()
 ) -> Opened:
@@ -87,8 +92,9 @@ def open_source(
     adapters: to add to its weights. Warns (CheckpointWarning) of tensors that have no effect. Raises CheckpointError,
     and TokenizerError for a tokenizer that was named and does not fit.
     """
-    from fastllm import families
+    from fastllm import families, lora
     from fastllm.families.names import unused_sentence
+    from fastllm.quantized import dequantized
 
     lora.check_is_model(path, with_adapters=bool(adapters))
     checkpoint = dequantized(open_checkpoint(path))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastllm.errors import CheckpointError, OptionError
+from fastllm.errors import CheckpointError
 from fastllm.formats import Checkpoint, peft
 from fastllm.lora.merge import Merge
 
@@ -48,12 +48,6 @@ def check_has_no_factors(checkpoint: Checkpoint) -> None:
                 f"{checkpoint.path} holds the factors of an adapter, such as {name}, apart from its weights: merge "
                 "them with the program that made it, or save them as a PEFT adapter and name that with --lora"
             )
-
-
-def check_not_converted(path: Path, adapters: Sequence[Path]) -> None:
-    """Raises OptionError for adapters beside a file whose weights are packed."""
-    if adapters:
-        raise OptionError(f"{path} is already converted: apply {adapters[0]} to the checkpoint it was made from")
 
 
 def merged(checkpoint: Checkpoint, adapters: Sequence[Path]) -> Checkpoint:
