@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import vocabularies
 from conftest import failure
 from fastllm import TokenizerError
-from fastllm.tokenizer import decode, find, from_blob, read
+from fastllm.tokenizer import classes, decode, find, from_blob, read
 from vocabularies import clean
 
 transformers = pytest.importorskip("transformers")
@@ -116,6 +116,16 @@ def test_a_class_whose_split_is_not_known(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(beside))
         with pytest.raises(TokenizerError, match=r"splits a text is not known here without a tokenizer\.json"):
             find(tmp_path, 700)
+
+
+def test_classes_of_model_types():
+    """As transformers has them; where it has none, the class that the published files of the type are for."""
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+    for kind in classes._REGISTERED:
+        expected = (TOKENIZER_MAPPING_NAMES.get(kind) or "TokenizersBackend").removesuffix("Fast")
+        found = classes.class_of({"config.json": json.dumps({"model_type": kind}).encode()})
+        assert expected == "TokenizersBackend" or found == classes._SAME.get(expected, expected), kind
 
 
 def test_the_type_decides_where_published_files_are_wrong(tmp_path):
@@ -232,7 +242,7 @@ def test_a_file_without_a_word_about_its_class(tmp_path):
     path = path.rename(tmp_path / "any.model")
     assert find(tmp_path, size).encode("the ocean") == library.encode("the ocean")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mbart"}))
-    with pytest.raises(TokenizerError, match=r"MBartTokenizer are read from a tokenizer\.json only"):
+    with pytest.raises(TokenizerError, match=r"'MBartTokenizer' are not known here"):
         find(tmp_path, size)
 
 
@@ -293,15 +303,12 @@ def test_word_pieces(tmp_path, name, kind, specials, config):
 
 
 def test_special_tokens_map(tmp_path):
-    """It says roles where tokenizer_config.json lists no tokens by id, and then the config does not."""
-    save_bytes(tmp_path, [*BART, "<m>"], {"mask_token": "<mask>", "cls_token": "<s>"})
+    """It says roles, in place of those that the class has."""
+    save_bytes(tmp_path, [*BART, "<m>"], {})
     named = {"mask_token": {"content": "<m>", "lstrip": True, "rstrip": False}, "cls_token": "</s>"}
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
     (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
     texts = [*LINES[:100], *MASKS, "the <m> ocean"]
-    same(find(tmp_path, 700), transformers.RobertaTokenizer.from_pretrained(tmp_path), texts)
-    listed = {str(i): {"content": token, "special": True} for i, token in enumerate(BART)}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": listed, "cls_token": "<pad>"}))
     same(find(tmp_path, 700), transformers.RobertaTokenizer.from_pretrained(tmp_path), texts)
 
 
@@ -309,7 +316,7 @@ def test_a_vocabulary_of_another_class_is_no_text(tmp_path):
     """Of lines without an unknown token, as PhoBERT's: not the characters of a text."""
     (tmp_path / "vocab.txt").write_text("the 10\nocean@@ 7\n")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PhobertTokenizer"}')
-    with pytest.raises(TokenizerError, match="how PhobertTokenizer splits a text is not known"):
+    with pytest.raises(TokenizerError, match="how 'PhobertTokenizer' splits a text is not known"):
         find(tmp_path, 1000)
 
 

@@ -111,6 +111,11 @@ def special(content: str, *, lstrip: bool = False) -> Added:
     return {"content": content, "special": True, "normalized": False, "lstrip": lstrip}
 
 
+def by_role(**tokens: str | Added) -> dict[str, Added]:
+    """Special tokens by their role: "mask_token" for mask=..."""
+    return {f"{role}_token": special(token) if isinstance(token, str) else token for role, token in tokens.items()}
+
+
 def roles_of(files: Files, defaults: Mapping[str, Added]) -> dict[str, Added]:
     """The special tokens by their role, such as "mask_token": what the files say, else the class's own. A role that
     the files set to null has none."""

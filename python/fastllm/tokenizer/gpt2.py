@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import Files
-from fastllm.tokenizer.classes import Added, add_specials, around, class_of, roles_of, special
+from fastllm.tokenizer.classes import Added, add_specials, around, by_role, class_of, roles_of, special
 from fastllm.tokenizer.settings import Settings, load_json
 from fastllm.tokenizer.tokenizer_json import LibraryTokenizer, library, refusals
 
@@ -38,15 +38,11 @@ class _Class(NamedTuple):
     doubled: bool = False
 
 
-def _specials(**roles: str) -> dict[str, Added]:
-    return {f"{role}_token": special(text) for role, text in roles.items()}
-
-
-_GPT2 = _specials(bos=_END, eos=_END, unk=_END)
-_QWEN2 = _specials(eos=_END, unk=_END, pad=_END)
-_BART = _specials(bos="<s>", eos="</s>", sep="</s>", cls="<s>", unk="<unk>", pad="<pad>", mask="<mask>")
-_DEBERTA = _specials(bos="[CLS]", eos="[SEP]", sep="[SEP]", cls="[CLS]", unk="[UNK]", pad="[PAD]", mask="[MASK]")
-_COHERE = _specials(
+_GPT2 = by_role(bos=_END, eos=_END, unk=_END)
+_QWEN2 = by_role(eos=_END, unk=_END, pad=_END)
+_BART = by_role(bos="<s>", eos="</s>", sep="</s>", cls="<s>", unk="<unk>", pad="<pad>", mask="<mask>")
+_DEBERTA = by_role(bos="[CLS]", eos="[SEP]", sep="[SEP]", cls="[CLS]", unk="[UNK]", pad="[PAD]", mask="[MASK]")
+_COHERE = by_role(
     bos="<BOS_TOKEN>",
     eos="<|END_OF_TURN_TOKEN|>",
     sep="<SEP>",
@@ -55,11 +51,11 @@ _COHERE = _specials(
     pad="<PAD>",
     mask="<MASK_TOKEN>",
 )
-_CLIP = _specials(bos=_START, eos=_END, unk=_END, pad=_END)
+_CLIP = by_role(bos=_START, eos=_END, unk=_END, pad=_END)
 
 _CLASSES = {
     "GPT2Tokenizer": _Class(_GPT2),
-    "GPTNeoXTokenizer": _Class(_GPT2 | _specials(pad="<|padding|>"), composed=True),
+    "GPTNeoXTokenizer": _Class(_GPT2 | by_role(pad="<|padding|>"), composed=True),
     "Qwen2Tokenizer": _Class(_QWEN2, words=_QWEN2_WORDS, composed=True),
     "Qwen3_5Tokenizer": _Class(_QWEN2, words=_QWEN3_5_WORDS, composed=True),
     "CohereTokenizer": _Class(_COHERE, composed=True, digits=True),
@@ -82,8 +78,9 @@ def read(files: Files) -> LibraryTokenizer:
     merges = [tuple(line.rstrip("\r").split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
     name = class_of(files) or _by_content(vocabulary, merges)
     if name not in _CLASSES:
+        known = ", ".join(_CLASSES)
         raise TokenizerError(
-            f"how {name!r} splits a text is not known here without a tokenizer.json; known are {', '.join(_CLASSES)}"
+            f"how {name[:100]!r} splits a text is not known here without a tokenizer.json; known are {known}"
         )
     with refusals("tokenizers"):
         return _build(vocabulary, merges, files, _CLASSES[name])

@@ -7,7 +7,7 @@ import re
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import Files, Stream, Tokenizer
 from fastllm.tokenizer.added import special_splitter
-from fastllm.tokenizer.classes import class_of, roles_of, special
+from fastllm.tokenizer.classes import by_role, class_of, roles_of
 from fastllm.tokenizer.settings import Settings
 
 _NAMED = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")  # <mask>, [MASK]
@@ -65,7 +65,7 @@ class LetterTokenizer(Tokenizer):
         return self._ids.get(text)
 
 
-_ESM = {f"{role}_token": special(f"<{role}>") for role in ("unk", "cls", "pad", "mask", "eos")}
+_ESM = by_role(unk="<unk>", cls="<cls>", pad="<pad>", mask="<mask>", eos="<eos>")
 
 
 def read(files: Files) -> LetterTokenizer:
@@ -80,7 +80,7 @@ def read(files: Files) -> LetterTokenizer:
     ids = {token: i for i, token in enumerate(tokens)}
     unknown, first, last = ([ids[token] for token in some if token in ids][:1] for some in names)
     if not unknown:
-        raise TokenizerError(f"it has no token {' or '.join(names[0]) or 'for what is unknown'}")
+        raise TokenizerError(f"it has no token {' or '.join(names[0]) or 'for what it does not know'}")
     each = "<bos>" in ids and not esm
     tokenizer = LetterTokenizer(tokens, each=each, prefix=tuple(first), suffix=tuple(last), unknown=unknown[0])
     settings.describe(tokenizer)

@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 from fastllm import _core
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import Files
-from fastllm.tokenizer.classes import Added, add_specials, around, class_of, mapping_of, roles_of, special
+from fastllm.tokenizer.classes import Added, add_specials, around, by_role, class_of, mapping_of, roles_of, special
+from fastllm.tokenizer.pieces import CONTROL, USER_DEFINED
 from fastllm.tokenizer.settings import Settings
 from fastllm.tokenizer.tokenizer_json import LibraryTokenizer, library, refusals
 
 Pieces = list[tuple[str, float]]
 _MOST_EXTRA = 1 << 12  # T5's extra ids
-
-_SPACES_IN_LINE = r"\s{2,}|[\n\r\t]"
 
 
 class _Class(NamedTuple):
@@ -29,8 +28,8 @@ class _Class(NamedTuple):
     pieces in the order of their ids, from the file's, the roles and tokenizer_config.json. unknown: the id of the
     unknown token in that vocabulary; None: the file's own. normalizers: the steps before a text is cut; they get the
     library, the file's own map of characters and tokenizer_config.json. words: whether all white space only separates.
-    unspaced: which words get a space in front with "add_prefix_space": false, in the library's terms. doubled: whether
-    the first of two texts ends twice.
+    unspaced: which words get a space in front with "add_prefix_space": false, in the library's terms. punctuation:
+    whether "split_by_punct" may make a word of each mark. doubled: whether the first of two texts ends twice.
     """
 
     specials: Mapping[str, Added]
@@ -41,11 +40,8 @@ class _Class(NamedTuple):
     normalizers: Callable[[Any, bytes, Mapping[str, Any]], list[Any]]
     words: bool = True
     unspaced: str = "never"
+    punctuation: bool = False
     doubled: bool = False
-
-
-def _specials(mask: Added, **roles: str) -> dict[str, Added]:
-    return {f"{role}_token": special(text) for role, text in roles.items()} | {"mask_token": mask}
 
 
 _ROBERTA = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>"}
@@ -60,11 +56,9 @@ def _as_it_is(pieces: Pieces, roles: Mapping[str, str], config: Mapping[str, Any
 
 def _xlm_roberta(pieces: Pieces, roles: Mapping[str, str], config: Mapping[str, Any]) -> Pieces:
     """fairseq's order of the first four, one more than SentencePiece's three."""
-    first = [roles.get(f"{role}_token", text) for role, text in _FIRST.items()]
-    return [*((token, 0.0) for token in first), *pieces[3:], (roles.get("mask_token", "<mask>"), 0.0)]
-
-
-_FIRST = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>"}
+    order = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>"}
+    first = [(roles.get(f"{role}_token", text), 0.0) for role, text in order.items()]
+    return [*first, *pieces[3:], (roles.get("mask_token", "<mask>"), 0.0)]
 
 
 def _camembert(pieces: Pieces, roles: Mapping[str, str], config: Mapping[str, Any]) -> Pieces:
@@ -110,7 +104,7 @@ def _quotes(hf: Any) -> list[Any]:
 
 def _deberta(hf: Any, charsmap: bytes, config: Mapping[str, Any]) -> list[Any]:
     lower = [hf.normalizers.Lowercase()] if config.get("do_lower_case") else []
-    spaces = hf.normalizers.Replace(hf.Regex(_SPACES_IN_LINE), " ")
+    spaces = hf.normalizers.Replace(hf.Regex(r"\s{2,}|[\n\r\t]"), " ")
     return [*lower, spaces, hf.normalizers.NFC(), hf.normalizers.Strip(left=False, right=True)]
 
 
@@ -122,7 +116,7 @@ def _big_bird(hf: Any, charsmap: bytes, config: Mapping[str, Any]) -> list[Any]:
 
 _CLASSES = {
     "XLMRobertaTokenizer": _Class(
-        _specials(special("<mask>"), **_ROBERTA),
+        by_role(mask="<mask>", **_ROBERTA),
         ("bos_token",),
         ("eos_token",),
         _xlm_roberta,
@@ -131,7 +125,7 @@ _CLASSES = {
         doubled=True,
     ),
     "CamembertTokenizer": _Class(
-        _specials(special("<mask>", lstrip=True), **_ROBERTA),
+        by_role(mask=special("<mask>", lstrip=True), **_ROBERTA),
         ("bos_token",),
         ("eos_token",),
         _camembert,
@@ -140,7 +134,7 @@ _CLASSES = {
         doubled=True,
     ),
     "T5Tokenizer": _Class(
-        {f"{role}_token": special(text) for role, text in (("eos", "</s>"), ("unk", "<unk>"), ("pad", "<pad>"))},
+        by_role(eos="</s>", unk="<unk>", pad="<pad>"),
         (),
         ("eos_token",),
         _t5,
@@ -149,7 +143,7 @@ _CLASSES = {
         unspaced="always",
     ),
     "AlbertTokenizer": _Class(
-        _specials(special("[MASK]"), unk="<unk>", pad="<pad>", **_BERT),
+        by_role(mask="[MASK]", unk="<unk>", pad="<pad>", **_BERT),
         ("cls_token",),
         ("sep_token",),
         _as_it_is,
@@ -157,7 +151,7 @@ _CLASSES = {
         _albert,
     ),
     "DebertaV2Tokenizer": _Class(
-        _specials(special("[MASK]"), unk="[UNK]", pad="[PAD]", **_BERT),
+        by_role(mask="[MASK]", unk="[UNK]", pad="[PAD]", **_BERT),
         ("cls_token",),
         ("sep_token",),
         _as_it_is,
@@ -165,10 +159,11 @@ _CLASSES = {
         _deberta,
         words=False,
         unspaced="first",
+        punctuation=True,
     ),
     "XLNetTokenizer": _Class(
-        _specials(
-            special("<mask>", lstrip=True),
+        by_role(
+            mask=special("<mask>", lstrip=True),
             bos="<s>",
             eos="</s>",
             unk="<unk>",
@@ -184,8 +179,8 @@ _CLASSES = {
         unspaced="always",
     ),
     "BigBirdTokenizer": _Class(
-        _specials(
-            special("[MASK]", lstrip=True),
+        by_role(
+            mask=special("[MASK]", lstrip=True),
             bos="<s>",
             eos="</s>",
             unk="<unk>",
@@ -241,9 +236,12 @@ def class_for(found: str, name: str, blob: bytes, vocab_size: int) -> str:
     if found in _CLASSES:
         return found
     if found in _NOT_BUILT:
-        raise TokenizerError(f"tokenizers of the class {found} are read from a tokenizer.json only")
-    if found or name not in ("sentencepiece.bpe.model", "spiece.model", "spm.model"):
+        raise TokenizerError(f"tokenizers of the class {found!r} are not known here without a tokenizer.json")
+    plain = found == "LlamaTokenizer" or (found and not found.endswith("Tokenizer"))
+    if plain or name not in ("sentencepiece.bpe.model", "spiece.model", "spm.model"):
         return ""
+    if found:
+        raise TokenizerError(f"tokenizers of the class {found!r} are not known here without a tokenizer.json"[:200])
     words = _core.proto_pieces(blob)[0]
     if name == "sentencepiece.bpe.model" and words[:3] == [b"<unk>", b"<s>", b"</s>"] and len(words) + 2 == vocab_size:
         return "XLMRobertaTokenizer"  # the only one that has two tokens more than its file
@@ -285,7 +283,7 @@ def read(files: Files) -> LibraryTokenizer:
 def _splits(hf: Any, kind: _Class, config: Mapping[str, Any], scheme: str) -> Any:
     pre = hf.pre_tokenizers
     steps = [pre.WhitespaceSplit()] if kind.words else []
-    if kind.normalizers is _deberta and config.get("split_by_punct"):
+    if kind.punctuation and config.get("split_by_punct"):
         steps.append(pre.Punctuation(behavior="isolated"))
     return pre.Sequence([*steps, pre.Metaspace(replacement="\u2581", prepend_scheme=scheme)])
 
@@ -302,15 +300,12 @@ def _opened(blob: bytes) -> tuple[Pieces, int, list[Added], bytes]:
         unknown = processor.unk_id()
     _, types, others = _core.proto_pieces(blob)
     extras = [
-        special(piece) | {"special": kind == _CONTROL}
+        special(piece) | {"special": kind == CONTROL}
         for (piece, _), kind in zip(pieces, types, strict=True)
-        if kind in (_CONTROL, _USER_DEFINED) and piece
+        if kind in (CONTROL, USER_DEFINED) and piece
     ]
     charsmap = b""
     for number, value in others:
         if number == 3 and isinstance(value, bytes):
             charsmap = next((v for n, v in _core.proto_fields(value) if n == 2 and isinstance(v, bytes)), b"")
     return pieces, unknown, extras, charsmap
-
-
-_CONTROL, _USER_DEFINED = 3, 4  # sentencepiece_model.proto, Type

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import Files
-from fastllm.tokenizer.classes import Added, add_specials, around, class_of, roles_of, special
+from fastllm.tokenizer.classes import Added, add_specials, around, by_role, class_of, roles_of, special
 from fastllm.tokenizer.letters import lines_of
 from fastllm.tokenizer.settings import Settings
 from fastllm.tokenizer.tokenizer_json import LibraryTokenizer, library, refusals
@@ -15,18 +15,14 @@ from fastllm.tokenizer.tokenizer_json import LibraryTokenizer, library, refusals
 _WHITE = " \t\n\v\f\r\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
-def _specials(mask: Added, **roles: str) -> dict[str, Added]:
-    return {f"{role}_token": special(text) for role, text in roles.items()} | {"mask_token": mask}
-
-
 # The special tokens of transformers' classes that cut words as BERT's does.
 _CLASSES = {
-    "BertTokenizer": _specials(special("[MASK]"), unk="[UNK]", sep="[SEP]", pad="[PAD]", cls="[CLS]"),
-    "FunnelTokenizer": _specials(
-        special("<mask>"), bos="<s>", eos="</s>", unk="<unk>", sep="<sep>", pad="<pad>", cls="<cls>"
+    "BertTokenizer": by_role(mask="[MASK]", unk="[UNK]", sep="[SEP]", pad="[PAD]", cls="[CLS]"),
+    "FunnelTokenizer": by_role(
+        mask="<mask>", bos="<s>", eos="</s>", unk="<unk>", sep="<sep>", pad="<pad>", cls="<cls>"
     ),
-    "MPNetTokenizer": _specials(
-        special("<mask>", lstrip=True), bos="<s>", eos="</s>", unk="[UNK]", sep="</s>", pad="<pad>", cls="<s>"
+    "MPNetTokenizer": by_role(
+        mask=special("<mask>", lstrip=True), bos="<s>", eos="</s>", unk="[UNK]", sep="</s>", pad="<pad>", cls="<s>"
     ),
 }
 
@@ -35,10 +31,9 @@ def read(files: Files) -> LibraryTokenizer:
     settings = Settings(files)
     name = class_of(files)
     if name.endswith("Tokenizer") and name not in _CLASSES:
+        known = ", ".join(_CLASSES)
         raise TokenizerError(
-            f"how {name} splits a text is not known here without a tokenizer.json; known are {', '.join(_CLASSES)}"[
-                :300
-            ]
+            f"how {name[:100]!r} splits a text is not known here without a tokenizer.json; known are {known}"
         )
     lower, chinese = settings.flag("do_lower_case"), settings.flag("tokenize_chinese_chars")
     return build(
