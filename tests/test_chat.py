@@ -268,10 +268,37 @@ HARMFUL = [
     GROWING % ("[1]", "{% set ns.s = ns.s + ns.s %}"),
     "{{ 'a' * 10000000000 }}",
     "{{ [0] * 10000000000 }}",
-    "{{ 9 ** 9 ** 9 }}",
+    "{{ 9 ** (9 ** 9) }}",
+    "{{ ('9' * 99) | int ** 99 }}",
     "{{ '%999999999d' % 1 }}",
+    "{{ '%*d' % (999999999, 1) }}",
+    "{{ '%.999999999f' % 1.5 }}",
+    "{{ ('%(a)s' * 9999) % {'a': 'x' * 99999} }}",
+    "{{ '%999999999s' | format('x') }}",
     "{{ '{:>999999999}'.format(1) }}",
+    "{{ '{:>{w}}'.format(1, w=999999999) }}",
+    "{{ ('{:>9999}' * 9999).format(*range(9999)) }}",
+    "{{ ('{a:>9999}' * 9999).format_map({'a': 1}) }}",
+    "{{ '{0.__class__.__mro__}'.format(1) }}",
+    "{{ ('{:>999999999}' | safe).format(1) }}",
+    "{% for f in ['{:>999999999}'] | map(attribute='format') %}{{ f(1) }}{% endfor %}",
     "{{ 'a'.ljust(999999999) }}",
+    "{{ 'a'.zfill(999999999) }}",
+    "{{ 'a\\ta'.expandtabs(999999999) }}",
+    "{{ ('a' * 99999).translate({97: 'x' * 99999}) }}",
+    "{{ ('a' * 99999).encode('punycode') }}",
+    "{{ (1).to_bytes(999999999, 'big') }}",
+    "{{ [1] | batch(999999999, 0) | list }}",
+    "{{ [1] | slice(999999999) | list }}",
+    "{{ 1 | round(-999999999) }}",
+    "{{ ('a' * 999999) | urlize }}",
+    "{{ ('a ' * 9999) | wordwrap(2, wrapstring='x' * 9999) }}",
+    "{{ dict.fromkeys(range(99999), 'x' * 99999) | string }}",
+    GROWING % ("'x'", "{% set ns.s = namespace(a=ns.s, b=ns.s) %}"),
+    GROWING % ("'x'", "{% set ns.s = [dict(a=ns.s).items()] * 2 %}"),
+    "{{ [9 ** 999] * 999999 }}",
+    "{% for i in range(99999) %}{% set a = [0] * 999999 %}{% endfor %}",
+    "".join(f"{{% set a{i} = 'x' * 2000000 %}}" for i in range(999)),
     "{{ 'a' | center(999999999) }}",
     "{{ ('a' * 99999).replace('a', 'a' * 99999) }}",
     "{{ ('a' * 99999) | replace('a', 'a' * 99999) }}",
@@ -286,8 +313,9 @@ HARMFUL = [
     "{{ cycler.__init__.__globals__ }}",
     "{{ namespace.__init__.__globals__ }}",
     "{{ ('a' * 99999) | list | tojson(separators=('a' * 99999, ':')) }}",
-    "{{ 'a\\na' | indent('a' * 99999) }}",
-    "{{ [[1], [2]] | sum(start=[]) }}",
+    "{{ 'a\\na' | indent('a' * 1999999) }}",
+    "{{ range(99999) | map('list') | sum(start=[]) }}",
+    "{{ range(99999) | map('string') | map('list') | sum(start=[]) }}",
     "{{ 1.5 | round(99999999, 'floor') }}",
     "{{ (messages | attr('__class__')).mro() }}",
     "{{ messages.append(1) }}",
@@ -342,6 +370,7 @@ def test_internals_stay_empty(tmp_path):
         "{{ self._TemplateReference__context }}",
         "{{ messages[0].__len__ }}",
         "{{ raise_exception.__globals__ }}",
+        "{{ dict.mro }}",
     ):
         assert template(source, tmp_path).render([{"role": "user", "content": "hi"}]) == ""
 
@@ -352,5 +381,10 @@ def test_messages_that_are_refused(tmp_path):
         ours.render([{"role": "user", "content": "hi"}], tools=[1])
     with pytest.raises(OptionError, match="role 'end'"):
         ours.render([{"role": "end", "content": "hi"}])
-    with pytest.raises(OptionError, match="a object"):
-        ours.encode([{"role": "user", "content": object()}])
+    for method in (ours.encode, ours.render):
+        with pytest.raises(OptionError, match="a object"):
+            method([{"role": "user", "content": object()}])
+        with pytest.raises(OptionError, match="at least one message"):
+            method([])
+        with pytest.raises(OptionError, match="a message is a str"):
+            method(["hi"])

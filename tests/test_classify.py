@@ -170,8 +170,8 @@ def byte_level(folder, kind, *, vocab_size=500, **more):
 
 
 def whole(tokenizer, *texts, **more):
-    """The inputs of a model, as in a batch; special tokens in the texts are the texts that they are."""
-    encoding = tokenizer([texts if len(texts) > 1 else texts[0]], split_special_tokens=True, **more)
+    """The inputs of a model, as in a batch."""
+    encoding = tokenizer([texts if len(texts) > 1 else texts[0]], **more)
     return {key: value[0] for key, value in encoding.items() if key != "attention_mask"}
 
 
@@ -206,7 +206,8 @@ def test_other_tokenizers_read_pairs(tmp_path, kind):
     tokenizer.save_pretrained(tmp_path)
     llm = fastllm.load(tmp_path, dtype="f32", threads=1)
     for pair in itertools.product(TEXTS, TEXTS):
-        ids = whole(tokenizer, *pair)["input_ids"]
+        # In what is written for a decoder, special tokens are the texts that they are.
+        ids = whole(tokenizer, *pair, split_special_tokens=kind != "roberta")["input_ids"]
         if ids:
             assert np.abs(llm.classify([pair])[0] - logits(model, input_ids=ids)).max() < 1e-4
 

@@ -1,12 +1,16 @@
 """Hidden states, attention maps and embeddings, against a numpy transformer in float64."""
 
+import io
+import json
+
 import numpy as np
 import pytest
 
 import fastllm
 import oracle
 import writers
-from fastllm import ContextError, OptionError, _core, store
+from fastllm import ContextError, OptionError, _core, cli, store
+from fastllm.embedding import POOLINGS, Embedding
 from fastllm.engine import _BATCH
 
 DECODER = writers.config(32, 48, 4, 2, 300, max_seq=3000)
@@ -55,10 +59,13 @@ def test_hidden_states_logits_and_maps(model):
 
 
 def pooled(rows, pooling):
-    return {"mean": rows.mean(axis=0), "cls": rows[0], "last": rows[-1], "max": rows.max(axis=0)}[pooling]
+    at = np.arange(1, len(rows) + 1)[:, None]
+    ways = {"mean": rows.mean(axis=0), "cls": rows[0], "last": rows[-1], "max": rows.max(axis=0)}
+    ways |= {"weighted_mean": (rows * at).sum(axis=0) / at.sum(), "mean_sqrt_len": rows.sum(axis=0) / len(rows) ** 0.5}
+    return ways[pooling]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls", "last", "max"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_embeddings(model, pooling):
     llm, weights = model
     batch = texts(6, 40)
@@ -99,6 +106,60 @@ def test_strings(model):
     llm, _ = model
     assert llm.tokenize("the ocean")[0] == 1
     assert (llm.embed(["the ocean", "once"]) == llm.embed([llm.tokenize("the ocean"), llm.tokenize("once")])).all()
+
+
+# ---- what the checkpoint says of vectors (more of it in test_sentence_transformers.py) -------------------------------
+
+
+def with_embedding(path, **values):
+    weights = writers.random_weights(ENCODER, optional=BERT)
+    return saved(path, ENCODER, weights, embedding=Embedding(**values)), weights
+
+
+def test_poolings_one_after_the_other(tmp_path):
+    llm, weights = with_embedding(tmp_path / "model", pooling=("last", "max", "cls"), steps=("pool", "normalize"))
+    tokens = texts(1, 30)[0]
+    rows = oracle.run(ENCODER, weights, tokens).hidden[-1]
+    expected = np.concatenate([pooled(rows, how) for how in ("last", "max", "cls")])
+    assert llm.embed([]).shape == (0, 96)
+    assert np.abs(llm.embed([tokens])[0] - expected / np.linalg.norm(expected)).max() < 1e-5
+    assert np.abs(llm.embed([tokens], normalize=False)[0] - expected).max() < 1e-4
+    assert np.abs(llm.embed([tokens], pooling="cls", normalize=False)[0] - rows[0]).max() < 1e-4
+
+
+def test_prompts_and_what_they_are_left_out_of(tmp_path):
+    prompts = {"ask": "the ocean ", "say": ""}
+    llm, weights = with_embedding(tmp_path / "a", prompts=prompts, default_prompt="ask", include_prompt=False)
+    tokens, prompt = llm.tokenize("the ocean once upon"), llm.tokenize("the ocean ")
+    assert tokens[: len(prompt)] == prompt
+    rows = oracle.run(ENCODER, weights, tokens).hidden[-1]
+    for options in ({}, {"prompt_name": "ask"}, {"prompt": "the ocean "}):
+        assert np.abs(llm.embed(["once upon"], **options)[0] - rows[len(prompt) :].mean(axis=0)).max() < 1e-4
+    plain = llm.embed([llm.tokenize("once upon")])
+    for options in ({"prompt_name": "say"}, {"prompt": ""}):
+        assert (llm.embed(["once upon"], **options) == plain).all()
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_long_texts(tmp_path, capsys, monkeypatch, left):
+    """An error that names them, unless they may be cut; what belongs around them stays."""
+    llm, _ = with_embedding(tmp_path / "model", max_tokens=9, truncate_left=left)
+    long = "the ocean once upon a time the ocean once upon a time"
+    bos, *ids = llm.tokenize(long)
+    cut = [bos, *(ids[-8:] if left else ids[:8])]
+    assert (llm.embed(["the", long], truncate=True) == llm.embed(["the", cut])).all()
+    with pytest.raises(ContextError, match=r"text 1 has \d+ tokens, the model takes 9: truncate=True cuts") as error:
+        llm.embed(["the", long, long])
+    assert error.value.text == 1
+    lines = ["the", "", *["once"] * 300, long, "a"]
+    for options, code, count in (((), 2, 302), (("--truncate",), 0, 304)):
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
+        assert cli.main(["embed", str(tmp_path / "model"), *options]) == code
+        out, said = capsys.readouterr()
+        found = np.array([json.loads(line) for line in out.splitlines()], np.float32)
+        assert (found == llm.embed(lines[:count], truncate=True)).all()
+        assert said.startswith("fastllm: line 303 has ") == (code == 2)
+        assert ("the model takes 9: --truncate cuts\n" in said) == (code == 2)
 
 
 @pytest.mark.parametrize(
@@ -180,3 +241,32 @@ def test_routers_and_positions_are_not_the_weights_type(tmp_path):
     experts = sum(t.nbytes for n, t in tensors.items() if ".experts." in n)
     embedding = tensors["embed"].nbytes
     assert llm.bytes_per_token == llm.file_bytes - embedding - experts // 2
+
+
+def test_a_second_text():
+    """Its tokens take the second half of the table of positions, whatever else the batch holds."""
+    weights = writers.random_weights(ENCODER, optional=BERT)
+    first, second = weights["positions"], writers.random_weights(ENCODER, 8, optional=BERT)["positions"]
+    pairs = ENCODER._replace(second_segment=True)
+
+    def hidden(config, table, *parts):
+        model = _core.Model(config, writers.core_tensors(config, weights | {"positions": table}, "f32"), kv_dtype="f32")
+        cache, count = _core.KVCache(model), sum(len(ids) for ids, _ in parts)
+        out = _core.Buffer(count * config.dim * 4)
+        model.forward(
+            [(cache.sequence(), ids, 0) for ids, _ in parts],
+            hidden={config.n_layers + 1: out},
+            segments={i: second for i, (_, second) in enumerate(parts) if second is not None},
+        )
+        return np.frombuffer(memoryview(out), np.float32).reshape(count, -1)
+
+    ids, both = texts(1, 60)[0], np.concatenate([first, second])
+    assert (hidden(pairs, both, (ids, None)) == hidden(ENCODER, first, (ids, None))).all()
+    assert (hidden(pairs, both, (ids, 0)) == hidden(ENCODER, second, (ids, None))).all()
+    mixed = np.concatenate([first[:5], second[5:]])
+    expected = hidden(ENCODER, mixed, (ids, None))
+    found = hidden(pairs, both, ([7, 8], 1), (ids, 5), ([9], None))
+    assert (found[2:-1] == expected).all()
+    for config, table, at in ((ENCODER, first, 5), (pairs, both, len(ids) + 1)):
+        with pytest.raises(ContextError):
+            hidden(config, table, (ids, at))

@@ -36,6 +36,12 @@ def test_text_and_ids_are_the_same_prompt(llm):
     assert texts.pop()
 
 
+def test_run_c_s_texts_end_at_bos(llm):
+    """And turns of a chat at EOS too, which its tokenizer knows as an end of texts."""
+    assert llm.stop == (1,)
+    assert set(llm.chat_stop) == {1, 2} > set(llm.tokenizer.ends) == {2}
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_stream_is_the_whole(llm, seed):
     options = {"max_tokens": 60, "temperature": 1.5, "top_p": 1, "seed": seed}

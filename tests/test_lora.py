@@ -208,10 +208,14 @@ def test_an_encoder(base, adapter):
     )
     model = reference.build("BertModel", config)
     model.save_pretrained(base)
-    model = adapted(model, adapter, target_modules=["query", "value", "dense"]).merge_and_unload()
+    model = adapted(model, adapter, target_modules=["query", "value", "dense", "word_embeddings"]).merge_and_unload()
     ids = reference.tokens(VOCAB, LENGTH)
     with torch.no_grad():
         wanted = model(torch.tensor([ids])).last_hidden_state[0].numpy()
+    llm = fastllm.load(base, lora=adapter, dtype="f32", threads=1)
+    assert reference.difference(llm.hidden_states(ids), wanted) < 1e-4
+    tensors = read_tensors(adapter)  # as of a model with a head, whose names have one word more
+    rewrite(adapter, {name.replace("base_model.model.", "base_model.model.bert."): t for name, t in tensors.items()})
     llm = fastllm.load(base, lora=adapter, dtype="f32", threads=1)
     assert reference.difference(llm.hidden_states(ids), wanted) < 1e-4
 
@@ -361,6 +365,10 @@ def test_configs_that_cannot_be_applied(pair, copied, config, words):
         (lambda t: t.update({"base_model.model.score.weight": torch.zeros(2, 40)}), "score.weight.*no place"),
         (lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(62, 40)}), r"lm_head.weight.*\(62, 40\)"),
         (lambda t: t.update({"ia3": torch.zeros(2)}), "ia3"),
+        (
+            lambda t: t.update({f"lm_head.{n}weight": torch.zeros(61, 40) for n in ("", "base_layer.")}),
+            "lm_head.weight more than once",
+        ),
         (lambda t: t.update({FIRST.replace(".weight", ".b.weight"): torch.zeros(3, 40)}), "more than once"),
         (
             lambda t: t.update({"base_model.model.model.layers.0.self_attn.q_proj.bias": torch.zeros(40)}),

@@ -13,6 +13,7 @@ import test_families_gpt as gpt
 from conftest import failure
 from fastllm.cli import main
 from fastllm.families.names import Tensors, unused_sentence
+from fastllm.tensors import Tensor, equal
 from reference import torch, transformers
 
 load_file, save_file = (getattr(pytest.importorskip("safetensors.torch"), name) for name in ("load_file", "save_file"))
@@ -191,6 +192,28 @@ def test_names_without_a_dot():
 # ---- heads
 
 
+def test_tensors_are_equal_in_any_type_and_compared_as_far_as_they_are():
+    read = []
+
+    def tensor(values, dtype):
+        def rows(begin, end):
+            read.append(begin)
+            return np.ascontiguousarray(values[begin:end])
+
+        return Tensor(dtype, values.shape, rows)
+
+    values = np.arange(300_000, dtype=np.float32).reshape(3, -1) % 1000
+    other = values.copy()
+    other[2, -1] += 1
+    assert equal(tensor(values, "f32"), tensor(values.copy(), "f32"))
+    assert equal(tensor(values, "f32"), tensor(values.astype(np.float16), "f16"))
+    assert not equal(tensor(values, "f32"), tensor(other, "f32"))
+    assert not equal(tensor(values, "f32"), tensor(values.reshape(-1), "f32"))
+    read.clear()
+    assert not equal(tensor(values + 1, "f32"), tensor(values, "f32"))
+    assert set(read) == {0}
+
+
 HEADS = {"gpt_neox": "embed_out.weight"}
 
 
@@ -321,6 +344,8 @@ HARMLESS = [
     "transformer.h.0.attn.masked_bias",
     "transformer.h.0.attn.attention.bias",
     "bert.embeddings.position_ids",
+    "esm.embeddings.position_embeddings.weight",  # of one that rotates
+    "rope.freqs",  # Meta's
     "bert.pooler.dense.weight",
     "cls.seq_relationship.bias",
     "mtp.layers.0.mlp.up_proj.weight",

@@ -1,9 +1,13 @@
 """Checkpoints that others quantized: against what their numbers stand for, and those that cannot be read."""
 
 import json
+import re
+from contextlib import suppress
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import fastllm
@@ -84,6 +88,13 @@ def test_gptq_whose_zeros_wrapped_around(tmp_path):
     expected = floats(matrix(tmp_path, tensors, {"quantization_config": {"checkpoint_format": "gptq_v2"}}))
     tensors["qzeros"] = (zeros - np.uint32(0x11111111)).view(np.int32)
     check(matrix(tmp_path, tensors, {}), expected)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_gptqs_symmetric_zeros_tell_their_version(tmp_path, bits):
+    tensors, expected = quantizers.gptq(W, bits=bits, symmetric=True, v2=True)
+    check(matrix(tmp_path, tensors), expected)
+    check(matrix(tmp_path, tensors, {"quantize_config": {"bits": bits, "sym": True}}), expected)
 
 
 @pytest.mark.parametrize("group_size", [32, 96, -1])
@@ -236,11 +247,11 @@ def test_plain_fp8_is_what_it_is(tmp_path):
 # ---- whole models
 
 
-def quantize_all(tensors, scheme, skip=()):
-    """A model's tensors with its layers' matrices quantized, and what they stand for."""
+def quantize_all(tensors, scheme, skip=("embed", "lm_head")):
+    """A model's tensors with its matrices quantized, but for those with a word of `skip`, and what they stand for."""
     stored, plain = {}, {}
     for name, w in tensors.items():
-        if w.ndim == 2 and "layers" in name and not any(part in name for part in skip):
+        if w.ndim == 2 and not any(part in name for part in skip):
             made, plain[name] = scheme(w)
             stored |= {name.removesuffix("weight") + part: np.ascontiguousarray(t) for part, t in made.items()}
         else:
@@ -267,7 +278,7 @@ def test_models_compute_what_their_numbers_stand_for(tmp_path, name):
     model = reference.build("LlamaForCausalLM", reference.transformers.LlamaConfig(**settings))
     model.save_pretrained(tmp_path)
     tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    stored, plain = quantize_all(tensors, scheme, skip=("down_proj",) if "awq" in name else ())
+    stored, plain = quantize_all(tensors, scheme, **({"skip": ()} if name == "mlx" else {}))
     save_file(stored, tmp_path / "model.safetensors")
     written = json.loads((tmp_path / "config.json").read_text()) | config
     (tmp_path / "config.json").write_text(json.dumps(written))
@@ -281,6 +292,45 @@ def test_models_compute_what_their_numbers_stand_for(tmp_path, name):
     assert set(natural.dtypes) == {"q8"}
     model.save_pretrained(tmp_path / "plain")
     assert np.array_equal(natural.logits(ids), fastllm.load(tmp_path / "plain", dtype="q8", threads=1).logits(ids))
+
+
+@pytest.mark.parametrize("config", [True, False])
+def test_transformers_reads_the_same_from_fp8(tmp_path, config):
+    """A model of DeepSeek's form, whose matrices do not all end with a block, as transformers dequantizes it."""
+    reference = pytest.importorskip("reference")
+    torch, transformers = reference.torch, reference.transformers
+    from safetensors.torch import save_file as save
+
+    settings = {"vocab_size": 61, "num_hidden_layers": 2, "max_position_embeddings": 64, **SMALL}
+    settings |= {"hidden_size": 256, "intermediate_size": 384, "head_dim": 32}
+    model = reference.build("Qwen3ForCausalLM", transformers.Qwen3Config(**settings))
+    model.save_pretrained(tmp_path)
+    stored = {}
+    for name, w in model.state_dict().items():
+        if w.ndim == 2 and "layers" in name:
+            block = tuple(min(128, n) for n in w.shape)
+            parts = w.reshape(w.shape[0] // block[0], block[0], w.shape[1] // block[1], block[1])
+            scales = parts.abs().amax((1, 3)) / 448
+            stored[name] = (parts / scales[:, None, :, None]).reshape(w.shape).to(torch.float8_e4m3fn)
+            stored[f"{name}_scale_inv"] = scales
+        else:
+            stored[name] = w
+    save(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    written = json.loads((tmp_path / "config.json").read_text())
+    section = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    (tmp_path / "config.json").write_text(json.dumps(written | {"quantization_config": section}))
+    read = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path,
+        quantization_config=transformers.FineGrainedFP8Config(dequantize=True, weight_block_size=(128, 128)),
+        dtype=torch.float32,
+        attn_implementation="eager",
+    )
+    if not config:
+        (tmp_path / "config.json").write_text(json.dumps(written))
+    ids = reference.tokens(61, 40)
+    expected = reference.logits(read.eval(), ids)
+    assert reference.difference(reference.logits(model, ids), expected) > 0.01
+    assert reference.difference(fastllm.load(tmp_path, dtype="f32", threads=1).logits(ids), expected) < 1e-4
 
 
 def llama_folder(tmp_path, change, **config):
@@ -504,8 +554,66 @@ def test_tensors_that_do_not_fit_each_other(tmp_path, tensors, change, header, w
     if words == "|":
         floats(matrix(tmp_path, tensors, header))
         return
-    import re
 
     said = refusal(tmp_path, tensors, header)
     assert re.search(words, said)
     assert str(tmp_path) in said
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(1 << 70), 1 << 70),
+    st.sampled_from([0, 1, 2, 3, 4, 8, 16, 32, 128, -1]),
+    st.floats(),
+    st.sampled_from(["gptq", "gptq_v2", "awq", "gemm", "", "4"]),
+    st.lists(st.integers(-1, 1 << 70), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+KEYS = (
+    "bits",
+    "group_size",
+    "quant_method",
+    "checkpoint_format",
+    "format",
+    "version",
+    "weight_block_size",
+    "mode",
+    "x",
+)
+CHANGES = {
+    "drop": lambda t: None,
+    "shorter": lambda t: t[:-1],
+    "narrower": lambda t: t[..., :-1],
+    "flat": lambda t: t.reshape(-1),
+    "stacked": lambda t: t[None],
+    "turned": lambda t: np.ascontiguousarray(t.T),
+    "floats": lambda t: t.astype(np.float32),
+    "bytes": lambda t: t.astype(np.uint8),
+    "words": lambda t: t.astype(np.uint32),
+    "small": lambda t: t.astype(np.int8),
+    "ones": lambda t: np.full_like(t, -1 if t.dtype != np.uint32 else 1),
+}
+
+
+@given(
+    st.sampled_from([GPTQ, AWQ, MLX, PACKED, INT8]),
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from([*CHANGES])), max_size=3),
+    st.sampled_from(["quantization_config", "quantization", "quant_config"]),
+    st.one_of(VALUES, st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4)),
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of making the tensors
+@settings(max_examples=150)
+def test_whatever_is_changed_gives_a_matrix_or_one_sentence(tmp_path_factory, tensors, changes, section, about):
+    tensors = dict(tensors)
+    for index, change in changes:
+        name = [*tensors][index % len(tensors)]
+        if (changed := CHANGES[change](tensors.pop(name))) is not None:
+            tensors[name] = changed
+        if not tensors:
+            return
+    with suppress(CheckpointError):
+        found = dequantized(checkpoint(tmp_path_factory.mktemp("changed"), tensors, {section: about}))
+        for tensor in found.tensors.values():
+            if tensor.stored:
+                assert floats(tensor).shape == (tensor.rows, tensor.width)

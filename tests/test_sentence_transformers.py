@@ -346,6 +346,7 @@ REFUSED = {
         {"modules.json": listed(NEW, "pylate.models.Dense.Dense")},
         "pylate.models.Dense.Dense",
     ),
+    "many modules": ({"modules.json": listed(NEW, POOLING, *[OLD + "Normalize"] * 16)}, "17 modules after the first"),
     "no pooling": ({"modules.json": listed(NEW)}, "has 0 Pooling modules"),
     "two poolings": (
         {"modules.json": listed(NEW, POOLING, POOLING), **POOLED, "2_Module/config.json": "{}"},

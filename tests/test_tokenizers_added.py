@@ -73,6 +73,11 @@ def write(folder, kind, where, rng, **config):
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
+def tiny(size):
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    return transformers.LlamaConfig(vocab_size=size, **sizes)
+
+
 def agree(ours, library, text):
     for special in (True, False):
         expected = library.encode(text, add_special_tokens=False, split_special_tokens=not special)
@@ -189,6 +194,26 @@ def test_broken_added_tokens(tmp_path, added):
         find(tmp_path, 2000)
 
 
+# ---- ends of text ----------------------------------------------------------------------------------------------------
+
+
+def test_a_text_ends_at_any_end(tmp_path):
+    """config.json's, generation_config.json's, the tokenizer's, and a special token that no file names as an end."""
+    tokens = vocabulary("tokenizer.json", tmp_path)[0]
+    named = {"eos_token": "</s>", "extra_special_tokens": ["<|im_end|>"], "add_bos_token": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    model = build("LlamaForCausalLM", tiny(len(tokens)))
+    model.generation_config.eos_token_id = [9, 11]
+    model.save_pretrained(tmp_path)
+    llm = fastllm.load(tmp_path, dtype="f32", threads=1)
+    ends = {9, 11, *map(tokens.index, ("</s>", "<|im_end|>", "<|endoftext|>"))}
+    assert set(llm.stop) == set(llm.chat_stop) == ends
+    for token in [*ends, tokens.index("<|im_start|>")]:
+        text = llm.generate("the", logit_bias={token: 1e4}, temperature=0, max_tokens=4, stream=True)
+        assert "".join(text) == "" or token not in ends
+        assert text.finish_reason == ("stop" if token in ends else "length")
+
+
 # ---- past the model's vocabulary -------------------------------------------------------------------------------------
 
 
@@ -206,9 +231,7 @@ def test_a_token_that_the_model_has_not(tmp_path, kind, special):
     assert ours.encode("<padding>", special=True) == [size]
     with pytest.raises(TokenizerError, match="words, the model"):
         find(tmp_path, size - 1)
-    config = transformers.LlamaConfig(vocab_size=size, hidden_size=32, intermediate_size=32, num_attention_heads=2)
-    config.num_hidden_layers = 1
-    build("LlamaForCausalLM", config).save_pretrained(tmp_path)
+    build("LlamaForCausalLM", tiny(size)).save_pretrained(tmp_path)
     llm = fastllm.load(tmp_path, dtype="f32", threads=1)
     assert llm.generate("the ocean", max_tokens=3) is not None
     assert llm.logits(llm.tokenize("the <padding", bos=False)).shape[1] == size

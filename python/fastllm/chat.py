@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from fastllm.errors import OptionError, TokenizerError, import_error
@@ -102,11 +102,13 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Tokenizer, source: str | None = None) -> None:
         """source: the template, where it is not the tokenizer's own."""
+        with_tools = tokenizer.tool_template if source is None else source
         source = tokenizer.chat_template if source is None else source
         if source is None:
             raise TokenizerError("the model has no chat template")
-        self._tokenizer, self._source = tokenizer, source
-        named = [token for token in tokenizer.added if token.strip() and token in self._source]
+        self._tokenizer, self._source, self._with_tools = tokenizer, source, with_tools or source
+        written = self._source + self._with_tools
+        named = [token for token in tokenizer.added if token.strip() and token in written]
         self._control = _Marker(tokenizer.special)
         self._named = _Marker([*tokenizer.special, *named])
         self.stop = tokenizer.ends
@@ -117,13 +119,14 @@ class ChatTemplate:
         variables: what else the template reads, such as tools or enable_thinking. Raises TokenizerError where the
         template cannot be run, OptionError where it refuses the messages.
         """
-        return self._run(list(messages), add_generation_prompt, variables)
+        plain = [_plain(message) for message in _checked(messages)]
+        return self._run(plain, add_generation_prompt, _plain(variables))
 
     def encode(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object
     ) -> list[int]:
         """The ids of a conversation: what `render` writes, with nothing put around it."""
-        marked = [self._marked_message(message) for message in messages]
+        marked = [self._marked_message(message) for message in _checked(messages)]
         extra = {name: self._named.mark(value) for name, value in variables.items()}
         text = self._run(marked, add_generation_prompt, extra)
         ids: list[int] = []
@@ -142,12 +145,9 @@ class ChatTemplate:
         except (ImportError, OSError) as error:
             missing = TokenizerError("a chat template needs jinja2: pip install 'fastllm[hf]'")
             raise import_error(error, "jinja2", missing) from None
-        for message in messages:
-            if message.get("role") not in _ROLES:
-                # A template may make a special token of it.
-                raise OptionError(f"a message has the role {message.get('role')!r}; roles are {', '.join(_ROLES)}")
-        known = {"messages": messages, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
-        return render(self._source, {**self._tokenizer.roles, **known, **variables})
+        known = {"add_generation_prompt": add_generation_prompt, "tools": None, "documents": None, **variables}
+        source = self._source if known["tools"] is None else self._with_tools
+        return render(source, {**self._tokenizer.roles, **known, "messages": [_completed(m) for m in messages]})
 
     def _marked_message(self, message: Message) -> Message:
         marker = self._control if message.get("role") == "assistant" else self._named
@@ -159,6 +159,39 @@ class ChatTemplate:
         if self._tokenizer.token_id(token) in ids:  # taken whole all the same, so it is cut
             return [i for character in token for i in self._tokenizer.encode(character, start=False)]
         return ids
+
+
+def _checked(messages: Sequence[Message]) -> Sequence[Message]:
+    if not messages:
+        raise OptionError("a conversation has at least one message")
+    for message in messages:
+        if not isinstance(message, Mapping):
+            raise OptionError(f"a message is a {type(message).__name__}, not a role and a content by name")
+        if message.get("role") not in _ROLES:
+            # A template may make a special token of it.
+            raise OptionError(f"a message has the role {message.get('role')!r}; roles are {', '.join(_ROLES)}")
+    return messages
+
+
+def _completed(message: Message) -> Message:
+    """As transformers shows a message to templates: null is as if it was not there, reasoning has its usual names."""
+    given = {key: value for key, value in message.items() if value is not None}
+    thoughts = next((given[name] for name in ("reasoning_content", "thinking", "reasoning") if name in given), None)
+    return given if thoughts is None else {"thinking": thoughts, **given, "reasoning_content": thoughts}
+
+
+def _plain(value: Any, text: Callable[[str], str] = str.__str__) -> Any:
+    """A copy of plain data, each text of it but the keys after `text`."""
+    if isinstance(value, str):
+        return text(value)
+    if isinstance(value, Mapping):
+        keys = (key if key is None or isinstance(key, (str, int, float)) else str(key) for key in value)
+        return {key: _plain(item, text) for key, item in zip(keys, value.values(), strict=True)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, text) for item in value]
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    raise OptionError(f"a message has a {type(value).__name__}, which no template can write")
 
 
 class _Marker:
@@ -173,15 +206,7 @@ class _Marker:
         self._most = len(texts[0]) if texts else 0
 
     def mark(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self._text(value)
-        if isinstance(value, Mapping):
-            return {str(key): self.mark(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self.mark(item) for item in value]
-        if value is None or isinstance(value, (bool, int, float)):
-            return value
-        raise OptionError(f"a message has a {type(value).__name__}, which no template can write")
+        return _plain(value, self._text)
 
     def _text(self, text: str) -> str:
         text = text.replace(_MARK, "\ufffd").replace(_END, "\ufffd")

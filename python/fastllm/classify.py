@@ -218,10 +218,10 @@ class Labels:
 
         if isinstance(documents, str):
             raise OptionError("rerank takes a list of documents, not one document")
-        if self.ranking.refused:
-            raise CheckpointError(self.ranking.refused)
         judge = self.classifier is None and self.config.head and self.config.causal
         classifier = None if judge else self._head_for("rerank")
+        if self.ranking.refused:
+            raise CheckpointError(self.ranking.refused)
         prompt = self.ranking.prompt if instruction is None else instruction
         chat = self._template(template)
         pairs = [self._judged(chat, prompt, query, document, i) for i, document in enumerate(documents)]

@@ -26,7 +26,8 @@ _WEIGHTS = (
     "ckpt-0/*",
     "*.gguf",
 )
-_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "*.yaml", "tok*.bin")  # configs, tokenizers, templates, indexes
+# Configs, tokenizers, templates, indexes.
+_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "additional_chat_templates/*.jinja", "*.yaml", "tok*.bin")
 # What sentence-transformers keeps in a folder for each module, such as 1_Pooling and 2_Dense.
 _MODULE = re.compile(r"[1-9]\d*_\w+/(?:config\.json|model\.safetensors|pytorch_model\.bin)")
 _PATIENCE = 10  # seconds for the hub to answer

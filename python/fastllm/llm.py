@@ -46,16 +46,17 @@ def load(
 ) -> LLM:
     """Loads a checkpoint: a file, a folder, or a name of the Hugging Face hub, owner/name or owner/name/file.
 
-    dtype: f32, f16, bf16, q8 or q4 converts the weights; None keeps what the file has, and makes q8 of GGUF's quantized
-    types. kv: f32, f16 or q8 keys and values; None is f32 beside f32 weights, else f16. q8, int8 with a scale for every
-    32 channels, takes 9/16 of f16's memory. threads: None takes OMP_NUM_THREADS, or as many as the machine gives this
-    process; fewer run where that is faster, as beside a busy program. context: positions a text may have, at most what
-    the model was made for (None); a model with two sets of rotary frequencies (LongRoPE) has the short context's
-    by default, and with a context beyond that computes everything with the long one's. tokenizer: its file; None looks
-    beside the checkpoint and in the current folder. A checkpoint for which none is found loads all the same: token ids
-    work, text raises TokenizerError. revision: a branch, tag or commit on the hub. lora: an adapter of the PEFT
-    library, or several, added to the weights one after the other: each a folder, or a name of the hub. progress: is
-    called with the bytes packed so far and in all; a converted file has nothing to pack.
+    dtype: f32, f16, bf16, q8 or q4 converts the weights; None keeps what the file has, and makes q8 of weights of a few
+    bits: GGUF's, and those of GPTQ, AWQ, MLX, compressed-tensors and FP8. kv: f32, f16 or q8 keys and values; None is
+    f32 beside f32 weights, else f16. q8, int8 with a scale for every 32 channels, takes 9/16 of f16's memory. threads:
+    None takes OMP_NUM_THREADS, or as many as the machine gives this process; fewer run where that is faster, as beside
+    a busy program. context: positions a text may have, at most what the model was made for (None); a model with two
+    sets of rotary frequencies (LongRoPE) has the short context's by default, and with a context beyond that computes
+    everything with the long one's. tokenizer: its file; None looks beside the checkpoint and in the current folder. A
+    checkpoint for which none is found loads all the same: token ids work, text raises TokenizerError. revision: a
+    branch, tag or commit on the hub. lora: an adapter of the PEFT library, or several, added to the weights one after
+    the other: each a folder, or a name of the hub. progress: is called with the bytes packed so far and in all; a
+    converted file has nothing to pack.
 
     Raises CheckpointError, TokenizerError (a tokenizer that was named does not fit), OptionError.
     """

@@ -1,51 +1,39 @@
 """Chat templates are programs that come with a checkpoint: Jinja, run so that none can do more than write a text.
 
-Jinja's sandbox refuses what is not data; here every way to make much out of little is bounded too: the time, the length
-of each string and list, and the methods and filters there are. Imported only where a template is run.
+The language is the one that transformers gives them: Jinja's immutable sandbox, which refuses what is not data, with
+all of its filters. Here every way to make much out of little is bounded too: the time, the length of each string and
+list, and all of them together. What a call would make is estimated before it is made (sandbox_sizes.py). Imported only
+where a template is run.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from functools import reduce
 from typing import Any
 
 import jinja2
 from jinja2 import filters, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.runtime import Context, str_join
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEscapeFormatter, SandboxedFormatter
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
+from markupsafe import Markup
 
 from fastllm.errors import OptionError, TokenizerError
+from fastllm.sandbox_sizes import FILTERS, LONGEST, METHODS, ExcessError, check, percent, size
 
 SECONDS = 1.0
-_LONGEST = 2 << 20  # characters of a text, and values inside a list
 _LONGEST_TEMPLATE = 128 << 10
-
-_METHODS = {
-    str: "strip lstrip rstrip split rsplit splitlines partition rpartition startswith endswith lower upper title "
-    "capitalize replace join find rfind index count removeprefix removesuffix isdigit isalpha isalnum isspace isupper "
-    "islower",
-    dict: "get items keys values",
-    list: "index count",
-    tuple: "index count",
-}
-_ALLOWED = {kind: frozenset(names.split()) for kind, names in _METHODS.items()}
-_FILTERS = """
-    abs capitalize count d default dictsort first float int items last length list lower map max min reject rejectattr
-    reverse select selectattr sort string title trim unique upper
-"""
-_GLOBALS = ("range", "dict", "namespace", "joiner", "cycler")
-
-
-class _ExcessError(Exception):
-    """What a template is stopped by."""
+_MOST_BYTES = 512 << 20  # of all strings and lists that it makes, which it may keep
 
 
 def render(source: str, variables: Mapping[str, object]) -> str:
@@ -62,12 +50,16 @@ def render(source: str, variables: Mapping[str, object]) -> str:
             return template.render(variables)
     except OptionError:
         raise
-    except _ExcessError as error:
+    except ExcessError as error:
         raise TokenizerError(f"the chat template is refused: {error}") from None
     except RecursionError:
         raise TokenizerError("the chat template is refused: it calls itself too deeply") from None
     except Exception as error:  # whatever its code runs into
-        raise TokenizerError(f"the chat template cannot be used: {str(error)[:300]}") from None
+        raise TokenizerError(f"the chat template cannot be used: {_line(error)}") from None
+
+
+def _line(message: object) -> str:
+    return " ".join(str(message)[:300].split())
 
 
 @contextmanager
@@ -77,7 +69,7 @@ def _deadline(seconds: float) -> Iterator[None]:
 
     def trace(frame: object, event: str, arg: object) -> Any:
         if time.thread_time() > end:
-            raise _ExcessError(f"it takes longer than {seconds:g} s")
+            raise ExcessError(f"it takes longer than {seconds:g} s")
         return trace
 
     before = sys.gettrace()
@@ -88,92 +80,84 @@ def _deadline(seconds: float) -> Iterator[None]:
         sys.settrace(before)
 
 
-def _bounded(value: Any) -> Any:
-    """The value, unless it is larger than is allowed, what is inside of it included."""
-    left, inside = _LONGEST, [value]
-    while inside:
-        item = inside.pop()
-        left -= len(item) + 1 if isinstance(item, (str, Mapping, list, tuple)) else 1
-        if left < 0:
-            raise _ExcessError(f"it makes a value of more than {_LONGEST:,} characters or items")
-        if isinstance(item, Mapping):
-            inside += item.keys()
-            inside += item.values()
-        elif isinstance(item, (list, tuple)):
-            inside += item
-    return value
-
-
-def _joined(parts: Iterable[Any]) -> str:
-    texts, left = [], _LONGEST
-    for part in parts:
-        left -= len(part)
-        if left < 0:
-            raise _ExcessError(f"it writes more than {_LONGEST:,} characters")
-        texts.append(part)
-    return "".join(texts)
+# ---- what transformers adds to Jinja, or has instead -----------------------------------------------------------------
 
 
 def _raise(message: object) -> None:
-    raise OptionError(f"the chat template refuses the messages: {str(message)[:300]}")
+    raise OptionError(f"the chat template refuses the messages: {_line(message)}")
+
+
+def _strftime_now(form: str) -> str:
+    if len(form) > 100:
+        raise ExcessError("it has a date format of more than 100 characters")
+    return datetime.now().strftime(form)
 
 
 def _tojson(
     value: object,
     ensure_ascii: bool = False,
-    indent: int | None = None,
+    indent: int | str | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As transformers has it: no HTML escapes."""
-    if indent is not None and (type(indent) is not int or not 0 <= indent <= 16):
-        raise _ExcessError("it indents JSON by more than 16")
-    if separators is not None and max(map(len, separators)) > 16:
-        raise _ExcessError("it separates JSON by more than 16 characters")
+    """No HTML escapes."""
+    if (len(indent) if isinstance(indent, str) else indent or 0) > 16 or max(map(len, separators or ("",))) > 16:
+        raise ExcessError("it indents or separates JSON by more than 16 characters")
     encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    return _joined(encoder.iterencode(_bounded(value)))
+    return _joined(encoder.iterencode(value))
 
 
-def _indent(text: object, width: int = 4, first: bool = False, blank: bool = False) -> str:
-    if type(width) is not int or not 0 <= width <= 64:
-        raise _ExcessError("it indents by more than 64")
-    return filters.do_indent(str(_bounded(text)), width, first, blank)
+class _Dict:
+    """What `dict` is: the function, without the attributes of a class."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
+        return dict.fromkeys(keys, value)
 
 
-@jinja2.pass_environment
-def _join(environment: jinja2.Environment, values: Iterable[Any], by: str = "", attribute: str | None = None) -> str:
-    if attribute is not None:
-        values = map(filters.make_attrgetter(environment, attribute), values)
-    return _with_between(str(by), [str(_bounded(value)) for value in values])
+class _Namespace(Namespace):
+    def __init__(*args: Any, **kwargs: Any) -> None:  # so that one may be called self
+        Namespace.__init__(*args, **kwargs)
+        for name in dict(*args[1:], **kwargs):
+            _check_name(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
 
 
-def _with_between(by: str, parts: list[str]) -> str:
-    if len(by) * len(parts) + sum(map(len, parts)) > _LONGEST:
-        raise _ExcessError(f"it writes more than {_LONGEST:,} characters")
-    return by.join(parts)
-
-
-def _strftime_now(form: str) -> str:
-    if len(form) > 100:
-        raise _ExcessError("it has a date format of more than 100 characters")
-    return datetime.now().strftime(form)
-
-
-def _replaced(text: object, old: object, new: object, count: int | None = None) -> str:
-    text, old, new = str(_bounded(text)), str(_bounded(old)), str(_bounded(new))
-    if len(text) + text.count(old) * len(new) > _LONGEST:
-        raise _ExcessError(f"it makes a text of more than {_LONGEST:,} characters")
-    return text.replace(old, new, -1 if count is None else count)
+def _check_name(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise ExcessError(f"it has a namespace with the name {name[:40]!r}, which begins with an underscore")
 
 
 class _Generation(Extension):
-    """{% generation %} marks what is trained on: here it is what is inside."""
+    """{% generation %} marks what is trained on: here it is what is inside, with variables of its own."""
 
     tags = {"generation"}  # noqa: RUF012
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("inside"), [], [], body).set_lineno(line)
+
+    def inside(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+# ---- bounds ----------------------------------------------------------------------------------------------------------
+
+
+def _joined(parts: Iterable[Any]) -> str:
+    texts, left = [], LONGEST
+    for part in parts:
+        left -= len(part)
+        if left < 0:
+            raise ExcessError(f"it writes more than {LONGEST:,} characters")
+        texts.append(part)
+    return "".join(texts)
 
 
 class _Bounds(NodeTransformer):
@@ -182,7 +166,7 @@ class _Bounds(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         parts = nodes.List(node.nodes, lineno=node.lineno)
-        return nodes.Filter(parts, "join", [], [], None, None, lineno=node.lineno)
+        return nodes.Filter(parts, "concatenated", [], [], None, None, lineno=node.lineno)
 
     def _check(self, node: nodes.Expr) -> nodes.Node:
         self.generic_visit(node)
@@ -198,9 +182,46 @@ class _Bounds(NodeTransformer):
         return self._check(node) if node.ctx == "load" else node
 
 
+class _Formatting(SandboxedFormatter):
+    """str.format, with bounds on how wide a field is, and on all fields together."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._left = LONGEST
+
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        if re.search("[0-9]{5}", format_spec):
+            raise ExcessError("it formats a field to more than 9,999 characters")
+        size(value)
+        text = super().format_field(value, format_spec)
+        self._left -= len(text)
+        check("str.format", LONGEST - self._left)
+        return text
+
+
+class _EscapeFormatting(_Formatting, SandboxedEscapeFormatter):
+    """The same for Markup.format."""
+
+
+@jinja2.pass_eval_context
+def _join(context: nodes.EvalContext, values: Iterable[Any], d: object = "", attribute: str | None = None) -> str:
+    values = list(values)
+    check("join", len(str(d)) * len(values) + size(values))
+    joined: str = filters.do_join(context, values, d, attribute)
+    return joined
+
+
+@jinja2.pass_environment
+def _sum(environment: _Environment, values: Iterable[Any], attribute: str | None = None, start: Any = 0) -> Any:
+    if isinstance(start, str):
+        raise TypeError("sum cannot add texts")
+    if attribute is not None:
+        values = map(filters.make_attrgetter(environment, attribute), values)
+    return reduce(environment.add, values, start)
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(["+", "*", "**", "%"])
-    concat = staticmethod(_joined)
 
     def __init__(self) -> None:
         super().__init__(
@@ -209,69 +230,109 @@ class _Environment(ImmutableSandboxedEnvironment):
             extensions=[loopcontrols, _Generation],
             optimized=False,  # constants are put together with the same bounds
             cache_size=0,
-            finalize=_bounded,
+            finalize=self._written,
         )
-        self.filters = {name: _checked(self.filters[name]) for name in _FILTERS.split()}
-        self.filters |= {"bounded": _bounded, "safe": _bounded, "tojson": _tojson}
-        self.filters |= {"replace": _replaced, "join": _join, "indent": _indent}
-        self.globals = {name: self.globals[name] for name in _GLOBALS}
+        self._left = _MOST_BYTES
+        self.filters |= {"tojson": _tojson, "join": _join, "sum": _sum}
+        self.filters |= {"bounded": lambda value: value, "concatenated": str_join}
+        self.filters = {name: self._checked(name, function) for name, function in self.filters.items()}
         self.globals |= {"raise_exception": _raise, "strftime_now": _strftime_now}
+        self.globals |= {"dict": _Dict(), "namespace": _Namespace}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree: nodes.Template = _Bounds().visit(super()._parse(source, name, filename))
         return tree
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        for kind, names in _ALLOWED.items():
-            if isinstance(obj, kind) and callable(value):
-                return attr in names
-        return super().is_safe_attribute(obj, attr, value) and not attr.startswith("_")
+    def concat(self, parts: Iterable[str]) -> str:
+        text: str = self._kept(_joined(parts))
+        return text
 
-    def wrap_str_format(self, value: Any) -> None:
-        """No str.format: a field may be as wide as it says."""
+    def _written(self, value: Any) -> Any:
+        size(value)
+        return value
+
+    def _kept(self, value: Any) -> Any:
+        """A value that was made, which counts for as long as the template runs: it may be kept."""
+        size(value)
+        if isinstance(value, (str, list, tuple, dict)):
+            self._left -= sys.getsizeof(value)
+            if self._left < 0:
+                raise ExcessError(f"it makes more than {_MOST_BYTES:,} bytes of text and lists")
+        return value
+
+    def _checked(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter with bounds on what it is given and on what it gives."""
+        skipped = 1 if hasattr(function, "jinja_pass_arg") else 0  # an environment, or the like
+        estimate = FILTERS.get(name)
+
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            size((*args[skipped:], *kwargs.values()))
+            if estimate is not None:
+                check(name, estimate(*args[skipped:], **kwargs))
+            return self._kept(function(*args, **kwargs))
+
+        if skipped:
+            checked.jinja_pass_arg = function.jinja_pass_arg  # type: ignore[attr-defined]
+        return checked
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """str.format and format_map, where `value` is one of them: a field may be as wide as it says."""
+        if super().wrap_str_format(value) is None:
+            return None
+        text, mapped = value.__self__, value.__name__ == "format_map"
+
+        def formatted(*args: Any, **kwargs: Any) -> str:
+            if mapped:
+                (kwargs,), args = args, ()
+            formatter = _EscapeFormatting(self, escape=text.escape) if isinstance(text, Markup) else _Formatting(self)
+            made: str = type(text)(formatter.vformat(text, args, kwargs))
+            return made
+
+        return formatted
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
-        if operator in ("**", "%") and not numbers:
-            raise _ExcessError(f"it uses {operator} for more than numbers")
-        if numbers and operator in ("*", "**") and max(abs(left), abs(right)) > (1 << 31 if operator == "*" else 64):
-            raise _ExcessError(f"it uses {operator} for large numbers")
-        if operator == "*" and not numbers:
+        numbers = isinstance(left, int) and isinstance(right, int)
+        if operator == "%" and isinstance(left, str):
+            check("%", percent(left, right))
+        elif operator == "*" and numbers:
+            _check_bits(left.bit_length() + right.bit_length())
+        elif operator == "**" and numbers:
+            _check_bits(left.bit_length() * abs(right))
+        elif operator == "*" and (hasattr(left, "__len__") or hasattr(right, "__len__")):
             sized, times = (right, left) if isinstance(left, int) else (left, right)
-            if not isinstance(times, int) or not hasattr(sized, "__len__") or len(sized) * times > _LONGEST:
-                raise _ExcessError(f"it repeats a value to more than {_LONGEST:,} characters or items")
-        if operator == "+" and hasattr(left, "__len__") and hasattr(right, "__len__"):
-            total = len(left) + len(right)
-            if total > _LONGEST:
-                raise _ExcessError(f"it makes a value of more than {_LONGEST:,} characters or items")
-        result = super().call_binop(context, operator, left, right)
-        return result if isinstance(result, (str, int, float)) else _bounded(result)
+            check("*", len(sized) * times if isinstance(times, int) else 0)
+        elif operator == "+":
+            return self.add(left, right)
+        return self._kept(super().call_binop(context, operator, left, right))
+
+    def add(self, left: Any, right: Any) -> Any:
+        if hasattr(left, "__len__") and hasattr(right, "__len__"):
+            check("+", len(left) + len(right))
+        return self._kept(left + right)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
-        if isinstance(owner, str) and name == "replace":
-            return _replaced(owner, *args, **kwargs)
-        if isinstance(owner, str) and name == "join":
-            return _with_between(owner, list(*args))
-        return _checked_value(super().call(__context, __obj, *args, **kwargs))
+        given = {name: value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars")}
+        owner = getattr(__obj, "__self__", None)
+        if owner is not None:
+            args = tuple(list(value) if isinstance(value, Iterator) else value for value in args)
+        size((*args, *given.values()))
+        if owner is not None:
+            _check_method(owner, getattr(__obj, "__name__", ""), args, given)
+        return __self._kept(super().call(__context, __obj, *args, **kwargs))
 
 
-def _checked_value(value: Any) -> Any:
-    return _bounded(value) if type(value) in (str, list, tuple, dict) else value
+def _check_bits(count: int) -> None:
+    if count > 4096:
+        raise ExcessError("it makes a number of more than 4,096 bits")
 
 
-def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter with bounds on what it is given and on what it gives."""
-
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        for value in (*args, *kwargs.values()):
-            if type(value) is int and abs(value) > 1 << 31:
-                raise _ExcessError("it gives a filter a large number")
-            _checked_value(value)
-        if function.__name__ in ("do_int", "do_float") and isinstance(args[0], str) and len(args[0]) > 100:
-            raise _ExcessError("it reads a number of more than 100 digits")
-        return _checked_value(function(*args, **kwargs))
-
-    if hasattr(function, "jinja_pass_arg"):
-        checked.jinja_pass_arg = function.jinja_pass_arg  # type: ignore[attr-defined]
-    return checked
+def _check_method(owner: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    if type(owner).__module__.partition(".")[0] in ("jinja2", "fastllm"):
+        return  # loop.cycle and the like
+    methods = next((names for kind, names in METHODS.items() if isinstance(owner, kind)), {})
+    if name not in methods:
+        kind = owner if isinstance(owner, type) else type(owner)
+        raise ExcessError(f"it calls {kind.__name__}.{name}, which is none of the methods that a template may call")
+    estimate = methods[name]
+    if estimate is not None:
+        check(f"{type(owner).__name__}.{name}", estimate(owner, *args, **kwargs))

@@ -137,7 +137,7 @@ def equal(a: Tensor, b: Tensor) -> bool:
     for begin in range(0, a.rows, step):
         rows = begin, min(begin + step, a.rows)
         if a.dtype == b.dtype and a.scales is None and b.scales is None:
-            same = memoryview(a.read(*rows)).cast("B") == memoryview(b.read(*rows)).cast("B")
+            same = bytes(memoryview(a.read(*rows)).cast("B")) == bytes(memoryview(b.read(*rows)).cast("B"))
         else:
             same = bool((floats(a, *rows) == floats(b, *rows)).all())
         if not same:

@@ -54,6 +54,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "minGPT": ("mingpt", "recipe"),
     "mistral": ("llama", "mistral"),
     "mixtral": ("moe", "mixtral"),
+    "nanoGPT": ("mingpt", "recipe"),
     "olmo2": ("olmo", "olmo2"),
     "olmoe": ("moe", "olmoe"),
     "phi3": ("phi", "phi3"),

@@ -15,9 +15,8 @@ from fastllm.tensors import Tensor, floats, joined_rows, part
 def recipe(source: Source) -> Recipe:
     """BertModel, BertForMaskedLM, BertForPreTraining, AntiBERTy. A pooler is a part of a classifier, else left out."""
     head = "cls.predictions"
-    pairs = source.task == "sequence classification" and source.integer("type_vocab_size", 2) > 1
     transform = (f"{head}.transform.dense", f"{head}.transform.LayerNorm")
-    return _recipe(source, "bert.", head, transform, second_segment=pairs)
+    return _recipe(source, "bert.", head, transform, pairs=True)
 
 
 def roberta(source: Source) -> Recipe:
@@ -34,17 +33,19 @@ def _recipe(
     transform: tuple[str, str],
     *,
     first: int = 0,
-    second_segment: bool = False,
+    pairs: bool = False,
 ) -> Recipe:
     """head: where the masked-token head is, if there is one; transform: the matrix and norm it begins with.
 
-    second_segment: whether texts come in pairs whose second has a token type of its own.
+    pairs: whether a classifier's texts come in pairs whose second has a token type of its own, where there are two.
     """
     source.refuse("is_decoder", False)
     source.refuse("position_embedding_type", "absolute")
     dim, heads = source.integer("hidden_size", 768), source.integer("num_attention_heads", 12)
     head_dim = head_width(source, dim, heads)
     longest = source.rows("max_position_embeddings", f"{prefix}embeddings.position_embeddings.weight") - first
+    kinds = source.tensor(f"{prefix}embeddings.token_type_embeddings.weight")
+    second_segment = pairs and source.task == "sequence classification" and kinds.rows > 1
     config = Config(
         dim=dim,
         hidden_dim=source.integer("intermediate_size", 3072),
@@ -67,8 +68,7 @@ def _recipe(
         attn_scale=head_dim**-0.5,
     )
     table = source.tensor(f"{prefix}embeddings.position_embeddings.weight")
-    kinds = source.tensor(f"{prefix}embeddings.token_type_embeddings.weight")
-    if kinds.rows <= second_segment or kinds.width != table.width:
+    if not kinds.rows or kinds.width != table.width:
         raise source.error(
             f"has token types of {kinds.rows} x {kinds.width}, positions of {table.rows} x {table.width}"
         )

@@ -100,6 +100,7 @@ def recipe(source: Source) -> Recipe:
     names = _spelling(source.tensors)
     if names is None:
         raise source.error("has not the tensors of minGPT")
+    nano = source.architecture == "nanoGPT"
     embed = source.tensor(names.embed)
     table = source.tensor(names.positions)
     table = reshaped(table, table.shape[-2:])  # (1, positions, dim) in the first generation
@@ -119,7 +120,7 @@ def recipe(source: Source) -> Recipe:
         rotary_dim=0,
         norm="layer",
         norm_eps=1e-5,
-        act=names.act,
+        act="gelu_erf" if nano else names.act,
         gated=False,
         attn_scale=head_dim**-0.5,
     )
@@ -145,8 +146,9 @@ def _attention(source: Source, ours: str, theirs: str, qkv: tuple[str, ...], dim
             source.linear(f"{ours}.{name}", f"{theirs}.{qkv[n]}", bias=True)
             continue
         source.matrix(f"{ours}.{name}", part(source.tensor(f"{theirs}.{qkv[0]}.weight"), n * dim, (n + 1) * dim))
-        bias = columns(source.tensor(f"{theirs}.{qkv[0]}.bias"), n * dim, (n + 1) * dim)
-        source.vector(f"{ours}.{name}.bias", bias)
+        if f"{theirs}.{qkv[0]}.bias" in source.tensors:
+            bias = columns(source.tensor(f"{theirs}.{qkv[0]}.bias"), n * dim, (n + 1) * dim)
+            source.vector(f"{ours}.{name}.bias", bias)
 
 
 def _heads(source: Source) -> int:

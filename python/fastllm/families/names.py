@@ -45,7 +45,8 @@ _EMBEDDING = re.compile(
 # What a model computes with without having learned it, statistics and heads of training only: nothing is lost.
 _HARMLESS = re.compile(
     r"""(^|\.)(
-        rotary_emb(eddings)?\.(inv_freq|cos_cached|sin_cached|original_inv_freq) | freqs_cis
+        rotary\w*\.(inv_freq|cos_cached|sin_cached|original_inv_freq) | freqs_cis | rope\.freqs
+        | attn_rot_embd\.weight | embeddings\.position_embeddings\.weight
         | (attn|attention|self_attn)\.(attention\.)?(bias|masked_bias|mask) | causal_mask
         | (position|token_type)_ids | num_batches_tracked
         | pooler\.(dense\.)?(weight|bias) | cls\.seq_relationship\.(weight|bias)

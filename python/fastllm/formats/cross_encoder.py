@@ -43,9 +43,9 @@ def _read(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     values["truncate_left"] = tokenizer.get("truncation_side") == "left"
     if named is not None:
         values["activation"] = _activation(folder, named)
-    if isinstance(limit, (int, float)) and not limit >= 1:
-        raise CheckpointError(f"{folder} cuts texts to {limit} tokens")
-    return values | {"max_length": int(limit) if isinstance(limit, (int, float)) and limit < _NO_LIMIT else None}
+    if limit is not None and not (type(limit) in (int, float) and limit >= 1):
+        raise CheckpointError(f"{folder} cuts texts to {str(limit)[:100]} tokens")
+    return values | {"max_length": None if limit is None or limit >= _NO_LIMIT else int(limit)}
 
 
 def _settings(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Pickles, read without executing any: a small machine that builds plain objects and what its caller allows.
 
-Python's own unpickler imports whatever a file names and calls it. This one knows the opcodes that tensors are written
-with (protocols 2 to 5), and asks its caller for every name: what the caller has no builder for is refused by name.
+Python's own unpickler imports whatever a file names and calls it. This one knows the opcodes of protocols 2 to 5, and
+asks its caller for every name: what the caller has no builder for is refused by name, or stays a Foreign, which is
+never made.
 """
 
 from __future__ import annotations
@@ -27,6 +28,17 @@ class Built(ABC):
     def build(self, state: Any) -> None: ...
 
 
+class Foreign:
+    """What a file names and nothing here builds: a class or function, or what it would have made of `args`.
+
+    items: what was put into it by name, as into a kind of dict.
+    """
+
+    def __init__(self, name: str, args: Any = ()) -> None:
+        self.name, self.args = name, args
+        self.items: dict[Any, Any] = {}
+
+
 class _RefusedError(CheckpointError):
     """What the file asks for; the message lacks the file yet."""
 
@@ -41,10 +53,10 @@ def load(
 ) -> tuple[Any, int]:
     """The object that the pickle in data[begin:] describes, and where the pickle ends.
 
-    find: what a global's name ("module.name") stands for, None to refuse it; if it is callable, the pickle may call it
-    with any arguments. persistent: the same for what torch calls storages. Bytes come as memoryviews of `data`. What
-    the builders raise for arguments that make no sense (TypeError, ValueError and the like) says that the file is
-    broken.
+    find: what a global's name ("module.name") stands for, None to refuse it, a Foreign to go on without it; if it is
+    callable, the pickle may call it with any arguments. persistent: the same for what torch calls storages. Bytes come
+    as memoryviews of `data`. What the builders raise for arguments that make no sense (TypeError, ValueError and the
+    like) says that the file is broken.
     """
     machine = _Machine(data, begin, find, persistent)
     try:
@@ -138,14 +150,13 @@ class _Machine:
     # ---- containers
 
     def set_items(self, items: list[Any]) -> None:
-        target = self.stack[-1]
+        target = self.stack[-1].items if isinstance(self.stack[-1], Foreign) else self.stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
             raise TypeError
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Others could take long to hash, or be made to collide.
-            if not (key is None or isinstance(key, str) or (isinstance(key, int) and abs(key) < 1 << 63)):
-                raise CheckpointError("a key of a dict in its pickle is neither a name nor a number")
-            target[key] = value
+            # Others could take long to hash, or be made to collide, and are no names of tensors.
+            if key is None or isinstance(key, str) or (isinstance(key, int) and abs(key) < 1 << 63):
+                target[key] = value
 
     def make_dict(self) -> None:
         items = self.to_mark()
@@ -153,9 +164,11 @@ class _Machine:
         self.set_items(items)
 
     def append(self, items: list[Any]) -> None:
-        if not isinstance(self.stack[-1], list):
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(items)
+        elif not isinstance(target, Foreign):
             raise TypeError
-        self.stack[-1].extend(items)
 
     # ---- what would import and call
 
@@ -169,21 +182,43 @@ class _Machine:
 
     def call(self) -> None:
         function, args = self.pop(2)
+        if isinstance(function, Foreign):
+            self.push(Foreign(function.name, args))
+            return
         if not callable(function) or not isinstance(args, tuple) or len(args) > _MOST_ARGUMENTS:
             raise TypeError
         self.push(function(*args))
+
+    def call_with_names(self) -> None:
+        if self.pop(1) != ({},) and not isinstance(self.stack[-2], Foreign):
+            raise TypeError
+        self.call()
+
+    def instance(self) -> None:
+        args = tuple(self.to_mark())
+        self.look_up(self.line(), self.line())
+        self.push(args)
+        self.call()
+
+    def instance_of_class(self) -> None:
+        made, *args = self.to_mark()
+        self.push(made)
+        self.push(tuple(args))
+        self.call()
 
     def build(self) -> None:
         (state,) = self.pop(1)
         target = self.stack[-1]
         if isinstance(target, Built):
             target.build(state)
-        elif not isinstance(target, dict):  # of a dict it would set attributes, such as a state_dict's _metadata
+        elif not isinstance(target, (dict, Foreign)):  # of a dict it would set attributes, as a state_dict's _metadata
             raise TypeError
 
-    def instance(self) -> None:
-        self.look_up(self.line(), self.line())
-        raise _RefusedError("makes an instance as protocol 0 does, which no tensor needs")
+    # ---- what no tensor is in
+
+    def frozen_set(self) -> None:
+        self.to_mark()
+        self.push(Foreign("frozenset"))
 
     def persist(self) -> None:
         if self.persistent is None:
@@ -252,8 +287,13 @@ _OPCODES: dict[int, Callable[[_Machine], object]] = {
         b"\x93": lambda m: m.look_up(*m.pop(2)),  # STACK_GLOBAL
         b"R": _Machine.call,  # REDUCE
         b"\x81": _Machine.call,  # NEWOBJ
-        b"b": _Machine.build,
+        b"\x92": _Machine.call_with_names,  # NEWOBJ_EX
         b"i": _Machine.instance,  # INST
+        b"o": _Machine.instance_of_class,  # OBJ
+        b"b": _Machine.build,
+        b"\x8f": lambda m: m.push(Foreign("set")),  # EMPTY_SET
+        b"\x90": lambda m: m.append(m.to_mark()),  # ADDITEMS
+        b"\x91": _Machine.frozen_set,
         b"Q": _Machine.persist,  # BINPERSID
     }.items()
 }

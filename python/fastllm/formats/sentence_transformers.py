@@ -54,7 +54,8 @@ _HARMLESS |= {"device_map", "low_cpu_mem_usage", "use_safetensors", "padding_sid
 _LAST, _TOKENS, _VECTOR = "last_hidden_state", "token_embeddings", "sentence_embedding"
 _NORM = ("norm.weight", "norm.bias")
 _NOT_SUPPORTED = "which fastllm does not support"
-_WIDEST = 1 << 13  # of a LayerNorm, which takes a matrix here
+_MOST_MODULES = 16  # each may take the memory of a matrix, though all be of one small file
+_WIDEST = 1 << 12  # of a LayerNorm, which takes a matrix here
 _LONGEST = 1 << 31  # tokenizers without a limit have one of 10^30
 
 
@@ -100,6 +101,8 @@ def _read(folder: Path) -> Found | None:
     first, *others = modules(folder)
     if first.kind != "Transformer":
         raise CheckpointError(f"{folder} begins with the sentence-transformers module {first.kind}, {_NOT_SUPPORTED}")
+    if len(others) > _MOST_MODULES:
+        raise CheckpointError(f"{folder / _FILE} has {len(others)} modules after the first, more than {_MOST_MODULES}")
     values = _transformer(first.folder) | _settings(folder, about)
     steps: list[str] = []
     layers: list[Layer] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +18,7 @@ from fastllm.formats import Checkpoint, arrays, pickles, zips
 from fastllm.tensors import Tensor
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_MOST_DEPTH, _MOST_NAMES, _MOST_NAME = (
-    64,
-    1 << 17,
-    1024,
-)  # of the modules of a TorchScript archive, which may contain each other
+_MOST_DEPTH, _MOST_NAMES, _MOST_NAME = 64, 1 << 17, 1024  # of a TorchScript archive's modules, which may share modules
 
 
 def read(path: Path, data: memoryview) -> Checkpoint:
@@ -31,25 +27,50 @@ def read(path: Path, data: memoryview) -> Checkpoint:
         from fastllm.formats import meta
 
         return meta.read_folder(path.parent)
+    found = _contents(path, data)
+    arguments = found.top.get("model_args")
+    if isinstance(arguments, dict) and "layers.0.feed_forward.w1.weight" in found.tensors:
+        # llama2.c's training; the width inside the feed-forward follows from others of its arguments.
+        header = {**arguments, "hidden_dim": found.tensors["layers.0.feed_forward.w1.weight"].rows}
+        return Checkpoint(path, "llama2.c training", "meta.llama", header, found.tensors)
+    if isinstance(arguments, dict) and "transformer.wte.weight" in found.tensors:
+        return Checkpoint(path, "nanoGPT training", "nanoGPT", arguments, found.tensors)
     from fastllm.formats.huggingface import checkpoint
 
-    return checkpoint(path, path.parent, "torch.save", tensors(path, data))
+    return checkpoint(path, path.parent, "torch.save", found.tensors)
 
 
 def tensors(path: Path, data: memoryview) -> dict[str, Tensor]:
     """The tensors of a file by name. Raises CheckpointError for a broken file, or one whose pickle wants more.
 
-    The object is a dict of tensors, or a dict with one under state_dict, model_state_dict or model, or a TorchScript
-    module, whose tensors have dotted names. Two names of the same values are the same Tensor.
+    The object is a dict of tensors, or what training has left: a dict with one under state_dict or another of _WEIGHTS,
+    or else the one that has the most; or a TorchScript module, whose tensors have dotted names. Objects of other kinds
+    beside the tensors are not made. Two names of the same values are the same Tensor.
     """
-    views = _read_zip(path, data) if bytes(data[:2]) == b"PK" else _read_legacy(path, data)
+    return _contents(path, data).tensors
+
+
+class _Contents(NamedTuple):
+    """Of a file: the tensors by name, and the dict that they are in, or in a part of."""
+
+    tensors: dict[str, Tensor]
+    top: Mapping[Any, Any]
+
+
+def _contents(path: Path, data: memoryview) -> _Contents:
+    top = _read_zip(path, data) if bytes(data[:2]) == b"PK" else _read_legacy(path, data)
+    views = dict(_attributes(path, top)) if isinstance(top, _Module) else _named(path, _mapping(top))
     if not views:
+        if isinstance(top, pickles.Foreign):
+            raise CheckpointError(
+                f"{path} holds an object of {top.name[:200]!r}, no tensors by name: save its state_dict()"
+            )
         raise CheckpointError(f"{path} has no tensors by name: it is neither a state_dict nor a module")
     same: dict[_View, Tensor] = {}
     for name, view in views.items():
         if view not in same:
             same[view] = _tensor(path, name, view)
-    return {name: same[view] for name, view in views.items()}
+    return _Contents({name: same[view] for name, view in views.items()}, _mapping(top))
 
 
 # ---- what a pickle may build
@@ -92,12 +113,22 @@ class _Module(pickles.Built):
         self.attributes = state
 
 
-def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> _View:
+def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> _View | pickles.Foreign:
     """torch._utils._rebuild_tensor, _v2 (what follows: gradient, hooks) and _v3 (and then the type)."""
+    if isinstance(storage, pickles.Foreign):
+        return storage
     if not isinstance(storage, _Storage) or type(offset) is not int:
         raise TypeError
     kind = rest[2].name if len(rest) > 2 and isinstance(rest[2], _Kind) else storage.kind
     return _View(storage, offset, pickles.numbers(shape), pickles.numbers(strides), kind)
+
+
+def _of_class(function: Any, kind: Any, args: Any, *_: Any) -> Any:
+    """torch._tensor._rebuild_from_type_v2: a tensor with attributes, or of a class that is more than a tensor."""
+    name = kind.name if isinstance(kind, pickles.Foreign) else ""
+    if function is not _rebuild or name not in ("torch.Tensor", "torch.nn.parameter.Parameter"):
+        return pickles.Foreign(name, args)
+    return _rebuild(*args)
 
 
 def _ordered_dict() -> dict[Any, Any]:  # dict itself would copy what it is given
@@ -128,6 +159,8 @@ _KINDS = {
 }
 _GLOBALS: dict[str, Any] = {
     "collections.OrderedDict": _ordered_dict,
+    "collections.defaultdict": lambda *_: {},
+    "torch._tensor._rebuild_from_type_v2": _of_class,
     "torch._utils._rebuild_tensor": _rebuild,
     "torch._utils._rebuild_tensor_v2": _rebuild,
     "torch._utils._rebuild_tensor_v3": _rebuild,
@@ -140,13 +173,15 @@ _GLOBALS: dict[str, Any] = {
 
 
 def _find(name: str) -> Any:
-    return _Module if name.startswith("__torch__.") else _GLOBALS.get(name)
+    return _Module if name.startswith("__torch__.") else _GLOBALS.get(name) or pickles.Foreign(name)
 
 
-def _storages(found: dict[str, _Storage]) -> Callable[[Any], _Storage]:
+def _storages(found: dict[str, _Storage]) -> Callable[[Any], _Storage | pickles.Foreign]:
     """What a pickle's references to storages stand for, noted in `found`."""
 
-    def refer(what: Any) -> _Storage:
+    def refer(what: Any) -> _Storage | pickles.Foreign:
+        if isinstance(what, tuple) and len(what) > 1 and isinstance(what[1], pickles.Foreign):
+            return what[1]  # ("module", class, file, source), or a storage of numbers that are not read
         if not isinstance(what, tuple) or len(what) not in (5, 6):
             raise TypeError
         word, kind, key, _, count, *view = what
@@ -175,7 +210,8 @@ def _storages(found: dict[str, _Storage]) -> Callable[[Any], _Storage]:
 # ---- the two kinds of file
 
 
-def _read_zip(path: Path, data: memoryview) -> dict[str, _View]:
+def _read_zip(path: Path, data: memoryview) -> Any:
+    """The object that was saved."""
     files = zips.entries(path, data)
     root = next((name[: -len("data.pkl")] for name in files if re.fullmatch("([^/]+/)?data.pkl", name)), None)
     if root is None:
@@ -194,14 +230,15 @@ def _read_zip(path: Path, data: memoryview) -> dict[str, _View]:
                 f"{path} is broken: its storage {key!r} would hold {storage.count:,} values in {file.size:,} bytes"
             )
         storage.data = file.reader(path)
-    return _named(path, top)
+    return top
 
 
 def _content(path: Path, file: zips.Entry) -> memoryview:
     return file.reader(path)(0, file.size)
 
 
-def _read_legacy(path: Path, data: memoryview) -> dict[str, _View]:
+def _read_legacy(path: Path, data: memoryview) -> Any:
+    """The object that was saved."""
     found: dict[str, _Storage] = {}
     at, parts = 0, []
     for _ in range(5):
@@ -225,23 +262,59 @@ def _read_legacy(path: Path, data: memoryview) -> dict[str, _View]:
             raise CheckpointError(f"{path} is broken: storage {key!r} is not of {storage.count:,} values")
         storage.data = arrays.data(data[at + 8 : at + 8 + size])
         at += 8 + size
-    return _named(path, top)
+    return top
 
 
 # ---- from objects to tensors
 
 
-def _named(path: Path, top: Any) -> dict[str, _View]:
-    if isinstance(top, _Module):
-        return dict(_attributes(path, top))
-    if not isinstance(top, dict):
-        return {}
-    for candidate in (*(top.get(key) for key in ("state_dict", "model_state_dict", "model")), top):
-        if isinstance(candidate, dict):
-            views = {k: v for k, v in candidate.items() if isinstance(k, str) and isinstance(v, _View)}
-            if views:
-                return views
-    return {}
+# What training code calls the model's weights; the average of them comes last.
+_WEIGHTS = (
+    *("state_dict", "model_state_dict", "model", "model_state", "module", "net", "network", "weights", "params"),
+    *("ema", "ema_state_dict", "model_ema"),
+)
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    return value.items if isinstance(value, pickles.Foreign) else value if isinstance(value, dict) else {}
+
+
+def _views(values: Mapping[Any, Any]) -> dict[str, _View]:
+    return {name: value for name, value in values.items() if isinstance(name, str) and isinstance(value, _View)}
+
+
+def _named(path: Path, top: Mapping[Any, Any]) -> dict[str, _View]:
+    """The model's tensors among all that a file has."""
+    places = {name: _mapping(value) for name, value in top.items() if isinstance(name, str)} | {"": top}
+    counts = {name: len(_views(values)) for name, values in places.items()}
+    place = next((name for name in _WEIGHTS if counts.get(name)), None)
+    if place is None:
+        most = max(counts.values())
+        found = [name for name, count in counts.items() if count == most]
+        if most and len(found) > 1:
+            names = " and ".join(repr(name[:100]) for name in found[:2])
+            raise CheckpointError(f"{path} has tensors under {names}: which of them are the model's is not known")
+        place = found[-1]
+    for name, value in places[place].items():
+        if isinstance(value, pickles.Foreign) and _has_values(value):
+            raise CheckpointError(f"{path} has {str(name)[:200]!r} as {value.name[:200]}, which fastllm does not read")
+    views = _views(places[place])
+    if "pytorch-lightning_version" in top and len(first := {name.partition(".")[0] for name in views}) == 1:
+        views = _without(views, f"{first.pop()}.")  # the attribute that the model is in
+    # What torch.compile and DistributedDataParallel put before and between.
+    views = {name.replace("_orig_mod.", ""): view for name, view in views.items()}
+    return _without(views, "module.") if all(name.startswith("module.") for name in views) else views
+
+
+def _without(views: dict[str, _View], prefix: str) -> dict[str, _View]:
+    return {name.removeprefix(prefix): view for name, view in views.items()}
+
+
+def _has_values(value: pickles.Foreign) -> bool:
+    """Whether a tensor's values are what an unknown object is made of: it may be a weight, in a form of its own."""
+    args = value.args if isinstance(value.args, tuple) else ()
+    inside = [*args, *(item for each in args[:64] if isinstance(each, tuple) for item in each)]
+    return value.name.endswith("Storage") or any(isinstance(each, (_Storage, _View)) for each in inside)
 
 
 def _attributes(path: Path, module: _Module) -> list[tuple[str, _View]]:

@@ -43,7 +43,8 @@ class Merge:
                 if modules.setdefault(found["module"], {}).setdefault(part, name) != name:
                     raise self.error(f"has {part} of {found['module']} more than once")
             elif plain.endswith((".weight", ".bias")) and "lora_" not in plain:
-                whole[_WRAPPERS.sub("", plain)] = name
+                if whole.setdefault(_WRAPPERS.sub("", plain), name) != name:
+                    raise self.error(f"has {_WRAPPERS.sub('', plain)} more than once")
             else:
                 raise self.error(f"has the tensor {name}, which is of no kind that fastllm applies")
         if not modules and not whole:
@@ -68,7 +69,7 @@ class Merge:
             t
             for t in self.tensors
             if t.endswith(f".{name}")
-            or (name.endswith(f".{t}") and t.count(".") > 1)
+            or (name.endswith(f".{t}") and (t.count(".") > 1 or "." not in name.removesuffix(f".{t}")))
             or (tail != name and t.endswith(f".{tail}") and "language_model." in t)
         ]
         if len(found) != 1:

@@ -15,8 +15,8 @@ from typing import Any
 from fastllm.errors import CheckpointError
 from fastllm.formats import Checkpoint
 from fastllm.quantized.modules import Module
-from fastllm.quantized.refused import METHODS, named_by
-from fastllm.quantized.schemes import SCHEMES
+from fastllm.quantized.refused import named_by
+from fastllm.quantized.schemes import SCHEMES, Scheme
 from fastllm.tensors import Bytes
 
 # Where a config says how its weights were quantized: transformers, MLX, AutoGPTQ, AutoAWQ, older compressed-tensors.
@@ -54,8 +54,8 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
     tensors |= made
     if made:
         tensors = {name: t for name, t in tensors.items() if not name.endswith(_OF_ACTIVATIONS)}
-    if (what := named_by(tensors, method)) is not None or method in METHODS:
-        raise _refusal(checkpoint, what or METHODS[method])
+    if (what := named_by(tensors, method)) is not None:
+        raise _refusal(checkpoint, what)
     _check_settings(checkpoint, about)
     if not made:
         return checkpoint
@@ -78,21 +78,22 @@ def settings(checkpoint: Checkpoint) -> Mapping[str, Any]:
     for header in (checkpoint.header, inner if isinstance(inner, dict) else {}):
         for key in _SECTIONS:
             value = header.get(key)
-            if value is None or value == {}:
-                continue
-            if not isinstance(value, dict):
+            if isinstance(value, dict) and value:
+                return value
+            if value and key == "quantization_config":
                 raise CheckpointError(f"{checkpoint.path} has {key} {value!r}, not a config of its own")
-            return value
     return {}
 
 
-def _modules(checkpoint: Checkpoint, about: Mapping[str, Any]) -> Iterator[tuple[Any, Module]]:
+def _modules(checkpoint: Checkpoint, about: Mapping[str, Any]) -> Iterator[tuple[Scheme, Module]]:
     """The quantized matrices, each with its scheme."""
     for name, tensor in checkpoint.tensors.items():
+        if tensor.raw is None:
+            continue
         for scheme in SCHEMES:
-            if name.endswith(scheme.key) and (base := name.removesuffix(scheme.key)) != name:
-                module = Module(checkpoint, base, about)
-                if scheme.matches(module, tensor):
+            if name.endswith(f".{scheme.part}") and tensor.raw.kind in scheme.kinds:
+                module = Module(checkpoint, name.removesuffix(f".{scheme.part}"), about)
+                if scheme.beside(module):
                     yield scheme, module
                     break
 

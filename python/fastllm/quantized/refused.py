@@ -41,9 +41,7 @@ _ENDINGS = (
     (".weight_scale_inv", "a scheme of scaled weights"),
 )
 
-# Methods of quantization_config that change what a model computes though its tensors be plain.
-METHODS = {"bitnet": "BitNet (weights of -1, 0 and 1)"}
-
+# What quantization_config calls methods whose tensors do not tell them apart.
 _NAMES = {
     "bitsandbytes": "bitsandbytes",
     "bitsandbytes_4bit": "bitsandbytes (4 bits)",
@@ -62,14 +60,11 @@ def named_by(tensors: Mapping[str, Tensor], method: str) -> str | None:
 
     method: what the config calls it, for tensors that tell no scheme from another.
     """
-    if "bitnet" in method:
-        return METHODS["bitnet"]
+    if "bitnet" in method:  # which rounds weights as the model runs, though its tensors be plain
+        return "BitNet (weights of -1, 0 and 1)"
+    telling = [name for name in tensors if name.endswith(tuple(ending for ending, _ in _ENDINGS))]
     for ending, name in _ENDINGS:
-        for found, tensor in tensors.items():
-            if not found.endswith(ending):
-                continue
-            if ending == "_blocks" and (tensor.raw is None or tensor.raw.kind != "uint8"):
-                continue
+        if any(found.endswith(ending) and (tensors[found].raw or ending != "_blocks") for found in telling):
             return name
     scales = {base: name for name in tensors if "scale" in name for base in _bases(name)}
     for found, tensor in tensors.items():

@@ -23,13 +23,14 @@ _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word's eight values of 4 bit
 
 
 class Scheme(NamedTuple):
-    """key: the end of the name of the tensor it is recognized by. matches: whether that tensor is one of the scheme's.
+    """part, kinds: the name and types of the tensor it is recognized by; beside: whether others of its are there.
 
     matrix: the matrix, read as f32. Raises CheckpointError where tensors do not fit each other.
     """
 
-    key: str
-    matches: Callable[[Module, Tensor], bool]
+    part: str
+    kinds: tuple[str, ...]
+    beside: Callable[[Module], bool]
     matrix: Callable[[Module], Tensor]
 
 
@@ -38,9 +39,8 @@ class Scheme(NamedTuple):
 
 def _gptq_or_awq(m: Module) -> Tensor:
     """qweight, qzeros and scales; both lay a matrix out as (inputs, outputs), and pack it along different axes."""
-    packing = str(
-        m.option("checkpoint_format", m.option("packing_format", m.option("format", m.option("version", ""))))
-    )
+    told = (m.option(key) for key in ("checkpoint_format", "packing_format", "format", "version"))
+    packing = next((value for value in told if isinstance(value, str)), "")
     packing = packing.lower().removeprefix("auto_round:").removeprefix("auto_")
     if packing in ("marlin", "gemv", "gemv_fast", "bitblas", "llm-awq") or m.option("is_marlin_format") is True:
         raise m.refusal(
@@ -54,15 +54,15 @@ def _gptq_or_awq(m: Module) -> Tensor:
         raise m.error("qweight", f"has the shape {qweight.shape}, which its scales {scales.shape} do not fit")
     if packing not in ("", "gptq", "gptq_v2"):
         raise m.refusal(f"quantized and packed as {packing}, which fastllm cannot read: use a GPTQ or AWQ file")
-    return _gptq(m, qweight, scales, first_zero=0 if packing == "gptq_v2" else 1)
+    return _gptq(m, qweight, scales, packing)
 
 
-def _gptq(m: Module, qweight: Tensor, scales: Tensor, *, first_zero: int) -> Tensor:
+def _gptq(m: Module, qweight: Tensor, scales: Tensor, packing: str) -> Tensor:
     """GPTQ (Frantar et al., 2022) as AutoGPTQ and GPTQModel save it.
 
     qweight: words of the values of consecutive inputs; qzeros: of consecutive outputs, for each group of inputs. g_idx:
-    each input's group, consecutive inputs where it is missing. first_zero: what a stored zero of 0 means: the first
-    version of the format stores zeros less 1.
+    each input's group, consecutive inputs where it is missing. packing: the version of the format: gptq, which stores
+    zeros less 1, or gptq_v2; where it is not said, zeros that are all in the middle are symmetric ones of gptq_v2.
     """
     words, (groups, outputs) = qweight.shape[0], scales.shape
     qzeros = m.tensor("qzeros", axes=2, kinds=("int32",))
@@ -77,6 +77,9 @@ def _gptq(m: Module, qweight: Tensor, scales: Tensor, *, first_zero: int) -> Ten
     if index is not None and -(-index.width * bits // 32) == words:
         inputs = index.width  # the last word need not be full
     group_of = _group_of(m, "g_idx", inputs, groups)
+    less_one = packing != "gptq_v2"
+    if not packing:
+        less_one = bool((unpacked(raw_values(qzeros, 0, 1), bits)[0, :outputs] != 1 << bits - 1).any())
 
     def read(begin: int, end: int) -> Bytes:
         import numpy
@@ -86,10 +89,10 @@ def _gptq(m: Module, qweight: Tensor, scales: Tensor, *, first_zero: int) -> Ten
         first, last = begin // per_word, -(-end // per_word)
         step = per_word * bits // 32
         packed = raw_values(qzeros)[:, first * step : last * step].astype(numpy.uint32)
-        if first_zero and 32 % bits == 0:
+        if less_one and 32 % bits == 0:
             packed += numpy.uint32(sum(1 << shift for shift in range(0, 32, bits)))  # with carries, as it was taken off
         zeros = unpacked(packed, bits)[:, begin - first * per_word : end - first * per_word].T
-        if first_zero and 32 % bits:
+        if less_one and 32 % bits:
             zeros = zeros + numpy.uint8(1) & numpy.uint8((1 << bits) - 1)
         return _affine(q, column_floats(scales, begin, end), zeros, group_of())
 
@@ -209,13 +212,6 @@ def _pack_quantized(m: Module) -> Tensor:
 # ---- 8 bits ----------------------------------------------------------------------------------------------------------
 
 
-def _is_scaled(m: Module, weight: Tensor) -> bool:
-    kind = weight.raw.kind if weight.raw else ""
-    if kind == "int8":
-        return m.has("weight_scale") or (m.has("SCB") and m.has("weight_format"))
-    return kind in _FLOAT8 and (m.has("weight_scale") or m.has("weight_scale_inv"))
-
-
 def _scaled(m: Module) -> Tensor:
     """FP8 or int8 values and their scales: one for all, for each row, for groups of each row, or for blocks.
 
@@ -228,8 +224,8 @@ def _scaled(m: Module) -> Tensor:
     if m.has("SCB"):
         import numpy
 
-        order = m.get("weight_format")
-        if order is None or order.raw is None or raw_values(order).any():
+        order = m.get("weight_format")  # 0, also where it is missing, is row by row
+        if order is not None and (order.raw is None or raw_values(order).any()):
             raise m.refusal("in bitsandbytes' layout for one kind of GPU, which fastllm cannot read")
         largest = m.sized("SCB", (outputs,), kinds=_SCALES)
         return _by_blocks(weight, (1, inputs), lambda: floats(largest) * numpy.float32(1 / 127), "bitsandbytes, int8")
@@ -352,8 +348,9 @@ def _affine(
 
 
 SCHEMES = (
-    Scheme(".qweight", lambda _, tensor: tensor.raw is not None and tensor.raw.kind == "int32", _gptq_or_awq),
-    Scheme(".scales", lambda m, _: m.kind("weight") == "uint32", _mlx),
-    Scheme(".weight_packed", lambda _, tensor: tensor.raw is not None and tensor.raw.kind == "int32", _pack_quantized),
-    Scheme(".weight", _is_scaled, _scaled),
+    Scheme("qweight", ("int32",), lambda _: True, _gptq_or_awq),
+    Scheme("weight", ("uint32",), lambda m: m.has("scales"), _mlx),
+    Scheme("weight_packed", ("int32",), lambda _: True, _pack_quantized),
+    Scheme("weight", _FLOAT8, lambda m: m.has("weight_scale") or m.has("weight_scale_inv"), _scaled),
+    Scheme("weight", ("int8",), lambda m: m.has("weight_scale") or m.has("SCB"), _scaled),
 )

@@ -74,7 +74,8 @@ class Tokenizer(Protocol):
     special.
     roles: the text of "bos_token", "eos_token" and so on, as far as the files say. ends: ids that end what a model
     says: what its files name, and special tokens that are known to.
-    chat_template: a Jinja template of a conversation, where the files have one.
+    chat_template: a Jinja template of a conversation, where the files have one. tool_template: another one for
+    conversations with tools.
     """
 
     kind: str = ""
@@ -90,6 +91,7 @@ class Tokenizer(Protocol):
     roles: Mapping[str, str] = MappingProxyType({})
     ends: tuple[int, ...] = ()
     chat_template: str | None = None
+    tool_template: str | None = None
 
     def encode(self, text: str, *, special: bool = False, start: bool = True) -> list[int]:
         """The ids of a text, without prefix and suffix. Raises TokenizerError where the vocabulary cannot say it.
@@ -147,7 +149,8 @@ _KINDS: dict[str, tuple[str, str]] = {
 }
 # What Hugging Face puts beside the vocabulary: the policy, the chat template, the tokens that end a text.
 _POLICY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
-_BESIDE = (*_POLICY, "chat_template.jinja", "chat_template.json")
+_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/tool_use.jinja")
+_BESIDE = (*_POLICY, *_TEMPLATES)
 CLASS_FILE = "tokenizer_class"  # beside them in a blob: the class that a vocabulary is for, see classes.py
 _PACKED = b'{"files": '
 

@@ -112,8 +112,8 @@ class StepStream(Stream):
 
 
 def _through(steps: list[_Step], texts: list[str]) -> str:
-    for step in steps:
-        texts = [out for text in texts for out in step.push(text)]
+    for step in steps:  # nearly always it is one token
+        texts = step.push(texts[0]) if len(texts) == 1 else [out for text in texts for out in step.push(text)]
     return "".join(texts)
 
 
@@ -187,10 +187,10 @@ class _NamedBytes:
         self._run = b""
 
     def push(self, text: str) -> list[str]:
-        if byte := byte_or(text.encode(), b""):
+        if text.startswith("<") and (byte := byte_or(text.encode(), b"")):
             self._run += byte
             return []
-        return [*self.end(), text]
+        return [*self.end(), text] if self._run else [text]
 
     def end(self) -> list[str]:
         run, self._run = self._run, b""
@@ -237,9 +237,9 @@ class _Replace:
         self._old, self._new, self._held = old, new, ""
 
     def push(self, text: str) -> list[str]:
-        done, rest = "", self._held + text
-        while (at := rest.find(self._old)) >= 0:
-            done, rest = done + rest[:at] + self._new, rest[at + len(self._old) :]
+        text = self._held + text
+        rest = text.split(self._old)[-1]
+        done = _replaced(text[: len(text) - len(rest)], self._old, self._new)
         most = min(len(rest), len(self._old) - 1)
         keep = next((n for n in range(most, 0, -1) if self._old.startswith(rest[-n:])), 0)
         self._held = rest[len(rest) - keep :]
@@ -260,9 +260,10 @@ class _Strip:
         while self._start and text:
             self._start = self._start - 1 if text[0] == self._content else 0
             text = text.removeprefix(self._content) if text[0] == self._content else text
+        if not self._stop:
+            return [text]
         text = self._content * self._held + text
-        kept = text.rstrip(self._content)
-        self._held = min(self._stop, len(text) - len(kept))
+        self._held = min(self._stop, len(text) - len(text.rstrip(self._content)))
         return [text[: len(text) - self._held]]
 
     def end(self) -> list[str]:
@@ -273,7 +274,10 @@ class _Strip:
 
 
 def _replaced(text: str, old: str, new: str) -> str:
-    length = len(text) + text.count(old) * (len(new) - len(old))
+    found = text.count(old)
+    if not found:
+        return text
+    length = len(text) + found * (len(new) - len(old))
     if length > max(_MOST_TEXT, _MOST_GROWTH * len(text)):
         raise TokenizerError(f"its decoder makes a token more than {_MOST_TEXT:,} characters long")
     return text.replace(old, new)

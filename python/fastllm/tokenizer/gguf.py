@@ -120,8 +120,8 @@ def read(files: Files) -> Tokenizer:
     if not isinstance(model, str) or model not in readers:
         raise TokenizerError(f"its tokenizer model {model!r} is not known; known are {', '.join(readers)}"[:300])
     tokenizer = readers[model](metadata)
-    template = values.get("tokenizer.chat_template")
-    tokenizer.chat_template = template if isinstance(template, str) else None
+    templates = [values.get(f"tokenizer.chat_template{name}") for name in ("", ".tool_use")]
+    tokenizer.chat_template, tokenizer.tool_template = (t if isinstance(t, str) else None for t in templates)
     ids = {role: metadata.token(role) for role in ("bos", "eos", "unknown", "padding", "eot", "eom")}
     names = {"unknown": "unk", "padding": "pad"}
     tokenizer.roles = {f"{names.get(role, role)}_token": metadata.tokens[i] for role, i in ids.items() if i is not None}

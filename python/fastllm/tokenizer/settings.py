@@ -76,13 +76,14 @@ class Settings:
         self.llama = files.get(CLASS_FILE) == _LLAMA.encode()
         ends = _mapping(files, "generation_config.json").get("eos_token_id")
         self.ends = tuple(i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int and i >= 0)
-        self.chat_template = _template(files, config)
+        self._templates = _templates(files, config)
         inputs = config.get("model_input_names")
         self.token_types = not isinstance(inputs, list) or "token_type_ids" in inputs
 
     def describe(self, tokenizer: Tokenizer) -> None:
         """Gives a tokenizer what is known of its conversations."""
-        tokenizer.roles, tokenizer.chat_template = self.roles, self.chat_template
+        tokenizer.roles = self.roles
+        tokenizer.chat_template, tokenizer.tool_template = map(self._templates.get, ("default", "tool_use"))
         last = tokenizer.token_id(self.roles["eos_token"]) if "eos_token" in self.roles else None
         tokenizer.ends = self.ends if last is None else (*self.ends, last)
 
@@ -173,13 +174,16 @@ def _older(tokens: Mapping[str, Any], special: set[str]) -> dict[int, AddedToken
     return {i: AddedToken(text, text in special, normalized=text not in special) for text, i in tokens.items()}
 
 
-def _template(files: Files, config: Mapping[str, Any]) -> str | None:
+def _templates(files: Files, config: Mapping[str, Any]) -> dict[str, str]:
+    """Chat templates by name: "default", and maybe "tool_use", for conversations with tools."""
     if "chat_template.jinja" in files:
-        return files["chat_template.jinja"].decode("utf-8", "replace")
+        more = "additional_chat_templates/tool_use.jinja"
+        names = {"default": "chat_template.jinja", "tool_use": more}
+        return {name: files[file].decode("utf-8", "replace") for name, file in names.items() if file in files}
     if "chat_template.json" in files:
         config = _mapping(files, "chat_template.json")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several by name
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+    given = config.get("chat_template")
+    if isinstance(given, list):  # several by name
+        given = {str(each.get("name")): each.get("template") for each in given if isinstance(each, dict)}
+    named = given if isinstance(given, dict) else {"default": given}
+    return {name: template for name, template in named.items() if isinstance(template, str)}
