@@ -221,9 +221,11 @@ def _added(words: Sequence[bytes], types: Sequence[int], settings: Settings, *, 
         for i, token in sorted(settings.added.items()):
             place = places.setdefault(token.content.encode("utf-8", "replace"), i)
             added[place] = token._replace(normalized=token.normalized and not early)
+        end = max(len(words) - 1, max(added, default=0)) + 1
         for token in settings.special:
-            end = max(len(words) - 1, max(added, default=0)) + 1
-            added[places.setdefault(token.content.encode("utf-8", "replace"), end)] = token
+            place = places.setdefault(token.content.encode("utf-8", "replace"), end)
+            added[place] = token
+            end += place == end
     return added
 
 

@@ -35,24 +35,26 @@ def load_json(blob: bytes, what: str) -> Any:
 
 class Settings:
     """tokenizer_config.json, special_tokens_map.json, added_tokens.json and the chat template's files, as far as they
-    are there, with transformers' precedence (5.x, PreTrainedTokenizerBase._from_pretrained).
+        are there, with transformers' precedence (5.x, PreTrainedTokenizerBase._from_pretrained).
 
-    added: the added tokens whose ids the files say. special: special tokens that are named without their ids, by role
-    or in a list. roles: the text of "bos_token" and so on, and of roles of the model's own, such as "image_token".
-    ends: ids that end a text, from generation_config.json. token_types: whether the second of two texts has a token
-    type of its own, where the vocabulary's file says so.
+        added: the added tokens whose ids the files say. special: special tokens that are named without their ids, by role
+        or in a list. roles: the text of "bos_token" and so on, and of roles of the model's own, such as "image_token".
+        ends: ids that end a text, from generation_config.json. llama: whether transformers' LlamaTokenizer decides where
+    spaces are put. token_types: whether the second of two texts has a token type of its own, where the vocabulary's file
+    says so.
     """
 
     def __init__(self, files: Files) -> None:
         config = self._config = dict(_mapping(files, "tokenizer_config.json"))
-        extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
         beside = _mapping(files, "special_tokens_map.json")
         listed = config.get("added_tokens_decoder")
-        if listed is None:  # then it is of the time when other files had this
+        extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+        oldest: Any = []
+        if listed is None:  # then the files are of the time when others said this
             config.update((key, value) for key, value in beside.items() if not key.endswith("special_tokens"))
             more = beside.get("extra_special_tokens")
             extra = [*extra, *more] if isinstance(extra, list) and isinstance(more, list) else more or extra
-        oldest = beside.get("additional_special_tokens") if listed is None and not extra else None
+            oldest = [] if extra else beside.get("additional_special_tokens") or []
         named = {key: value for key, value in config.items() if _is_role(key, value)}
         for tokens in (extra, config.get("model_specific_special_tokens")):
             if isinstance(tokens, Mapping):
@@ -60,7 +62,7 @@ class Settings:
         special = {name: _token(value, name, special=True) for name, value in named.items()}
         self.roles = {name: token.content for name, token in special.items()}
         extras = [] if isinstance(extra, Mapping) else _tokens(extra, "extra_special_tokens")
-        more = _tokens(oldest or [], "additional_special_tokens")
+        others = _tokens(oldest, "additional_special_tokens")
         always = set(self.roles.values())
         if listed is not None:
             found = _by_id(listed)
@@ -68,10 +70,10 @@ class Settings:
             # These are looked for in the raw text.
             early = {self.roles[role] for role in ROLES if role in self.roles} | {token.content for token in extras}
             found = _older(_mapping(files, "added_tokens.json"), early)
-            always |= {token.content for token in more}
+            always |= {token.content for token in others}
         self.added = {i: t._replace(special=t.special or t.content in always) for i, t in found.items()}
         flags = {token.content: token for token in self.added.values()}
-        both = {t.content: flags.get(t.content, t) for t in (*special.values(), *extras, *more)}
+        both = {t.content: flags.get(t.content, t) for t in (*special.values(), *extras, *others)}
         self.special = list(both.values())
         self.llama = files.get(CLASS_FILE) == _LLAMA.encode()
         ends = _mapping(files, "generation_config.json").get("eos_token_id")

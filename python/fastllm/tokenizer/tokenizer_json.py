@@ -181,7 +181,8 @@ class LibraryTokenizer(Tokenizer):
     def stream(self, previous: int | None = None) -> Stream:
         if self._decoding is None:
             shown = {i: text for text, i in self._tokenizer.get_vocab().items() if i not in self._special}
-            self._decoding = Decoding(library("tokenizer.json"), self._tokenizer, shown, self.size)
+            with refusals("tokenizers"):
+                self._decoding = Decoding(library("tokenizer.json"), self._tokenizer, shown, self.size)
         return self._decoding.stream(None if previous in self._special else previous)
 
     def token_id(self, text: str) -> int | None:
