@@ -83,9 +83,11 @@ def map_file(path: Path) -> memoryview:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     finally:
         os.close(file)
+    data = memoryview(mapped)
+    _check_head(path, bytes(data[:_HEAD]))
     if (read := _reading.get()) is not None:
         read.maps.append(mapped)
-    return memoryview(mapped)
+    return data
 
 
 def read_file(path: Path) -> bytes:
@@ -99,7 +101,36 @@ def read_file(path: Path) -> bytes:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     if (now.st_size, now.st_mtime_ns) != (about.st_size, about.st_mtime_ns):
         raise CheckpointError(f"{path} was changed while it was read")
+    _check_head(path, blob[:_HEAD])
     return blob
+
+
+_HEAD = 64
+_LFS_POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
+_XET_POINTER = b"# xet version "
+_PAGES = (b"<!doctype html", b"<html", b"<?xml")
+# What programs that download call a file that is not there yet; aria2 has the list of what misses beside the file.
+_UNFINISHED = (".incomplete", ".part", ".crdownload", ".aria2")
+
+
+class StandInError(CheckpointError):
+    """In a file's place is something else, after a download or a clone that brought no file."""
+
+
+def _check_head(path: Path, head: bytes) -> None:
+    if head.startswith(_LFS_POINTERS):
+        raise StandInError(f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in its folder")
+    if head.startswith(_XET_POINTER):
+        raise StandInError(f"{path} is a pointer of git-xet, not the file itself: run git xet checkout in its folder")
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(_PAGES) and path.suffix not in (".html", ".htm", ".xml"):
+        raise StandInError(f"{path} is a web page, such as for logging in or of an error, not the file itself")
+
+
+def unfinished(path: Path) -> Path | None:
+    """What there is of a file whose download has not ended; None where nothing says so."""
+    beside = (path.with_name(path.name + suffix) for suffix in _UNFINISHED if path.suffix not in _UNFINISHED)
+    return next((part for part in beside if part.exists()), None)
 
 
 def _open(path: Path) -> tuple[int, os.stat_result]:
@@ -113,9 +144,16 @@ def _open(path: Path) -> tuple[int, os.stat_result]:
         file = os.open(path, os.O_RDONLY | _BINARY)
         about = os.fstat(file)
     except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
+        part = unfinished(path)
+        only = f", only {part.name}: its download has not ended" if part else ""
+        raise CheckpointError(f"{path} does not exist{only}") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from None
+    if path.with_name(path.name + ".aria2").exists():
+        os.close(file)
+        raise CheckpointError(
+            f"{path} is not complete: {path.name}.aria2 beside it says that its download has not ended"
+        )
     if (read := _reading.get()) is not None:
         read.identities.add((about.st_dev, about.st_ino))
     return file, about

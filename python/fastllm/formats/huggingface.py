@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastllm.errors import CheckpointError
-from fastllm.files import map_file
+from fastllm.files import map_file, unfinished
 from fastllm.formats import Checkpoint, safetensors
 from fastllm.tensors import Tensor
 
@@ -31,6 +31,8 @@ def read_folder(path: Path) -> Checkpoint:
         single = sorted(path.glob("*.safetensors"))
         if len(single) != 1:
             found = f"{len(single)} .safetensors files and no index" if single else "none of " + ", ".join(_WEIGHTS)
+            part = next(filter(None, (unfinished(path / name) for name in _WEIGHTS)), None)
+            found += f", only {part.name}: its download has not ended" if part else ""
             raise CheckpointError(f"{path} has no weights that fastllm can find: {found}")
         name = single[0].name
     kind = f"Hugging Face {'safetensors' if '.safetensors' in name else name.partition('.index')[0]}"

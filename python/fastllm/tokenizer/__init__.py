@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from fastllm.errors import CheckpointError, TokenizerError
-from fastllm.files import read_file
+from fastllm.files import StandInError, read_file
 
 
 class Stream:
@@ -216,9 +216,14 @@ def _unpack(blob: bytes) -> dict[str, bytes]:
 
 def _load(path: Path) -> bytes:
     try:
-        return read_file(path)
+        blob = read_file(path)
+    except StandInError:  # no reason to look for another tokenizer
+        raise
     except CheckpointError as error:
         raise TokenizerError(str(error)) from None
+    if not blob and path.suffix in (".json", ".model"):
+        raise TokenizerError(f"{path} is empty")
+    return blob
 
 
 def _class_of(beside: Files) -> str:
@@ -256,7 +261,7 @@ def _kind_of(path: Path, blob: bytes, beside: Files, vocab_size: int) -> tuple[s
 def read(path: Path, vocab_size: int) -> Tokenizer:
     """The tokenizer in a file, with what lies beside it; it must fit a model of vocab_size words.
 
-    Raises TokenizerError, naming the file.
+    Raises TokenizerError, naming the file, and CheckpointError where something else is in a file's place.
     """
     blob = _load(path)
     try:
