@@ -35,13 +35,13 @@ def load_json(blob: bytes, what: str) -> Any:
 
 class Settings:
     """tokenizer_config.json, special_tokens_map.json, added_tokens.json and the chat template's files, as far as they
-        are there, with transformers' precedence (5.x, PreTrainedTokenizerBase._from_pretrained).
+    are there, with transformers' precedence (5.x, PreTrainedTokenizerBase._from_pretrained).
 
-        added: the added tokens whose ids the files say. special: special tokens that are named without their ids, by role
-        or in a list. roles: the text of "bos_token" and so on, and of roles of the model's own, such as "image_token".
-        ends: ids that end a text, from generation_config.json. llama: whether transformers' LlamaTokenizer decides where
-    spaces are put. token_types: whether the second of two texts has a token type of its own, where the vocabulary's file
-    says so.
+    added: the added tokens whose ids the files say. special: special tokens that are named without their ids, by role
+    or in a list. roles: the text of "bos_token" and so on, and of roles of the model's own, such as "image_token".
+    ends: ids that end a text, from generation_config.json. llama: whether transformers' LlamaTokenizer decides where
+    spaces are put. token_types: whether the second of two texts has a token type of its own, where the vocabulary's
+    file says so.
     """
 
     def __init__(self, files: Files) -> None:
