@@ -303,12 +303,15 @@ def test_word_pieces(tmp_path, name, kind, specials, config):
 
 
 def test_special_tokens_map(tmp_path):
-    """It says roles, in place of those that the class has."""
-    save_bytes(tmp_path, [*BART, "<m>"], {})
+    """It says roles where tokenizer_config.json lists no tokens by id, and then the config does not."""
+    save_bytes(tmp_path, [*BART, "<m>"], {"mask_token": "<mask>", "cls_token": "<s>"})
     named = {"mask_token": {"content": "<m>", "lstrip": True, "rstrip": False}, "cls_token": "</s>"}
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
     (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
     texts = [*LINES[:100], *MASKS, "the <m> ocean"]
+    same(find(tmp_path, 700), transformers.RobertaTokenizer.from_pretrained(tmp_path), texts)
+    listed = {str(i): {"content": token, "special": True} for i, token in enumerate(BART)}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": listed, "cls_token": "<pad>"}))
     same(find(tmp_path, 700), transformers.RobertaTokenizer.from_pretrained(tmp_path), texts)
 
 
