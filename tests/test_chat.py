@@ -388,3 +388,11 @@ def test_messages_that_are_refused(tmp_path):
             method([])
         with pytest.raises(OptionError, match="a message is a str"):
             method(["hi"])
+
+
+def test_long_conversations(tmp_path):
+    """Templates ask at every message how many there are."""
+    source = "{% for m in messages %}{{ m.content }}{% if loop.index < messages | length %};{% endif %}{% endfor %}"
+    messages = [{"role": "user", "content": [{"text": str(i)} for i in range(4)]} for _ in range(1000)]
+    text = template(source.replace("m.content", "m.content | map(attribute='text') | join"), tmp_path).render(messages)
+    assert text == ";".join(["0123"] * 1000)

@@ -129,8 +129,8 @@ def _check_head(path: Path, head: bytes) -> None:
 
 def unfinished(path: Path) -> Path | None:
     """What there is of a file whose download has not ended; None where nothing says so."""
-    beside = (path.with_name(path.name + suffix) for suffix in _UNFINISHED if path.suffix not in _UNFINISHED)
-    return next((part for part in beside if part.exists()), None)
+    beside = (f"{path}{suffix}" for suffix in _UNFINISHED if path.suffix not in _UNFINISHED)
+    return next((Path(part) for part in beside if os.path.exists(part)), None)
 
 
 def _open(path: Path) -> tuple[int, os.stat_result]:
@@ -149,7 +149,7 @@ def _open(path: Path) -> tuple[int, os.stat_result]:
         raise CheckpointError(f"{path} does not exist{only}") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from None
-    if path.with_name(path.name + ".aria2").exists():
+    if os.path.exists(f"{path}.aria2"):
         os.close(file)
         raise CheckpointError(
             f"{path} is not complete: {path.name}.aria2 beside it says that its download has not ended"

@@ -29,11 +29,11 @@ from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 
 from fastllm.errors import OptionError, TokenizerError
-from fastllm.sandbox_sizes import FILTERS, LONGEST, METHODS, ExcessError, check, percent, size
+from fastllm.sandbox_sizes import FILTERS, LONGEST, METHODS, ExcessError, check, percent, remembering, size
 
 SECONDS = 1.0
 _LONGEST_TEMPLATE = 128 << 10
-_MOST_BYTES = 512 << 20  # of all strings and lists that it makes, which it may keep
+_MOST_BYTES = 256 << 20  # of all strings and lists that it makes, which it may keep
 
 
 def render(source: str, variables: Mapping[str, object]) -> str:
@@ -46,7 +46,7 @@ def render(source: str, variables: Mapping[str, object]) -> str:
         raise TokenizerError(f"the chat template is {len(source):,} characters long, more than {_LONGEST_TEMPLATE:,}")
     try:
         template = _Environment().from_string(source)
-        with _deadline(SECONDS):
+        with _deadline(SECONDS), remembering(variables):
             return template.render(variables)
     except OptionError:
         raise

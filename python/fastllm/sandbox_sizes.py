@@ -7,7 +7,9 @@ is inside of something as often as it is there: a list that holds a list twice i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, ItemsView, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from jinja2.utils import Namespace
@@ -27,14 +29,52 @@ def check(what: str, amount: float) -> None:
         raise ExcessError(f"its {what} would make more than {LONGEST:,} characters or items, or take as long")
 
 
+class _Known(dict[int, tuple[object, int]]):
+    """Id -> a list or dict, kept so that its id stays its own, and its size.
+
+    Templates ask for the messages' size again and again. Nothing in a template changes lists and dicts, but what is in
+    namespaces changes.
+    """
+
+    most = 0
+
+
+_known: ContextVar[_Known] = ContextVar("known")
+
+
+@contextmanager
+def remembering(variables: Mapping[str, object]) -> Iterator[None]:
+    """Sizes are measured once inside the block: of all that a template is given, and of some of what it makes."""
+    known = _Known()
+    known.most = LONGEST
+    token = _known.set(known)
+
+    def measure(value: Any) -> None:
+        if isinstance(value, (dict, list, tuple)):
+            for item in value.values() if isinstance(value, dict) else value:
+                measure(item)
+            size(value)
+
+    try:
+        measure(variables)
+        known.most = len(known) + 64
+        yield
+    finally:
+        _known.reset(token)
+
+
 def size(value: Any) -> int:
     """Raises ExcessError for more than LONGEST."""
-    total = 0
+    known = _known.get(_Known())
+    total, fixed = 0, isinstance(value, (dict, list, tuple))
     inside: list[Any] = [value]
     while inside:
         item = inside.pop()
+        if (found := known.get(id(item))) is not None:
+            total += found[1]
+            continue
         if isinstance(item, Namespace):
-            item = item._Namespace__attrs
+            item, fixed = item._Namespace__attrs, False
         if isinstance(item, Mapping):
             inside += item.keys()
             inside += item.values()
@@ -46,7 +86,13 @@ def size(value: Any) -> int:
             total += len(item)
         total += 1
         if total + len(inside) > LONGEST:
-            raise ExcessError(f"it makes a value of more than {LONGEST:,} characters or items")
+            break
+    if total + len(inside) > LONGEST:
+        raise ExcessError(f"it makes a value of more than {LONGEST:,} characters or items")
+    if fixed and known.most and id(value) not in known:
+        if len(known) >= known.most:
+            known.popitem()  # the newest
+        known[id(value)] = value, total
     return total
 
 
