@@ -218,7 +218,7 @@ def test_the_config_and_those_beside_it(tmp_path):
 
 def test_a_lone_file_needs_a_config_beside_it(tmp_path):
     (tmp_path / "m.safetensors").write_bytes(tensors_of(ARRAYS))
-    with pytest.raises(CheckpointError, match=r"nor does a config\.json beside it"):
+    with pytest.raises(CheckpointError, match=r"no config\.json beside it"):
         recipe(open_checkpoint(tmp_path / "m.safetensors"))
 
 

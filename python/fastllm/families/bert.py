@@ -44,8 +44,7 @@ def _recipe(
     dim, heads = source.integer("hidden_size", 768), source.integer("num_attention_heads", 12)
     head_dim = head_width(source, dim, heads)
     longest = source.rows("max_position_embeddings", f"{prefix}embeddings.position_embeddings.weight") - first
-    kinds = source.tensor(f"{prefix}embeddings.token_type_embeddings.weight")
-    second_segment = pairs and source.task == "sequence classification" and kinds.rows > 1
+    second_segment = pairs and source.task == "sequence classification" and source.integer("type_vocab_size", 2) > 1
     config = Config(
         dim=dim,
         hidden_dim=source.integer("intermediate_size", 3072),
@@ -68,7 +67,8 @@ def _recipe(
         attn_scale=head_dim**-0.5,
     )
     table = source.tensor(f"{prefix}embeddings.position_embeddings.weight")
-    if not kinds.rows or kinds.width != table.width:
+    kinds = source.tensor(f"{prefix}embeddings.token_type_embeddings.weight")
+    if kinds.rows <= second_segment or kinds.width != table.width:
         raise source.error(
             f"has token types of {kinds.rows} x {kinds.width}, positions of {table.rows} x {table.width}"
         )

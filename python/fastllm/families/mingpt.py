@@ -124,29 +124,30 @@ def recipe(source: Source) -> Recipe:
         gated=False,
         attn_scale=head_dim**-0.5,
     )
+    biases = f"{names.final_norm}.bias" in source.tensors  # nanoGPT has none where it was asked not to
     for i in range(config.n_layers):
         theirs, ours = f"{names.block}{i}", f"layers.{i}"
-        source.norm(f"{ours}.attn_norm", f"{theirs}.{names.norms[0]}", bias=True)
-        _attention(source, f"{ours}.attn", theirs, names.qkv, config.dim)
-        source.linear(f"{ours}.attn.wo", f"{theirs}.{names.wo}", bias=True)
-        source.norm(f"{ours}.ffn_norm", f"{theirs}.{names.norms[1]}", bias=True)
-        source.linear(f"{ours}.ffn.w1", f"{theirs}.{names.ffn[0]}", bias=True)
-        source.linear(f"{ours}.ffn.w2", f"{theirs}.{names.ffn[1]}", bias=True)
-    source.norm("final_norm", names.final_norm, bias=True)
+        source.norm(f"{ours}.attn_norm", f"{theirs}.{names.norms[0]}", bias=biases)
+        _attention(source, f"{ours}.attn", theirs, names.qkv, config.dim, biases=biases)
+        source.linear(f"{ours}.attn.wo", f"{theirs}.{names.wo}", bias=biases)
+        source.norm(f"{ours}.ffn_norm", f"{theirs}.{names.norms[1]}", bias=biases)
+        source.linear(f"{ours}.ffn.w1", f"{theirs}.{names.ffn[0]}", bias=biases)
+        source.linear(f"{ours}.ffn.w2", f"{theirs}.{names.ffn[1]}", bias=biases)
+    source.norm("final_norm", names.final_norm, bias=biases)
     source.matrix("positions", table)
     source.matrix("embed", embed)
     source.linear("head", names.head, bias=None)
     return source.recipe(config)
 
 
-def _attention(source: Source, ours: str, theirs: str, qkv: tuple[str, ...], dim: int) -> None:
+def _attention(source: Source, ours: str, theirs: str, qkv: tuple[str, ...], dim: int, *, biases: bool) -> None:
     """Queries, keys and values: three matrices, or one of (3 * dim, dim)."""
     for n, name in enumerate(("wq", "wk", "wv")):
         if len(qkv) == 3:
-            source.linear(f"{ours}.{name}", f"{theirs}.{qkv[n]}", bias=True)
+            source.linear(f"{ours}.{name}", f"{theirs}.{qkv[n]}", bias=biases)
             continue
         source.matrix(f"{ours}.{name}", part(source.tensor(f"{theirs}.{qkv[0]}.weight"), n * dim, (n + 1) * dim))
-        if f"{theirs}.{qkv[0]}.bias" in source.tensors:
+        if biases:
             bias = columns(source.tensor(f"{theirs}.{qkv[0]}.bias"), n * dim, (n + 1) * dim)
             source.vector(f"{ours}.{name}.bias", bias)
 
