@@ -180,6 +180,13 @@ def part(tensor: Tensor, begin: int, end: int) -> Tensor:
     return tensor._replace(shape=(end - begin, tensor.width), read=lambda b, e: read(begin + b, begin + e))
 
 
+def parted(tensor: Tensor, *rows: int) -> list[Tensor]:
+    """A matrix as several, of so many rows each. Raises CheckpointError unless they are all that it has."""
+    if len(tensor.shape) != 2 or sum(rows) != tensor.rows:
+        raise CheckpointError(f"a tensor of {_text(tensor.shape)} is not one of {' and '.join(map(str, rows))} rows")
+    return [part(tensor, sum(rows[:i]), sum(rows[: i + 1])) for i in range(len(rows))]
+
+
 def at(tensor: Tensor, index: int) -> Tensor:
     """tensor[index]: a matrix of a stack, a row of a matrix."""
     tensor = _plain(tensor)

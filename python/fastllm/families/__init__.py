@@ -183,12 +183,12 @@ class Source:
         if bias:
             self.vector(f"{name}.bias", f"{source}.bias", repeat=repeat)
 
-    def embedding(self, embed: str, head: str, *, tied: bool, needed: bool | None = None) -> bool:
+    def embedding(self, embed: str, head: str, *, tied: bool, needed: bool = False) -> bool:
         """The canonical embedding from the tensor `embed` and head from `head`; returns whether there is a head.
 
         As in transformers: a config that ties them (tie_word_embeddings, or `tied` where it does not say) means one
-        matrix for both, under either name, but a head that is in the file and has other values counts. Without tying a
-        head must be there if `needed` (None: if the task is one that predicts tokens).
+        matrix for both, under either name, but a head that is in the file and has other values counts. A model that
+        ties nothing and has no head makes vectors only, as some of a language model's class do, unless one is `needed`.
         """
         if self.flag("tie_word_embeddings", tied):
             if head not in self.tensors:
@@ -201,8 +201,6 @@ class Source:
                     self.matrix("head", head)
             return True
         self.matrix("embed", embed)
-        if needed is None:
-            needed = self.task in ("causal lm", "masked lm")
         if head in self.tensors or needed:
             self.matrix("head", head)
         return "head" in self.matrices

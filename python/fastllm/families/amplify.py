@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastllm.config import Config, rope_freqs
 from fastllm.families import Recipe, Source, half_split
 from fastllm.families.huggingface import ACTS, head_width
-from fastllm.tensors import columns, part
+from fastllm.tensors import columns, parted
 
 
 def recipe(source: Source) -> Recipe:
@@ -63,7 +63,8 @@ def recipe(source: Source) -> Recipe:
 def _split(source: Source, ours: str, theirs: str, hidden: int, *, bias: bool) -> None:
     """The gate, which goes through silu, above what it multiplies, in one matrix of (2 * hidden, dim)."""
     values = source.tensor(f"{theirs}.bias") if bias else None
-    for n, name in enumerate(("w1", "w3")):
-        source.matrix(f"{ours}.{name}", part(source.tensor(f"{theirs}.weight"), n * hidden, (n + 1) * hidden))
+    weights = parted(source.tensor(f"{theirs}.weight"), hidden, hidden)
+    for n, (name, weight) in enumerate(zip(("w1", "w3"), weights, strict=True)):
+        source.matrix(f"{ours}.{name}", weight)
         if values is not None:
             source.vector(f"{ours}.{name}.bias", columns(values, n * hidden, (n + 1) * hidden))

@@ -62,7 +62,7 @@ def _recipe(
         act=act(source),
         gated=False,
         causal=False,
-        head=source.task == "masked lm" or f"{transform[0]}.weight" in source.tensors,
+        head=any(f"{name}.weight" in source.tensors for name in (*transform, f"{head}.decoder")),
         second_segment=second_segment,
         attn_scale=head_dim**-0.5,
     )

@@ -10,12 +10,18 @@ from fastllm.heads import Classifier
 from fastllm.tensors import floats
 
 _TOKENS = "token classification"
+_HEADS = ("score", "classifier", "classifier.dense", "classifier.out_proj")
 _MOST_LABELS = 1 << 20
 _PROBLEMS = ("regression", "multi_label_classification", "single_label_classification")
 
 
 def with_classifier(source: Source, recipe: Recipe) -> Recipe:
-    """A recipe with the classifier that is in its checkpoint in place of the head that makes logits."""
+    """A recipe with the classifier that is in its checkpoint in place of the head that makes logits.
+
+    A checkpoint without one, whatever its class, has vectors to give.
+    """
+    if not any(f"{name}.weight" in source.tensors for name in _HEADS):
+        return recipe
     dim, layers, pooling = recipe.config.dim, *_layers(source)
     if layers[0].weight.width != dim:
         raise source.error(f"has a classifier of {layers[0].weight.width} columns, which does not fit a width of {dim}")

@@ -35,7 +35,7 @@ def recipe(source: Source) -> Recipe:
         act="gelu_erf",
         gated=False,
         causal=False,
-        head=source.task == "masked lm" or "lm_head.dense.weight" in source.tensors,
+        head=any(f"lm_head.{name}.weight" in source.tensors for name in ("dense", "layer_norm", "decoder")),
         mask_token=source.integer("mask_token_id") if source.flag("token_dropout") else -1,
         attn_scale=head_dim**-0.5,
     )

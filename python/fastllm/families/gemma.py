@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -68,7 +69,7 @@ def gemma2(source: Source) -> Recipe:
         attn_scale=positive(source, "query_pre_attn_scalar", 256) ** -0.5,
         attn_softcap=_softcap(source, "attn_logit_softcapping", 50.0),
         logit_softcap=_softcap(source, "final_logit_softcapping", 30.0),
-        windows=layer_windows(source, 4096, lambda i: i % 2 == 0),
+        windows=_windows(source, lambda i: i % 2 == 0),
         act=_act(source, "hidden_activation"),
     )
     return decoder(source, config, attention, feed_forward, norms=_AROUND, norm_add=1.0, tied=True)
@@ -82,7 +83,7 @@ def gemma3(source: Source) -> Recipe:
     source.defaults = _GEMMA3
     source.refuse("attn_logit_softcapping")
     every = source.integer("_sliding_window_pattern", source.integer("sliding_window_pattern", 6)) or depth(source) + 1
-    windows = layer_windows(source, 4096, lambda i: bool((i + 1) % every))
+    windows = _windows(source, lambda i: bool((i + 1) % every))
     causal = not source.flag("use_bidirectional_attention")
     if not causal:  # the size is that of both sides together
         windows = tuple(window and window // 2 + 1 for window in windows)
@@ -107,6 +108,13 @@ def gemma3(source: Source) -> Recipe:
             del source.vectors[name]
     parts = (attention, partial(qk_norm, add=1.0), feed_forward)
     return decoder(source, config, *parts, norms=_AROUND, norm_add=1.0, tied=True)
+
+
+def _windows(source: Source, sliding: Callable[[int], bool]) -> tuple[int, ...]:
+    """Layers that slide have a window: null is the default, not none."""
+    size = source.integer("sliding_window", 4096)
+    source.header = {**source.header, "sliding_window": size}
+    return layer_windows(source, None, sliding)
 
 
 def _settings(source: Source, **flags: Any) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastllm.config import Config
 from fastllm.families import Recipe, Source
 from fastllm.families.huggingface import act, eos, head_width
-from fastllm.tensors import Tensor, columns, floats, part, transposed
+from fastllm.tensors import Tensor, columns, floats, parted, transposed
 
 
 def recipe(source: Source) -> Recipe:
@@ -37,8 +37,9 @@ def recipe(source: Source) -> Recipe:
         source.norm(f"{ours}.attn_norm", f"{theirs}.ln_1", bias=True)
         weight = transposed(source.tensor(f"{theirs}.attn.c_attn.weight"))  # (3 * dim, dim)
         bias = source.tensor(f"{theirs}.attn.c_attn.bias")
+        weights = parted(weight, dim, dim, dim)
         for n, name in enumerate(("wq", "wk", "wv")):
-            rows, values = part(weight, n * dim, (n + 1) * dim), columns(bias, n * dim, (n + 1) * dim)
+            rows, values = weights[n], columns(bias, n * dim, (n + 1) * dim)
             if name == "wq" and by_layer:  # scores / (i + 1), as part of the queries
                 rows, values = _scaled(rows, 1 / (i + 1)), _scaled(values, 1 / (i + 1))
             source.matrix(f"{ours}.attn.{name}", rows)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from fastllm.config import Config
 from fastllm.families import Recipe, Source
 from fastllm.families.huggingface import head_width
-from fastllm.tensors import columns, part, reshaped
+from fastllm.tensors import columns, parted, reshaped
 
 
 class _Names(NamedTuple):
@@ -142,11 +142,14 @@ def recipe(source: Source) -> Recipe:
 
 def _attention(source: Source, ours: str, theirs: str, qkv: tuple[str, ...], dim: int, *, biases: bool) -> None:
     """Queries, keys and values: three matrices, or one of (3 * dim, dim)."""
-    for n, name in enumerate(("wq", "wk", "wv")):
-        if len(qkv) == 3:
-            source.linear(f"{ours}.{name}", f"{theirs}.{qkv[n]}", bias=biases)
-            continue
-        source.matrix(f"{ours}.{name}", part(source.tensor(f"{theirs}.{qkv[0]}.weight"), n * dim, (n + 1) * dim))
+    names = ("wq", "wk", "wv")
+    if len(qkv) == 3:
+        for name, theirs_name in zip(names, qkv, strict=True):
+            source.linear(f"{ours}.{name}", f"{theirs}.{theirs_name}", bias=biases)
+        return
+    weights = parted(source.tensor(f"{theirs}.{qkv[0]}.weight"), dim, dim, dim)
+    for n, (name, weight) in enumerate(zip(names, weights, strict=True)):
+        source.matrix(f"{ours}.{name}", weight)
         if biases:
             bias = columns(source.tensor(f"{theirs}.{qkv[0]}.bias"), n * dim, (n + 1) * dim)
             source.vector(f"{ours}.{name}.bias", bias)

@@ -20,7 +20,7 @@ from fastllm.families.llama import (
     settings,
 )
 from fastllm.families.qwen import multimodal_rope
-from fastllm.tensors import at, part, stacked, transposed
+from fastllm.tensors import at, parted, stacked, transposed
 
 
 def mixtral(source: Source) -> Recipe:
@@ -199,8 +199,9 @@ def experts(
         if turned and down.shape[1:] != (config.dim, width):
             down = transposed(down)
         # both: (experts, 2 * width, dim)
-        source.matrix(f"{ours}.experts.w1", stacked([part(at(both, e), 0, width) for e in range(n)]))
-        source.matrix(f"{ours}.experts.w3", stacked([part(at(both, e), width, 2 * width) for e in range(n)]))
+        gates, ups = zip(*(parted(at(both, e), width, width) for e in range(n)), strict=True)
+        source.matrix(f"{ours}.experts.w1", stacked(gates))
+        source.matrix(f"{ours}.experts.w3", stacked(ups))
         source.matrix(f"{ours}.experts.w2", down)
     else:
         for w, name in zip(("w1", "w3", "w2"), names, strict=True):

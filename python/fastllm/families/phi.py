@@ -6,7 +6,7 @@ from fastllm.config import Config
 from fastllm.families import Recipe, Source
 from fastllm.families.llama import LLAMA, decoder, same_window, settings
 from fastllm.families.rope import parameters
-from fastllm.tensors import part
+from fastllm.tensors import parted
 
 
 def phi3(source: Source) -> Recipe:
@@ -30,15 +30,14 @@ def _attention(source: Source, config: Config, i: int) -> None:
     theirs = f"model.layers.{i}.self_attn"
     qkv = source.tensor(f"{theirs}.qkv_proj.weight")
     q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    source.matrix(f"layers.{i}.attn.wq", part(qkv, 0, q))
-    source.matrix(f"layers.{i}.attn.wk", part(qkv, q, q + kv))
-    source.matrix(f"layers.{i}.attn.wv", part(qkv, q + kv, q + 2 * kv))
+    for name, tensor in zip(("wq", "wk", "wv"), parted(qkv, q, kv, kv), strict=True):
+        source.matrix(f"layers.{i}.attn.{name}", tensor)
     source.linear(f"layers.{i}.attn.wo", f"{theirs}.o_proj", bias=False)
 
 
 def _feed_forward(source: Source, config: Config, i: int) -> None:
     theirs, width = f"model.layers.{i}.mlp", config.hidden_dim
     both = source.tensor(f"{theirs}.gate_up_proj.weight")
-    source.matrix(f"layers.{i}.ffn.w1", part(both, 0, width))
-    source.matrix(f"layers.{i}.ffn.w3", part(both, width, 2 * width))
+    for name, tensor in zip(("w1", "w3"), parted(both, width, width), strict=True):
+        source.matrix(f"layers.{i}.ffn.{name}", tensor)
     source.linear(f"layers.{i}.ffn.w2", f"{theirs}.down_proj", bias=False)
