@@ -154,6 +154,7 @@ def _run_options(run: argparse.ArgumentParser) -> None:
 def _chat_options(chat: argparse.ArgumentParser) -> None:
     chat.add_argument("model", metavar="MODEL", help="a checkpoint of a chat model")
     chat.add_argument("-y", "--system", metavar="TEXT", help="a system prompt")
+    chat.add_argument("-n", "--max-tokens", type=int, metavar="N", help="write at most N new tokens a reply")
     _model_options(chat)
     _sampling_options(chat)
     _guessing_options(chat)
@@ -434,7 +435,7 @@ def _chat(args: argparse.Namespace) -> int:
         generation = llm.start(
             tokens,
             sampling,
-            max_tokens=None,
+            max_tokens=args.max_tokens,
             seed=seed,
             stop=conversation.stop,
             lookup=args.lookup,
