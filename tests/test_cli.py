@@ -259,11 +259,12 @@ def test_chat_answers_each_line() -> None:
 def test_chat_replies_are_as_long_as_asked() -> None:
     args = ("chat", str(TINY), "-t", "0")
     short, longer, whole = (
-        [line for line in fastllm(*args, *more, stdin="hi\nand\n" if more else "hi\n", code=0)[0].split("\n")]
+        fastllm(*args, *more, stdin="hi\nand\n" if more else "hi\n", code=0)[0].split("\n")[0]
         for more in (("-n", "2"), ("--max-tokens", "5"), ())
     )
-    assert whole[0].startswith(longer[0]) and longer[0].startswith(short[0])
-    assert 0 < len(short[0]) < len(longer[0]) < len(whole[0])
+    assert whole.startswith(longer)
+    assert longer.startswith(short)
+    assert 0 < len(short) < len(longer) < len(whole)
 
 
 def test_chat_on_a_terminal_prompts() -> None:

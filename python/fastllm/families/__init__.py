@@ -1,6 +1,6 @@
 """From a checkpoint's own names and config to the canonical ones: families know no file format.
 
-A family is a function from a Source to a Recipe, registered by its name in architectures.py. README.md, "Adding
+A family is a function from a Source to a Recipe, registered by its name in architectures.py. python/README.md, "Adding
 a family", walks through one.
 """
 
