@@ -57,7 +57,8 @@ def test_llama2c_command_lines_give_run_c_text(recorded: dict[str, str]) -> None
     out, err = fastllm(*words, cwd=STORIES)
     assert out == (STORIES / recorded["file"]).read_text()
     assert "tokens/s" in err
-    assert "that reading alone takes" in err
+    # Reading alone is measured for an instant: where another program slows that, there is no share to show.
+    assert re.search(r"; weights [\d.]+ GB/s(, \d+% of the [\d.]+ that reading alone takes)?; ", err)
 
 
 @needs_stories
