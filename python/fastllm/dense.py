@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm import _core
 from fastllm.errors import CheckpointError
-from fastllm.tensors import Bytes, Tensor, floats
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from fastllm.tensors import Bytes, Tensor
 
 
 class Layer(NamedTuple):
@@ -45,6 +46,8 @@ def bind(chain: str, layers: Sequence[tuple[_core.Matrix, _core.Vector | None, s
 
 
 def _packed(name: str, layer: Layer) -> tuple[_core.Matrix, _core.Vector | None, str]:
+    from fastllm.tensors import floats
+
     weight = layer.weight
     if len(weight.shape) != 2 or not all(weight.shape):
         raise CheckpointError(f"{name} has the shape {weight.shape}, not that of a matrix")
