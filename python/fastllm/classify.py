@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastllm import _core
 from fastllm.dense import apply
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from fastllm.store import Stored
     from fastllm.tokenizer import Tokenizer
 
+# What Qwen3-Reranker (Zhang et al., 2025) was trained to read, by its model card.
+_JUDGE = (
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    'Note that the answer can only be "yes" or "no".'
+)
+_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 _FILLERS = ("0", "1 2 3 4")  # stand for texts where what a template writes after them is looked for
 
 
@@ -205,12 +211,13 @@ class Labels:
         """The documents' indices and scores, the best first: how well each answers the query.
 
         The model has a classifier of one label, or is a judge: a language model that answers with one of two words, by
-        default "yes" and "no", after a chat template with messages of the roles "query" and "document"; a score is then
-        the difference of their logits. As sentence-transformers' CrossEncoder does it, with its files' activation, by
-        default the sigmoid, prompt and max_length.
+        default "yes" and "no"; a score is then the difference of their logits. As sentence-transformers' CrossEncoder
+        does it, with its files' activation, by default the sigmoid, prompt and max_length. What a judge reads is its
+        chat template of messages of the roles "query" and "document"; where that knows no such roles, Qwen3-Reranker's
+        question, as a user's message.
 
-        instruction: what the query is for, instead of the files' prompt. template: a chat template with these roles for
-        a judge whose files have none.
+        instruction: what the query is for, instead of the files' prompt. template: a chat template with these roles,
+        instead of the model's own.
 
         Raises OptionError (the model has no such head), ContextError, TokenizerError, NumericError.
         """
@@ -223,7 +230,7 @@ class Labels:
         if self.ranking.refused:
             raise CheckpointError(self.ranking.refused)
         prompt = self.ranking.prompt if instruction is None else instruction
-        chat = self._template(template)
+        chat = self._asking(template)
         pairs = [self._judged(chat, prompt, query, document, i) for i, document in enumerate(documents)]
         if classifier is not None:
             scores = self._scores(classifier, pairs)
@@ -232,49 +239,40 @@ class Labels:
         scored = [float(score) for score in activate(self.ranking.activation, scores)[:, 0]]
         return sorted(enumerate(scored), key=lambda pair: -pair[1])
 
-    def _template(self, template: str | None) -> ChatTemplate | None:
-        """The chat template that query and document go through, if they do. Raises OptionError where it loses them."""
+    def _asking(self, template: str | None) -> _Asking | None:
+        """How query and document go through a chat template, if they do. Raises OptionError where it loses them."""
         if template is None and (self.ranking.messages is False or self.tokenizer.chat_template is None):
             if self.classifier is None and self.ranking.words is None:
-                raise OptionError(
-                    f"{self.path} has no chat template with the roles query and document: it may be no reranker"
-                )
+                raise OptionError(f"{self.path} has no chat template to ask with: it may be no reranker")
             return None
         from fastllm.chat import ChatTemplate
 
         chat = ChatTemplate(self.tokenizer, template)
-        base, *others = (self._render(chat, *pair) for pair in (("a", "b"), ("c", "b"), ("a", "c")))
-        if base in others:
-            raise OptionError(
-                f"the chat template of {self.path} leaves out messages of the roles query and document: "
-                "a template of your own (template, --template) must write them"
-            )
-        return chat
+        asking = _Asking(chat, {"add_generation_prompt": False, **self.ranking.variables})
+        why = asking.fault()
+        if why is None:
+            return asking
+        if template is None and self.classifier is None and self.ranking.words is None:
+            # Qwen3's template is told so to begin the answer after its thoughts; others read no such variable.
+            asking = _Asking(chat, {"add_generation_prompt": True, "enable_thinking": False}, roles=False)
+            why = asking.fault()
+            if why is None:
+                return asking
+        raise OptionError(
+            f"the chat template of {self.path} {why}: a template of your own (template, --template) must write them"
+        )
 
-    def _render(self, chat: ChatTemplate, query: str, document: str) -> str:
-        try:
-            return chat.render(_messages("", query, document), **self._variables())
-        except (TokenizerError, OptionError) as error:
-            raise OptionError(
-                f"the chat template of {self.path} takes no messages of the roles query and document: {error}"
-            ) from None
-
-    def _variables(self) -> dict[str, Any]:
-        return {"add_generation_prompt": False, **self.ranking.variables}
-
-    def _judged(
-        self, chat: ChatTemplate | None, prompt: str, query: str, document: str, i: int
-    ) -> tuple[list[int], int]:
+    def _judged(self, asking: _Asking | None, prompt: str, query: str, document: str, i: int) -> tuple[list[int], int]:
         """The ids of a query and a document."""
         what = f"document {i}"
         if not isinstance(query, str) or not isinstance(document, str):
             raise OptionError(f"{what if isinstance(query, str) else 'the query'} is not a text")
-        if chat is None:
+        if asking is None:
             return self._read((prompt + query, document), what)
-        ids = chat.encode(_messages(prompt, query, document), **self._variables())
+        ids = asking.encode(prompt, query, document)
         if self.max_length is not None and len(ids) > self.max_length:
             # The document is cut, not what the template writes after it, which is what makes the model answer.
-            ends = [chat.encode(_messages(prompt, text, text), **self._variables()) for text in _FILLERS]
+            ends = [asking.encode(prompt, text, text) for text in _FILLERS]
             keep = min(_common_end(*ends), self.max_length)
             ids = [*ids[: self.max_length - keep], *ids[len(ids) - keep :]]
         return self._read(ids, what)
@@ -297,9 +295,34 @@ class Labels:
         return true, false
 
 
-def _messages(prompt: str, query: str, document: str) -> list[dict[str, str]]:
-    said = [("system", prompt)] if prompt else []
-    return [{"role": r, "content": text} for r, text in (*said, ("query", query), ("document", document))]
+class _Asking(NamedTuple):
+    """How a judge is asked. roles: whether the template knows messages of the roles query and document; else both are
+    in a user's message. variables: what else the template is given."""
+
+    chat: ChatTemplate
+    variables: dict[str, Any]
+    roles: bool = True
+
+    def messages(self, prompt: str, query: str, document: str) -> list[dict[str, str]]:
+        if self.roles:
+            said = [("system", prompt)] if prompt else []
+            said += [("query", query), ("document", document)]
+        else:
+            said = [("system", _JUDGE)]
+            said += [("user", f"<Instruct>: {prompt or _INSTRUCTION}\n<Query>: {query}\n<Document>: {document}")]
+        return [{"role": role, "content": text} for role, text in said]
+
+    def encode(self, prompt: str, query: str, document: str) -> list[int]:
+        return self.chat.encode(self.messages(prompt, query, document), **self.variables)
+
+    def fault(self) -> str | None:
+        """What is wrong with the template: it must write both texts."""
+        try:
+            pairs = (("a", "b"), ("c", "b"), ("a", "c"))
+            base, *others = (self.chat.render(self.messages("", *pair), **self.variables) for pair in pairs)
+        except (TokenizerError, OptionError) as error:
+            return f"takes no messages of the roles query and document ({error})"
+        return "leaves out messages of the roles query and document" if base in others else None
 
 
 def _common_end(a: Sequence[int], b: Sequence[int]) -> int:
