@@ -330,6 +330,31 @@ def test_broken_configs(tmp_path, said, values):
     assert said in refusal(lambda: fastllm.load(folder), CheckpointError)
 
 
+@pytest.mark.parametrize("architectures", ["drop", None, ["MyReranker"]])
+@pytest.mark.parametrize("family", ["bert", "gemma2", "gpt2", "qwen3", "roberta"])
+def test_a_class_that_is_not_known_or_not_said(tmp_path, family, architectures):
+    """The file's head says what the model is for, where it has no head for words."""
+    name = next(param.values[1] for param in heads() if param.values[0] == family)
+    tied = {"tie_word_embeddings": True} if family == "gemma2" else {}
+    model = model_of(family, name, **tied)
+    model.save_pretrained(tmp_path / "model")
+    folder = changed(tmp_path / "model", tmp_path / "other", architectures=architectures)
+    ids = [2 + t for t in tokens(90, 9)]
+    found = fastllm.load(folder, dtype="f32", threads=1).classify([ids])
+    np.testing.assert_allclose(found[0], logits(model, input_ids=ids), rtol=0, atol=1e-4)
+
+
+def test_a_language_model_with_a_head_of_scores_beside_it(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    build("Qwen3ForCausalLM", model_of("qwen3", "Qwen3Model").config).save_pretrained(tmp_path / "model")
+    weights = safetensors.load_file(tmp_path / "model/model.safetensors") | {"score.weight": torch.ones(1, 36)}
+    safetensors.save_file(weights, tmp_path / "model/model.safetensors", {"format": "pt"})
+    with pytest.warns(fastllm.errors.CheckpointWarning, match=r"score\.weight"):
+        llm = fastllm.load(changed(tmp_path / "model", tmp_path / "other", architectures=None), threads=1)
+    assert llm.config.head
+    assert not llm.labels
+
+
 @pytest.mark.parametrize(
     ("problem", "labels", "activation"),
     [

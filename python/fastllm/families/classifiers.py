@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from fastllm.dense import Layer
 from fastllm.families import Recipe, Source
@@ -11,8 +11,21 @@ from fastllm.tensors import floats
 
 _TOKENS = "token classification"
 _HEADS = ("score", "classifier", "classifier.dense", "classifier.out_proj")
+# The layers of each kind of head that labels texts, and of those that make logits.
+_TEXT_HEADS = (("score",), ("classifier.dense", "classifier.out_proj"), ("bert.pooler.dense", "classifier"))
+_WORD_HEADS = ("lm_head", "embed_out", "lm_head.dense", "cls.predictions.transform.dense", "output")
 _MOST_LABELS = 1 << 20
 _PROBLEMS = ("regression", "multi_label_classification", "single_label_classification")
+
+
+def task_by_tensors(names: Container[str]) -> str:
+    """What a model is for whose class says nothing: to label texts, where its file has all of such a head and no other.
+
+    Heads that label tokens are called the same; as sentence-transformers' CrossEncoder does it, texts come first.
+    """
+    whole = any(all(f"{name}.weight" in names for name in head) for head in _TEXT_HEADS)
+    words = any(f"{name}.weight" in names for name in _WORD_HEADS)
+    return "sequence classification" if whole and not words else ""
 
 
 def with_classifier(source: Source, recipe: Recipe) -> Recipe:
