@@ -197,6 +197,23 @@ def test_bert_reads_pairs(tmp_path, kind):
     assert (fastllm.load(tmp_path / "out.safetensors", threads=1).classify([*TEXTS, *pairs]) == scores).all()
 
 
+@pytest.mark.parametrize("name", ["DistilBertTokenizer", "BertTokenizerFast"])
+@pytest.mark.parametrize("file", ["vocab.txt", "tokenizer.json"])
+def test_classes_without_token_types(tmp_path, file, name):
+    """A class may have none, whatever the model has and the vocabulary's file says of pairs."""
+    model = model_of("bert", "BertForSequenceClassification", vocab_size=WORDS)
+    model.save_pretrained(tmp_path)
+    tokenizer = word_pieces(tmp_path)
+    if file == "tokenizer.json":
+        tokenizer.save_pretrained(tmp_path)
+        (tmp_path / "vocab.txt").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name, "do_lower_case": True}))
+    expected = whole(transformers.AutoTokenizer.from_pretrained(tmp_path), *TEXTS[:2])
+    assert ("token_type_ids" in expected) == (name == "BertTokenizerFast")
+    found = fastllm.load(tmp_path, dtype="f32", threads=1).classify([(TEXTS[0], TEXTS[1])])
+    np.testing.assert_allclose(found[0], logits(model, **expected), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["roberta", "bos", "none"])
 def test_other_tokenizers_read_pairs(tmp_path, kind):
     family, name = ("roberta", "Roberta") if kind == "roberta" else ("qwen2", "Qwen2")

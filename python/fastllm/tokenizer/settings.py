@@ -33,6 +33,10 @@ def load_json(blob: bytes, what: str) -> Any:
         raise TokenizerError(f"{what} is no JSON: {error}") from None
 
 
+# Classes whose texts have no token types, though a vocabulary's file may number those of a pair.
+_UNTYPED = {f"{name}Tokenizer" for name in ("Albert", "DistilBert", "Herbert", "MPNet", "RemBert")}
+
+
 class Settings:
     """tokenizer_config.json, special_tokens_map.json, added_tokens.json and the chat template's files, as far as they
     are there, with transformers' precedence (5.x, PreTrainedTokenizerBase._from_pretrained).
@@ -79,8 +83,9 @@ class Settings:
         ends = _mapping(files, "generation_config.json").get("eos_token_id")
         self.ends = tuple(i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int and i >= 0)
         self._templates = _templates(files, config)
-        inputs = config.get("model_input_names")
-        self.token_types = not isinstance(inputs, list) or "token_type_ids" in inputs
+        inputs, name = config.get("model_input_names"), config.get("tokenizer_class")
+        untyped = isinstance(name, str) and name.removesuffix("Fast") in _UNTYPED
+        self.token_types = "token_type_ids" in inputs if isinstance(inputs, list) else not untyped
 
     def describe(self, tokenizer: Tokenizer) -> None:
         """Gives a tokenizer what is known of its conversations."""
