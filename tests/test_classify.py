@@ -361,6 +361,23 @@ def test_a_class_that_is_not_known_or_not_said(tmp_path, family, architectures):
     np.testing.assert_allclose(found[0], logits(model, input_ids=ids), rtol=0, atol=1e-4)
 
 
+def test_biases_are_those_of_the_architecture(tmp_path):
+    """One that it lacks is not added, one that it has is not left out."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = model_of("qwen3", "Qwen3ForSequenceClassification")
+    model.save_pretrained(tmp_path / "qwen3")
+    file = tmp_path / "qwen3/model.safetensors"
+    safetensors.save_file(safetensors.load_file(file) | {"score.bias": torch.ones(3)}, file, {"format": "pt"})
+    with pytest.warns(fastllm.errors.CheckpointWarning, match=r"score\.bias"):
+        llm = fastllm.load(tmp_path / "qwen3", dtype="f32", threads=1)
+    np.testing.assert_allclose(llm.classify([[3, 4]])[0], logits(model, input_ids=[3, 4]), rtol=0, atol=1e-4)
+    file = classifier(tmp_path / "bert") / "model.safetensors"
+    whole_file = safetensors.load_file(file)
+    for name in ("bert.pooler.dense.bias", "classifier.bias"):
+        safetensors.save_file({k: v for k, v in whole_file.items() if k != name}, file, {"format": "pt"})
+        assert f"has no tensor {name}" in refusal(lambda: fastllm.load(tmp_path / "bert"), CheckpointError)
+
+
 def test_a_language_model_with_a_head_of_scores_beside_it(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     build("Qwen3ForCausalLM", model_of("qwen3", "Qwen3Model").config).save_pretrained(tmp_path / "model")

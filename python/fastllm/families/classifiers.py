@@ -55,19 +55,16 @@ def _layers(source: Source) -> tuple[list[Layer], str]:
     if source.task == _TOKENS:
         return [_layer(source, "score" if "score.weight" in source.tensors else "classifier")], "each"
     if "score.weight" in source.tensors:  # decoders
-        return [_layer(source, "score")], "last"
+        return [_layer(source, "score", bias=False)], "last"
     if "classifier.out_proj.weight" in source.tensors:  # RoBERTa, ESM
         return [_layer(source, "classifier.dense", "tanh"), _layer(source, "classifier.out_proj")], "cls"
     return [_layer(source, "bert.pooler.dense", "tanh"), _layer(source, "classifier")], "cls"
 
 
-def _layer(source: Source, name: str, act: str = "identity") -> Layer:
-    bias = f"{name}.bias"
-    return Layer(
-        source.tensor(f"{name}.weight"),
-        floats(source.tensor(bias)).tobytes() if bias in source.tensors else None,
-        act,
-    )
+def _layer(source: Source, name: str, act: str = "identity", *, bias: bool = True) -> Layer:
+    """bias: whether the architecture has one, whatever the file has."""
+    weight = source.tensor(f"{name}.weight")
+    return Layer(weight, floats(source.tensor(f"{name}.bias")).tobytes() if bias else None, act)
 
 
 def _labels(source: Source, rows: int) -> tuple[str, ...]:
