@@ -210,11 +210,19 @@ def test_dimensions(saved, tmp_path):
     check(model, folder, options={"normalize_embeddings": True}, normalize=True)
 
 
+def test_nulls(saved, tmp_path):
+    folder = tmp_path / "st"
+    save(saved("bert"), folder, modules.Pooling(48))
+    edit(folder / "sentence_bert_config.json", do_lower_case=None)
+    edit(folder / "config_sentence_transformers.json", model_type=None)
+    check(st.SentenceTransformer(str(folder), device="cpu"), folder)
+
+
 def test_lower_case(saved, tmp_path):
     folder = tmp_path / "st"
     save(saved("bert"), folder, modules.Pooling(48), prompts={"shout": "HELLO "})
     edit(folder / "sentence_bert_config.json", do_lower_case=True)
-    texts = ["THE Ocean", "İstanbul ΣΑΣ ẞ", "ß WORLD"]
+    texts = ["THE Ocean", "İstanbul ΣΑΣ ẞ", "ß WORLD", "THE [MASK] Ocean[SEP]WORLD"]
     llm = check(st.SentenceTransformer(str(folder), device="cpu"), folder, texts)
     assert (llm.embed(["the ocean"]) == llm.embed(["THE Ocean"])).all()
     assert (llm.embed(["the ocean"], prompt_name="shout") == llm.embed(["hello the ocean"])).all()

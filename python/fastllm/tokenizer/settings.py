@@ -12,6 +12,7 @@ from fastllm.tokenizer.added import AddedToken
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
+BERT = "BertTokenizer"
 _LLAMA = "LlamaTokenizer"
 # The model types for which transformers runs the class that a checkpoint names; others have a class of their own.
 _NAMED_CLASS = ("llama", "helium", "smollm3", None)
@@ -44,8 +45,8 @@ class Settings:
     added: the added tokens whose ids the files say. special: special tokens that are named without their ids, by role
     or in a list. roles: the text of "bos_token" and so on, and of roles of the model's own, such as "image_token".
     ends: ids that end a text, from generation_config.json. llama: whether transformers' LlamaTokenizer decides where
-    spaces are put. token_types: whether the second of two texts has a token type of its own, where the vocabulary's
-    file says so.
+    spaces are put; bert: whether its BertTokenizer decides what becomes of case and accents. token_types: whether the
+    second of two texts has a token type of its own, where the vocabulary's file says so.
     """
 
     def __init__(self, files: Files) -> None:
@@ -80,6 +81,7 @@ class Settings:
         both = {t.content: flags.get(t.content, t) for t in (*special.values(), *extras, *others)}
         self.special = list(both.values())
         self.llama = files.get(CLASS_FILE) == _LLAMA.encode()
+        self.bert = files.get(CLASS_FILE) == BERT.encode()
         ends = _mapping(files, "generation_config.json").get("eos_token_id")
         self.ends = tuple(i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int and i >= 0)
         self._templates = _templates(files, config)
