@@ -213,8 +213,9 @@ def test_dimensions(saved, tmp_path):
 def test_nulls(saved, tmp_path):
     folder = tmp_path / "st"
     save(saved("bert"), folder, modules.Pooling(48))
-    edit(folder / "sentence_bert_config.json", do_lower_case=None)
-    edit(folder / "config_sentence_transformers.json", model_type=None)
+    for name, key in (("sentence_bert_config", "do_lower_case"), ("config_sentence_transformers", "model_type")):
+        values = json.loads((folder / f"{name}.json").read_text()) | {key: None}
+        (folder / f"{name}.json").write_text(json.dumps(values))
     check(st.SentenceTransformer(str(folder), device="cpu"), folder)
 
 
