@@ -197,6 +197,23 @@ def test_bert_reads_pairs(tmp_path, kind):
     assert (fastllm.load(tmp_path / "out.safetensors", threads=1).classify([*TEXTS, *pairs]) == scores).all()
 
 
+@pytest.mark.parametrize("name", ["DistilBertTokenizer", "BertTokenizerFast"])
+@pytest.mark.parametrize("file", ["vocab.txt", "tokenizer.json"])
+def test_classes_without_token_types(tmp_path, file, name):
+    """A class may have none, whatever the model has and the vocabulary's file says of pairs."""
+    model = model_of("bert", "BertForSequenceClassification", vocab_size=WORDS)
+    model.save_pretrained(tmp_path)
+    tokenizer = word_pieces(tmp_path)
+    if file == "tokenizer.json":
+        tokenizer.save_pretrained(tmp_path)
+        (tmp_path / "vocab.txt").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name, "do_lower_case": True}))
+    expected = whole(transformers.AutoTokenizer.from_pretrained(tmp_path), *TEXTS[:2])
+    assert ("token_type_ids" in expected) == (name == "BertTokenizerFast")
+    found = fastllm.load(tmp_path, dtype="f32", threads=1).classify([(TEXTS[0], TEXTS[1])])
+    np.testing.assert_allclose(found[0], logits(model, **expected), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["roberta", "bos", "none"])
 def test_other_tokenizers_read_pairs(tmp_path, kind):
     family, name = ("roberta", "Roberta") if kind == "roberta" else ("qwen2", "Qwen2")
@@ -328,6 +345,48 @@ def test_broken_configs(tmp_path, said, values):
         assert refusal(lambda: fastllm.load(folder), CheckpointError)
         return
     assert said in refusal(lambda: fastllm.load(folder), CheckpointError)
+
+
+@pytest.mark.parametrize("architectures", ["drop", None, ["MyReranker"]])
+@pytest.mark.parametrize("family", ["bert", "gemma2", "gpt2", "qwen3", "roberta"])
+def test_a_class_that_is_not_known_or_not_said(tmp_path, family, architectures):
+    """The file's head says what the model is for, where it has no head for words."""
+    name = next(param.values[1] for param in heads() if param.values[0] == family)
+    tied = {"tie_word_embeddings": True} if family == "gemma2" else {}
+    model = model_of(family, name, **tied)
+    model.save_pretrained(tmp_path / "model")
+    folder = changed(tmp_path / "model", tmp_path / "other", architectures=architectures)
+    ids = [2 + t for t in tokens(90, 9)]
+    found = fastllm.load(folder, dtype="f32", threads=1).classify([ids])
+    np.testing.assert_allclose(found[0], logits(model, input_ids=ids), rtol=0, atol=1e-4)
+
+
+def test_biases_are_those_of_the_architecture(tmp_path):
+    """One that it lacks is not added, one that it has is not left out."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = model_of("qwen3", "Qwen3ForSequenceClassification")
+    model.save_pretrained(tmp_path / "qwen3")
+    file = tmp_path / "qwen3/model.safetensors"
+    safetensors.save_file(safetensors.load_file(file) | {"score.bias": torch.ones(3)}, file, {"format": "pt"})
+    with pytest.warns(fastllm.errors.CheckpointWarning, match=r"score\.bias"):
+        llm = fastllm.load(tmp_path / "qwen3", dtype="f32", threads=1)
+    np.testing.assert_allclose(llm.classify([[3, 4]])[0], logits(model, input_ids=[3, 4]), rtol=0, atol=1e-4)
+    file = classifier(tmp_path / "bert") / "model.safetensors"
+    whole_file = safetensors.load_file(file)
+    for name in ("bert.pooler.dense.bias", "classifier.bias"):
+        safetensors.save_file({k: v for k, v in whole_file.items() if k != name}, file, {"format": "pt"})
+        assert f"has no tensor {name}" in refusal(lambda: fastllm.load(tmp_path / "bert"), CheckpointError)
+
+
+def test_a_language_model_with_a_head_of_scores_beside_it(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    build("Qwen3ForCausalLM", model_of("qwen3", "Qwen3Model").config).save_pretrained(tmp_path / "model")
+    weights = safetensors.load_file(tmp_path / "model/model.safetensors") | {"score.weight": torch.ones(1, 36)}
+    safetensors.save_file(weights, tmp_path / "model/model.safetensors", {"format": "pt"})
+    with pytest.warns(fastllm.errors.CheckpointWarning, match=r"score\.weight"):
+        llm = fastllm.load(changed(tmp_path / "model", tmp_path / "other", architectures=None), threads=1)
+    assert llm.config.head
+    assert not llm.labels
 
 
 @pytest.mark.parametrize(

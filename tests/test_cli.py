@@ -358,6 +358,8 @@ def test_embed_prints_a_line_for_each_text() -> None:
     by_argument, _ = fastllm("embed", str(TINY), *texts)
     by_line, _ = fastllm("embed", str(TINY), stdin="".join(f"{text}\n" for text in texts))
     assert by_argument == by_line
+    of_windows, _ = fastllm("embed", str(TINY), stdin="".join(f"{text}\r\n" for text in texts))
+    assert of_windows == by_line
     vectors = [json.loads(line) for line in by_line.splitlines()]
     assert [len(vector) for vector in vectors] == [32] * 4
     assert vectors[0] == vectors[3] != vectors[1]

@@ -210,11 +210,20 @@ def test_dimensions(saved, tmp_path):
     check(model, folder, options={"normalize_embeddings": True}, normalize=True)
 
 
+def test_nulls(saved, tmp_path):
+    folder = tmp_path / "st"
+    save(saved("bert"), folder, modules.Pooling(48))
+    for name, key in (("sentence_bert_config", "do_lower_case"), ("config_sentence_transformers", "model_type")):
+        values = json.loads((folder / f"{name}.json").read_text()) | {key: None}
+        (folder / f"{name}.json").write_text(json.dumps(values))
+    check(st.SentenceTransformer(str(folder), device="cpu"), folder)
+
+
 def test_lower_case(saved, tmp_path):
     folder = tmp_path / "st"
     save(saved("bert"), folder, modules.Pooling(48), prompts={"shout": "HELLO "})
     edit(folder / "sentence_bert_config.json", do_lower_case=True)
-    texts = ["THE Ocean", "İstanbul ΣΑΣ ẞ", "ß WORLD"]
+    texts = ["THE Ocean", "İstanbul ΣΑΣ ẞ", "ß WORLD", "THE [MASK] Ocean[SEP]WORLD"]
     llm = check(st.SentenceTransformer(str(folder), device="cpu"), folder, texts)
     assert (llm.embed(["the ocean"]) == llm.embed(["THE Ocean"])).all()
     assert (llm.embed(["the ocean"], prompt_name="shout") == llm.embed(["hello the ocean"])).all()

@@ -432,3 +432,32 @@ def letters(request, tmp_path_factory):
 def test_letters(letters, text):
     library, ours = letters
     assert [*ours.prefix, *ours.encode(text, special=True), *ours.suffix] == library.encode(clean(text))
+
+
+@pytest.mark.parametrize("lower", [True, False])
+@pytest.mark.parametrize(
+    "config",
+    [
+        None,
+        {},
+        {"do_lower_case": False},
+        {"tokenizer_class": "BertTokenizer"},
+        {"tokenizer_class": "BertTokenizerFast", "do_lower_case": True, "strip_accents": False},
+        {"tokenizer_class": "ElectraTokenizer", "do_lower_case": False, "strip_accents": True},
+        {"tokenizer_class": "DistilBertTokenizer", "tokenize_chinese_chars": False},
+        {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True},
+    ],
+)
+def test_the_case_of_a_tokenizer_json(tmp_path, config, lower):
+    """BERT's class goes by tokenizer_config.json, whatever the file itself does to case and accents."""
+    library = vocabularies.word_pieces(lower=lower)
+    library.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours, options = find(tmp_path, 4000), {"add_special_tokens": False}
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    again = from_blob(ours.kind, ours.blob)
+    for text in LINES[:200]:
+        expected = theirs.encode(clean(text), **options)
+        assert ours.encode(text, special=True) == again.encode(text, special=True) == expected

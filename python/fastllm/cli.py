@@ -431,7 +431,7 @@ def _chat(args: argparse.Namespace) -> int:
             return 0
         if not line.strip():
             continue
-        tokens = conversation.say(line.rstrip("\n"))
+        tokens = conversation.say(_without_end(line))
         generation = llm.start(
             tokens,
             sampling,
@@ -458,7 +458,7 @@ def _embed(args: argparse.Namespace) -> int:
     import json
 
     llm = _load(args)
-    texts, what = (args.texts, "text") if args.texts else ([line.rstrip("\n") for line in sys.stdin], "line")
+    texts, what = (args.texts, "text") if args.texts else (_lines(), "line")
 
     def write(part: Sequence[str]) -> None:
         vectors = llm.embed(
@@ -477,6 +477,15 @@ def _embed(args: argparse.Namespace) -> int:
     return 0
 
 
+def _lines() -> list[str]:
+    return [_without_end(line) for line in sys.stdin]
+
+
+def _without_end(line: str) -> str:
+    """A line of stdin without its end, of Unix or of Windows."""
+    return line.removesuffix("\n").removesuffix("\r")
+
+
 def _in_parts(texts: Sequence[str], what: str, size: int, write: Callable[[Sequence[str]], None]) -> None:
     """Writes what becomes of texts, so many at a time: the first lines come before the last are computed."""
     for start in range(0, len(texts), size):
@@ -493,7 +502,7 @@ def _in_parts(texts: Sequence[str], what: str, size: int, write: Callable[[Seque
 
 def _classify(args: argparse.Namespace) -> int:
     llm = _load(args)
-    texts, what = (args.texts, "text") if args.texts else ([line.rstrip("\n") for line in sys.stdin], "line")
+    texts, what = (args.texts, "text") if args.texts else (_lines(), "line")
     each = llm.classifier is not None and llm.classifier.pooling == "each"
 
     def write(part: Sequence[str]) -> None:
@@ -549,7 +558,7 @@ def _rerank(args: argparse.Namespace) -> int:
     if args.template is not None:
         template = read_file(Path(args.template)).decode("utf-8", "replace")
     llm = _load(args)
-    documents = args.documents or [line.rstrip("\n") for line in sys.stdin]
+    documents = args.documents or _lines()
     ranked = llm.rerank(args.query, documents, instruction=args.instruction, template=template)
     for index, score in ranked:
         document = documents[index]

@@ -6,7 +6,8 @@ formats/sentence_transformers.py. Sums are in double precision.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -108,9 +109,16 @@ class Embedding(_Fields):
             raise OptionError(f"there is no prompt {name!r}: the model's are {_names(self.prompts)}")
         return self.prompts[name or self.default_prompt] if name or self.default_prompt else ""
 
-    def lowered(self, text: str) -> str:
-        """The text as the tokenizer gets it: lower case goes character by character, as in the tokenizers library."""
-        return "".join([character.lower() for character in text]) if self.lower_case else text
+    def lowered(self, text: str, special: Iterable[str] = ()) -> str:
+        """The text as the tokenizer gets it, with the special tokens in it as they are.
+
+        Lower case goes character by character, as in the tokenizers library.
+        """
+        if not self.lower_case:
+            return text
+        tokens = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+        parts = re.split(f"({tokens})", text) if tokens else [text]
+        return "".join(part if i % 2 else "".join([c.lower() for c in part]) for i, part in enumerate(parts))
 
     def width(self, dim: int, chain: Sequence[_core.Dense]) -> int:
         """Channels of the vectors of a stream of `dim`. Raises CheckpointError where its layers take others."""

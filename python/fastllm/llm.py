@@ -497,7 +497,7 @@ class LLM(Labels):
             width = how.width(self.config.dim, layers)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path} makes no vectors: {error}") from None
-        before = how.lowered(how.prompt(prompt, prompt_name))
+        before = self._lowered(how, how.prompt(prompt, prompt_name))
         skip = 0 if how.include_prompt or not before else self._prompt_length(before)
         ids = []
         for i, text in enumerate(texts):
@@ -521,7 +521,7 @@ class LLM(Labels):
     ) -> list[int]:
         """The ids of a text that is to be embedded; of a string with its prompt and what belongs around it."""
         longest = min(self.context, how.max_tokens or self.context)
-        ids = self._prompted(before, how.lowered(text)) if isinstance(text, str) else list(text)
+        ids = self._prompted(before, self._lowered(how, text)) if isinstance(text, str) else list(text)
         if len(ids) > longest:
             if not truncate:
                 raise ContextError(f"{what} has {len(ids):,} tokens, the model takes {longest:,}: truncate=True cuts")
@@ -541,6 +541,10 @@ class LLM(Labels):
             return self._around(before + text, suffix=True)
         head = [*self._around("", suffix=False), *words.encode(before[:end], special=True)]
         return [*head, *words.encode(before[end:] + text, start=False), *(words.suffix or ())]
+
+    def _lowered(self, how: Embedding, text: str) -> str:
+        special = self.tokenizer.special if how.lower_case and text and not self.config.causal else ()
+        return how.lowered(text, special)
 
     def _prompt_length(self, before: str) -> int:
         """Tokens of a text that are its prompt's: those of the prompt alone, less a special one that ends it."""

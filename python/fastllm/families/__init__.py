@@ -243,8 +243,12 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
     module, function = FAMILIES[name]
     family: Family = getattr(import_module(f"fastllm.families.{module}"), function)
     source = Source(checkpoint, task)
+    if not task:
+        from fastllm.families.classifiers import task_by_tensors
+
+        source.task = task_by_tensors(source.tensors)
     found = family(source)
-    if "classification" in task:
+    if "classification" in source.task:
         from fastllm.families.classifiers import with_classifier
 
         found = with_classifier(source, found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from fastllm.dense import Layer
 from fastllm.families import Recipe, Source
@@ -11,8 +11,21 @@ from fastllm.tensors import floats
 
 _TOKENS = "token classification"
 _HEADS = ("score", "classifier", "classifier.dense", "classifier.out_proj")
+# The layers of each kind of head that labels texts, and of those that make logits.
+_TEXT_HEADS = (("score",), ("classifier.dense", "classifier.out_proj"), ("bert.pooler.dense", "classifier"))
+_WORD_HEADS = ("lm_head", "embed_out", "lm_head.dense", "cls.predictions.transform.dense", "output")
 _MOST_LABELS = 1 << 20
 _PROBLEMS = ("regression", "multi_label_classification", "single_label_classification")
+
+
+def task_by_tensors(names: Container[str]) -> str:
+    """What a model is for whose class says nothing: to label texts, where its file has all of such a head and no other.
+
+    Heads that label tokens are called the same; as sentence-transformers' CrossEncoder does it, texts come first.
+    """
+    whole = any(all(f"{name}.weight" in names for name in head) for head in _TEXT_HEADS)
+    words = any(f"{name}.weight" in names for name in _WORD_HEADS)
+    return "sequence classification" if whole and not words else ""
 
 
 def with_classifier(source: Source, recipe: Recipe) -> Recipe:
@@ -42,19 +55,16 @@ def _layers(source: Source) -> tuple[list[Layer], str]:
     if source.task == _TOKENS:
         return [_layer(source, "score" if "score.weight" in source.tensors else "classifier")], "each"
     if "score.weight" in source.tensors:  # decoders
-        return [_layer(source, "score")], "last"
+        return [_layer(source, "score", bias=False)], "last"
     if "classifier.out_proj.weight" in source.tensors:  # RoBERTa, ESM
         return [_layer(source, "classifier.dense", "tanh"), _layer(source, "classifier.out_proj")], "cls"
     return [_layer(source, "bert.pooler.dense", "tanh"), _layer(source, "classifier")], "cls"
 
 
-def _layer(source: Source, name: str, act: str = "identity") -> Layer:
-    bias = f"{name}.bias"
-    return Layer(
-        source.tensor(f"{name}.weight"),
-        floats(source.tensor(bias)).tobytes() if bias in source.tensors else None,
-        act,
-    )
+def _layer(source: Source, name: str, act: str = "identity", *, bias: bool = True) -> Layer:
+    """bias: whether the architecture has one, whatever the file has."""
+    weight = source.tensor(f"{name}.weight")
+    return Layer(weight, floats(source.tensor(f"{name}.bias")).tobytes() if bias else None, act)
 
 
 def _labels(source: Source, rows: int) -> tuple[str, ...]:

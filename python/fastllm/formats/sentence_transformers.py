@@ -94,7 +94,7 @@ def read(folder: Path) -> Found | None:
 
 def _read(folder: Path) -> Found | None:
     about = json_at(folder / "config_sentence_transformers.json")
-    kind = about.get("model_type", "SentenceTransformer")
+    kind = about.get("model_type") or "SentenceTransformer"
     if kind == "CrossEncoder":  # a classifier: it makes no vectors of its own
         return None
     if kind != "SentenceTransformer":
@@ -191,7 +191,7 @@ def _transformer(folder: Path) -> dict[str, Any]:
     limit = _processing(path, config).get("max_length", limit)
     if limit is not None and not (type(limit) in (int, float) and limit >= 1):
         raise CheckpointError(f"{path} allows texts of {_shown(limit)} tokens")
-    side, lower = beside.get("truncation_side", "right"), config.get("do_lower_case", False)
+    side, lower = beside.get("truncation_side", "right"), config.get("do_lower_case") or False
     if side not in ("left", "right") or not isinstance(lower, bool):
         raise CheckpointError(f"{path} has do_lower_case {_shown(lower)}, or texts cut at the {_shown(side)}")
     return {

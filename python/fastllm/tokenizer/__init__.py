@@ -231,6 +231,12 @@ def _class_of(beside: Files) -> str:
     return found
 
 
+def _own_rules(beside: Files) -> str:
+    """The class for which a tokenizer.json is, where that has rules of its own in place of the file's; else nothing."""
+    bert: str = import_module("fastllm.tokenizer.settings").BERT
+    return _llama_class(beside) or (bert if _class_of(beside) == bert else "")
+
+
 def _llama_class(beside: Files) -> str:
     found: str = import_module("fastllm.tokenizer.settings").llama_class(beside)
     return found
@@ -245,7 +251,7 @@ def _kind_of(path: Path, blob: bytes, beside: Files, vocab_size: int) -> tuple[s
         characters, tekken = path.name in ("vocab.json", "chars.json"), b'"token_bytes"' in blob
         if characters or tekken:
             return "characters" if characters else "tekken", ""
-        return "tokenizer.json", _llama_class(beside)
+        return "tokenizer.json", _own_rules(beside)
     if path.suffix == ".txt":
         found = _class_of(beside)
         return import_module("fastllm.tokenizer.letters").kind_of(blob, vocab_size, path.name, found), found

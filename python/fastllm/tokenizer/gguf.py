@@ -216,7 +216,7 @@ def _word_pieces(metadata: _Metadata) -> Tokenizer:
     }
     roles = {f"{role}_token": tokens[i] for role, i in names.items() if i is not None}
     files = {"tokenizer_config.json": json.dumps(roles).encode()}
-    return build({token: i for i, token in enumerate(tokens)}, files, lower=True, chinese=True)
+    return build({token: i for i, token in enumerate(tokens)}, files)
 
 
 def _bracketed(token: str) -> bool:

@@ -12,6 +12,7 @@ from fastllm.tokenizer.added import AddedToken
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
+BERT = "BertTokenizer"
 _LLAMA = "LlamaTokenizer"
 # The model types for which transformers runs the class that a checkpoint names; others have a class of their own.
 _NAMED_CLASS = ("llama", "helium", "smollm3", None)
@@ -33,6 +34,10 @@ def load_json(blob: bytes, what: str) -> Any:
         raise TokenizerError(f"{what} is no JSON: {error}") from None
 
 
+# Classes whose texts have no token types, though a vocabulary's file may number those of a pair.
+_UNTYPED = {f"{name}Tokenizer" for name in ("Albert", "DistilBert", "Herbert", "MPNet", "RemBert")}
+
+
 class Settings:
     """tokenizer_config.json, special_tokens_map.json, added_tokens.json and the chat template's files, as far as they
     are there, with transformers' precedence (5.x, PreTrainedTokenizerBase._from_pretrained).
@@ -40,8 +45,8 @@ class Settings:
     added: the added tokens whose ids the files say. special: special tokens that are named without their ids, by role
     or in a list. roles: the text of "bos_token" and so on, and of roles of the model's own, such as "image_token".
     ends: ids that end a text, from generation_config.json. llama: whether transformers' LlamaTokenizer decides where
-    spaces are put. token_types: whether the second of two texts has a token type of its own, where the vocabulary's
-    file says so.
+    spaces are put; bert: whether its BertTokenizer decides what becomes of case and accents. token_types: whether the
+    second of two texts has a token type of its own, where the vocabulary's file says so.
     """
 
     def __init__(self, files: Files) -> None:
@@ -76,11 +81,13 @@ class Settings:
         both = {t.content: flags.get(t.content, t) for t in (*special.values(), *extras, *others)}
         self.special = list(both.values())
         self.llama = files.get(CLASS_FILE) == _LLAMA.encode()
+        self.bert = files.get(CLASS_FILE) == BERT.encode()
         ends = _mapping(files, "generation_config.json").get("eos_token_id")
         self.ends = tuple(i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int and i >= 0)
         self._templates = _templates(files, config)
-        inputs = config.get("model_input_names")
-        self.token_types = not isinstance(inputs, list) or "token_type_ids" in inputs
+        inputs, name = config.get("model_input_names"), config.get("tokenizer_class")
+        untyped = isinstance(name, str) and name.removesuffix("Fast") in _UNTYPED
+        self.token_types = "token_type_ids" in inputs if isinstance(inputs, list) else not untyped
 
     def describe(self, tokenizer: Tokenizer) -> None:
         """Gives a tokenizer what is known of its conversations."""

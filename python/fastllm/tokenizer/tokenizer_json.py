@@ -56,6 +56,8 @@ def read(files: Files) -> LibraryTokenizer:
         tokenizer, settings = hf.Tokenizer.from_buffer(files["tokenizer.json"]), Settings(files)
         if settings.llama and b'"ByteLevel"' not in files["tokenizer.json"]:
             _put_spaces_as_llama(hf, tokenizer, settings)
+        if settings.bert and isinstance(tokenizer.normalizer, hf.normalizers.BertNormalizer):
+            tokenizer.normalizer = bert_normalizer(hf, settings)
         return LibraryTokenizer(tokenizer, settings)
 
 
@@ -70,6 +72,17 @@ def _put_spaces_as_llama(hf: Any, tokenizer: tokenizers.Tokenizer, settings: Set
     tokenizer.normalizer = None
     tokenizer.pre_tokenizer = hf.pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme=scheme, split=False)
     tokenizer.decoder = hf.decoders.Sequence(steps)
+
+
+def bert_normalizer(hf: Any, settings: Settings) -> Any:
+    """That of transformers' BertTokenizer, which goes by tokenizer_config.json, whatever a tokenizer.json says."""
+    lower, chinese = settings.flag("do_lower_case"), settings.flag("tokenize_chinese_chars")
+    return hf.normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=True if chinese is None else chinese,
+        strip_accents=settings.flag("strip_accents"),
+        lowercase=True if lower is None else lower,
+    )
 
 
 def _check_growth(blob: bytes) -> None:

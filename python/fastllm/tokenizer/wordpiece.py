@@ -9,7 +9,7 @@ from fastllm.tokenizer import Files
 from fastllm.tokenizer.classes import Added, add_specials, around, by_role, class_of, roles_of, special
 from fastllm.tokenizer.letters import lines_of
 from fastllm.tokenizer.settings import Settings
-from fastllm.tokenizer.tokenizer_json import LibraryTokenizer, library, refusals
+from fastllm.tokenizer.tokenizer_json import LibraryTokenizer, bert_normalizer, library, refusals
 
 # White space at the end of a line is none of the token's.
 _WHITE = " \t\n\v\f\r\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
@@ -28,20 +28,16 @@ _CLASSES = {
 
 
 def read(files: Files) -> LibraryTokenizer:
-    settings = Settings(files)
     name = class_of(files)
     if name.endswith("Tokenizer") and name not in _CLASSES:
         known = ", ".join(_CLASSES)
         raise TokenizerError(
             f"how {name[:100]!r} splits a text is not known here without a tokenizer.json; known are {known}"
         )
-    lower, chinese = settings.flag("do_lower_case"), settings.flag("tokenize_chinese_chars")
     return build(
         {line.rstrip(_WHITE): i for i, line in enumerate(lines_of(files["vocab.txt"]))},
         files,
         _CLASSES.get(name, _CLASSES["BertTokenizer"]),
-        lower=True if lower is None else lower,
-        chinese=True if chinese is None else chinese,
     )
 
 
@@ -49,9 +45,6 @@ def build(
     vocabulary: dict[str, int],
     files: Files,
     specials: Mapping[str, Added] = _CLASSES["BertTokenizer"],
-    *,
-    lower: bool,
-    chinese: bool,
 ) -> LibraryTokenizer:
     """BERT's tokenizer from a vocabulary. specials: the special tokens by role where `files` do not say them."""
     hf, settings = library("vocab.txt"), Settings(files)
@@ -62,12 +55,7 @@ def build(
             raise TokenizerError(f"it has no token {text}" if text else f"its {role} token is not said")
     with refusals("tokenizers"):
         tokenizer = hf.Tokenizer(hf.models.WordPiece(vocabulary, unk_token=names[0]))
-        tokenizer.normalizer = hf.normalizers.BertNormalizer(
-            clean_text=True,
-            handle_chinese_chars=chinese,
-            strip_accents=settings.flag("strip_accents"),
-            lowercase=lower,
-        )
+        tokenizer.normalizer = bert_normalizer(hf, settings)
         tokenizer.pre_tokenizer = hf.pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = hf.decoders.WordPiece(prefix="##")
         add_specials(tokenizer, files, settings, specials)
