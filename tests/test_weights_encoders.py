@@ -27,7 +27,8 @@ def test_antiberty_predicts_what_bert_of_its_weights_predicts():
     ids = {letter: i for i, letter in enumerate((ANTIBERTY / "vocab.txt").read_text().split())}
     heavy = "EVQLVESGGGLVQPGGSLRLSCAASGFTFSSYAMSWVRQAPGKGLEWVSAISGSGGSTYYADSVKGRFTISRDNSKNTLYLQMNSLRAEDTAVYYCAK"
     tokens = [ids["[CLS]"], *(ids[letter] for letter in heavy), ids["[SEP]"]]
-    llm = fastllm.load(folder, threads=1)
+    with pytest.warns(fastllm.CheckpointWarning, match="nothing uses its tensors cls.species"):
+        llm = fastllm.load(folder, threads=1)
     places = range(5, len(heavy), 20)
     right = 0
     for place in places:
