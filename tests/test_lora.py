@@ -258,6 +258,25 @@ def test_on_top_of_quantized_weights(base, adapter):
     assert reference.difference(found(base, adapter), wanted) < 1e-4
 
 
+def test_on_top_of_a_quantized_gpt2(base, adapter):
+    """Whose matrices are stored (outputs, inputs), square ones too."""
+    from safetensors.torch import load_file, save_file
+
+    config = transformers.GPT2Config(vocab_size=VOCAB, n_embd=40, n_layer=2, n_head=4, n_positions=64)
+    model = reference.build("GPT2LMHeadModel", config)
+    model.save_pretrained(base)
+    tensors = load_file(base / "model.safetensors")
+    stored = dict(tensors)
+    for name in [name for name in tensors if ".h." in name and tensors[name].dim() == 2]:
+        stored[name] = (tensors[name].T * 8).to(torch.float8_e4m3fn).contiguous()
+        stored[f"{name}_scale"] = torch.tensor([0.125])
+        tensors[name] = (stored[name].float() * 0.125).T
+    save_file(stored, base / "model.safetensors")
+    model.load_state_dict(tensors, strict=False)
+    wanted = expected(adapted(model, adapter, target_modules=["c_proj"], fan_in_fan_out=True).merge_and_unload())
+    assert reference.difference(found(base, adapter), wanted) < 1e-4
+
+
 # ---- the product
 
 

@@ -120,7 +120,7 @@ class Merge:
         ):
             raise self.error(f"has factors of {a.shape} and {b.shape} for {target} of {weight.shape}")
         outputs, inputs = b.shape[0], a.shape[1]
-        turned = weight.shape != (outputs, inputs) if outputs != inputs else self.is_conv1d(module)
+        turned = weight.shape != (outputs, inputs) if outputs != inputs else self.is_conv1d(module, weight)
         turned = turned or kind == "lora_embedding_"
         if weight.shape != ((inputs, outputs) if turned else (outputs, inputs)):
             raise self.error(f"has factors of {a.shape} and {b.shape} for {target} of {weight.shape}")
@@ -136,8 +136,9 @@ class Merge:
             self.add_bias(module, parts["lora_B.bias"], scale)
         return target
 
-    def is_conv1d(self, module: str) -> bool:
-        return self.header.get("model_type") == "gpt2" and module.rpartition(".")[2] in _CONV1D
+    def is_conv1d(self, module: str, weight: Tensor) -> bool:
+        """Whether a matrix is stored (inputs, outputs), which one that was quantized is not."""
+        return self.header.get("model_type") == "gpt2" and module.rpartition(".")[2] in _CONV1D and not weight.stored
 
     def magnitude(self, module: str, parts: Mapping[str, str], outputs: int, kind: str) -> Tensor | None:
         """What a row's length becomes where the adapter is DoRA (Liu et al., 2024)."""
