@@ -144,6 +144,25 @@ def test_a_tied_head_and_its_embedding_part_as_they_were_trained(base, adapter, 
     assert reference.difference(found(base, adapter), wanted) < 1e-4
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("targets", [["embed_in", "lm_head"], ["lm_head"], ["embed_in"]], ids=str)
+def test_the_head_of_gpt_neox_has_two_names(base, adapter, tied, targets):
+    """embed_out in files, lm_head in the library's model."""
+    config = transformers.GPTNeoXConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+    )
+    model = reference.build("GPTNeoXForCausalLM", config)
+    model.save_pretrained(base)
+    wanted = expected(adapted(model, adapter, target_modules=["query_key_value", *targets]))
+    assert reference.difference(found(base, adapter), wanted) < 1e-4
+
+
 def test_several_adapters_add_up_in_their_order(base, tmp_path):
     model = llama(base)
     one = adapted(model, tmp_path / "one", r=2)

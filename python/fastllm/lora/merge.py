@@ -20,7 +20,7 @@ _PART = re.compile(
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save(\.(?!weight$|bias$)[^.]+)?)(?=\.)")
 
 _CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")  # GPT-2's matrices, which are stored (inputs, outputs)
-_HEADS = ("lm_head",)
+_HEADS = ("lm_head", "embed_out")  # the second is GPT-NeoX's, in files and by older versions of the library
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in")
 
 
@@ -74,12 +74,23 @@ class Merge:
         ]
         if len(found) != 1:
             if name.removesuffix(".weight").rpartition(".")[2] in _HEADS and self.embedding():
-                return "lm_head.weight"  # of a model whose head is its embedding
+                return self.head()
             where = "several places" if found else "no place"
             raise self.error(f"has {tensor}, for which {self.base.path} has {where}")
         common = next(t for t in (name, found[0], tail) if name.endswith(t) and found[0].endswith(t))
         self.lost, self.added = name.removesuffix(common), found[0].removesuffix(common)
         return found[0]
+
+    def head(self) -> str:
+        """The head's name, also of one that is the embedding until it differs."""
+        there = [n for n in self.tensors if n.removesuffix(".weight").rpartition(".")[2] in _HEADS]
+        return (
+            there[0]
+            if there
+            else "embed_out.weight"
+            if self.header.get("model_type") == "gpt_neox"
+            else "lm_head.weight"
+        )
 
     def embedding(self) -> str | None:
         """The name of the tensor that a tied head is."""
@@ -174,10 +185,11 @@ class Merge:
                     "changes the embedding of a model whose head it is, too: merge it into its model with peft"
                 )
             return
-        if "lm_head.weight" in changed:
+        head = self.head()
+        if head in changed:
             self.header["tie_word_embeddings"] = False
         elif embedding in changed and not self.options.keep_tied:
             tied = self.header.get("tie_word_embeddings")
-            if tied is True or (tied is None and "lm_head.weight" not in self.base.tensors):
-                self.tensors["lm_head.weight"] = self.base.tensors[embedding]
+            if tied is True or (tied is None and head not in self.base.tensors):
+                self.tensors[head] = self.base.tensors[embedding]
                 self.header["tie_word_embeddings"] = False
