@@ -239,6 +239,29 @@ def test_an_encoder(base, adapter):
     assert reference.difference(llm.hidden_states(ids), wanted) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["Bert", "XLMRoberta", "Qwen3"])
+def test_a_classifier_that_the_adapter_brings(base, adapter, name):
+    """On top of a model of another task, as adapters of such tasks mostly are."""
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 8} if name == "Qwen3" else {}
+    config = getattr(transformers, f"{name}Config")(
+        **sizes, num_attention_heads=4, max_position_embeddings=66, pad_token_id=0, num_labels=3
+    )
+    model = reference.build(f"{name}ForSequenceClassification", config)
+    if name == "Qwen3":
+        causal = reference.build("Qwen3ForCausalLM", config)
+        causal.model = model.model
+        causal.save_pretrained(base)
+    else:
+        model.base_model.save_pretrained(base)
+    targets = ["q_proj", "v_proj"] if name == "Qwen3" else ["query", "value"]
+    tuned = adapted(model, adapter, task_type="SEQ_CLS", target_modules=targets)
+    ids = reference.tokens(VOCAB, 20, seed=4)
+    llm = fastllm.load(base, lora=adapter, dtype="f32", threads=1)
+    assert llm.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert reference.difference(llm.classify([ids])[0], reference.logits(tuned, ids)) < 1e-4
+
+
 def test_converting_and_the_command_line(base, adapter, tmp_path, capsys):
     from fastllm.cli import main
 

@@ -22,6 +22,9 @@ _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save(\.(?!weight$|bias$)[^.]+)
 _CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")  # GPT-2's matrices, which are stored (inputs, outputs)
 _HEADS = ("lm_head", "embed_out")  # the second is GPT-NeoX's, in files and by older versions of the library
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in")
+# What an adapter's task makes of the model's class, and the modules that are then trained whole.
+_TASKS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
+_CLASSIFIERS = ("classifier", "score")
 
 
 class Merge:
@@ -30,7 +33,7 @@ class Merge:
     def __init__(self, base: Checkpoint, adapter: Checkpoint) -> None:
         self.base, self.adapter = base, adapter
         self.options = options.read(adapter)
-        self.tensors, self.header = dict(base.tensors), dict(base.header)
+        self.tensors, self.header, self.architecture = dict(base.tensors), dict(base.header), base.architecture
         self.lost, self.added = "", ""  # what names in the base have less and more in front than the adapter's
 
     def result(self) -> Checkpoint:
@@ -49,14 +52,28 @@ class Merge:
                 raise self.error(f"has the tensor {name}, which is of no kind that fastllm applies")
         if not modules and not whole:
             raise self.error("has no tensors")
+        whole = self.without_classifier(whole)
         changed = [self.replace(target, name) for target, name in whole.items()]
         changed += [self.add(module, parts) for module, parts in modules.items()]
         self.untie(changed)
         about = f"{self.base.format} with {self.adapter.path.name}"
-        return self.base._replace(format=about, tensors=self.tensors, header=self.header)
+        return self.base._replace(
+            format=about, architecture=self.architecture, tensors=self.tensors, header=self.header
+        )
 
     def error(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.adapter.path} {what}")
+
+    def without_classifier(self, whole: dict[str, str]) -> dict[str, str]:
+        """The rest of `whole`, where the adapter brings a classifier, of labels without names, to a model of none."""
+        task = _TASKS.get(str(self.adapter.header.get("task_type")))
+        brought = {target: name for target, name in whole.items() if target.partition(".")[0] in _CLASSIFIERS}
+        if task is None or not brought or any(name.partition(".")[0] in _CLASSIFIERS for name in self.tensors):
+            return whole
+        self.tensors |= {target: self.adapter.tensors[name] for target, name in brought.items()}
+        self.header |= {"id2label": None, "num_labels": None}
+        self.architecture = re.sub("(For[A-Z][A-Za-z]*|LMHeadModel|Model)$", "", self.architecture) + task
+        return {target: name for target, name in whole.items() if target not in brought}
 
     def target(self, name: str, tensor: str) -> str:
         """The base's name of what the adapter calls `name`: that, or the only one that ends alike."""
