@@ -43,6 +43,8 @@ def test_a_class_is_its_family_and_task(name, family, task):
         ("AMPLIFY", "AMPLIFY", ("AMPLIFY", "")),
         ("llama", "llama", ("llama", "")),
         ("gguf:llama", None, ("gguf:llama", "")),
+        ("gguf:Llama", None, ("", "")),  # as in llama.cpp
+        ("LlamaForCausalLM", "gguf:llama", ("llama", "causal lm")),
         ("CLIPTextModelWithProjection", "clip_text_model", ("clip_text_model", "base")),
         ("Gemma3ForConditionalGeneration", "gemma3", ("", "causal lm")),  # its text_config says more
         ("Gemma3nForConditionalGeneration", "gemma3n", ("", "causal lm")),

@@ -363,6 +363,11 @@ PATTERNS = {
     "gemma2": ("Gemma2", {"head_dim": 12}, {}),
     "gemma3": ("Gemma3Text", {"head_dim": 12, "num_hidden_layers": 7}, {}),
     "gemma3 pattern": ("Gemma3Text", {"head_dim": 12, "sliding_window_pattern": 2}, {"sliding_window_pattern": 2}),
+    "gemma3 pattern beside another version's": (
+        "Gemma3Text",
+        {"head_dim": 12, "sliding_window_pattern": 2},
+        {"sliding_window_pattern": 2, "_sliding_window_pattern": 3},
+    ),
     "cohere2": ("Cohere2", {"num_hidden_layers": 5}, {}),
     "cohere2 pattern": ("Cohere2", {"sliding_window_pattern": 3}, {"sliding_window_pattern": 3}),
     "qwen2": ("Qwen2", {"use_sliding_window": True, "max_window_layers": 2}, {}),
@@ -377,7 +382,7 @@ def test_layers_with_a_window_are_those_of_the_library(pattern, tmp_path):
     build(family, **{"shared_expert_intermediate_size": 57, **values}).save_pretrained(tmp_path)
     made = recipe(open_checkpoint(tmp_path))
     assert 0 < sum(w > 0 for w in made.config.windows) <= made.config.n_layers
-    edit(tmp_path, layer_types=None, _sliding_window_pattern=None, **old)
+    edit(tmp_path, layer_types=None, **{"_sliding_window_pattern": None, **old})
     same_recipe(recipe(open_checkpoint(tmp_path)), made)
 
 

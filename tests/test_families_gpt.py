@@ -94,14 +94,15 @@ def test_hidden_states_of_the_headless_model(architecture, config, values, prefi
     assert reference.difference(llm.hidden_states(ids), expected) < 1e-4
 
 
-def test_names_and_config_of_the_first_pythia_checkpoints(tmp_path):
-    """Rotary values at the top of the config; masks and frequencies among the tensors."""
+@pytest.mark.parametrize("beside", [{}, {"rope_theta": 77.0, "partial_rotary_factor": 0.5}], ids=str)
+def test_names_and_config_of_the_first_pythia_checkpoints(tmp_path, beside):
+    """Rotary values at the top of the config, by names of their own only; masks and frequencies among the tensors."""
     safetensors = pytest.importorskip("safetensors.torch")
     model = built("GPTNeoXForCausalLM", "GPTNeoXConfig", NEOX)
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["rope_parameters"]
-    (tmp_path / "config.json").write_text(json.dumps(config | {"rotary_pct": 0.25, "rotary_emb_base": 10000}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rotary_pct": 0.25, "rotary_emb_base": 10000, **beside}))
     tensors = safetensors.load_file(tmp_path / "model.safetensors")
     for i in range(3):
         theirs = f"gpt_neox.layers.{i}.attention"
@@ -111,7 +112,8 @@ def test_names_and_config_of_the_first_pythia_checkpoints(tmp_path):
     safetensors.save_file(tensors, tmp_path / "model.safetensors")
     ids = reference.tokens(97, 90)
     found = fastllm.load(tmp_path, threads=1).logits(ids)
-    assert reference.difference(found, reference.logits(model, ids)) < 1e-4
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert reference.difference(found, reference.logits(theirs, ids)) < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -463,6 +463,23 @@ def test_settings_that_are_anything(checkpoints, data):
     assert error is None or "\n" not in str(error)
 
 
+def test_how_the_first_files_scale_positions(tmp_path):
+    """By a key of its own; a factor without a kind is linear, as in llama.cpp."""
+    write(tmp_path / "model.gguf", "llama", model_of("llama"), **MODELS["llama"][3])
+    found = open_checkpoint(tmp_path / "model.gguf")
+
+    def freqs(**scaling):
+        header = {**found.header, **{f"llama.rope.{key}": value for key, value in scaling.items()}}
+        return np.frombuffer(families.recipe(found._replace(header=header)).vectors["rope.freqs"], np.float32)
+
+    expected = freqs(**{"scaling.type": "linear", "scaling.factor": 4.0})
+    assert np.allclose(expected, freqs() / 4)
+    assert (freqs(scale_linear=4.0) == expected).all()
+    assert (freqs(**{"scaling.factor": 4.0}) == expected).all()
+    for nothing in ({"scaling.type": "linear"}, {"scaling.type": "none", "scaling.factor": 4.0}, {"scale_linear": 0.0}):
+        assert (freqs(**nothing) == freqs()).all()
+
+
 def test_the_same_setting_for_each_layer(tmp_path):
     write(tmp_path / "model.gguf", "llama", model_of("llama"), **MODELS["llama"][3])
     found = open_checkpoint(tmp_path / "model.gguf")

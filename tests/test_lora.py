@@ -144,6 +144,25 @@ def test_a_tied_head_and_its_embedding_part_as_they_were_trained(base, adapter, 
     assert reference.difference(found(base, adapter), wanted) < 1e-4
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("targets", [["embed_in", "lm_head"], ["lm_head"], ["embed_in"]], ids=str)
+def test_the_head_of_gpt_neox_has_two_names(base, adapter, tied, targets):
+    """embed_out in files, lm_head in the library's model."""
+    config = transformers.GPTNeoXConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+    )
+    model = reference.build("GPTNeoXForCausalLM", config)
+    model.save_pretrained(base)
+    wanted = expected(adapted(model, adapter, target_modules=["query_key_value", *targets]))
+    assert reference.difference(found(base, adapter), wanted) < 1e-4
+
+
 def test_several_adapters_add_up_in_their_order(base, tmp_path):
     model = llama(base)
     one = adapted(model, tmp_path / "one", r=2)
@@ -220,6 +239,29 @@ def test_an_encoder(base, adapter):
     assert reference.difference(llm.hidden_states(ids), wanted) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["Bert", "XLMRoberta", "Qwen3"])
+def test_a_classifier_that_the_adapter_brings(base, adapter, name):
+    """On top of a model of another task, as adapters of such tasks mostly are."""
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 8} if name == "Qwen3" else {}
+    config = getattr(transformers, f"{name}Config")(
+        **sizes, num_attention_heads=4, max_position_embeddings=66, pad_token_id=0, num_labels=3
+    )
+    model = reference.build(f"{name}ForSequenceClassification", config)
+    if name == "Qwen3":
+        causal = reference.build("Qwen3ForCausalLM", config)
+        causal.model = model.model
+        causal.save_pretrained(base)
+    else:
+        model.base_model.save_pretrained(base)
+    targets = ["q_proj", "v_proj"] if name == "Qwen3" else ["query", "value"]
+    tuned = adapted(model, adapter, task_type="SEQ_CLS", target_modules=targets)
+    ids = reference.tokens(VOCAB, 20, seed=4)
+    llm = fastllm.load(base, lora=adapter, dtype="f32", threads=1)
+    assert llm.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert reference.difference(llm.classify([ids])[0], reference.logits(tuned, ids)) < 1e-4
+
+
 def test_converting_and_the_command_line(base, adapter, tmp_path, capsys):
     from fastllm.cli import main
 
@@ -255,6 +297,25 @@ def test_on_top_of_quantized_weights(base, adapter):
     save_file(stored, base / "model.safetensors")
     model.load_state_dict(plain)
     wanted = expected(adapted(model, adapter).merge_and_unload())
+    assert reference.difference(found(base, adapter), wanted) < 1e-4
+
+
+def test_on_top_of_a_quantized_gpt2(base, adapter):
+    """Whose matrices are stored (outputs, inputs), square ones too."""
+    from safetensors.torch import load_file, save_file
+
+    config = transformers.GPT2Config(vocab_size=VOCAB, n_embd=40, n_layer=2, n_head=4, n_positions=64)
+    model = reference.build("GPT2LMHeadModel", config)
+    model.save_pretrained(base)
+    tensors = load_file(base / "model.safetensors")
+    stored = dict(tensors)
+    for name in [name for name in tensors if ".h." in name and tensors[name].dim() == 2]:
+        stored[name] = (tensors[name].T * 8).to(torch.float8_e4m3fn).contiguous()
+        stored[f"{name}_scale"] = torch.tensor([0.125])
+        tensors[name] = (stored[name].float() * 0.125).T
+    save_file(stored, base / "model.safetensors")
+    model.load_state_dict(tensors, strict=False)
+    wanted = expected(adapted(model, adapter, target_modules=["c_proj"], fan_in_fan_out=True).merge_and_unload())
     assert reference.difference(found(base, adapter), wanted) < 1e-4
 
 

@@ -59,6 +59,9 @@ def seeing():
             projection_dim=64,
         ),
         "Gemma3": t.Gemma3Config(text_config=gemma, vision_config=siglip),
+        "AyaVision": t.AyaVisionConfig(
+            text_config=t.Cohere2Config(**TEXT, head_dim=16, logit_scale=0.0625), vision_config=siglip
+        ),
     }
 
 
@@ -77,6 +80,7 @@ def seeing():
         "Qwen3VLMoe",
         "PaliGemma",
         "Gemma3",
+        "AyaVision",
     ],
 )
 def test_a_model_that_sees_runs_as_its_language_model(name, tmp_path):

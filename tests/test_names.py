@@ -359,8 +359,23 @@ SAID = ["score.weight", "classifier.bias", "transformer.h.0.attn.c_attn.bias", "
 
 
 def test_what_is_harmless_by_its_name():
-    tensors = Tensors("", dict.fromkeys([*HARMLESS, *SAID]))
+    one = Tensor("f32", (1,), lambda begin, end: b"\0\0\x80\x3f")
+    tensors = Tensors("", dict.fromkeys([*HARMLESS, *SAID], one))
     assert tensors.unused() == tuple(SAID)
+
+
+def test_a_bias_of_zeros_adds_nothing(tmp_path):
+    """AutoGPTQ makes one for each matrix it quantizes."""
+    built("llama").save_pretrained(tmp_path)
+    expected = load(tmp_path).logits(IDS)
+    rewrite(tmp_path, lambda tensors: tensors | {"model.layers.0.mlp.up_proj.bias": torch.zeros(57).half()})
+    assert np.array_equal(load(tmp_path).logits(IDS), expected)  # and no warning
+
+
+def test_the_sentence_is_a_line_whatever_the_names_are():
+    text = unused_sentence("folder", ["a\nb\x1b[31m", "c" * 5000])
+    assert text.isprintable()
+    assert len(text) < 300
 
 
 def test_the_sentence_is_short():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import oracle
 import writers
 from conftest import run
-from fastllm import CheckpointError, OptionError, _core
+from fastllm import CheckpointError, OptionError, _core, tensors
 
 shapes = st.tuples(st.integers(1, 50), st.integers(1, 100))
 
@@ -210,3 +210,10 @@ def test_rows_that_are_not_there():
     for r, size in ((3, 5), (0, 4), (0, 6)):
         with pytest.raises(OptionError):
             matrix.row(r, np.empty(size, np.float32))
+
+
+def test_scales_too_large_for_f32_make_no_warning():
+    """What is not finite is refused where it is packed."""
+    values, scales = np.full(4, 127, np.int8), np.full(1, 3e38, np.float32)
+    read = tensors.Tensor("q8_f32", (1, 4), lambda begin, end: values.tobytes(), memoryview(scales.tobytes()), 4)
+    assert np.isinf(tensors.floats(read)).all()

@@ -244,6 +244,22 @@ def test_plain_fp8_is_what_it_is(tmp_path):
             assert np.array_equal(floats(dequantized(opened).tensors["x.weight"]), q.float().numpy())
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+def test_fp8_without_its_scales(tmp_path, scaled):
+    """Among matrices that have some, or under a config that says so, they are lost."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save
+
+    q = torch.from_numpy(W).to(torch.float8_e4m3fn)
+    save({"x.weight": q, "y.weight": q.clone(), "y.weight_scale": torch.ones(1)}, tmp_path / "model.safetensors")
+    found = safetensors.tensors(tmp_path / "model.safetensors", map_file(tmp_path / "model.safetensors"))
+    if not scaled:
+        del found["y.weight"], found["y.weight_scale"]
+    header = {} if scaled else {"quantization_config": {"quant_method": "fp8"}}
+    with pytest.raises(CheckpointError, match=r"x\.weight is in FP8 and its scales are missing"):
+        dequantized(Checkpoint(tmp_path, "x", "", header, found))
+
+
 # ---- whole models
 
 
@@ -292,6 +308,32 @@ def test_models_compute_what_their_numbers_stand_for(tmp_path, name):
     assert set(natural.dtypes) == {"q8"}
     model.save_pretrained(tmp_path / "plain")
     assert np.array_equal(natural.logits(ids), fastllm.load(tmp_path / "plain", dtype="q8", threads=1).logits(ids))
+
+
+@pytest.mark.parametrize("scheme", [quantizers.gptq, quantizers.awq, quantizers.mlx])
+def test_gpt2s_matrices_are_outputs_first_once_quantized(tmp_path, scheme):
+    """A linear layer has taken the place of what stores (inputs, outputs)."""
+    reference = pytest.importorskip("reference")
+    config = reference.transformers.GPT2Config(vocab_size=61, n_embd=64, n_layer=2, n_head=4, n_positions=64)
+    model = reference.build("GPT2LMHeadModel", config)
+    model.save_pretrained(tmp_path)
+    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    turned = {name: w.T if ".h." in name and w.ndim == 2 else w for name, w in tensors.items()}
+    stored, plain = quantize_all(turned, scheme, skip=("wte", "wpe"))
+    save_file({name: np.ascontiguousarray(t) for name, t in stored.items()}, tmp_path / "model.safetensors")
+    written = json.loads((tmp_path / "config.json").read_text()) | {"quantization": {"bits": 4, "group_size": 32}}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    plain = {name: w.T if ".h." in name and w.ndim == 2 else w for name, w in plain.items()}
+    model.load_state_dict({name: torch_of(w) for name, w in plain.items()}, strict=False)
+    ids = reference.tokens(61, 40)
+    found = fastllm.load(tmp_path, dtype="f32", threads=1).logits(ids)
+    assert reference.difference(found, reference.logits(model, ids)) < 1e-4
+
+
+def torch_of(w):
+    import torch
+
+    return torch.from_numpy(np.array(w))
 
 
 @pytest.mark.parametrize("config", [True, False])

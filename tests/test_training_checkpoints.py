@@ -128,10 +128,15 @@ def test_which_of_several(tmp_path):
     for saved, expected in (
         ({"ema": {"e": weights["a"]}, "model": weights}, weights),
         ({"policy": weights, "value": {"c": weights["a"]}}, weights),
-        ({"ema": weights}, weights),
+        ({"ema_model": {"e": weights["a"], "f": weights["b"]}, "mine": weights}, weights),
+        ({"app": {"model": weights, "optimizer": {"state": {0: {"c": weights["a"]}}}}}, weights),
+        ({"model": {"state_dict": weights, "name": "m"}, "ema": {"c": weights["a"]}}, weights),
     ):
         torch.save(saved, path)
         assert tensors(path).keys() == expected.keys()
+    three = weights | {"c": weights["a"]}
+    torch.save({"ema": three, "random": torch.ones(1)}, path)
+    assert tensors(path).keys() == three.keys()
     torch.save({"policy": weights, "reference": weights}, path)
     with pytest.raises(CheckpointError, match="under 'policy' and 'reference': which"):
         tensors(path)
@@ -151,6 +156,33 @@ def test_names_that_training_makes(tmp_path):
     ):
         torch.save(saved, path)
         assert list(tensors(path)) == expected
+
+
+@pytest.mark.parametrize("name", ["model.pt", "epoch=1-step=9.ckpt", "best.pth", "weights.bin"])
+def test_a_folder_whose_weights_have_another_name(tmp_path, name):
+    """Beside a config.json; what else training leaves is passed by."""
+    values = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = reference.build("LlamaForCausalLM", transformers.LlamaConfig(vocab_size=61, **values))
+    model.config.save_pretrained(tmp_path)
+    state = {f"model.{name}": weight for name, weight in model.state_dict().items()}
+    random = np.random.default_rng(0).bit_generator.state  # numbers of 128 bits
+    torch.save({"state_dict": state, "random": random, "pytorch-lightning_version": "2.1.0"}, tmp_path / name)
+    torch.save({"lr": 0.1}, tmp_path / "training_args.bin")
+    torch.save({"state": {}}, tmp_path / "optimizer.pt")
+    ids = reference.tokens(61, 20)
+    wanted = reference.logits(model, ids)
+    assert reference.difference(fastllm.load(tmp_path, dtype="f32", threads=1).logits(ids), wanted) < 1e-4
+    torch.save(state, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match=r"2 .*files and no index"):
+        fastllm.load(tmp_path, threads=1)
+
+
+def test_a_folder_of_weights_without_a_config(tmp_path):
+    torch.save({"a.weight": torch.ones(2, 2)}, tmp_path / "ckpt.pt")
+    assert [*open_checkpoint(tmp_path).tensors] == ["a.weight"]
+    torch.save({"a.weight": torch.ones(2, 2)}, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"2 files of weights and no config\.json: name one of ckpt\.pt, last"):
+        open_checkpoint(tmp_path)
 
 
 def test_a_whole_module_has_no_names(tmp_path):

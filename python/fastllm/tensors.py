@@ -125,7 +125,8 @@ def floats(tensor: Tensor, begin: int = 0, end: int | None = None) -> NDArray[np
         first = begin * tensor.width
         scales = numpy.frombuffer(tensor.scales, numpy.float32)  # type: ignore[arg-type]  # q8_f32 always has scales
         groups = numpy.arange(first, end * tensor.width) // tensor.group
-        values = numpy.frombuffer(data, numpy.int8).astype(numpy.float32) * scales[groups]
+        with numpy.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused where weights are packed
+            values = numpy.frombuffer(data, numpy.int8).astype(numpy.float32) * scales[groups]
     return values.reshape(end - begin, tensor.width)
 
 

@@ -256,7 +256,7 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
 
 
 def _unknown(checkpoint: Checkpoint) -> CheckpointError:
-    path, name = checkpoint.path, checkpoint.architecture
+    path, name = checkpoint.path, checkpoint.architecture[:100]
     if not name:
         nor = (
             "and its config names no model_type" if checkpoint.header else "and has no config.json beside it that does"

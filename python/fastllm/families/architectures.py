@@ -94,12 +94,12 @@ def split(architecture: str, model_type: object = None) -> tuple[str, str]:
     The family is "" where none is known; the task one of TASKS: "other" for one that has no name here (question
     answering, multiple choice), "" where the name says none.
     """
-    if architecture in FAMILIES:
-        return architecture, ""
+    if architecture in FAMILIES or architecture.startswith("gguf:"):
+        return architecture if architecture in FAMILIES else "", ""
     end = next((end for end in _TASKS if architecture.endswith(end)), "")
     stem, _, rest = architecture.removesuffix(end).partition("For")
     task = _TASKS[end] if end else "other" if rest else ""
-    if isinstance(model_type, str) and model_type in FAMILIES:
+    if isinstance(model_type, str) and model_type in FAMILIES and not model_type.startswith("gguf:"):
         return model_type, task
     if end == "ForCausalLM" and _plain(f"{stem}Text") in _FAMILIES:  # Gemma3ForCausalLM sees no images
         stem += "Text"

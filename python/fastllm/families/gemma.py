@@ -82,7 +82,7 @@ def gemma3(source: Source) -> Recipe:
     """
     source.defaults = _GEMMA3
     source.refuse("attn_logit_softcapping")
-    every = source.integer("_sliding_window_pattern", source.integer("sliding_window_pattern", 6)) or depth(source) + 1
+    every = source.integer("sliding_window_pattern", 6) or depth(source) + 1
     windows = _windows(source, lambda i: bool((i + 1) % every))
     causal = not source.flag("use_bidirectional_attention")
     if not causal:  # the size is that of both sides together

@@ -146,14 +146,15 @@ def _common(source: Source, meta: Source) -> Header:
         header["bos_token_id"] = source.get("tokenizer.ggml.bos_token_id")
     if not meta.flag("attention.causal", True):
         header["is_causal"] = False
-    scaling = meta.text("rope.scaling.type", "none")
-    if scaling in ("linear", "yarn"):
+    scaling = meta.text("rope.scaling.type", "linear")
+    factor = meta.number("rope.scaling.factor", meta.number("rope.scale_linear", 0.0))  # the second is of 2023
+    if scaling in ("linear", "yarn") and factor:
         header["rope_scaling"] = {
             "rope_type": scaling,
-            "factor": meta.number("rope.scaling.factor"),
+            "factor": factor,
             "original_max_position_embeddings": meta.get("rope.scaling.original_context_length"),
         }
-    elif scaling not in ("none", "longrope"):
+    elif scaling not in ("none", "linear", "yarn", "longrope"):
         raise source.error(f"has the rotary scaling {scaling!r}, which fastllm does not support")
     return header
 

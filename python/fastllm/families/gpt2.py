@@ -35,7 +35,7 @@ def recipe(source: Source) -> Recipe:
     for i in range(config.n_layers):
         theirs, ours = f"transformer.h.{i}", f"layers.{i}"
         source.norm(f"{ours}.attn_norm", f"{theirs}.ln_1", bias=True)
-        weight = transposed(source.tensor(f"{theirs}.attn.c_attn.weight"))  # (3 * dim, dim)
+        weight = _outputs_first(source.tensor(f"{theirs}.attn.c_attn.weight"))  # (3 * dim, dim)
         bias = source.tensor(f"{theirs}.attn.c_attn.bias")
         weights = parted(weight, dim, dim, dim)
         for n, name in enumerate(("wq", "wk", "wv")):
@@ -44,14 +44,19 @@ def recipe(source: Source) -> Recipe:
                 rows, values = _scaled(rows, 1 / (i + 1)), _scaled(values, 1 / (i + 1))
             source.matrix(f"{ours}.attn.{name}", rows)
             source.vector(f"{ours}.attn.{name}.bias", values)
-        source.linear(f"{ours}.attn.wo", f"{theirs}.attn.c_proj", turn=transposed, bias=True)
+        source.linear(f"{ours}.attn.wo", f"{theirs}.attn.c_proj", turn=_outputs_first, bias=True)
         source.norm(f"{ours}.ffn_norm", f"{theirs}.ln_2", bias=True)
-        source.linear(f"{ours}.ffn.w1", f"{theirs}.mlp.c_fc", turn=transposed, bias=True)
-        source.linear(f"{ours}.ffn.w2", f"{theirs}.mlp.c_proj", turn=transposed, bias=True)
+        source.linear(f"{ours}.ffn.w1", f"{theirs}.mlp.c_fc", turn=_outputs_first, bias=True)
+        source.linear(f"{ours}.ffn.w2", f"{theirs}.mlp.c_proj", turn=_outputs_first, bias=True)
     source.norm("final_norm", "transformer.ln_f", bias=True)
     source.matrix("positions", "transformer.wpe.weight")
     head = source.embedding("transformer.wte.weight", "lm_head.weight", tied=True)
     return source.recipe(config._replace(head=head), stop=eos(source))
+
+
+def _outputs_first(tensor: Tensor) -> Tensor:
+    """A matrix as (outputs, inputs), which one that was quantized is already: it took the place of a linear layer."""
+    return tensor if tensor.stored else transposed(tensor)
 
 
 def _scaled(tensor: Tensor, factor: float) -> Tensor:

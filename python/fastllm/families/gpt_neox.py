@@ -13,9 +13,7 @@ def recipe(source: Source) -> Recipe:
     """GPTNeoXForCausalLM, GPTNeoXModel."""
     dim, heads = source.integer("hidden_size", 6144), source.integer("num_attention_heads", 64)
     head_dim = head_width(source, dim, heads)
-    rope = parameters(
-        source, theta=source.number("rotary_emb_base", 10000.0), partial=source.number("rotary_pct", 0.25)
-    )
+    rope = parameters(source, partial=0.25, keys=("rotary_emb_base", "rotary_pct"))
     rope.refuse("rope_type", "default", "linear")
     config = Config(
         dim=dim,

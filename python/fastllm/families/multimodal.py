@@ -79,6 +79,8 @@ def language_model(checkpoint: Checkpoint) -> Checkpoint | None:
     for key in _SHARED:
         if text.get(key) is None and whole.get(key) is not None:
             text[key] = whole[key]
+    if kind in ("aya_vision", "cohere2_vision"):  # whose classes do not scale logits
+        text["logit_scale"] = 1.0
     if kind == "paligemma":  # it means the prompt that stands beside an image
         text.pop("use_bidirectional_attention", None)
     tied = whole.get("tie_word_embeddings")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fastllm.errors import CheckpointError
-from fastllm.tensors import Tensor
+from fastllm.tensors import Tensor, floats
 
 # Names of modules that hold a whole model and do nothing: before a tensor's own name any of them may come, or none; so
 # with every module that holds an embedding of tokens.
@@ -63,7 +63,7 @@ _TOWERS = {
     ),
     "the audio tower": re.compile(r"(^|\.)(audio\w*|speech\w*|sound\w*|embed_audio)(\.|$)"),
 }
-_SHOWN = 3
+_SHOWN, _SHOWN_CHARACTERS = 3, 120
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -99,7 +99,11 @@ class Tensors(Mapping[str, Tensor]):
 
     def unused(self) -> tuple[str, ...]:
         """The file's names of what was never asked for and might have mattered, in the file's order."""
-        return tuple(name for name in self.file if name not in self._used and not _HARMLESS.search(name))
+        return tuple(
+            name
+            for name, tensor in self.file.items()
+            if name not in self._used and not _HARMLESS.search(name) and not _adds_nothing(name, tensor)
+        )
 
     def _find(self, name: str) -> str | None:
         """The file's name for it. Raises CheckpointError where there are two: which is meant cannot be known."""
@@ -113,6 +117,11 @@ class Tensors(Mapping[str, Tensor]):
         if len(found) > 1:
             raise CheckpointError(f"{self._path} has {name} twice: as {found[0]} and as {found[1]}")
         return found[0] if found else None
+
+
+def _adds_nothing(name: str, tensor: Tensor) -> bool:
+    """Whether it is a bias of zeros, which AutoGPTQ makes for layers that have none."""
+    return name.endswith(".bias") and len(tensor.shape) == 1 and tensor.raw is None and not floats(tensor).any()
 
 
 def _inner(name: str, wrappers: frozenset[str]) -> str:
@@ -145,5 +154,13 @@ def unused_sentence(path: Path, names: Sequence[str]) -> str:
             said.append(f"{tower} ({count:,} tensor{'s' if count > 1 else ''}) is left out")
     if rest:
         more = f" and {len(rest) - _SHOWN:,} more" if len(rest) > _SHOWN else ""
-        said.append(f"nothing uses its {'tensors' if len(rest) > 1 else 'tensor'} {', '.join(rest[:_SHOWN])}{more}")
+        said.append(
+            f"nothing uses its {'tensors' if len(rest) > 1 else 'tensor'} {', '.join(map(_shown, rest[:_SHOWN]))}{more}"
+        )
     return f"{path}: {'; '.join(said)}"
+
+
+def _shown(name: str) -> str:
+    """A tensor's name in a sentence of one line: names may be of any length, and hold line breaks and escapes."""
+    short = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..."
+    return short if short.isprintable() else repr(short)

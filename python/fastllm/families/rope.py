@@ -28,12 +28,22 @@ class Rotation(NamedTuple):
     scale: float = 1.0
 
 
-def parameters(source: Source, *, theta: float = 10000.0, partial: float | None = None) -> Source:
-    """The rotary parameters of a config. partial: the share of a head that rotates; None for all, and no other."""
+def parameters(
+    source: Source,
+    *,
+    theta: float = 10000.0,
+    partial: float | None = None,
+    keys: tuple[str, str] = ("rope_theta", "partial_rotary_factor"),
+) -> Source:
+    """The rotary parameters of a config.
+
+    partial: the share of a head that rotates; None for all, and no other. keys: where the config itself, not its
+    rotary parameters, has theta and that share.
+    """
     rope = source.section(
         "rope_scaling" if source.get("rope_scaling") else "rope_parameters",
-        rope_theta=source.get("rope_theta", theta),
-        partial_rotary_factor=source.get("partial_rotary_factor", partial),
+        rope_theta=source.get(keys[0], theta),
+        partial_rotary_factor=source.get(keys[1], partial),
         original_max_position_embeddings=source.get(
             "original_max_position_embeddings", source.get("max_position_embeddings")
         ),

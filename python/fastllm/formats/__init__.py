@@ -53,6 +53,12 @@ def _open_folder(path: Path) -> Checkpoint:
         return open_checkpoint(files[0])
     if files:
         raise CheckpointError(f"{path} has {len(files)} .gguf files: name one of them")
+    files = import_module("fastllm.formats.huggingface").other_weights(path)
+    if len(files) == 1:
+        return open_checkpoint(files[0])
+    if files:
+        names = ", ".join(file.name for file in files[:3])
+        raise CheckpointError(f"{path} has {len(files)} files of weights and no config.json: name one of {names}")
     raise CheckpointError(f"{path} is a folder without a checkpoint that fastllm knows: no config.json with weights")
 
 
@@ -64,14 +70,22 @@ def is_safetensors(data: memoryview) -> bool:
     return 2 <= length <= min(100 << 20, len(data) - 8) and data[8] == ord("{")
 
 
-def _is_torch_legacy(data: memoryview) -> bool:
-    # Before zip files: a pickle of protocol 2 with a magic number of ten bytes.
-    return bytes(data[:15]) == b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+def _is_torch(data: memoryview) -> bool:
+    # A zip file, or before those a pickle of protocol 2 with a magic number of ten bytes.
+    return bytes(data[:4]) == b"PK\x03\x04" or bytes(data[:15]) == b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+def is_torch(path: Path) -> bool:
+    """Whether a file is one of torch.save's; .ckpt is also MindSpore's."""
+    try:
+        return _is_torch(map_file(path))
+    except CheckpointError:
+        return False
 
 
 def _only(path: Path, *kinds: str) -> bool:
     """Whether the weights in a folder are files of these kinds, and none of Hugging Face's."""
-    found = {file.suffix for file in path.iterdir()}
+    found = {file.suffix for file in path.iterdir() if file.suffix != ".ckpt" or not is_torch(file)}
     return bool(found & set(kinds)) and not found & {".safetensors", ".bin", ".ot"}
 
 
@@ -80,7 +94,7 @@ _FILES: dict[str, Callable[[Path, memoryview], bool]] = {
     "peft": lambda path, _: path.name in ("adapter_model.safetensors", "adapter_model.bin"),
     "gguf": lambda _, data: bytes(data[:4]) == b"GGUF",
     "npz": lambda path, data: bytes(data[:4]) == b"PK\x03\x04" and path.suffix == ".npz",
-    "torch": lambda _, data: bytes(data[:4]) == b"PK\x03\x04" or _is_torch_legacy(data),
+    "torch": lambda _, data: _is_torch(data),
     "safetensors": lambda _, data: is_safetensors(data),
     "mindspore": lambda path, data: path.suffix == ".ckpt",
     "llama2c": lambda *_: True,
@@ -93,5 +107,5 @@ _FOLDERS: dict[str, Callable[[Path], bool]] = {
         (path / "modules.json").exists() and not (path / "config.json").exists() and not _only(path, ".gguf", ".ckpt")
     ),
     "huggingface": lambda path: (path / "config.json").exists() and not _only(path, ".gguf", ".ckpt"),
-    "mindspore": lambda path: any(path.glob("*.ckpt")),
+    "mindspore": lambda path: any(not is_torch(file) for file in path.glob("*.ckpt")),
 }

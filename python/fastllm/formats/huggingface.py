@@ -9,7 +9,7 @@ from typing import Any
 
 from fastllm.errors import CheckpointError
 from fastllm.files import map_file, unfinished
-from fastllm.formats import Checkpoint, safetensors
+from fastllm.formats import Checkpoint, is_torch, safetensors
 from fastllm.tensors import Tensor
 
 # In the order transformers looks for them.
@@ -20,6 +20,9 @@ _WEIGHTS = (
     "pytorch_model.bin.index.json",
     "rust_model.ot",
 )
+# torch.save's files by their names, and how the names of those begin that training leaves beside the weights.
+_TORCH = ("*.pt", "*.pth", "*.bin")
+_NO_WEIGHTS = ("optimizer", "scheduler", "scaler", "training_args", "rng_state", "random_states", "tokenizer")
 # What generation starts and ends with; AutoGPTQ's and AutoAWQ's settings, where they are not in config.json.
 _BESIDE = ("generation_config", "tokenizer_config", "quantize_config", "quant_config")
 
@@ -28,9 +31,11 @@ def read_folder(path: Path) -> Checkpoint:
     """Opens the weights of a folder. Raises CheckpointError for a file that is missing or broken."""
     name = next((name for name in _WEIGHTS if (path / name).exists()), None)
     if name is None:
-        single = sorted(path.glob("*.safetensors"))
+        single = other_weights(path)
         if len(single) != 1:
-            found = f"{len(single)} .safetensors files and no index" if single else "none of " + ", ".join(_WEIGHTS)
+            found = (
+                f"{len(single)} {single[0].suffix} files and no index" if single else f"none of {', '.join(_WEIGHTS)}"
+            )
             part = next(filter(None, (unfinished(path / name) for name in _WEIGHTS)), None)
             found += f", only {part.name}: its download has not ended" if part else ""
             raise CheckpointError(f"{path} has no weights that fastllm can find: {found}")
@@ -45,6 +50,15 @@ def read_folder(path: Path) -> Checkpoint:
         if tensor not in shards[file]:
             raise CheckpointError(f"{path / file} has not the tensor {tensor!r} that {name} says it holds")
     return checkpoint(path, path, f"{kind}, {len(files)} files", {t: shards[f][t] for t, f in places.items()})
+
+
+def other_weights(folder: Path) -> list[Path]:
+    """A folder's files of weights under names of their own; torch.save's only where there are no .safetensors."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        files = [file for kind in _TORCH for file in folder.glob(kind) if not file.name.startswith(_NO_WEIGHTS)]
+        files = sorted([*files, *filter(is_torch, folder.glob("*.ckpt"))])
+    return files
 
 
 def config(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fastllm.errors import CheckpointError
 _MOST_OPCODES = 1 << 19  # some 30 make a tensor: 16,000 tensors, and half a second of work
 # What a few opcodes can have done over and over to something large that they remember: so nothing is large.
 _MOST_NAME, _MOST_ARGUMENTS = 1024, 64
-_MOST_DIGITS = 16  # bytes of a long integer; torch.save's magic number has 10
+_MOST_DIGITS = 255  # bytes of a long integer; generators of random numbers have 17
 
 
 class Built(ABC):

@@ -268,11 +268,9 @@ def _read_legacy(path: Path, data: memoryview) -> Any:
 # ---- from objects to tensors
 
 
-# What training code calls the model's weights; the average of them comes last.
-_WEIGHTS = (
-    *("state_dict", "model_state_dict", "model", "model_state", "module", "net", "network", "weights", "params"),
-    *("ema", "ema_state_dict", "model_ema"),
-)
+# What training code calls the model's weights, and the average of them, which comes after all that has half as many.
+_WEIGHTS = ("state_dict", "model_state_dict", "model", "model_state", "module", "net", "network", "weights", "params")
+_AVERAGES = ("ema", "ema_state_dict", "model_ema", "ema_model")
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:
@@ -285,8 +283,8 @@ def _views(values: Mapping[Any, Any]) -> dict[str, _View]:
 
 def _named(path: Path, top: Mapping[Any, Any]) -> dict[str, _View]:
     """The model's tensors among all that a file has."""
-    places = {name: _mapping(value) for name, value in top.items() if isinstance(name, str)} | {"": top}
-    counts = {name: len(_views(values)) for name, values in places.items()}
+    places = {name: _weights_in(_mapping(value)) for name, value in top.items() if isinstance(name, str)} | {"": top}
+    counts = {name: len(_views(values)) / (1 + (name in _AVERAGES)) for name, values in places.items()}
     place = next((name for name in _WEIGHTS if counts.get(name)), None)
     if place is None:
         most = max(counts.values())
@@ -304,6 +302,14 @@ def _named(path: Path, top: Mapping[Any, Any]) -> dict[str, _View]:
     # What torch.compile and DistributedDataParallel put before and between.
     views = {name.replace("_orig_mod.", ""): view for name, view in views.items()}
     return _without(views, "module.") if all(name.startswith("module.") for name in views) else views
+
+
+def _weights_in(values: Mapping[Any, Any], depth: int = 3) -> Mapping[Any, Any]:
+    """The dict itself where it has tensors, or what it has under a name of _WEIGHTS, which may go on so."""
+    inner = next((values[name] for name in _WEIGHTS if _mapping(values.get(name))), None)
+    if not depth or inner is None or _views(values):
+        return values
+    return _weights_in(_mapping(inner), depth - 1)
 
 
 def _without(views: dict[str, _View], prefix: str) -> dict[str, _View]:

@@ -20,8 +20,11 @@ _PART = re.compile(
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save(\.(?!weight$|bias$)[^.]+)?)(?=\.)")
 
 _CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")  # GPT-2's matrices, which are stored (inputs, outputs)
-_HEADS = ("lm_head",)
+_HEADS = ("lm_head", "embed_out")  # the second is GPT-NeoX's, in files and by older versions of the library
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in")
+# What an adapter's task makes of the model's class, and the modules that are then trained whole.
+_TASKS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
+_CLASSIFIERS = ("classifier", "score")
 
 
 class Merge:
@@ -30,7 +33,7 @@ class Merge:
     def __init__(self, base: Checkpoint, adapter: Checkpoint) -> None:
         self.base, self.adapter = base, adapter
         self.options = options.read(adapter)
-        self.tensors, self.header = dict(base.tensors), dict(base.header)
+        self.tensors, self.header, self.architecture = dict(base.tensors), dict(base.header), base.architecture
         self.lost, self.added = "", ""  # what names in the base have less and more in front than the adapter's
 
     def result(self) -> Checkpoint:
@@ -49,14 +52,28 @@ class Merge:
                 raise self.error(f"has the tensor {name}, which is of no kind that fastllm applies")
         if not modules and not whole:
             raise self.error("has no tensors")
+        whole = self.without_classifier(whole)
         changed = [self.replace(target, name) for target, name in whole.items()]
         changed += [self.add(module, parts) for module, parts in modules.items()]
         self.untie(changed)
         about = f"{self.base.format} with {self.adapter.path.name}"
-        return self.base._replace(format=about, tensors=self.tensors, header=self.header)
+        return self.base._replace(
+            format=about, architecture=self.architecture, tensors=self.tensors, header=self.header
+        )
 
     def error(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.adapter.path} {what}")
+
+    def without_classifier(self, whole: dict[str, str]) -> dict[str, str]:
+        """The rest of `whole`, where the adapter brings a classifier, of labels without names, to a model of none."""
+        task = _TASKS.get(str(self.adapter.header.get("task_type")))
+        brought = {target: name for target, name in whole.items() if target.partition(".")[0] in _CLASSIFIERS}
+        if task is None or not brought or any(name.partition(".")[0] in _CLASSIFIERS for name in self.tensors):
+            return whole
+        self.tensors |= {target: self.adapter.tensors[name] for target, name in brought.items()}
+        self.header |= {"id2label": None, "num_labels": None}
+        self.architecture = re.sub("(For[A-Z][A-Za-z]*|LMHeadModel|Model)$", "", self.architecture) + task
+        return {target: name for target, name in whole.items() if target not in brought}
 
     def target(self, name: str, tensor: str) -> str:
         """The base's name of what the adapter calls `name`: that, or the only one that ends alike."""
@@ -74,12 +91,23 @@ class Merge:
         ]
         if len(found) != 1:
             if name.removesuffix(".weight").rpartition(".")[2] in _HEADS and self.embedding():
-                return "lm_head.weight"  # of a model whose head is its embedding
+                return self.head()
             where = "several places" if found else "no place"
             raise self.error(f"has {tensor}, for which {self.base.path} has {where}")
         common = next(t for t in (name, found[0], tail) if name.endswith(t) and found[0].endswith(t))
         self.lost, self.added = name.removesuffix(common), found[0].removesuffix(common)
         return found[0]
+
+    def head(self) -> str:
+        """The head's name, also of one that is the embedding until it differs."""
+        there = [n for n in self.tensors if n.removesuffix(".weight").rpartition(".")[2] in _HEADS]
+        return (
+            there[0]
+            if there
+            else "embed_out.weight"
+            if self.header.get("model_type") == "gpt_neox"
+            else "lm_head.weight"
+        )
 
     def embedding(self) -> str | None:
         """The name of the tensor that a tied head is."""
@@ -120,7 +148,7 @@ class Merge:
         ):
             raise self.error(f"has factors of {a.shape} and {b.shape} for {target} of {weight.shape}")
         outputs, inputs = b.shape[0], a.shape[1]
-        turned = weight.shape != (outputs, inputs) if outputs != inputs else self.is_conv1d(module)
+        turned = weight.shape != (outputs, inputs) if outputs != inputs else self.is_conv1d(module, weight)
         turned = turned or kind == "lora_embedding_"
         if weight.shape != ((inputs, outputs) if turned else (outputs, inputs)):
             raise self.error(f"has factors of {a.shape} and {b.shape} for {target} of {weight.shape}")
@@ -136,8 +164,9 @@ class Merge:
             self.add_bias(module, parts["lora_B.bias"], scale)
         return target
 
-    def is_conv1d(self, module: str) -> bool:
-        return self.header.get("model_type") == "gpt2" and module.rpartition(".")[2] in _CONV1D
+    def is_conv1d(self, module: str, weight: Tensor) -> bool:
+        """Whether a matrix is stored (inputs, outputs), which one that was quantized is not."""
+        return self.header.get("model_type") == "gpt2" and module.rpartition(".")[2] in _CONV1D and not weight.stored
 
     def magnitude(self, module: str, parts: Mapping[str, str], outputs: int, kind: str) -> Tensor | None:
         """What a row's length becomes where the adapter is DoRA (Liu et al., 2024)."""
@@ -173,10 +202,11 @@ class Merge:
                     "changes the embedding of a model whose head it is, too: merge it into its model with peft"
                 )
             return
-        if "lm_head.weight" in changed:
+        head = self.head()
+        if head in changed:
             self.header["tie_word_embeddings"] = False
         elif embedding in changed and not self.options.keep_tied:
             tied = self.header.get("tie_word_embeddings")
-            if tied is True or (tied is None and "lm_head.weight" not in self.base.tensors):
-                self.tensors["lm_head.weight"] = self.base.tensors[embedding]
+            if tied is True or (tied is None and head not in self.base.tensors):
+                self.tensors[head] = self.base.tensors[embedding]
                 self.header["tie_word_embeddings"] = False

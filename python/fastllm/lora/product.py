@@ -61,7 +61,7 @@ def added(weight: Tensor, factors: Factors, *, magnitude: Tensor | None) -> Tens
                 out[first - begin : last - begin] = total
         return out
 
-    return Tensor("f32", weight.shape, read)
+    return Tensor("f32", weight.shape, read, stored=weight.stored)
 
 
 def product(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:

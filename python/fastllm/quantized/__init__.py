@@ -17,7 +17,7 @@ from fastllm.formats import Checkpoint
 from fastllm.quantized.modules import Module
 from fastllm.quantized.refused import named_by
 from fastllm.quantized.schemes import SCHEMES, Scheme
-from fastllm.tensors import Bytes
+from fastllm.tensors import Bytes, Tensor
 
 # Where a config says how its weights were quantized: transformers, MLX, AutoGPTQ, AutoAWQ, older compressed-tensors.
 _SECTIONS = ("quantization_config", "quantization", "quantize_config", "quant_config", "compression_config")
@@ -31,6 +31,9 @@ _OF_ACTIVATIONS = (
     ".q_scale",
     ".k_scale",
     ".v_scale",
+    ".kv_scale",
+    ".kv_cache_scale",
+    ".prob_output_scale",
     ".input_scale_ub",
 )
 
@@ -57,6 +60,7 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
     if (what := named_by(tensors, method)) is not None:
         raise _refusal(checkpoint, what)
     _check_settings(checkpoint, about)
+    _check_has_scales(checkpoint, tensors, scaled=bool(made) or "fp8" in method)
     if not made:
         return checkpoint
     kinds = ", ".join(dict.fromkeys(str(name) for name in names))
@@ -108,6 +112,13 @@ def _quiet(read: Callable[[int, int], Bytes]) -> Callable[[int, int], Bytes]:
             return read(begin, end)
 
     return quiet
+
+
+def _check_has_scales(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, scaled: bool) -> None:
+    """FP8 may be all that there is of a matrix, but not beside matrices that have scales, or where a config says so."""
+    for name, tensor in tensors.items():
+        if scaled and tensor.raw is not None and tensor.raw.is_float8 and len(tensor.shape) > 1:
+            raise CheckpointError(f"{checkpoint.path} is broken: {name} is in FP8 and its scales are missing")
 
 
 def _check_settings(checkpoint: Checkpoint, about: Mapping[str, Any]) -> None:
