@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import fastllm
 import vocabularies
 from fastllm import OptionError, TokenizerError
+from fastllm.chat import ChatTemplate
 from fastllm.tokenizer import decode, find, from_blob
 from reference import build
 
@@ -49,12 +50,13 @@ def vocabulary(kind, folder):
 def write(folder, kind, where, rng, **config):
     """A vocabulary with added tokens of random kinds, in the files that `where` names; and transformers' tokenizer."""
     tokens, name, model_type = vocabulary(kind, folder)
+    model_type = config.pop("model_type", model_type)
     added, end = {}, len(tokens)
     for text in rng.sample(NAMES, 6):
         i = tokens.index(text) if text in tokens else end
         end += text not in tokens
         added[i] = {"content": text, "special": rng.random() < 0.5, **{flag: rng.random() < 0.4 for flag in FLAGS}}
-    config |= {"tokenizer_class": name, "model_max_length": 1000}
+    config = {"tokenizer_class": name, "model_max_length": 1000} | config
     if kind != "wordpiece":
         config |= {"bos_token": "<s>", "eos_token": "</s>"}
     beside = {"pad_token": {"content": "<pad>", "rstrip": True, "lstrip": False, "normalized": False}}
@@ -113,6 +115,36 @@ def test_spaces_of_llama(made, kind, legacy, prefix, data):
     agree(ours, library, text)
     ids = library.encode(text)
     assert decode(ours, ids) == library.decode(ids, skip_special_tokens=True)
+
+
+# Model types whose class is what the files name, those that have none, and one that has another.
+TYPES = ["llama", "gemma", "qwen3", "phi", "cohere", "idefics3", "deepseek_v3", "mine", "", "mistral", "phi3", "olmo2"]
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "CodeLlamaTokenizerFast"])
+@pytest.mark.parametrize("kind", ["sentencepiece", "llama json"])
+def test_where_llamas_spaces_are(made, kind, name, model_type):
+    """For each model type that transformers runs the named class for."""
+    ours, library = made(kind, "added_tokens_decoder", tokenizer_class=name, model_type=model_type)
+    for text in ("the cat", "  the", "<x> the<x>the", "\u2581the", "</s>the</s> the"):
+        agree(ours, library, text)
+
+
+def test_roles_of_a_bare_model(tmp_path):
+    """Nothing but a SentencePiece model and a template that begins with BOS; a role that is null stays none."""
+    library = vocabularies.sentence_pieces(tmp_path, symbols=False)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    messages = [{"role": "user", "content": "the"}]
+    ids = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
+    ours = find(tmp_path, library.vocab_size())
+    assert ChatTemplate(from_blob(ours.kind, ours.blob)).encode(messages) == ids
+    for role in ("bos_token", "eos_token", "unk_token"):
+        assert ours.roles[role] == getattr(theirs, role)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": None, "eos_token": ""}))
+    assert {"bos_token", "eos_token"}.isdisjoint(find(tmp_path, library.vocab_size()).roles)
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import Files, Tokenizer
+from fastllm.tokenizer import END_TOKENS, Files, Tokenizer
 from fastllm.tokenizer.added import AddedToken
-from fastllm.tokenizer.pieces import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, PieceTokenizer, piece_model, shown
+from fastllm.tokenizer.pieces import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    PieceTokenizer,
+    piece_model,
+    shown,
+    user_defined,
+)
 from fastllm.tokenizer.settings import Settings
 
 # ---- splits of a text into words -------------------------------------------------------------------------------------
@@ -60,6 +70,8 @@ _COMPOSED = {"qwen2", "olmo"}
 
 # ---- the metadata ----------------------------------------------------------------------------------------------------
 
+_CONTROLS = ("bos", "eos", "eot", "eom")
+
 
 class _Metadata:
     """The checked values of "tokenizer.ggml.*"."""
@@ -74,6 +86,13 @@ class _Metadata:
             raise TokenizerError("its metadata has no tokens")
         if min(self.types) < 0 or max(self.types) > BYTE:
             raise TokenizerError("its metadata has a token_type that is not known")
+        # Files call those that end or begin a text any type; nothing else is to be made of them.
+        named = {self.tokens[i] for role in _CONTROLS if (i := self.token(role)) is not None}
+        plain = {NORMAL: named, USER_DEFINED: named | set(END_TOKENS) - {"</s>"}}
+        self.types = [
+            CONTROL if token in plain.get(kind, ()) else kind
+            for token, kind in zip(self.tokens, self.types, strict=True)
+        ]
 
     def get(self, key: str) -> Any:
         return self._values.get(f"tokenizer.ggml.{key}")
@@ -149,6 +168,7 @@ def _sentencepiece(metadata: _Metadata) -> Tokenizer:
         return piece_model(words, scores, types, add_dummy_prefix=space)
 
     tokenizer = PieceTokenizer(words, shown(words, types), model, added, space=space)
+    tokenizer.added = [*tokenizer.added, *user_defined(words, types, added)]
     tokenizer.prefix, tokenizer.suffix = metadata.affixes(bos=True, bos_id=1, eos_id=2)
     return tokenizer
 

@@ -61,7 +61,7 @@ def read(files: Files) -> LibraryTokenizer:
 
 def _put_spaces_as_llama(hf: Any, tokenizer: tokenizers.Tokenizer, settings: Settings) -> None:
     """transformers' LlamaTokenizer takes the vocabulary and merges from the file and none of its rules for spaces."""
-    scheme = "always" if settings.flag("legacy") else "first"
+    scheme = "always" if settings.legacy else "first"
     steps = [hf.decoders.Replace("\u2581", " "), hf.decoders.ByteFallback(), hf.decoders.Fuse()]
     if settings.flag("add_prefix_space") is False:
         scheme = "never"
