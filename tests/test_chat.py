@@ -203,6 +203,24 @@ def test_an_end_of_another_type():
     assert decode(tokenizer, [library.token_to_id("</s>")]) == ""
 
 
+def test_an_end_that_is_text(tmp_path):
+    """A role's token that is a word stays one of the vocabulary."""
+    metadata = json.loads(vocabularies.gguf_pieces(vocabularies.sentence_pieces(tmp_path), prefix=True))
+    tokens = metadata["tokenizer.ggml.tokens"]
+    end = tokens.index("\u2581the")
+    tokenizer = from_blob("gguf", json.dumps(metadata | {"tokenizer.ggml.eos_token_id": end}).encode())
+    assert end in tokenizer.ends
+    assert tokenizer.encode("the") == [end]
+    assert decode(tokenizer, [end]) == "the"
+
+
+def test_a_template_that_is_no_text(tmp_path):
+    vocabularies.byte_level(vocabularies.gpt2_split()).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_bytes("{{ messages }}".encode("utf-16"))
+    with pytest.raises(TokenizerError, match="its chat template's file is no UTF-8 text: byte 0 is not"):
+        find(tmp_path, 2000)
+
+
 def test_ends_that_are_not_special(tmp_path):
     """As Qwen 2.5's files have <|fim_pad|>; </s> that is only added is HTML's."""
     library = vocabularies.byte_level(vocabularies.gpt2_split())

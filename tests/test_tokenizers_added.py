@@ -218,6 +218,13 @@ def test_broken(tmp_path, kind, config):
         find(tmp_path, 2000)
 
 
+@pytest.mark.parametrize("blob", ["null", "[]", "3", '"tokenizer"'])
+def test_no_object(tmp_path, blob):
+    (tmp_path / "tokenizer.json").write_text(blob)
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json is no usable tokenizer: it is no JSON object;"):
+        find(tmp_path, 100)
+
+
 @pytest.mark.parametrize("added", [[], {"<x>": "1"}, {"<x>": -1}, {"": 3}, {"<x>": 1 << 40}, {"<x>": 900_000}], ids=str)
 def test_broken_added_tokens(tmp_path, added):
     vocabulary("sentencepiece", tmp_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,6 +72,7 @@ _COMPOSED = {"qwen2", "olmo"}
 # ---- the metadata ----------------------------------------------------------------------------------------------------
 
 _CONTROLS = ("bos", "eos", "eot", "eom")
+_MARKED = re.compile(r"[\u2581_]?(<.+>|\[.+\])")
 
 
 class _Metadata:
@@ -86,13 +88,13 @@ class _Metadata:
             raise TokenizerError("its metadata has no tokens")
         if min(self.types) < 0 or max(self.types) > BYTE:
             raise TokenizerError("its metadata has a token_type that is not known")
-        # Files call those that end or begin a text any type; nothing else is to be made of them.
-        named = {self.tokens[i] for role in _CONTROLS if (i := self.token(role)) is not None}
-        plain = {NORMAL: named, USER_DEFINED: named | set(END_TOKENS) - {"</s>"}}
-        self.types = [
-            CONTROL if token in plain.get(kind, ()) else kind
-            for token, kind in zip(self.tokens, self.types, strict=True)
-        ]
+        # Files call those that end or begin a text any type; as long as they are no text themselves, they are special.
+        named = [i for role in _CONTROLS if (i := self.token(role)) is not None]
+        ends = set(END_TOKENS) - {"</s>"}
+        ends_by_type = [i for i, kind in enumerate(self.types) if kind == USER_DEFINED and self.tokens[i] in ends]
+        for i in (*named, *ends_by_type):
+            if self.types[i] in (NORMAL, USER_DEFINED) and _MARKED.fullmatch(self.tokens[i]):
+                self.types[i] = CONTROL
 
     def get(self, key: str) -> Any:
         return self._values.get(f"tokenizer.ggml.{key}")

@@ -201,7 +201,10 @@ def _templates(files: Files, config: Mapping[str, Any]) -> dict[str, str]:
     if "chat_template.jinja" in files:
         more = "additional_chat_templates/tool_use.jinja"
         names = {"default": "chat_template.jinja", "tool_use": more}
-        return {name: files[file].decode("utf-8", "replace") for name, file in names.items() if file in files}
+        try:
+            return {name: files[file].decode() for name, file in names.items() if file in files}
+        except UnicodeDecodeError as error:
+            raise TokenizerError(f"its chat template's file is no UTF-8 text: byte {error.start:,} is not") from None
     if "chat_template.json" in files:
         config = _mapping(files, "chat_template.json")
     given = config.get("chat_template")

@@ -74,7 +74,10 @@ def _put_spaces_as_llama(hf: Any, tokenizer: tokenizers.Tokenizer, settings: Set
 
 def _check_growth(blob: bytes) -> None:
     """Steps that each double a text would fill all memory: the library does not look."""
-    if _growth(json.loads(blob).get("normalizer") or {}) > _MOST_GROWTH:
+    state = json.loads(blob)
+    if not isinstance(state, dict):
+        raise TokenizerError("it is no JSON object")
+    if _growth(state.get("normalizer") or {}) > _MOST_GROWTH:
         raise TokenizerError(f"its normalizer makes texts more than {_MOST_GROWTH} times longer")
 
 
