@@ -131,20 +131,22 @@ def test_where_llamas_spaces_are(made, kind, name, model_type):
         agree(ours, library, text)
 
 
-def test_roles_of_a_bare_model(tmp_path):
-    """Nothing but a SentencePiece model and a template that begins with BOS; a role that is null stays none."""
-    library = vocabularies.sentence_pieces(tmp_path, symbols=False)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+@pytest.mark.parametrize("kind", ["sentencepiece", "llama json"])
+def test_roles_that_no_file_names(tmp_path, kind):
+    """Nothing but a vocabulary and a template that begins with BOS; a role that is null stays none."""
+    size = len(vocabulary(kind, tmp_path)[0])
+    name = "LlamaTokenizer" if kind == "llama json" else None
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "tokenizer_class": name}))
     (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     messages = [{"role": "user", "content": "the"}]
     ids = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
-    ours = find(tmp_path, library.vocab_size())
+    ours = find(tmp_path, size)
     assert ChatTemplate(from_blob(ours.kind, ours.blob)).encode(messages) == ids
     for role in ("bos_token", "eos_token", "unk_token"):
         assert ours.roles[role] == getattr(theirs, role)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": None, "eos_token": ""}))
-    assert {"bos_token", "eos_token"}.isdisjoint(find(tmp_path, library.vocab_size()).roles)
+    assert {"bos_token", "eos_token"}.isdisjoint(find(tmp_path, size).roles)
 
 
 @pytest.fixture(scope="module")

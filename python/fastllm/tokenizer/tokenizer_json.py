@@ -56,6 +56,9 @@ def read(files: Files) -> LibraryTokenizer:
         tokenizer, settings = hf.Tokenizer.from_buffer(files["tokenizer.json"]), Settings(files)
         if settings.llama and b'"ByteLevel"' not in files["tokenizer.json"]:
             _put_spaces_as_llama(hf, tokenizer, settings)
+            for role, text in (("unk_token", "<unk>"), ("bos_token", "<s>"), ("eos_token", "</s>")):
+                if tokenizer.token_to_id(text) is not None:
+                    settings.propose(role, text)
         return LibraryTokenizer(tokenizer, settings)
 
 
