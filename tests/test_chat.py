@@ -181,15 +181,69 @@ def test_ends_of_a_turn(tmp_path):
 
 @pytest.mark.parametrize("other", ["<|eot_id|>", "<end_of_turn>", "<|fim_pad|>", "<|end|>"])
 def test_ends_that_no_file_names(other):
-    """A special token that ends a turn in some family does so; the same text as a plain token does not."""
+    """A token that ends a turn in some family does so, special or only added; the same text as a plain one does not."""
     library = vocabularies.byte_level(vocabularies.gpt2_split())
     library.add_special_tokens([other])
     metadata = json.loads(vocabularies.gguf_bytes(library, "gpt-2"))
     end, kinds = library.token_to_id(other), metadata["tokenizer.ggml.token_type"]
-    assert end in from_blob("gguf", json.dumps(metadata).encode()).ends
-    for kind in (1, 4):  # normal, user-defined
+    for kind in (1, 3, 4):  # normal, control, user-defined
         kinds[end] = kind
-        assert end not in from_blob("gguf", json.dumps(metadata).encode()).ends
+        tokenizer = from_blob("gguf", json.dumps(metadata).encode())
+        assert (end in tokenizer.ends) == (kind != 1)
+        assert (decode(tokenizer, [end]) == "") == (kind != 1)
+
+
+def test_an_end_of_another_type():
+    """Files of old have one type for all tokens: what has a role is special all the same."""
+    library = vocabularies.byte_level(vocabularies.gpt2_split())
+    metadata = json.loads(vocabularies.gguf_bytes(library, "gpt-2"))
+    del metadata["tokenizer.ggml.token_type"]
+    tokenizer = from_blob("gguf", json.dumps(metadata).encode())
+    assert tokenizer.encode("a</s>", special=True) == [library.token_to_id("a"), library.token_to_id("</s>")]
+    assert decode(tokenizer, [library.token_to_id("</s>")]) == ""
+
+
+def test_an_end_that_is_text(tmp_path):
+    """A role's token that is a word stays one of the vocabulary."""
+    metadata = json.loads(vocabularies.gguf_pieces(vocabularies.sentence_pieces(tmp_path), prefix=True))
+    tokens = metadata["tokenizer.ggml.tokens"]
+    end = tokens.index("\u2581the")
+    tokenizer = from_blob("gguf", json.dumps(metadata | {"tokenizer.ggml.eos_token_id": end}).encode())
+    assert end in tokenizer.ends
+    assert tokenizer.encode("the") == [end]
+    assert decode(tokenizer, [end]) == "the"
+
+
+def test_a_template_that_is_no_text(tmp_path):
+    vocabularies.byte_level(vocabularies.gpt2_split()).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_bytes("{{ messages }}".encode("utf-16"))
+    with pytest.raises(TokenizerError, match="its chat template's file is no UTF-8 text: byte 0 is not"):
+        find(tmp_path, 2000)
+
+
+def test_ends_that_are_not_special(tmp_path):
+    """As Qwen 2.5's files have <|fim_pad|>; </s> that is only added is HTML's."""
+    library = vocabularies.byte_level(vocabularies.gpt2_split())
+    library.add_tokens(["<|fim_pad|>", "<|eot_id|>"])
+    state = json.loads(library.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["special"] and token["content"] != "</s>"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    ends = [library.token_to_id(text) for text in ("<|endoftext|>", "<|im_end|>", "<|fim_pad|>", "<|eot_id|>")]
+    assert set(find(tmp_path, 2000).ends) == set(ends)
+
+
+def test_pieces_that_are_taken_whole(tmp_path):
+    """SentencePiece takes user-defined pieces for themselves wherever they are: Gemma's begin and end turns."""
+    library = vocabularies.sentence_pieces(tmp_path)
+    template = "{% for message in messages %}<start_of_turn>{{ message.content }}{% endfor %}"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    start = library.piece_to_id("<start_of_turn>")
+    metadata = json.loads(vocabularies.gguf_pieces(library, prefix=True)) | {"tokenizer.chat_template": template}
+    for tokenizer in (find(tmp_path, 2000), from_blob("gguf", json.dumps(metadata).encode())):
+        ids = ChatTemplate(tokenizer).encode([{"role": "user", "content": "a<start_of_turn>b"}])
+        assert ids.count(start) == 1
+        assert decode(tokenizer, ids).count("<start_of_turn>") == 2
 
 
 def test_an_end_that_is_none():

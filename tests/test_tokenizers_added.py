@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import fastllm
 import vocabularies
 from fastllm import OptionError, TokenizerError
+from fastllm.chat import ChatTemplate
 from fastllm.tokenizer import decode, find, from_blob
 from reference import build
 
@@ -49,12 +50,13 @@ def vocabulary(kind, folder):
 def write(folder, kind, where, rng, **config):
     """A vocabulary with added tokens of random kinds, in the files that `where` names; and transformers' tokenizer."""
     tokens, name, model_type = vocabulary(kind, folder)
+    model_type = config.pop("model_type", model_type)
     added, end = {}, len(tokens)
     for text in rng.sample(NAMES, 6):
         i = tokens.index(text) if text in tokens else end
         end += text not in tokens
         added[i] = {"content": text, "special": rng.random() < 0.5, **{flag: rng.random() < 0.4 for flag in FLAGS}}
-    config |= {"tokenizer_class": name, "model_max_length": 1000}
+    config = {"tokenizer_class": name, "model_max_length": 1000} | config
     if kind != "wordpiece":
         config |= {"bos_token": "<s>", "eos_token": "</s>"}
     beside = {"pad_token": {"content": "<pad>", "rstrip": True, "lstrip": False, "normalized": False}}
@@ -113,6 +115,38 @@ def test_spaces_of_llama(made, kind, legacy, prefix, data):
     agree(ours, library, text)
     ids = library.encode(text)
     assert decode(ours, ids) == library.decode(ids, skip_special_tokens=True)
+
+
+# Model types whose class is what the files name, those that have none, and one that has another.
+TYPES = ["llama", "gemma", "qwen3", "phi", "cohere", "idefics3", "deepseek_v3", "mine", "", "mistral", "phi3", "olmo2"]
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "CodeLlamaTokenizerFast"])
+@pytest.mark.parametrize("kind", ["sentencepiece", "llama json"])
+def test_where_llamas_spaces_are(made, kind, name, model_type):
+    """For each model type that transformers runs the named class for."""
+    ours, library = made(kind, "added_tokens_decoder", tokenizer_class=name, model_type=model_type)
+    for text in ("the cat", "  the", "<x> the<x>the", "\u2581the", "</s>the</s> the"):
+        agree(ours, library, text)
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "llama json"])
+def test_roles_that_no_file_names(tmp_path, kind):
+    """Nothing but a vocabulary and a template that begins with BOS; a role that is null stays none."""
+    size = len(vocabulary(kind, tmp_path)[0])
+    name = "LlamaTokenizer" if kind == "llama json" else None
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "tokenizer_class": name}))
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    messages = [{"role": "user", "content": "the"}]
+    ids = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
+    ours = find(tmp_path, size)
+    assert ChatTemplate(from_blob(ours.kind, ours.blob)).encode(messages) == ids
+    for role in ("bos_token", "eos_token", "unk_token"):
+        assert ours.roles[role] == getattr(theirs, role)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": None, "eos_token": ""}))
+    assert {"bos_token", "eos_token"}.isdisjoint(find(tmp_path, size).roles)
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +218,13 @@ def test_broken(tmp_path, kind, config):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(TokenizerError, match=r"broken|no list|no JSON object|adds the token"):
         find(tmp_path, 2000)
+
+
+@pytest.mark.parametrize("blob", ["null", "[]", "3", '"tokenizer"'])
+def test_no_object(tmp_path, blob):
+    (tmp_path / "tokenizer.json").write_text(blob)
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json is no usable tokenizer: it is no JSON object;"):
+        find(tmp_path, 100)
 
 
 @pytest.mark.parametrize("added", [[], {"<x>": "1"}, {"<x>": -1}, {"": 3}, {"<x>": 1 << 40}, {"<x>": 900_000}], ids=str)

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import Files, Tokenizer
+from fastllm.tokenizer import END_TOKENS, Files, Tokenizer
 from fastllm.tokenizer.added import AddedToken
-from fastllm.tokenizer.pieces import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, PieceTokenizer, piece_model, shown
+from fastllm.tokenizer.pieces import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    PieceTokenizer,
+    piece_model,
+    shown,
+    user_defined,
+)
 from fastllm.tokenizer.settings import Settings
 
 # ---- splits of a text into words -------------------------------------------------------------------------------------
@@ -60,6 +71,9 @@ _COMPOSED = {"qwen2", "olmo"}
 
 # ---- the metadata ----------------------------------------------------------------------------------------------------
 
+_CONTROLS = ("bos", "eos", "eot", "eom")
+_MARKED = re.compile(r"[\u2581_]?(<.+>|\[.+\])")
+
 
 class _Metadata:
     """The checked values of "tokenizer.ggml.*"."""
@@ -74,6 +88,13 @@ class _Metadata:
             raise TokenizerError("its metadata has no tokens")
         if min(self.types) < 0 or max(self.types) > BYTE:
             raise TokenizerError("its metadata has a token_type that is not known")
+        # Files call those that end or begin a text any type; as long as they are no text themselves, they are special.
+        named = [i for role in _CONTROLS if (i := self.token(role)) is not None]
+        ends = set(END_TOKENS) - {"</s>"}
+        ends_by_type = [i for i, kind in enumerate(self.types) if kind == USER_DEFINED and self.tokens[i] in ends]
+        for i in (*named, *ends_by_type):
+            if self.types[i] in (NORMAL, USER_DEFINED) and _MARKED.fullmatch(self.tokens[i]):
+                self.types[i] = CONTROL
 
     def get(self, key: str) -> Any:
         return self._values.get(f"tokenizer.ggml.{key}")
@@ -149,6 +170,7 @@ def _sentencepiece(metadata: _Metadata) -> Tokenizer:
         return piece_model(words, scores, types, add_dummy_prefix=space)
 
     tokenizer = PieceTokenizer(words, shown(words, types), model, added, space=space)
+    tokenizer.added = [*tokenizer.added, *user_defined(words, types, added)]
     tokenizer.prefix, tokenizer.suffix = metadata.affixes(bos=True, bos_id=1, eos_id=2)
     return tokenizer
 

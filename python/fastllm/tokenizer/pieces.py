@@ -156,6 +156,9 @@ def _field(number: int, value: int | bytes) -> bytes:
 
 # ---- SentencePiece's own files ---------------------------------------------------------------------------------------
 
+# Role, its id's field in the model's TrainerSpec, the id where it is not there, the piece's type.
+_ROLES = (("unk_token", 40, 0, UNKNOWN), ("bos_token", 41, 1, CONTROL), ("eos_token", 42, 2, CONTROL))
+
 
 def read(files: Files) -> PieceTokenizer:
     """A SentencePiece .model: a protobuf of pieces (1: text, 2: score, 3: type) and a normalizer."""
@@ -163,15 +166,19 @@ def read(files: Files) -> PieceTokenizer:
     words, types, others = _core.proto_pieces(blob)
     if not words:
         raise TokenizerError("it is no SentencePiece model: it has no pieces")
-    normalizer: dict[int, Any] = {}
+    trainer, normalizer = dict[int, Any](), dict[int, Any]()
     for number, value in others:
-        if number == 3 and isinstance(value, bytes):
-            normalizer |= dict(_core.proto_fields(value))
+        if number in (2, 3) and isinstance(value, bytes):
+            (trainer if number == 2 else normalizer).update(_core.proto_fields(value))
+    for role, field, default, kind in _ROLES:
+        i = trainer.get(field, default)
+        if isinstance(i, int) and i < len(words) and types[i] == kind:
+            settings.propose(role, words[i].decode("utf-8", "replace"))
     prefix, trims = bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1))
-    space, rule, first = prefix or trims, b"", settings.flag("legacy") is False
+    space, rule, first = prefix or trims, b"", settings.legacy is False
     if settings.llama:
         # transformers' LlamaTokenizer takes the pieces from the model and none of its rules for spaces.
-        prefix, space, first = False, settings.flag("add_prefix_space") is not False, not settings.flag("legacy")
+        prefix, space, first = False, settings.flag("add_prefix_space") is not False, not settings.legacy
         rule = _field(3, _field(1, b"identity") + _field(2, b"") + _field(3, int(space)) + _field(4, 0) + _field(5, 1))
     added = _added(words, types, settings, early=prefix)
     # The library takes a user-defined piece for itself wherever it is written: one that is taken before must not be.
@@ -198,6 +205,7 @@ def read(files: Files) -> PieceTokenizer:
     unspaced = " \u2581" if first or settings.llama else ""
     tokenizer = PieceTokenizer(words, pieces, model, added, space=space, first=first, unspaced=unspaced)
     tokenizer.plain = inside
+    tokenizer.added = [*tokenizer.added, *user_defined(words, types, added)]
     tokenizer.prefix, tokenizer.suffix = settings.affixes(tokenizer.token_id, None, None)
     settings.describe(tokenizer)
     return tokenizer
@@ -227,6 +235,12 @@ def _added(words: Sequence[bytes], types: Sequence[int], settings: Settings, *, 
             added[place] = token
             end += place == end
     return added
+
+
+def user_defined(words: Sequence[bytes], types: Sequence[int], added: Mapping[int, AddedToken]) -> list[str]:
+    """The pieces that the library itself takes whole wherever they are written."""
+    found = [i for i, kind in enumerate(types) if kind == USER_DEFINED and i not in added]
+    return [words[i].decode("utf-8", "replace") for i in found]
 
 
 def shown(words: Sequence[bytes], types: Sequence[int]) -> list[bytes]:

@@ -13,17 +13,29 @@ from fastllm.tokenizer.added import AddedToken
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 BERT = "BertTokenizer"
-_LLAMA = "LlamaTokenizer"
-# The model types for which transformers runs the class that a checkpoint names; others have a class of their own.
-_NAMED_CLASS = ("llama", "helium", "smollm3", None)
+_LLAMA, _CODE_LLAMA = "LlamaTokenizer", "CodeLlamaTokenizer"
+# The model types for which transformers does not run the class that a checkpoint names: the files alone say how a text
+# is split (transformers, models/auto/tokenization_auto.py: those with a backend for a class).
+_CLASSLESS = (
+    "EvollaModel arctic aria beam bigbird_pegasus camembertv2-base canary chatlm cohere_asr ernie4_5 ernie4_5_moe "
+    "flex_olmo fuyu glm glm4 glm4_moe glm4_moe_lite glm4v glm4v_moe glm_image glmasr got_ocr2 gpt_bigcode granite "
+    "granitemoe granitemoehybrid granitemoeshared h2ovl_chat hyperclovax hyperclovax_vlm internlm2 internlm3 "
+    "iquestcoder jamba kimi_k25 kimi_linear kosmos-2 llava llava_next mimo_v2_flash minicpm3 minicpmv minimax_m2 "
+    "ministral ministral3 mistral mistral3 mistral_large4 mixtral modernbert modernbert-decoder molmo molmo2 nemotron "
+    "nvfp4 nystromformer olmo2 olmo3 olmo_hybrid opencua openvla paddleocr_vl pegasus_x persimmon phi3 phi3_v phimoe "
+    "pix2struct pixtral smolvlm stablelm step3_vl umt5 vipllava voxtral xlm-roberta-xl"
+)
+# For these it runs a class of their own, whatever is named.
+_OWN_CLASS = "qwen2 qwen3_5 qwen3_5_moe qwen3_5_moe_text siglip2"
 
 
 def llama_class(files: Files) -> str:
-    """LlamaTokenizer, where tokenizer_config.json and config.json come to that; else nothing."""
+    """LlamaTokenizer or CodeLlamaTokenizer, where tokenizer_config.json and config.json come to that; else nothing."""
     config = _mapping(files, "config.json")
     named = _mapping(files, "tokenizer_config.json").get("tokenizer_class") or config.get("tokenizer_class")
-    llama = named in (_LLAMA, f"{_LLAMA}Fast") and config.get("model_type") in _NAMED_CLASS
-    return _LLAMA if llama else ""
+    named = named.removesuffix("Fast") if isinstance(named, str) else ""
+    other = config.get("model_type") in [*_CLASSLESS.split(), *_OWN_CLASS.split()]
+    return named if named in (_LLAMA, _CODE_LLAMA) and not other else ""
 
 
 def load_json(blob: bytes, what: str) -> Any:
@@ -45,8 +57,9 @@ class Settings:
     added: the added tokens whose ids the files say. special: special tokens that are named without their ids, by role
     or in a list. roles: the text of "bos_token" and so on, and of roles of the model's own, such as "image_token".
     ends: ids that end a text, from generation_config.json. llama: whether transformers' LlamaTokenizer decides where
-    spaces are put; bert: whether its BertTokenizer decides what becomes of case and accents. token_types: whether the
-    second of two texts has a token type of its own, where the vocabulary's file says so.
+    spaces are put; legacy: whether that puts one after each special token too, None where the files do not say. bert:
+    whether its BertTokenizer decides what becomes of case and accents. token_types: whether the second of two texts has
+    a token type of its own, where the vocabulary's file says so.
     """
 
     def __init__(self, files: Files) -> None:
@@ -80,8 +93,10 @@ class Settings:
         flags = {token.content: token for token in self.added.values()}
         both = {t.content: flags.get(t.content, t) for t in (*special.values(), *extras, *others)}
         self.special = list(both.values())
-        self.llama = files.get(CLASS_FILE) == _LLAMA.encode()
-        self.bert = files.get(CLASS_FILE) == BERT.encode()
+        named_class = files.get(CLASS_FILE, b"").decode("utf-8", "replace")
+        self.llama = named_class in (_LLAMA, _CODE_LLAMA)
+        self.legacy = self.flag("legacy") if named_class != _CODE_LLAMA else False
+        self.bert = named_class == BERT
         ends = _mapping(files, "generation_config.json").get("eos_token_id")
         self.ends = tuple(i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int and i >= 0)
         self._templates = _templates(files, config)
@@ -100,6 +115,11 @@ class Settings:
         """A yes or no of tokenizer_config.json; None where it does not say."""
         value = self._config.get(name)
         return value if isinstance(value, bool) else None
+
+    def propose(self, role: str, text: str) -> None:
+        """Says the text of a role where no file says one, or that there is none."""
+        if role not in self._config:
+            self.roles[role] = text
 
     def token(self, name: str) -> str | None:
         """The text of a token by its role, such as "bos_token"."""
@@ -188,7 +208,10 @@ def _templates(files: Files, config: Mapping[str, Any]) -> dict[str, str]:
     if "chat_template.jinja" in files:
         more = "additional_chat_templates/tool_use.jinja"
         names = {"default": "chat_template.jinja", "tool_use": more}
-        return {name: files[file].decode("utf-8", "replace") for name, file in names.items() if file in files}
+        try:
+            return {name: files[file].decode() for name, file in names.items() if file in files}
+        except UnicodeDecodeError as error:
+            raise TokenizerError(f"its chat template's file is no UTF-8 text: byte {error.start:,} is not") from None
     if "chat_template.json" in files:
         config = _mapping(files, "chat_template.json")
     given = config.get("chat_template")

@@ -56,6 +56,9 @@ def read(files: Files) -> LibraryTokenizer:
         tokenizer, settings = hf.Tokenizer.from_buffer(files["tokenizer.json"]), Settings(files)
         if settings.llama and b'"ByteLevel"' not in files["tokenizer.json"]:
             _put_spaces_as_llama(hf, tokenizer, settings)
+            for role, text in (("unk_token", "<unk>"), ("bos_token", "<s>"), ("eos_token", "</s>")):
+                if tokenizer.token_to_id(text) is not None:
+                    settings.propose(role, text)
         if settings.bert and isinstance(tokenizer.normalizer, hf.normalizers.BertNormalizer):
             tokenizer.normalizer = bert_normalizer(hf, settings)
         return LibraryTokenizer(tokenizer, settings)
@@ -63,7 +66,7 @@ def read(files: Files) -> LibraryTokenizer:
 
 def _put_spaces_as_llama(hf: Any, tokenizer: tokenizers.Tokenizer, settings: Settings) -> None:
     """transformers' LlamaTokenizer takes the vocabulary and merges from the file and none of its rules for spaces."""
-    scheme = "always" if settings.flag("legacy") else "first"
+    scheme = "always" if settings.legacy else "first"
     steps = [hf.decoders.Replace("\u2581", " "), hf.decoders.ByteFallback(), hf.decoders.Fuse()]
     if settings.flag("add_prefix_space") is False:
         scheme = "never"
@@ -87,7 +90,10 @@ def bert_normalizer(hf: Any, settings: Settings) -> Any:
 
 def _check_growth(blob: bytes) -> None:
     """Steps that each double a text would fill all memory: the library does not look."""
-    if _growth(json.loads(blob).get("normalizer") or {}) > _MOST_GROWTH:
+    state = json.loads(blob)
+    if not isinstance(state, dict):
+        raise TokenizerError("it is no JSON object")
+    if _growth(state.get("normalizer") or {}) > _MOST_GROWTH:
         raise TokenizerError(f"its normalizer makes texts more than {_MOST_GROWTH} times longer")
 
 
