@@ -135,7 +135,7 @@ def test_guesses_in_a_line_for_people() -> None:
         ("run", ("--draft", str(TINY)), "needs the same"),
         ("run", ("--draft", "nowhere.safetensors"), "nowhere.safetensors does not exist"),
         ("chat", ("--draft", "nowhere.safetensors"), "nowhere.safetensors does not exist"),
-        ("run", ("--draft", str(TINY.parent)), "is a folder"),
+        ("run", ("--draft", str(TINY.parent)), "3 files of weights and no config.json"),
         ("run", ("--lookup", "--draft", str(TINY)), "not allowed with"),
         ("chat", ("--lookup", "--draft", str(TINY)), "not allowed with"),
         ("run", ("--draft",), "expected one argument"),
