@@ -437,3 +437,18 @@ def test_scores_that_are_not_finite(tmp_path):
     model.save_pretrained(classifier(tmp_path / "bert"))
     texts = fastllm.load(tmp_path / "bert", dtype="f32", threads=1)
     assert "the scores of text 0" in refusal(lambda: texts.classify(["a", "b"]), NumericError)
+
+
+@pytest.mark.parametrize(
+    "text", [1, None, 1.5, [1.5], [None], ["a"], ["a", "b", "c"], ["a", 1], {"a": 1}, b"ab", object()]
+)
+def test_what_is_no_text(tmp_path, text):
+    model_of("bert", "BertForSequenceClassification", vocab_size=WORDS).save_pretrained(tmp_path)
+    word_pieces(tmp_path)
+    llm = fastllm.load(tmp_path, threads=1)
+    if text == b"ab":  # bytes are numbers
+        assert llm.classify([text]).shape == llm.classify([[97, 98]]).shape
+        return
+    for call in (llm.classify, llm.embed):
+        assert "text 1 is neither a text nor token ids" in refusal(lambda call=call: call(["a", text]), OptionError)
+    assert "neither a text nor token ids" in refusal(lambda: llm.hidden_states(text), OptionError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastllm import _core
@@ -156,16 +157,15 @@ class Labels:
 
     def _read(self, text: str | tuple[str, str] | Sequence[int], what: str) -> tuple[list[int], int]:
         """The ids of a text, checked, and where in them a second text with a token type of its own begins."""
-        parts: list[Any] = [text] if isinstance(text, str) else list(text)
+        ids: Sequence[int]
         second = None
-        strings = [part for part in parts if isinstance(part, str)]
-        if strings and (len(strings) != len(parts) or len(strings) > 2):
-            raise OptionError(f"{what} is neither a text, nor a pair of texts, nor token ids")
-        if len(strings) == 2:
-            parts, second = self._cut_pair(*strings)
-        elif strings:
-            parts = self._cut(*strings)
-        ids = self._ids(parts, what)
+        if isinstance(text, str):
+            ids = self._cut(text)
+        elif isinstance(text, (tuple, list)) and len(text) == 2 and all(isinstance(part, str) for part in text):
+            ids, second = self._cut_pair(*text)
+        else:
+            ids = token_ids(text, what)
+        ids = self._ids(ids, what)
         return ids, second if second is not None and self.config.second_segment else len(ids)
 
     def _cut(self, text: str) -> list[int]:
@@ -323,6 +323,14 @@ class _Asking(NamedTuple):
         except (TokenizerError, OptionError) as error:
             return f"takes no messages of the roles query and document ({error})"
         return "leaves out messages of the roles query and document" if base in others else None
+
+
+def token_ids(text: Any, what: str) -> list[int]:
+    """The ids that a text is given as. Raises OptionError, naming it, for anything else."""
+    try:
+        return [index(token) for token in text]
+    except TypeError:
+        raise OptionError(f"{what} is neither a text nor token ids: {text!r}"[:200]) from None
 
 
 def _common_end(a: Sequence[int], b: Sequence[int]) -> int:

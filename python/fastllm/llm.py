@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastllm import _core, store
-from fastllm.classify import Labels
+from fastllm.classify import Labels, token_ids
 from fastllm.config import Config
 from fastllm.embedding import Embedding, normalized
 from fastllm.engine import Batch, Engine, Generation
@@ -521,7 +521,7 @@ class LLM(Labels):
     ) -> list[int]:
         """The ids of a text that is to be embedded; of a string with its prompt and what belongs around it."""
         longest = min(self.context, how.max_tokens or self.context)
-        ids = self._prompted(before, self._lowered(how, text)) if isinstance(text, str) else list(text)
+        ids = self._prompted(before, self._lowered(how, text)) if isinstance(text, str) else token_ids(text, what)
         if len(ids) > longest:
             if not truncate:
                 raise ContextError(f"{what} has {len(ids):,} tokens, the model takes {longest:,}: truncate=True cuts")
@@ -573,7 +573,7 @@ class LLM(Labels):
     def _ids(self, text: str | Sequence[int], what: str) -> list[int]:
         """The ids of a text that is to go through the model, checked, as are the files that it lies in."""
         self._model.check_files()
-        ids = self.tokenize(text) if isinstance(text, str) else [int(token) for token in text]
+        ids = self.tokenize(text) if isinstance(text, str) else token_ids(text, what)
         if not ids:
             raise OptionError(f"{what} is empty: it needs a token")
         self._check_tokens(ids)
