@@ -12,18 +12,7 @@ import test_names as names
 from conftest import failure
 from reference import torch, transformers
 
-TEXT = {
-    "vocab_size": 131,
-    "hidden_size": 64,
-    "intermediate_size": 57,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
+TEXT = decoders.SIZES | {"hidden_size": 64, "num_hidden_layers": 2}
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 50000.0, "mrope_section": [2, 3, 3]}}
 QWEN_VISION = {"depth": 1, "hidden_size": 16, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 16}
 

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from operator import index
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastllm import _core
 from fastllm.dense import apply
 from fastllm.errors import CheckpointError, NumericError, OptionError, TokenizerError, about
 from fastllm.heads import activate
+from fastllm.texts import Texts, token_ids
 from fastllm.tokenizer import Pair, cut_pair
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     from numpy.typing import NDArray
 
     from fastllm.chat import ChatTemplate
-    from fastllm.config import Config
-    from fastllm.engine import Engine
     from fastllm.heads import Classifier
     from fastllm.store import Stored
-    from fastllm.tokenizer import Tokenizer
 
 # What Qwen3-Reranker (Zhang et al., 2025) was trained to read, by its model card.
 _JUDGE = (
@@ -34,33 +29,8 @@ _INSTRUCTION = "Given a web search query, retrieve relevant passages that answer
 _FILLERS = ("0", "1 2 3 4")  # stand for texts where what a template writes after them is looked for
 
 
-class Labels:
+class Labels(Texts):
     """The part of an LLM (fastllm.llm) that has to do with labels and scores."""
-
-    config: Config
-    context: int
-    path: Path
-    bos: int | None
-    _engine: Engine
-    _isa: str | None
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        raise NotImplementedError
-
-    def _ids(self, text: str | Sequence[int], what: str) -> list[int]:
-        raise NotImplementedError
-
-    def _prefix(self) -> tuple[int, ...]:
-        raise NotImplementedError
-
-    def _encode(self, text: str, special: bool | None = None) -> list[int]:
-        raise NotImplementedError
-
-    def _streams(
-        self, texts: list[list[int]], layer: int | None, seconds: Mapping[int, int]
-    ) -> Iterator[NDArray[np.float32]]:
-        raise NotImplementedError
 
     def _set_head(self, stored: Stored) -> None:
         """Takes the classifier of a model. Raises CheckpointError where its layers do not fit it."""
@@ -323,14 +293,6 @@ class _Asking(NamedTuple):
         except (TokenizerError, OptionError) as error:
             return f"takes no messages of the roles query and document ({error})"
         return "leaves out messages of the roles query and document" if base in others else None
-
-
-def token_ids(text: Any, what: str) -> list[int]:
-    """The ids that a text is given as. Raises OptionError, naming it, for anything else."""
-    try:
-        return [index(token) for token in text]
-    except TypeError:
-        raise OptionError(f"{what} is neither a text nor token ids: {text!r}"[:200]) from None
 
 
 def _common_end(a: Sequence[int], b: Sequence[int]) -> int:

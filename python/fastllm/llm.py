@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastllm import _core, store
-from fastllm.classify import Labels, token_ids
+from fastllm.classify import Labels
 from fastllm.config import Config
 from fastllm.embedding import Embedding, normalized
 from fastllm.engine import Batch, Engine, Generation
@@ -19,7 +18,8 @@ from fastllm.machine import check_threads, read_bandwidth
 from fastllm.sampling import DEFAULTS, Sampling
 from fastllm.source import Adapters, check_not_converted, find_adapters, find_source, open_source, stored_tokenizer
 from fastllm.speculative import DraftModel, PromptLookup, Proposer
-from fastllm.tokenizer import Tokenizer, decode
+from fastllm.texts import check_layer, token_ids
+from fastllm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -222,63 +222,6 @@ class LLM(Labels):
         """GB/s at which its threads read its own weights, of its head, and do nothing else: takes no memory for it."""
         return read_bandwidth(self.threads, data=self._head.data[: 64 << 20])
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Raises TokenizerError, which says where one was looked for, when the model has none."""
-        if isinstance(self._tokenizer, TokenizerError):
-            raise TokenizerError(str(self._tokenizer))
-        return self._tokenizer
-
-    def tokenize(self, text: str, *, bos: bool = True, special: bool | None = None) -> list[int]:
-        """The token ids of a text, unless bos=False with what belongs around it.
-
-        Before a text that is to be continued, that is BOS where the model has one; around an encoder's, what its
-        tokenizer says, such as [CLS] and [SEP]. An empty text is BOS also where texts do without it, or the token that
-        ends one. special: whether special tokens that are written in the text ("<mask>", "<|im_end|>") become their ids
-        or are text like any other; None: they do in an encoder's, which is how a text for it is masked.
-        """
-        ids = self._around(text, suffix=not self.config.causal, special=special) if bos else self._encode(text, special)
-        self._check_tokens(ids)
-        if not bos:
-            return ids
-        first = self._first() if not ids else None
-        return ids if first is None else [first]
-
-    def _first(self) -> int | None:
-        """What a text of the model's own begins after: BOS, else what training put between texts."""
-        if self.bos is not None:
-            return self.bos
-        words = self.tokenizer
-        named = (words.token_id(words.roles[role]) for role in ("bos_token", "eos_token") if role in words.roles)
-        return next((i for i in named if i is not None), self.stop[0] if self.stop else None)
-
-    def _encode(self, text: str, special: bool | None = None) -> list[int]:
-        return self.tokenizer.encode(text, special=not self.config.causal if special is None else special)
-
-    def _around(self, text: str, *, suffix: bool, special: bool | None = None) -> list[int]:
-        return [*self._prefix(), *self._encode(text, special), *((self.tokenizer.suffix or ()) if suffix else ())]
-
-    def _prefix(self) -> tuple[int, ...]:
-        prefix = self.tokenizer.prefix
-        return prefix if prefix is not None else () if self.bos is None else (self.bos,)
-
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        """The text of token ids."""
-        self._check_tokens(tokens)
-        return decode(self.tokenizer, tokens)
-
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
-        size = self.config.vocab_size
-        for token in tokens:
-            if not 0 <= token < size:
-                raise OptionError(f"{token}{self._named(token)} is no token id: the vocabulary has {size:,}")
-
-    def _named(self, token: int) -> str:
-        """The text of a token past the model's vocabulary, which the tokenizer may have all the same."""
-        if isinstance(words := self._tokenizer, TokenizerError):
-            return ""
-        return next((f", {text!r}," for text in (*words.special, *words.added) if words.token_id(text) == token), "")
-
     def start(
         self,
         prompt: str | Sequence[int],
@@ -460,7 +403,7 @@ class LLM(Labels):
 
         Raises OptionError, ContextError.
         """
-        _check_layer(layer, self.config.n_layers - 1)
+        check_layer(layer, self.config.n_layers - 1)
         return self._engine.attention(self._ids(tokens, "the text"), layer, self.config.n_heads)
 
     @_core.standard_floats
@@ -552,35 +495,6 @@ class LLM(Labels):
         special = {self.tokenizer.token_id(token) for token in self.tokenizer.special}
         return len(ids) - bool(ids and ids[-1] in special)
 
-    def _streams(
-        self, texts: list[list[int]], layer: int | None, seconds: Mapping[int, int] = MappingProxyType({})
-    ) -> Iterator[NDArray[np.float32]]:
-        """The hidden states of each text, [T, dim]. seconds: where second texts begin, see Engine.hidden."""
-        import numpy
-
-        last = self.config.n_layers + 1
-        layer = last if layer is None else layer
-        _check_layer(layer, last)
-        pieces: list[NDArray[np.float32]] = []
-        for text, rows in self._engine.hidden(texts, layer, self.config.dim, seconds):
-            pieces.append(rows)
-            if sum(map(len, pieces)) == len(texts[text]):
-                whole = numpy.concatenate(pieces)
-                whole[numpy.isnan(whole)] = numpy.nan  # of one sign and payload, which depend on the machine
-                yield whole
-                pieces = []
-
-    def _ids(self, text: str | Sequence[int], what: str) -> list[int]:
-        """The ids of a text that is to go through the model, checked, as are the files that it lies in."""
-        self._model.check_files()
-        ids = self.tokenize(text) if isinstance(text, str) else token_ids(text, what)
-        if not ids:
-            raise OptionError(f"{what} is empty: it needs a token")
-        self._check_tokens(ids)
-        if len(ids) > self.context:
-            raise ContextError(f"{what} has {len(ids):,} tokens, the context {self.context:,}")
-        return ids
-
     def _check_head(self) -> None:
         if not self.config.head:
             can = (
@@ -626,11 +540,6 @@ def _stop_strings(stop: str | Sequence[str]) -> list[str]:
     if not all(isinstance(s, str) and s for s in stops):
         raise OptionError("a stop string must not be empty")
     return stops
-
-
-def _check_layer(layer: int, last: int) -> None:
-    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= last:
-        raise OptionError(f"layer must be between 0 and {last}, not {layer!r}")
 
 
 def _bytes_read(config: Config, name: str, tensor: _core.Matrix | _core.Vector) -> int:

@@ -1,0 +1,134 @@
+"""Texts as a model reads them: their token ids, with what belongs around them, and the stream at each token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from operator import index
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from fastllm.errors import ContextError, OptionError, TokenizerError
+from fastllm.tokenizer import Tokenizer, decode
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fastllm import _core
+    from fastllm.config import Config
+    from fastllm.engine import Engine
+
+
+class Texts:
+    """The part of an LLM (fastllm.llm, which sets its fields) that reads texts."""
+
+    config: Config
+    context: int
+    path: Path
+    bos: int | None
+    stop: tuple[int, ...]
+    _model: _core.Model
+    _engine: Engine
+    _tokenizer: Tokenizer | TokenizerError
+    _isa: str | None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises TokenizerError, which says where one was looked for, when the model has none."""
+        if isinstance(self._tokenizer, TokenizerError):
+            raise TokenizerError(str(self._tokenizer))
+        return self._tokenizer
+
+    def tokenize(self, text: str, *, bos: bool = True, special: bool | None = None) -> list[int]:
+        """The token ids of a text, unless bos=False with what belongs around it.
+
+        Before a text that is to be continued, that is BOS where the model has one; around an encoder's, what its
+        tokenizer says, such as [CLS] and [SEP]. An empty text is BOS also where texts do without it, or the token that
+        ends one. special: whether special tokens that are written in the text ("<mask>", "<|im_end|>") become their ids
+        or are text like any other; None: they do in an encoder's, which is how a text for it is masked.
+        """
+        ids = self._around(text, suffix=not self.config.causal, special=special) if bos else self._encode(text, special)
+        self._check_tokens(ids)
+        if not bos:
+            return ids
+        first = self._first() if not ids else None
+        return ids if first is None else [first]
+
+    def _first(self) -> int | None:
+        """What a text of the model's own begins after: BOS, else what training put between texts."""
+        if self.bos is not None:
+            return self.bos
+        words = self.tokenizer
+        named = (words.token_id(words.roles[role]) for role in ("bos_token", "eos_token") if role in words.roles)
+        return next((i for i in named if i is not None), self.stop[0] if self.stop else None)
+
+    def _encode(self, text: str, special: bool | None = None) -> list[int]:
+        return self.tokenizer.encode(text, special=not self.config.causal if special is None else special)
+
+    def _around(self, text: str, *, suffix: bool, special: bool | None = None) -> list[int]:
+        return [*self._prefix(), *self._encode(text, special), *((self.tokenizer.suffix or ()) if suffix else ())]
+
+    def _prefix(self) -> tuple[int, ...]:
+        prefix = self.tokenizer.prefix
+        return prefix if prefix is not None else () if self.bos is None else (self.bos,)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids."""
+        self._check_tokens(tokens)
+        return decode(self.tokenizer, tokens)
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        size = self.config.vocab_size
+        for token in tokens:
+            if not 0 <= token < size:
+                raise OptionError(f"{token}{self._named(token)} is no token id: the vocabulary has {size:,}")
+
+    def _named(self, token: int) -> str:
+        """The text of a token past the model's vocabulary, which the tokenizer may have all the same."""
+        if isinstance(words := self._tokenizer, TokenizerError):
+            return ""
+        return next((f", {text!r}," for text in (*words.special, *words.added) if words.token_id(text) == token), "")
+
+    def _streams(
+        self, texts: list[list[int]], layer: int | None, seconds: Mapping[int, int] = MappingProxyType({})
+    ) -> Iterator[NDArray[np.float32]]:
+        """The hidden states of each text, [T, dim]. seconds: where second texts begin, see Engine.hidden."""
+        import numpy
+
+        last = self.config.n_layers + 1
+        layer = last if layer is None else layer
+        check_layer(layer, last)
+        pieces: list[NDArray[np.float32]] = []
+        for text, rows in self._engine.hidden(texts, layer, self.config.dim, seconds):
+            pieces.append(rows)
+            if sum(map(len, pieces)) == len(texts[text]):
+                whole = numpy.concatenate(pieces)
+                whole[numpy.isnan(whole)] = numpy.nan  # of one sign and payload, which depend on the machine
+                yield whole
+                pieces = []
+
+    def _ids(self, text: str | Sequence[int], what: str) -> list[int]:
+        """The ids of a text that is to go through the model, checked, as are the files that it lies in."""
+        self._model.check_files()
+        ids = self.tokenize(text) if isinstance(text, str) else token_ids(text, what)
+        if not ids:
+            raise OptionError(f"{what} is empty: it needs a token")
+        self._check_tokens(ids)
+        if len(ids) > self.context:
+            raise ContextError(f"{what} has {len(ids):,} tokens, the context {self.context:,}")
+        return ids
+
+
+def token_ids(text: Any, what: str) -> list[int]:
+    """The ids that a text is given as. Raises OptionError, naming it, for anything else."""
+    try:
+        return [index(token) for token in text]
+    except TypeError:
+        raise OptionError(f"{what} is neither a text nor token ids: {text!r}"[:200]) from None
+
+
+def check_layer(layer: int, last: int) -> None:
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= last:
+        raise OptionError(f"layer must be between 0 and {last}, not {layer!r}")
