@@ -90,13 +90,15 @@ WHERE = ["added_tokens_decoder", "added_tokens.json", "special_tokens_map.json"]
 WHERE += ["extra_special_tokens", "additional_special_tokens", "roles"]
 
 
-@pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize("kind", ["sentencepiece", "llama json", "tokenizer.json", "gpt2", "wordpiece"])
+KINDS = ["sentencepiece", "llama json", "tokenizer.json", "gpt2", "wordpiece"]
+# Left out: of a .model, transformers puts the model's own control pieces in place of the list in that file.
+PLACES = [(k, w) for k in KINDS for w in WHERE if (k, w) != ("sentencepiece", "special_tokens_map.json")]
+
+
+@pytest.mark.parametrize(("kind", "where"), PLACES)
 @slow
 @given(data=st.data())
 def test_where_tokens_are_added(made, kind, where, data):
-    if kind == "sentencepiece" and where == "special_tokens_map.json":
-        pytest.skip("transformers puts the model's own control pieces in place of that list")
     ours, library = made(kind, where)
     agree(ours, library, data.draw(texts))
 

@@ -200,12 +200,15 @@ class Labels(Texts):
         if self.ranking.refused:
             raise CheckpointError(self.ranking.refused)
         prompt = self.ranking.prompt if instruction is None else instruction
-        chat = self._asking(template)
-        pairs = [self._judged(chat, prompt, query, document, i) for i, document in enumerate(documents)]
+        asking = self._asking(template)
+        pairs = [self._judged(asking, prompt, query, document, i) for i, document in enumerate(documents)]
+        if not pairs:
+            return []
         if classifier is not None:
             scores = self._scores(classifier, pairs)
         else:
-            scores = numpy.array([self._judge(ids) for ids, _ in pairs], numpy.float32).reshape(-1, 1)
+            words = self._words()
+            scores = numpy.array([self._judge(ids, *words) for ids, _ in pairs], numpy.float32).reshape(-1, 1)
         scored = [float(score) for score in activate(self.ranking.activation, scores)[:, 0]]
         return sorted(enumerate(scored), key=lambda pair: -pair[1])
 
@@ -223,7 +226,8 @@ class Labels(Texts):
         if why is None:
             return asking
         if template is None and self.classifier is None and self.ranking.words is None:
-            # Qwen3's template is told so to begin the answer after its thoughts; others read no such variable.
+            # With this variable Qwen3's template writes an empty thought, so that the answer comes next; others ignore
+            # it.
             asking = _Asking(chat, {"add_generation_prompt": True, "enable_thinking": False}, roles=False)
             why = asking.fault()
             if why is None:
@@ -247,9 +251,8 @@ class Labels(Texts):
             ids = [*ids[: self.max_length - keep], *ids[len(ids) - keep :]]
         return self._read(ids, what)
 
-    def _judge(self, ids: list[int]) -> float:
+    def _judge(self, ids: list[int], true: int, false: int | None) -> float:
         """The answer of a language model after a text: the logit of one word, less that of the other."""
-        true, false = self._words()
         logits = self._engine.after(ids)
         return float(logits[true] if false is None else logits[true] - logits[false])
 

@@ -114,16 +114,8 @@ def qwen3_moe(source: Source) -> Recipe:
         "num_experts": 128,
         "moe_intermediate_size": 768,
     }
-    moe = _sparse_layers(source)
-    config = settings(
-        source,
-        qk_norm="head",
-        windows=same_window(source, 4096) if source.flag("use_sliding_window") else (),
-        hidden_dim=0 if all(moe) else source.integer("intermediate_size"),
-        **_routing(source, used=8),
-        expert_dim=source.integer("moe_intermediate_size"),
-        moe=moe,
-    )
+    windows = same_window(source, 4096) if source.flag("use_sliding_window") else ()
+    config = _qwen3_settings(source, windows=windows, **_routing(source, used=8))
     return decoder(source, config, attention, qk_norm, experts, bos=False)
 
 
@@ -140,18 +132,22 @@ def qwen3_vl_moe(source: Source) -> Recipe:
         "num_experts": 60,
         "moe_intermediate_size": 1408,
     }
-    moe = _sparse_layers(source)
-    config = settings(
-        source,
-        rope=multimodal_rope(source, 500000.0),
-        qk_norm="head",
-        hidden_dim=0 if all(moe) else source.integer("intermediate_size"),
-        **_routing(source, used=4) | {"moe_renormalize": True},
-        expert_dim=source.integer("moe_intermediate_size"),
-        moe=moe,
-    )
+    routing = _routing(source, used=4) | {"moe_renormalize": True}
+    config = _qwen3_settings(source, rope=multimodal_rope(source, 500000.0), **routing)
     parts = (attention, qk_norm, partial(experts, turned=True))
     return decoder(source, config, *parts, tied=True, bos=False)
+
+
+def _qwen3_settings(source: Source, **flags: Any) -> Config:
+    moe = _sparse_layers(source)
+    return settings(
+        source,
+        qk_norm="head",
+        hidden_dim=0 if all(moe) else source.integer("intermediate_size"),
+        expert_dim=source.integer("moe_intermediate_size"),
+        moe=moe,
+        **flags,
+    )
 
 
 def _routing(source: Source, *, used: int) -> dict[str, Any]:
