@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from fastllm.errors import OptionError, TokenizerError, import_error
-from fastllm.llm import LLM
+from fastllm.texts import Texts
 from fastllm.tokenizer import Tokenizer, decode
 
 Message = Mapping[str, Any]
@@ -29,7 +29,7 @@ class Chat(Protocol):
         """Adds what the model has said."""
 
 
-def start_chat(llm: LLM, system: str | None = None) -> Chat:
+def start_chat(llm: Texts, system: str | None = None) -> Chat:
     """A conversation in the model's own format: its chat template's, or Llama 2's with Llama 2's vocabulary.
 
     Raises TokenizerError for a model that has no chat template.
@@ -48,7 +48,7 @@ def start_chat(llm: LLM, system: str | None = None) -> Chat:
 class Llama2Chat(Chat):
     """The prompt format of Llama 2's chat models, as llama2.c's chat mode writes it."""
 
-    def __init__(self, llm: LLM, system: str | None = None) -> None:
+    def __init__(self, llm: Texts, system: str | None = None) -> None:
         self._llm, self._system = llm, system
         self.tokens = []
         self.stop = llm.chat_stop
@@ -67,7 +67,7 @@ class Llama2Chat(Chat):
 class TemplateChat(Chat):
     """A conversation by the model's chat template."""
 
-    def __init__(self, llm: LLM, system: str | None = None) -> None:
+    def __init__(self, llm: Texts, system: str | None = None) -> None:
         self._tokenizer, self._template = llm.tokenizer, ChatTemplate(llm.tokenizer)
         self._messages: list[Message] = [{"role": "system", "content": system}] if system else []
         self.tokens = []

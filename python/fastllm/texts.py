@@ -29,6 +29,7 @@ class Texts:
     path: Path
     bos: int | None
     stop: tuple[int, ...]
+    chat_stop: tuple[int, ...]
     _model: _core.Model
     _engine: Engine
     _tokenizer: Tokenizer | TokenizerError
