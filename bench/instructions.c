@@ -84,22 +84,22 @@ static fl_model llama(shape s, fl_type type, const fl_kernels *kernels) {
 
 // `count` forwards of `n` tokens each, from position `pos` on. What lies before it is random.
 static void forwards(const fl_model *m, size_t pos, size_t n, size_t count) {
-    void *blocks[CONTEXT / FL_BLOCK];
-    int32_t tokens[FL_BLOCK];
+    void *pages[CONTEXT / FL_PAGE];
+    int32_t tokens[FL_PAGE];
     fl_pool *pool;
     fl_scratch *scratch;
-    must(fl_pool_new(fl_kv_block_bytes(m), &pool), "pool");
+    must(fl_pool_new(fl_kv_page_bytes(m), &pool), "pool");
     must(fl_scratch_new(&scratch), "scratch");
-    for (size_t b = 0; b < CONTEXT / FL_BLOCK; b++) {
-        must(fl_pool_take(pool, &blocks[b]), "block");
-        uint16_t *x = blocks[b]; // keys and values, f16: from 0.5 to 2, signs alternating at random
-        for (size_t i = 0; i < fl_kv_block_bytes(m) / sizeof *x; i++)
+    for (size_t b = 0; b < CONTEXT / FL_PAGE; b++) {
+        must(fl_pool_take(pool, &pages[b]), "page");
+        uint16_t *x = pages[b]; // keys and values, f16: from 0.5 to 2, signs alternating at random
+        for (size_t i = 0; i < fl_kv_page_bytes(m) / sizeof *x; i++)
             x[i] = (uint16_t)(0x3800u + (next() & 0x7ffu) + (next() & 1u ? 0x8000u : 0));
     }
     const fl_outputs out = {.logits = take(fl_logits_stride(m) * sizeof(float))};
     for (size_t i = 0; i < count; i++, pos += n) {
         for (size_t t = 0; t < n; t++) tokens[t] = (int32_t)(next() % m->config.vocab_size);
-        const fl_span span = {tokens, n, pos, blocks, CONTEXT / FL_BLOCK, 1, n};
+        const fl_span span = {tokens, n, pos, pages, CONTEXT / FL_PAGE, 1, n};
         must(fl_forward(m, scratch, &span, 1, 1, &out), "forward");
     }
     fl_scratch_free(scratch);

@@ -1,6 +1,6 @@
-// Attention with an online softmax over blocks of 64 positions (Dao et al., 2022), grouped queries (Ainslie et al.,
-// 2023), runs of blocks that may be computed apart (flash decoding; Dao et al., 2023). A task is one KV head of a few
-// tokens of a span: its rows, the tokens' queries of that head's group, pass over the blocks together, so that keys
+// Attention with an online softmax over pages of 64 positions (Dao et al., 2022), grouped queries (Ainslie et al.,
+// 2023), runs of pages that may be computed apart (flash decoding; Dao et al., 2023). A task is one KV head of a few
+// tokens of a span: its rows, the tokens' queries of that head's group, pass over the pages together, so that keys
 // and values are read once for all of them.
 #include "attention.h"
 
@@ -23,7 +23,7 @@ typedef struct view {
     size_t tokens;           // of a task at most
 } view;
 
-// Where keys and values of a head lie in a block, in bytes.
+// Where keys and values of a head lie in a page, in bytes.
 static size_t keys_at(const view *v, size_t head) {
     const fl_type type = v->m->kv_type;
     return (v->layer * v->m->config.n_kv_heads + head) *
@@ -72,15 +72,15 @@ static void store_q8(const view *v, fl_lane_scratch *lane, const float *x, size_
 }
 
 // Token `row` of the batch becomes position `pos` of its sequence, for one KV head.
-static void store(const view *v, fl_lane_scratch *lane, size_t row, void *block, size_t pos, size_t head) {
-    const size_t slot = pos % FL_BLOCK, at = head * v->head_dim, n = v->head_dim, stride = v->stride;
+static void store(const view *v, fl_lane_scratch *lane, size_t row, void *page, size_t pos, size_t head) {
+    const size_t slot = pos % FL_PAGE, at = head * v->head_dim, n = v->head_dim, stride = v->stride;
     float *key = lane->key, *value = v->s->v + row * v->s->kv_dim + at;
-    char *keys = (char *)block + keys_at(v, head), *values = (char *)block + values_at(v, head);
+    char *keys = (char *)page + keys_at(v, head), *values = (char *)page + values_at(v, head);
     turn(v, v->s->k + row * v->s->kv_dim, at, v->l->k_norm, row, key);
     infinity_to_nan(key, n);
     infinity_to_nan(value, n);
     if (v->m->kv_type == FL_F32) {
-        for (size_t i = 0; i < n; i++) ((float *)(void *)keys)[i * FL_BLOCK + slot] = key[i];
+        for (size_t i = 0; i < n; i++) ((float *)(void *)keys)[i * FL_PAGE + slot] = key[i];
         memcpy((float *)(void *)values + slot * stride, value, n * sizeof(float));
         return;
     }
@@ -88,13 +88,13 @@ static void store(const view *v, fl_lane_scratch *lane, size_t row, void *block,
     saturate(value, n);
     if (v->m->kv_type == FL_Q8) {
         const size_t groups = (n + FL_GROUP - 1) / FL_GROUP;
-        store_q8(v, lane, key, FL_BLOCK, (int8_t *)keys + slot, (float *)(void *)(keys + n * FL_BLOCK) + slot);
+        store_q8(v, lane, key, FL_PAGE, (int8_t *)keys + slot, (float *)(void *)(keys + n * FL_PAGE) + slot);
         store_q8(v, lane, value, 1, (int8_t *)values + slot * stride,
-                 (float *)(void *)(values + FL_BLOCK * stride) + slot * groups);
+                 (float *)(void *)(values + FL_PAGE * stride) + slot * groups);
         return;
     }
     v->m->kernels->to_f16(lane->half, key, n);
-    for (size_t i = 0; i < n; i++) ((uint16_t *)(void *)keys)[i * FL_BLOCK + slot] = lane->half[i];
+    for (size_t i = 0; i < n; i++) ((uint16_t *)(void *)keys)[i * FL_PAGE + slot] = lane->half[i];
     v->m->kernels->to_f16((uint16_t *)(void *)values + slot * stride, value, n);
 }
 
@@ -137,7 +137,7 @@ static int next_task(tasks *all, task *k) {
     *k = (task){.span = span, .row = all->row, .t0 = t0, .t1 = smaller(t0 + v->tokens, span->n), .maps = all->maps,
                 .kv_head = all->part / v->parts, .h0 = h0, .h1 = smaller(h0 + v->heads, v->group)};
     k->rows = (k->t1 - k->t0) * (k->h1 - k->h0);
-    k->begin = seen_from(v, span->pos + k->t0) / FL_BLOCK * FL_BLOCK;
+    k->begin = seen_from(v, span->pos + k->t0) / FL_PAGE * FL_PAGE;
     k->end = seen_to(v, span, span->pos + k->t1 - 1);
     if (++all->part < c->n_kv_heads * v->parts) return 1;
     all->part = 0;
@@ -177,7 +177,7 @@ static fl_attend attend_call(const view *v, const fl_lane_scratch *lane, const t
         .limit = lane->limit,
         .begin = begin,
         .end = end,
-        .blocks = k->span->blocks,
+        .pages = k->span->pages,
         .keys = keys_at(v, k->kv_head),
         .values = values_at(v, k->kv_head),
         .mask = v->m->config.pad_token >= 0 ? fl_kv_mask(v->m) : 0,
@@ -200,12 +200,12 @@ static void write_out(const view *v, const task *k, const float *sum, const floa
 // The probabilities of a task's rows into the span's maps, (n_heads, n, pos + n).
 static void write_maps(const view *v, const fl_lane_scratch *lane, const task *k) {
     const size_t heads = k->h1 - k->h0, all = k->span->pos + k->span->n;
-    for (size_t start = 0; start < all; start += FL_BLOCK) {
-        const fl_attend a = attend_call(v, lane, k, start, smaller(start + FL_BLOCK, all), lane->max, lane->sum, NULL);
+    for (size_t start = 0; start < all; start += FL_PAGE) {
+        const fl_attend a = attend_call(v, lane, k, start, smaller(start + FL_PAGE, all), lane->max, lane->sum, NULL);
         v->m->kernels->probabilities[v->m->kv_type](&a, lane->map);
         for (size_t r = 0; r < a.rows; r++) {
             const size_t head = k->kv_head * v->group + k->h0 + r % heads, t = k->t0 + r / heads;
-            memcpy(k->maps + (head * k->span->n + t) * all + start, lane->map + r * FL_BLOCK,
+            memcpy(k->maps + (head * k->span->n + t) * all + start, lane->map + r * FL_PAGE,
                    (a.end - start) * sizeof(float));
         }
     }
@@ -219,9 +219,9 @@ static void run_task(const view *v, fl_lane_scratch *lane, const task *k) {
     if (k->maps) write_maps(v, lane, k);
 }
 
-// The keys and values of all tokens. Threads take half a block of a head each: whole cache lines of keys.
+// The keys and values of all tokens. Threads take half a page of a head each: whole cache lines of keys.
 static void store_all(const view *v, fl_lane_scratch *lane, const fl_team *team, size_t id) {
-    enum { PIECE = FL_BLOCK / 2 };
+    enum { PIECE = FL_PAGE / 2 };
     size_t row = 0, number = 0;
     for (const fl_span *span = v->spans; span < v->spans + v->n_spans; row += span->n, span++)
         for (size_t pos = span->pos, end; pos < span->pos + span->n; pos = end) {
@@ -229,7 +229,7 @@ static void store_all(const view *v, fl_lane_scratch *lane, const fl_team *team,
             for (size_t head = 0; head < v->m->config.n_kv_heads; head++) {
                 if (number++ % team->threads != id) continue;
                 for (size_t p = pos; p < end; p++)
-                    store(v, lane, row + p - span->pos, span->blocks[p / FL_BLOCK], p, head);
+                    store(v, lane, row + p - span->pos, span->pages[p / FL_PAGE], p, head);
             }
         }
 }
@@ -325,7 +325,7 @@ void fl_attention(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t
         find_piece(&p, number);
         const task *k = &p.k;
         const int last = number + 1 == p.first + p.count;
-        if (decode && last) store(&v, lane, k->row, k->span->blocks[k->span->pos / FL_BLOCK], k->span->pos, k->kv_head);
+        if (decode && last) store(&v, lane, k->row, k->span->pages[k->span->pos / FL_PAGE], k->span->pos, k->kv_head);
         if (apart) run_piece(&v, lane, k, number - p.first, p.rows);
         else run_task(&v, lane, k);
     }

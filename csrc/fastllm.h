@@ -15,7 +15,7 @@ typedef enum fl_status {
     FL_BAD_CONFIG,   // dimensions that cannot be a model
     FL_BAD_TENSOR,   // a tensor is missing, or its shape is not what the config needs
     FL_BAD_TOKEN,    // a token id outside the vocabulary, or none to draw
-    FL_BAD_POSITION, // a position outside the context or outside the sequence's blocks
+    FL_BAD_POSITION, // a position outside the context or outside the sequence's pages
     FL_BAD_VALUE,    // a number the target type cannot hold: NaN, infinity, out of range
     FL_NO_ISA,       // the instruction set asked for is unknown, not built, or not on this CPU
 } fl_status;
@@ -25,7 +25,7 @@ typedef enum fl_status {
 enum {
     FL_LANES = 16, // rows of a panel, floats of a vector: the unit of every kernel
     FL_GROUP = 32, // weights (and activations) that share one scale
-    FL_BLOCK = 64, // positions of a KV block
+    FL_PAGE = 64, // positions of a KV page
     FL_ALIGN = 64, // bytes: one cache line, one zmm
 };
 
@@ -219,20 +219,20 @@ fl_status fl_model_check(const fl_model *m);
 
 // ---- KV cache ------------------------------------------------------------------------------------------------------
 
-// A block holds 64 consecutive positions, aligned to a multiple of 64, of all layers and KV heads of one sequence.
+// A page holds 64 consecutive positions, aligned to a multiple of 64, of all layers and KV heads of one sequence.
 // For each layer and head: keys (head_dim, 64), transposed; then values (64, head_dim rounded up to 16). FL_Q8 has int8
 // and, after the keys and after the values, f32 scales: one for 32 channels (the rest at the end) of a position, (groups,
 // 64) and (64, groups). At the end, with a pad_token: what is added to the scores of each position, 64 f32.
-size_t fl_kv_block_bytes(const fl_model *m);
+size_t fl_kv_page_bytes(const fl_model *m);
 
-// A pool that hands out blocks and takes them back; it grows in slabs, frees those that hold no block in use, but one,
-// and at the end all. Not thread-safe: the caller holds a lock. A block comes with whatever an earlier sequence left in
+// A pool that hands out pages and takes them back; it grows in slabs, frees those that hold no page in use, but one,
+// and at the end all. Not thread-safe: the caller holds a lock. A page comes with whatever an earlier sequence left in
 // it.
 typedef struct fl_pool fl_pool;
-fl_status fl_pool_new(size_t block_bytes, fl_pool **out);
+fl_status fl_pool_new(size_t page_bytes, fl_pool **out);
 void fl_pool_free(fl_pool *pool);
-fl_status fl_pool_take(fl_pool *pool, void **block);
-void fl_pool_give(fl_pool *pool, void *block);
+fl_status fl_pool_take(fl_pool *pool, void **page);
+void fl_pool_give(fl_pool *pool, void *page);
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
@@ -241,8 +241,8 @@ typedef struct fl_span {
     const int32_t *tokens; // (n,)
     size_t n;              // 1 or more
     size_t pos;            // position of tokens[0]: how many the sequence already holds
-    void *const *blocks;   // KV blocks, block i for positions 64 i .. 64 i + 63
-    size_t n_blocks;
+    void *const *pages;   // KV pages, page i for positions 64 i .. 64 i + 63
+    size_t n_pages;
     size_t n_logits;       // logits are computed for the last n_logits tokens of the span; 0 to n
     size_t segment;        // tokens from here on are a second text; n: none are
 } fl_span;
@@ -266,7 +266,7 @@ typedef struct fl_outputs {
                              // wo; w1 and w3; w2 of a layer. Those of experts are not written
 } fl_outputs;
 
-// Runs the new tokens of all spans through the model, appends their keys and values to the blocks, and writes what is
+// Runs the new tokens of all spans through the model, appends their keys and values to the pages, and writes what is
 // wanted. The result is the same to the bit however tokens are split into batches and however many threads run. Where a
 // broken model or an overflow makes NaN or infinity, what depends on it is not finite, and nothing else: neither other
 // spans nor the tokens before. Which NaN it is, sign and payload, may differ between machines and batches.

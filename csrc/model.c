@@ -73,7 +73,7 @@ static fl_status check_span(const fl_model *m, const fl_span *span) {
     if (span->pos >= m->config.max_seq || span->n > m->config.max_seq - span->pos) return FL_BAD_POSITION;
     if (!m->config.causal && span->pos > 0) return FL_BAD_POSITION; // earlier tokens have not seen these
     if (span->segment > span->n || (span->segment < span->n && !m->config.second_segment)) return FL_BAD_POSITION;
-    if (span->n_blocks < (span->pos + span->n + FL_BLOCK - 1) / FL_BLOCK) return FL_BAD_POSITION;
+    if (span->n_pages < (span->pos + span->n + FL_PAGE - 1) / FL_PAGE) return FL_BAD_POSITION;
     for (size_t t = 0; t < span->n; t++)
         if (span->tokens[t] < 0 || (size_t)span->tokens[t] >= m->config.vocab_size) return FL_BAD_TOKEN;
     return FL_OK;
@@ -87,8 +87,8 @@ static void apply_norm(const fl_model *m, const fl_norm *norm, float *out, const
 
 void fl_quantize(const fl_job *f, const float *x, size_t n, void *q, size_t groups, size_t first, size_t tokens,
                  size_t t) {
-    const size_t width = fl_tile_width(tokens);
-    char *tile = fl_tile_of(q, groups, tokens, t);
+    const size_t width = fl_bundle_width(tokens);
+    char *tile = fl_bundle_of(q, groups, tokens, t);
     f->m->kernels->quantize(x, n, tile + first * width * sizeof(fl_q8_group), width, t % width);
 }
 
@@ -238,7 +238,7 @@ static void embed_token(const fl_job *f, fl_lane_scratch *lane, int32_t token, s
     if (m->embed_norm.weight) apply_norm(m, &m->embed_norm, x, x);
 }
 
-static float *kv_mask(const fl_model *m, void *block) { return (float *)(void *)((char *)block + fl_kv_mask(m)); }
+static float *kv_mask(const fl_model *m, void *page) { return (float *)(void *)((char *)page + fl_kv_mask(m)); }
 
 // Embeddings and rotation angles of all tokens.
 static void embed(const fl_job *f, fl_team *team, size_t id) {
@@ -254,7 +254,7 @@ static void embed(const fl_job *f, fl_team *team, size_t id) {
             const size_t pos = span->pos + t, of_table = t < span->segment ? pos : c->positions + pos;
             embed_token(f, &f->s->lanes[id], span->tokens[t], of_table, scale, f->s->x + row * f->s->dim);
             if (c->pad_token >= 0)
-                kv_mask(m, span->blocks[pos / FL_BLOCK])[pos % FL_BLOCK] = span->tokens[t] == c->pad_token ? -1e30f : 0;
+                kv_mask(m, span->pages[pos / FL_PAGE])[pos % FL_PAGE] = span->tokens[t] == c->pad_token ? -1e30f : 0;
             for (size_t j = 0; j < 2; j++) {
                 if (!m->rope_freqs[j]) continue;
                 float *cos = f->s->cos[j] + row * half, *sin = f->s->sin[j] + row * half;

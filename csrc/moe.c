@@ -58,8 +58,8 @@ static void group(const fl_job *f) {
     size_t slots = 0;
     for (size_t e = 0; e < experts; e++) {
         const size_t count = r->begin[e + 1] - r->begin[e];
-        r->tiles[e] = slots;
-        slots += fl_round_up(count, fl_tile_width(count));
+        r->bundles[e] = slots;
+        slots += fl_round_up(count, fl_bundle_width(count));
         if (count > 0) r->active[r->n_active++] = e;
     }
 }
@@ -87,9 +87,9 @@ static int next_piece(const fl_job *f, fl_deal *deal, const fl_matrix *w, size_t
     return 1;
 }
 
-// Where an expert's tiles of so many groups begin.
-static void *tiles_at(const fl_routes *r, void *q, size_t e, size_t groups) {
-    return (char *)q + r->tiles[e] * groups * sizeof(fl_q8_group);
+// Where the bundles of an expert begin, of so many groups each.
+static void *bundles_at(const fl_routes *r, void *q, size_t e, size_t groups) {
+    return (char *)q + r->bundles[e] * groups * sizeof(fl_q8_group);
 }
 
 // The rows' inputs, brought together by expert. A single token needs none of it: its rows are all the same.
@@ -105,7 +105,7 @@ static void gather(const fl_job *f, fl_team *team, size_t id, const fl_inputs *i
             const float *x = in->f + t * in->f_stride;
             memcpy(r->x + row * in->f_stride, x, in->f_stride * sizeof(float));
             if (quantize)
-                fl_quantize(f, x, in->f_stride, tiles_at(r, r->q8, e, groups), groups, 0, r->begin[e + 1] - first,
+                fl_quantize(f, x, in->f_stride, bundles_at(r, r->q8, e, groups), groups, 0, r->begin[e + 1] - first,
                             row - first);
         }
     fl_barrier(team, id);
@@ -113,7 +113,7 @@ static void gather(const fl_job *f, fl_team *team, size_t id, const fl_inputs *i
 
 // The inputs of an expert's rows.
 static fl_inputs rows_of(const fl_routes *r, size_t e, const float *x, size_t width, void *q) {
-    return (fl_inputs){.f = x + r->begin[e] * width, .f_stride = width, .q = tiles_at(r, q, e, width / FL_GROUP)};
+    return (fl_inputs){.f = x + r->begin[e] * width, .f_stride = width, .q = bundles_at(r, q, e, width / FL_GROUP)};
 }
 
 // The shared expert's output for all tokens, into s->y. Ends with a barrier.
@@ -180,7 +180,7 @@ void fl_moe(const fl_job *f, const fl_layer *l, fl_team *team, size_t id) {
         const fl_matrix w1 = expert_of(&l->e1, e), w3 = expert_of(&l->e3, e);
         const fl_inputs mine = f->tokens == 1 ? in : rows_of(r, e, r->x, s->dim, r->q8);
         const fl_hidden made = {.f = integer ? NULL : r->gate + row * r->width,
-                                .q = integer ? tiles_at(r, r->hidden8, e, r->width / FL_GROUP) : NULL,
+                                .q = integer ? bundles_at(r, r->hidden8, e, r->width / FL_GROUP) : NULL,
                                 .stride = r->width};
         fl_gate_panels(f, id, &w1, &w3, begin, end, &mine, count, &made);
     }

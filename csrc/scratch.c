@@ -39,7 +39,7 @@ static void lay_out_routes(fl_routes *r, const fl_config *c, size_t t, size_t di
     r->begin = carve(at, c->n_experts + 1, sizeof(size_t));
     r->active = carve(at, c->n_experts, sizeof(size_t));
     r->x = carve(at, rows * dim, sizeof(float));
-    r->tiles = carve(at, c->n_experts, sizeof(size_t));
+    r->bundles = carve(at, c->n_experts, sizeof(size_t));
     r->q8 = carve(at, slots * dim / FL_GROUP, sizeof(fl_q8_group));
     r->gate = carve(at, rows * r->width, sizeof(float));
     r->hidden8 = carve(at, slots * r->width / FL_GROUP, sizeof(fl_q8_group));
@@ -57,9 +57,9 @@ static void lay_out(fl_scratch *s, const fl_config *c, carver *at) {
     s->v = carve(at, t * s->kv_dim, sizeof(float));
     s->att = carve(at, t * s->q_dim, sizeof(float));
     s->gate = carve(at, t * s->hidden, sizeof(float));
-    s->hidden8 = carve(at, fl_tiles_bytes(s->hidden / FL_GROUP, t), 1);
+    s->hidden8 = carve(at, fl_bundles_bytes(s->hidden / FL_GROUP, t), 1);
     s->norm = carve(at, t * s->dim, sizeof(float));
-    s->q8 = carve(at, fl_tiles_bytes(groups, t), 1);
+    s->q8 = carve(at, fl_bundles_bytes(groups, t), 1);
     for (size_t i = 0; i < 2; i++) {
         s->cos[i] = carve(at, t * c->rotary_dim / 2, sizeof(float));
         s->sin[i] = carve(at, t * c->rotary_dim / 2, sizeof(float));
@@ -78,7 +78,7 @@ static void lay_out(fl_scratch *s, const fl_config *c, carver *at) {
             .out = carve(at, FL_ATTEND_ROWS * head, sizeof(float)),
             .key = carve(at, fl_round_up(c->head_dim, FL_GROUP), sizeof(float)),
             .attend = carve(at, fl_attend_floats(FL_ATTEND_ROWS, head), sizeof(float)),
-            .map = carve(at, FL_ATTEND_ROWS * FL_BLOCK, sizeof(float)),
+            .map = carve(at, FL_ATTEND_ROWS * FL_PAGE, sizeof(float)),
             .max = carve(at, FL_ATTEND_ROWS, sizeof(float)),
             .sum = carve(at, FL_ATTEND_ROWS, sizeof(float)),
             .from = carve(at, FL_ATTEND_ROWS, sizeof(size_t)),

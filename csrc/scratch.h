@@ -36,7 +36,7 @@ typedef struct fl_routes {
     float *x;         // (rows, dim) inputs of the experts
     float *gate;      // (rows, width)
     void *q8, *hidden8; // the same as int8, for the types that the experts' matrices have: tiles of each expert's rows
-    size_t *tiles;    // (n_experts,) where an expert's begin, in tokens
+    size_t *bundles;  // (n_experts,) where an expert's bundles begin, in tokens
     float *out;       // (rows, dim)
     float *shared;    // (tokens, 16) the shared expert's gate in the first column
     size_t width;     // expert_dim rounded up to 32

@@ -27,13 +27,13 @@ fl_status fl_multiply(const fl_kernels *k, const fl_matrix *w, const float *x, s
                       float *out) {
     const size_t width = fl_round_up(w->n, FL_GROUP), groups = width / FL_GROUP;
     float *padded = fl_alloc(tokens * width * sizeof(float));
-    const size_t lanes = fl_tile_width(tokens);
-    void *q8 = fl_alloc(fl_tiles_bytes(groups, tokens));
+    const size_t lanes = fl_bundle_width(tokens);
+    void *q8 = fl_alloc(fl_bundles_bytes(groups, tokens));
     if (padded && q8) {
         const fl_fpenv before = fl_fpenv_set();
         for (size_t t = 0; t < tokens; t++) {
             memcpy(padded + t * width, x + t * w->n, w->n * sizeof(float));
-            k->quantize(padded + t * width, width, fl_tile_of(q8, groups, tokens, t), lanes, t % lanes);
+            k->quantize(padded + t * width, width, fl_bundle_of(q8, groups, tokens, t), lanes, t % lanes);
         }
         product p = {k, w, {padded, width, q8}, tokens, out};
         fl_parallel(threads, multiply_share, &p);
@@ -97,18 +97,18 @@ uint64_t fl_int8_peak(const fl_kernels *k, size_t rounds, size_t threads) {
     return atomic_load(&job.done);
 }
 
-// Keys and values of up to 64 positions as a KV block of floats holds them.
-static void fill_block(const fl_kernels *k, fl_type type, size_t n, size_t head_dim, const float *keys,
-                       const float *values, char *block) {
-    const size_t stride = fl_round_up(head_dim, FL_LANES), at_values = FL_BLOCK * head_dim;
+// Keys and values of up to 64 positions as a KV page of floats holds them.
+static void fill_page(const fl_kernels *k, fl_type type, size_t n, size_t head_dim, const float *keys,
+                       const float *values, char *page) {
+    const size_t stride = fl_round_up(head_dim, FL_LANES), at_values = FL_PAGE * head_dim;
     for (size_t pos = 0; pos < n; pos++) {
         if (type == FL_F32) {
-            float *b = (float *)block;
-            for (size_t i = 0; i < head_dim; i++) b[i * FL_BLOCK + pos] = keys[pos * head_dim + i];
+            float *b = (float *)page;
+            for (size_t i = 0; i < head_dim; i++) b[i * FL_PAGE + pos] = keys[pos * head_dim + i];
             memcpy(b + at_values + pos * stride, values + pos * head_dim, head_dim * sizeof(float));
         } else {
-            uint16_t *b = (uint16_t *)block;
-            for (size_t i = 0; i < head_dim; i++) k->to_f16(b + i * FL_BLOCK + pos, keys + pos * head_dim + i, 1);
+            uint16_t *b = (uint16_t *)page;
+            for (size_t i = 0; i < head_dim; i++) k->to_f16(b + i * FL_PAGE + pos, keys + pos * head_dim + i, 1);
             k->to_f16(b + at_values + pos * stride, values + pos * head_dim, head_dim);
         }
     }
@@ -117,21 +117,21 @@ static void fill_block(const fl_kernels *k, fl_type type, size_t n, size_t head_
 fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size_t n, size_t head_dim, const float *q,
                          const float *keys, const float *values, const size_t *seen, float *out) {
     const size_t stride = fl_round_up(head_dim, FL_LANES), size = kv_type == FL_F32 ? 4 : 2;
-    const size_t bytes = FL_BLOCK * (head_dim + stride) * size, n_blocks = (n + FL_BLOCK - 1) / FL_BLOCK;
-    char *cache = fl_alloc(n_blocks * bytes);
+    const size_t bytes = FL_PAGE * (head_dim + stride) * size, n_pages = (n + FL_PAGE - 1) / FL_PAGE;
+    char *cache = fl_alloc(n_pages * bytes);
     float *work = fl_alloc((rows * (2 * stride + 2) + fl_attend_floats(rows, stride)) * sizeof(float));
     size_t *from = calloc(rows, sizeof *from);
-    void **blocks = malloc(n_blocks * sizeof *blocks);
-    const fl_status status = cache && work && from && blocks ? FL_OK : FL_NO_MEMORY;
+    void **pages = malloc(n_pages * sizeof *pages);
+    const fl_status status = cache && work && from && pages ? FL_OK : FL_NO_MEMORY;
     if (status == FL_OK) {
         const fl_fpenv before = fl_fpenv_set();
         float *sums = work + fl_attend_floats(rows, stride), *padded = sums + rows * stride;
         float *max = padded + rows * stride, *sum = max + rows;
         for (size_t r = 0; r < rows; r++) memcpy(padded + r * stride, q + r * head_dim, head_dim * sizeof(float));
-        for (size_t i = 0; i < n_blocks; i++) {
-            const size_t start = i * FL_BLOCK, count = n - start < FL_BLOCK ? n - start : FL_BLOCK;
-            blocks[i] = cache + i * bytes;
-            fill_block(k, kv_type, count, head_dim, keys + start * head_dim, values + start * head_dim, blocks[i]);
+        for (size_t i = 0; i < n_pages; i++) {
+            const size_t start = i * FL_PAGE, count = n - start < FL_PAGE ? n - start : FL_PAGE;
+            pages[i] = cache + i * bytes;
+            fill_page(k, kv_type, count, head_dim, keys + start * head_dim, values + start * head_dim, pages[i]);
         }
         k->attend[kv_type](&(fl_attend){
             .rows = rows,
@@ -141,8 +141,8 @@ fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size
             .from = from,
             .limit = seen,
             .end = n,
-            .blocks = blocks,
-            .values = FL_BLOCK * head_dim * size,
+            .pages = pages,
+            .values = FL_PAGE * head_dim * size,
             .work = work,
             .max = max,
             .sum = sum,
@@ -155,6 +155,6 @@ fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size
     fl_free(cache);
     fl_free(work);
     free(from);
-    free(blocks);
+    free(pages);
     return status;
 }

@@ -28,7 +28,7 @@ from fastllm.errors import CheckpointError, ContextError, NumericError, OptionEr
 
 LANES = FL_LANES
 GROUP = FL_GROUP
-BLOCK = FL_BLOCK
+PAGE = FL_PAGE
 ALIGN = FL_ALIGN
 
 TYPES = ("f32", "f16", "bf16", "q8", "q8_f32", "q4")
@@ -666,9 +666,9 @@ cdef class Model:
         return fl_logits_stride(&self.c)
 
     @property
-    def kv_block_bytes(self):
+    def kv_page_bytes(self):
         """Bytes that 64 positions of one sequence take in the KV cache."""
-        return fl_kv_block_bytes(&self.c)
+        return fl_kv_page_bytes(&self.c)
 
     def check_files(self):
         """Raises CheckpointError when a mapped file of its weights has changed: before a text. Each forward looks too."""
@@ -739,7 +739,7 @@ cdef class Model:
                 sequence.take()
                 taken.append(sequence)
                 sequence.reserve(sequence.length + n, self.c.config.max_seq)
-                c_spans[i] = fl_span(ids + at, n, sequence.length, <void *const *>sequence.blocks, sequence.n_blocks,
+                c_spans[i] = fl_span(ids + at, n, sequence.length, <void *const *>sequence.pages, sequence.n_pages,
                                      n_logits, (segments or {}).get(i, n))
                 for token in words:
                     # Whatever does not fit int32 is no token either.
@@ -794,7 +794,7 @@ cdef class Model:
             sampler.take()
             try:
                 sequence.reserve(sequence.length + 1, self.c.config.max_seq)
-                span = fl_span(&id, 1, sequence.length, <void *const *>sequence.blocks, sequence.n_blocks, 1, 1)
+                span = fl_span(&id, 1, sequence.length, <void *const *>sequence.pages, sequence.n_pages, 1, 1)
                 self.run(&span, 1, threads, &outputs)
                 self.look_at_files(glance=True)
                 sequence.length += 1
@@ -838,13 +838,13 @@ cdef class Model:
 
 
 cdef class KVCache:
-    """The pool of KV blocks of a model: hands out sequences, and takes their blocks back when they are gone."""
+    """The pool of KV pages of a model: hands out sequences, and takes their pages back when they are gone."""
     cdef fl_pool *pool
     cdef Model model
 
     def __cinit__(self, Model model not None):
         self.model = model
-        check(fl_pool_new(fl_kv_block_bytes(&model.c), &self.pool), "KV cache")
+        check(fl_pool_new(fl_kv_page_bytes(&model.c), &self.pool), "KV cache")
 
     def __dealloc__(self):
         fl_pool_free(self.pool)
@@ -854,12 +854,12 @@ cdef class KVCache:
         return Sequence(self)
 
 
-@cython.no_gc_clear  # its blocks go back to the cache, which must still be there
+@cython.no_gc_clear  # its pages go back to the cache, which must still be there
 cdef class Sequence:
     """The keys and values of one text so far. `length` tokens are in it."""
     cdef KVCache cache
-    cdef void **blocks
-    cdef size_t n_blocks
+    cdef void **pages
+    cdef size_t n_pages
     cdef bint busy
     cdef readonly size_t length
 
@@ -868,7 +868,7 @@ cdef class Sequence:
 
     def __dealloc__(self):
         self.give_back(0)
-        free(self.blocks)
+        free(self.pages)
 
     cdef int take(self) except -1:
         if self.busy:
@@ -877,31 +877,31 @@ cdef class Sequence:
         return 0
 
     cdef int reserve(self, size_t length, size_t limit) except -1:
-        """Blocks for `length` positions, unless that is past the limit: the forward says so."""
-        cdef size_t need = (length + FL_BLOCK - 1) // FL_BLOCK
+        """Pages for `length` positions, unless that is past the limit: the forward says so."""
+        cdef size_t need = (length + FL_PAGE - 1) // FL_PAGE
         cdef void **more
-        if length > limit or need <= self.n_blocks:
+        if length > limit or need <= self.n_pages:
             return 0
-        more = <void **>realloc(self.blocks, need * sizeof(void *))
+        more = <void **>realloc(self.pages, need * sizeof(void *))
         if more is NULL:
             raise MemoryError("KV cache: out of memory")
-        self.blocks = more
-        while self.n_blocks < need:
-            check(fl_pool_take(self.cache.pool, &self.blocks[self.n_blocks]), "KV cache")
-            self.n_blocks += 1
+        self.pages = more
+        while self.n_pages < need:
+            check(fl_pool_take(self.cache.pool, &self.pages[self.n_pages]), "KV cache")
+            self.n_pages += 1
         return 0
 
     cdef void give_back(self, size_t keep) noexcept:
-        while self.n_blocks > keep:
-            self.n_blocks -= 1
-            fl_pool_give(self.cache.pool, self.blocks[self.n_blocks])
+        while self.n_pages > keep:
+            self.n_pages -= 1
+            fl_pool_give(self.cache.pool, self.pages[self.n_pages])
 
     def truncate(self, size_t length):
         """Forgets all but the first `length` tokens."""
         if self.busy or length > self.length:
             raise OptionError(f"a sequence of {self.length} tokens cannot be cut to {length}")
         self.length = length
-        self.give_back((length + FL_BLOCK - 1) // FL_BLOCK)
+        self.give_back((length + FL_PAGE - 1) // FL_PAGE)
 
 
 # ---- sampling -------------------------------------------------------------------------------------------------------

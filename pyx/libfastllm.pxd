@@ -24,7 +24,7 @@ cdef extern from "fastllm.h" nogil:
     enum:
         FL_LANES
         FL_GROUP
-        FL_BLOCK
+        FL_PAGE
         FL_ALIGN
 
     ctypedef struct fl_kernels:
@@ -143,8 +143,8 @@ cdef extern from "fastllm.h" nogil:
         const int32_t *tokens
         size_t n
         size_t pos
-        void *const *blocks
-        size_t n_blocks
+        void *const *pages
+        size_t n_pages
         size_t n_logits
         size_t segment
 
@@ -190,11 +190,11 @@ cdef extern from "fastllm.h" nogil:
                              const float *q, const float *keys, const float *values, const size_t *seen, float *out)
 
     fl_status fl_model_check(const fl_model *m)
-    size_t fl_kv_block_bytes(const fl_model *m)
-    fl_status fl_pool_new(size_t block_bytes, fl_pool **out)
+    size_t fl_kv_page_bytes(const fl_model *m)
+    fl_status fl_pool_new(size_t page_bytes, fl_pool **out)
     void fl_pool_free(fl_pool *pool)
-    fl_status fl_pool_take(fl_pool *pool, void **block)
-    void fl_pool_give(fl_pool *pool, void *block)
+    fl_status fl_pool_take(fl_pool *pool, void **page)
+    void fl_pool_give(fl_pool *pool, void *page)
     fl_status fl_pace_new(fl_pace **out)
     void fl_pace_free(fl_pace *pace)
     fl_status fl_scratch_new(fl_scratch **out)

@@ -15,7 +15,7 @@
 // ---- kernels -------------------------------------------------------------------------------------------------------
 
 static void test_matmul(void) {
-    // Up to 21 panels, more than any kernel takes at once; up to 35 groups, more than two blocks of any; and tokens for
+    // Up to 21 panels, more than any kernel takes at once; up to 35 groups, more than two pages of any; and tokens for
     // every remainder of every tile.
     enum { D = 330, N = 1100, T = 45, WIDTH = 1120, STRIDE = 344 };
     static float x[T * WIDTH], start[T * STRIDE], out[T * STRIDE], row[WIDTH];
@@ -35,8 +35,8 @@ static void test_matmul(void) {
         for (size_t t = 0; t < tokens; t++) {
             memset(x + t * width, 0, width * sizeof *x);
             fill(x + t * width, n, 1);
-            const size_t lanes = fl_tile_width(tokens);
-            isas[0]->quantize(x + t * width, width, fl_tile_of(q, groups, tokens, t), lanes, t % lanes);
+            const size_t lanes = fl_bundle_width(tokens);
+            isas[0]->quantize(x + t * width, width, fl_bundle_of(q, groups, tokens, t), lanes, t % lanes);
         }
         const fl_inputs in = {.f = x, .f_stride = width, .q = q};
         for (size_t i = 0; i < n_isas; i++) {
@@ -77,7 +77,7 @@ static void test_quantize(void) {
     enum { N = 7 * FL_GROUP };
     static float x[N];
     static fl_q8_group q[N / FL_GROUP];
-    static fl_q8_tile tile[N / FL_GROUP];
+    static fl_q8_bundle tile[N / FL_GROUP];
     for (size_t number = 0; number < 300; number++) {
         const size_t n = between(1, 7) * FL_GROUP;
         describe("quantize number %zu n %zu", number, n);
@@ -97,7 +97,7 @@ static void test_quantize(void) {
         for (size_t g = 0; g < n / FL_GROUP; g++)
             placed &= memcmp(tile[g].q[lane], q[g].q, FL_GROUP) == 0 && tile[g].scale[lane] == q[g].scale &&
                       tile[g].bias[lane] == q[g].bias;
-        expect(placed, "a lane of a tile has what a token alone has");
+        expect(placed, "a place of a bundle has what a token alone has");
         for (size_t g = 0; g < n / FL_GROUP; g++) {
             int32_t sum = 0;
             for (size_t k = 0; k < FL_GROUP; k++) {
@@ -197,13 +197,13 @@ static void test_vectors(void) {
 
 // ---- attention -----------------------------------------------------------------------------------------------------
 
-enum { ROWS = 19, HEAD = 130, STRIDE = 144, BLOCKS = 3, FIRST = 6 }; // blocks 6, 7 | 8: two runs
+enum { ROWS = 19, HEAD = 130, STRIDE = 144, PAGES = 3, FIRST = 6 }; // pages 6, 7 | 8: two runs
 
-// Keys and values of a block, as the kernels see them and as they are.
-typedef struct attend_block {
-    _Alignas(FL_ALIGN) char bytes[FL_BLOCK * ((HEAD + STRIDE) * 4 + 1)];
-    double keys[FL_BLOCK][HEAD], values[FL_BLOCK][HEAD];
-} attend_block;
+// Keys and values of a page, as the kernels see them and as they are.
+typedef struct attend_page {
+    _Alignas(FL_ALIGN) char bytes[FL_PAGE * ((HEAD + STRIDE) * 4 + 1)];
+    double keys[FL_PAGE][HEAD], values[FL_PAGE][HEAD];
+} attend_page;
 
 // Element i of keys or values, x or what the type makes of it; int8 takes the bits of x for a number of its own.
 static double put(fl_type type, char *bytes, size_t i, float x, float scale) {
@@ -216,7 +216,7 @@ static double put(fl_type type, char *bytes, size_t i, float x, float scale) {
 }
 
 // Random keys and values of `seen` positions; past them lies what an earlier sequence left.
-static void fill_block(attend_block *b, fl_type type, size_t head_dim, size_t seen) {
+static void fill_page(attend_page *b, fl_type type, size_t head_dim, size_t seen) {
     const size_t stride = fl_round_up(head_dim, FL_LANES), groups = (head_dim + FL_GROUP - 1) / FL_GROUP;
     char *values = b->bytes + fl_keys_bytes(type, head_dim);
     poison(b->bytes, sizeof b->bytes);
@@ -230,26 +230,26 @@ static void fill_block(attend_block *b, fl_type type, size_t head_dim, size_t se
             const double value = put(type, values, j * stride + c, c < head_dim ? unit() : 0, value_scale);
             if (c >= head_dim) continue;
             b->values[j][c] = value;
-            b->keys[j][c] = put(type, b->bytes, c * FL_BLOCK + j, unit(), key_scale);
+            b->keys[j][c] = put(type, b->bytes, c * FL_PAGE + j, unit(), key_scale);
             if (type != FL_Q8) continue;
-            memcpy(b->bytes + FL_BLOCK * head_dim + (c / FL_GROUP * FL_BLOCK + j) * 4, &key_scale, 4);
-            memcpy(values + FL_BLOCK * stride + (j * groups + c / FL_GROUP) * 4, &value_scale, 4);
+            memcpy(b->bytes + FL_PAGE * head_dim + (c / FL_GROUP * FL_PAGE + j) * 4, &key_scale, 4);
+            memcpy(values + FL_PAGE * stride + (j * groups + c / FL_GROUP) * 4, &value_scale, 4);
         }
 }
 
 // What row r should be, in double precision.
-static void check_attend(const fl_attend *a, const attend_block *blocks, const float *mask, const float *maps, size_t r) {
+static void check_attend(const fl_attend *a, const attend_page *pages, const float *mask, const float *maps, size_t r) {
     double total = 0, want[HEAD] = {0}, size[HEAD] = {0};
     for (size_t p = a->from[r] > a->begin ? a->from[r] : a->begin; p < a->limit[r] && p < a->end; p++) {
-        const attend_block *b = &blocks[p / FL_BLOCK - FIRST];
-        const size_t j = p % FL_BLOCK;
+        const attend_page *b = &pages[p / FL_PAGE - FIRST];
+        const size_t j = p % FL_PAGE;
         double score = 0;
         for (size_t c = 0; c < a->head_dim; c++) score += (double)a->q[r * a->stride + c] * b->keys[j][c];
         if (a->softcap > 0) score = (double)a->softcap * tanh(score / (double)a->softcap);
         if (mask) score += (double)mask[j];
         const double e = exp(score - (double)a->max[r]);
         total += e;
-        measure(ATTEND, fabs((double)maps[((p / FL_BLOCK - FIRST) * ROWS + r) * FL_BLOCK + j] - e / (double)a->sum[r]));
+        measure(ATTEND, fabs((double)maps[((p / FL_PAGE - FIRST) * ROWS + r) * FL_PAGE + j] - e / (double)a->sum[r]));
         for (size_t c = 0; c < a->head_dim; c++) {
             want[c] += e * b->values[j][c];
             size[c] += e * fabs(b->values[j][c]);
@@ -262,35 +262,35 @@ static void check_attend(const fl_attend *a, const attend_block *blocks, const f
 
 static void test_attend(void) {
     static const fl_type types[] = {FL_F32, FL_F16, FL_Q8};
-    static float q[ROWS * STRIDE], result[2][ROWS * (STRIDE + 2)], maps[BLOCKS * ROWS * FL_BLOCK], mask[FL_BLOCK];
-    static attend_block cache[BLOCKS];
+    static float q[ROWS * STRIDE], result[2][ROWS * (STRIDE + 2)], maps[PAGES * ROWS * FL_PAGE], mask[FL_PAGE];
+    static attend_page cache[PAGES];
     float *work = take(fl_attend_floats(ROWS, STRIDE) * sizeof *work);
     for (size_t number = 0; number < 600; number++) {
         const fl_type type = types[number % 3];
         const size_t rows = number / 3 % ROWS + 1, head_dim = between(2, HEAD), stride = fl_round_up(head_dim, FL_LANES);
-        const size_t n_blocks = between(1, BLOCKS), begin = FIRST * FL_BLOCK, middle = 8 * FL_BLOCK;
+        const size_t n_pages = between(1, PAGES), begin = FIRST * FL_PAGE, middle = 8 * FL_PAGE;
         const int masked = number % 7 == 0;
         size_t limit[ROWS], from[ROWS], end = begin + 1;
-        void *blocks[FIRST + BLOCKS];
-        describe("attend_%s number %zu rows %zu head_dim %zu blocks %zu", type_name(type), number, rows, head_dim, n_blocks);
+        void *pages[FIRST + PAGES];
+        describe("attend_%s number %zu rows %zu head_dim %zu pages %zu", type_name(type), number, rows, head_dim, n_pages);
         for (size_t r = 0; r < rows; r++) {
-            const size_t kind = between(0, 3), past = begin + n_blocks * FL_BLOCK; // 0: nothing, 1: all, else: a part
+            const size_t kind = between(0, 3), past = begin + n_pages * FL_PAGE; // 0: nothing, 1: all, else: a part
             limit[r] = kind == 0 ? begin : kind == 1 ? past : between(begin + 1, past);
             from[r] = between(0, 2) ? 0 : between(begin, limit[r]); // a window, of nothing at times
             end = limit[r] > end ? limit[r] : end;
         }
         memset(q, 0, sizeof q);
         for (size_t r = 0; r < rows; r++) fill(q + r * stride, head_dim, 0.5f);
-        for (size_t j = 0; j < FL_BLOCK; j++) mask[j] = between(0, 3) == 0 ? -1e30f : 0;
-        for (size_t b = 0; b < BLOCKS; b++) {
-            const size_t start = begin + b * FL_BLOCK;
-            blocks[FIRST + b] = cache[b].bytes;
-            fill_block(&cache[b], type, head_dim, end < start ? 0 : end - start < FL_BLOCK ? end - start : FL_BLOCK);
+        for (size_t j = 0; j < FL_PAGE; j++) mask[j] = between(0, 3) == 0 ? -1e30f : 0;
+        for (size_t b = 0; b < PAGES; b++) {
+            const size_t start = begin + b * FL_PAGE;
+            pages[FIRST + b] = cache[b].bytes;
+            fill_page(&cache[b], type, head_dim, end < start ? 0 : end - start < FL_PAGE ? end - start : FL_PAGE);
             if (masked) memcpy(cache[b].bytes + sizeof cache[b].bytes - sizeof mask, mask, sizeof mask);
         }
         fl_attend a = {
             .rows = rows, .head_dim = head_dim, .stride = stride, .q = q, .from = from, .limit = limit, .begin = begin,
-            .end = end, .blocks = blocks, .values = fl_keys_bytes(type, head_dim), .softcap = number % 5 == 0 ? 3 : 0,
+            .end = end, .pages = pages, .values = fl_keys_bytes(type, head_dim), .softcap = number % 5 == 0 ? 3 : 0,
             .mask = masked ? sizeof cache[0].bytes - sizeof mask : 0, .work = work};
         for (size_t i = 0; i < n_isas; i++)
             for (size_t apart = 0; apart < 2; apart++) { // the runs at once, and one after the other
@@ -311,17 +311,17 @@ static void test_attend(void) {
                 same(2 * i + apart, isas[i]->name, result[0], rows * (stride + 2) * sizeof(float));
             }
         a.max = result[0], a.sum = a.max + rows, a.out = a.sum + rows;
-        for (size_t b = 0; begin + b * FL_BLOCK < end; b++)
+        for (size_t b = 0; begin + b * FL_PAGE < end; b++)
             for (size_t i = 0; i < n_isas; i++) {
                 fl_attend one = a;
-                float *map = maps + b * ROWS * FL_BLOCK;
-                one.begin = begin + b * FL_BLOCK;
-                one.end = end < one.begin + FL_BLOCK ? end : one.begin + FL_BLOCK;
-                poison(map, ROWS * FL_BLOCK * sizeof *map);
+                float *map = maps + b * ROWS * FL_PAGE;
+                one.begin = begin + b * FL_PAGE;
+                one.end = end < one.begin + FL_PAGE ? end : one.begin + FL_PAGE;
+                poison(map, ROWS * FL_PAGE * sizeof *map);
                 isas[i]->probabilities[type](&one, map);
                 for (size_t r = 0; r < rows; r++) // rows that see nothing at all have no softmax
-                    if (a.sum[r] == 0) memset(map + r * FL_BLOCK, 0, FL_BLOCK * sizeof *map);
-                same(i, isas[i]->name, map, rows * FL_BLOCK * sizeof *map);
+                    if (a.sum[r] == 0) memset(map + r * FL_PAGE, 0, FL_PAGE * sizeof *map);
+                same(i, isas[i]->name, map, rows * FL_PAGE * sizeof *map);
             }
         for (size_t r = 0; r < rows; r++) check_attend(&a, cache, masked ? mask : NULL, maps, r);
     }

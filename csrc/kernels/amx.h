@@ -29,7 +29,7 @@ enum { QUAD = 4 };
 
 // What a quad's products are made of and added to, from the first group on.
 typedef struct quad {
-    const fl_q8_tile *x[QUAD];
+    const fl_q8_bundle *x[QUAD];
     const uint8_t *tiles[QUAD];
     const uint8_t *scales[QUAD];
     float *sums[QUAD];
@@ -88,7 +88,7 @@ static FL_INLINE void multiply_quad(const size_t T, const fl_type type, const qu
 #undef MULTIPLY
 
 // sums[t][p] += the block's products with the tokens of a tile, which cost the same however few they are.
-static FL_INLINE void block_tiles(const size_t P, const fl_type type, const block *b, const fl_q8_tile *x,
+static FL_INLINE void block_tiles(const size_t P, const fl_type type, const block *b, const fl_q8_bundle *x,
                                   size_t count, float *sums) {
     const size_t tiles = (count + FL_LANES - 1) / FL_LANES;
     _Alignas(64) products made;

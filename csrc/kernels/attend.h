@@ -1,4 +1,4 @@
-// Attention of rows of queries to a run of KV blocks: an online softmax over blocks of 64 positions within runs of
+// Attention of rows of queries to a run of KV pages: an online softmax over pages of 64 positions within runs of
 // FL_RUN, each of which begins anew; runs are merged in order. So runs can be computed apart, by several threads.
 #ifndef FL_ATTEND_H
 #define FL_ATTEND_H
@@ -7,7 +7,7 @@
 
 // ---- keys and values -----------------------------------------------------------------------------------------------
 
-// How a block's keys (head_dim, 64) or values (64, stride) are stored; WIDE: made floats for several products.
+// How a page's keys (head_dim, 64) or values (64, stride) are stored; WIDE: made floats for several products.
 typedef enum form { WIDE, F32, F16, Q8_KEYS, Q8_VALUES } form;
 
 typedef struct matrix {
@@ -21,7 +21,7 @@ typedef struct matrix {
 static FL_INLINE vf load_vector(const form kind, const matrix *m, size_t row, size_t v) {
     const size_t at = row * m->stride + v * FL_LANES;
     const int8_t *bytes = (const int8_t *)m->data + at;
-    if (kind == Q8_KEYS) return vf_mul(vf_load_i8(bytes), vf_load(m->scales + row / FL_GROUP * FL_BLOCK + v * FL_LANES));
+    if (kind == Q8_KEYS) return vf_mul(vf_load_i8(bytes), vf_load(m->scales + row / FL_GROUP * FL_PAGE + v * FL_LANES));
     if (kind == Q8_VALUES) return vf_mul(vf_load_i8(bytes), vf_set1(m->scales[row * m->groups + v * FL_LANES / FL_GROUP]));
     if (kind == F16) return vf_load_f16((const uint16_t *)(const void *)m->data + at);
     return vf_load((const float *)(const void *)m->data + at);
@@ -129,15 +129,15 @@ typedef struct workspace {
     float *wide;   // (64, stride) keys or values
     float *scores; // (rows, 64)
     float *sums;   // (rows, 16) sums of probabilities, lane by lane
-    float *scale;  // (rows,) what the block's new maximum makes of earlier sums
+    float *scale;  // (rows,) what the page's new maximum makes of earlier sums
     float *max, *sum, *out; // of a run that is to be merged
 } workspace;
 
 static FL_INLINE workspace workspace_of(const fl_attend *a) {
     const size_t rows = fl_round_up(a->rows, FL_LANES);
     workspace w = {.wide = a->work};
-    w.scores = w.wide + FL_BLOCK * a->stride;
-    w.sums = w.scores + rows * FL_BLOCK;
+    w.scores = w.wide + FL_PAGE * a->stride;
+    w.sums = w.scores + rows * FL_PAGE;
     w.scale = w.sums + rows * FL_LANES;
     w.max = w.scale + rows;
     w.sum = w.max + rows;
@@ -146,7 +146,7 @@ static FL_INLINE workspace workspace_of(const fl_attend *a) {
 }
 
 // Rows [row, row + rows) of a call, and the positions [first, last) of a run that one of them sees, first being that
-// of a block. Of the sequence, the first position that one sees is `from`; all see [all_from, all_limit), if any.
+// of a page. Of the sequence, the first position that one sees is `from`; all see [all_from, all_limit), if any.
 typedef struct strip {
     size_t row, rows, first, last;
     size_t from, all_from, all_limit;
@@ -165,44 +165,44 @@ static inline strip strip_of(const fl_attend *a, size_t i, size_t begin, size_t 
         t.all_limit = a->limit[r] < t.all_limit ? a->limit[r] : t.all_limit;
         t.last = a->limit[r] > t.last ? a->limit[r] : t.last;
     }
-    t.first = t.from > begin ? t.from / FL_BLOCK * FL_BLOCK : begin;
+    t.first = t.from > begin ? t.from / FL_PAGE * FL_PAGE : begin;
     t.last = t.last < end ? t.last : end;
     return t;
 }
 
-// Products of a strip with a block's keys, capped and masked.
+// Products of a strip with a page's keys, capped and masked.
 static FL_INLINE void strip_scores(const form kind, const fl_attend *a, const workspace *w, const strip *t,
                                    const matrix *keys, const float *mask, size_t vectors) {
-    float *scores = w->scores + t->row * FL_BLOCK;
-    mul(kind, t->rows, a->head_dim, vectors, a->q + t->row * a->stride, a->stride, keys, NULL, scores, FL_BLOCK);
+    float *scores = w->scores + t->row * FL_PAGE;
+    mul(kind, t->rows, a->head_dim, vectors, a->q + t->row * a->stride, a->stride, keys, NULL, scores, FL_PAGE);
     if (a->softcap > 0 || mask)
         for (size_t r = 0; r < t->rows; r++)
             for (size_t v = 0; v < vectors; v++) {
-                float *at = scores + r * FL_BLOCK + v * FL_LANES;
+                float *at = scores + r * FL_PAGE + v * FL_LANES;
                 vf s = vf_load(at);
                 if (a->softcap > 0) s = capped(s, a->softcap);
                 vf_store(at, mask ? vf_add(s, vf_load(mask + v * FL_LANES)) : s);
             }
 }
 
-// Positions [begin, end) of the block at `start`, 0 to 64, of those from `from` to `limit`; begin = end: none.
+// Positions [begin, end) of the page at `start`, 0 to 64, of those from `from` to `limit`; begin = end: none.
 typedef struct seen_part {
     size_t begin, end;
 } seen_part;
 
 static FL_INLINE seen_part part_of(size_t from, size_t limit, size_t start) {
-    const size_t low = from > start ? smaller(from - start, FL_BLOCK) : 0;
-    const size_t high = limit > start ? smaller(limit - start, FL_BLOCK) : 0;
+    const size_t low = from > start ? smaller(from - start, FL_PAGE) : 0;
+    const size_t high = limit > start ? smaller(limit - start, FL_PAGE) : 0;
     return (seen_part){low < high ? low : high, high};
 }
 
-// Scores of row r to -infinity at those positions of the block at `start` that it does not see.
+// Scores of row r to -infinity at those positions of the page at `start` that it does not see.
 static FL_INLINE void hide(const fl_attend *a, const workspace *w, size_t r, size_t start) {
-    if (a->from[r] <= start && a->limit[r] >= start + FL_BLOCK) return;
+    if (a->from[r] <= start && a->limit[r] >= start + FL_PAGE) return;
     const seen_part part = part_of(a->from[r], a->limit[r], start);
     const vf none = vf_set1(-INFINITY), from = vf_set1((float)part.begin), limit = vf_set1((float)part.end);
-    float *row = w->scores + r * FL_BLOCK;
-    for (size_t v = 0; v < FL_BLOCK; v += FL_LANES) {
+    float *row = w->scores + r * FL_PAGE;
+    for (size_t v = 0; v < FL_PAGE; v += FL_LANES) {
         const vf position = vf_add(lanes_index(), vf_set1((float)v));
         const vf s = vf_select_gt(limit, position, vf_load(row + v), none);
         vf_store(row + v, vf_select_gt(from, position, none, s));
@@ -217,7 +217,7 @@ static FL_INLINE void strip_softmax(const fl_attend *a, const workspace *w, cons
     float raised[FL_LANES] = {0};
     for (size_t r = t->row; r < t->row + t->rows; r++) {
         hide(a, w, r, start);
-        const float *row = w->scores + r * FL_BLOCK, before = max[r];
+        const float *row = w->scores + r * FL_PAGE, before = max[r];
         const vf low = vf_max(vf_load(row), vf_load(row + 16)), high = vf_max(vf_load(row + 32), vf_load(row + 48));
         const float most = lanes_max(vf_max(low, high));
         max[r] = most > before ? most : before;
@@ -226,7 +226,7 @@ static FL_INLINE void strip_softmax(const fl_attend *a, const workspace *w, cons
     float scale[FL_LANES];
     vf_store(scale, vf_exp(vf_load(raised)));
     for (size_t r = t->row; r < t->row + t->rows; r++) {
-        float *row = w->scores + r * FL_BLOCK, *sums = w->sums + r * FL_LANES;
+        float *row = w->scores + r * FL_PAGE, *sums = w->sums + r * FL_LANES;
         const vf most = vf_set1(subtrahend(max[r]));
         vf p[4];
         FL_UNROLL for (size_t v = 0; v < 4; v++) {
@@ -241,22 +241,22 @@ static FL_INLINE void strip_softmax(const fl_attend *a, const workspace *w, cons
 
 // ---- a run ---------------------------------------------------------------------------------------------------------
 
-static FL_INLINE const float *mask_of(const fl_attend *a, const char *block) {
-    return a->mask ? (const float *)(const void *)(block + a->mask) : NULL;
+static FL_INLINE const float *mask_of(const fl_attend *a, const char *page) {
+    return a->mask ? (const float *)(const void *)(page + a->mask) : NULL;
 }
 
-static FL_INLINE matrix keys_of(const fl_attend *a, const char *block) {
-    const char *keys = block + a->keys;
-    return (matrix){.data = keys, .stride = FL_BLOCK, .scales = (const float *)(const void *)(keys + a->head_dim * FL_BLOCK)};
+static FL_INLINE matrix keys_of(const fl_attend *a, const char *page) {
+    const char *keys = page + a->keys;
+    return (matrix){.data = keys, .stride = FL_PAGE, .scales = (const float *)(const void *)(keys + a->head_dim * FL_PAGE)};
 }
 
-static FL_INLINE matrix values_of(const fl_attend *a, const char *block) {
-    const char *values = block + a->values;
-    return (matrix){.data = values, .stride = a->stride, .scales = (const float *)(const void *)(values + FL_BLOCK * a->stride),
+static FL_INLINE matrix values_of(const fl_attend *a, const char *page) {
+    const char *values = page + a->values;
+    return (matrix){.data = values, .stride = a->stride, .scales = (const float *)(const void *)(values + FL_PAGE * a->stride),
                     .groups = (a->head_dim + FL_GROUP - 1) / FL_GROUP};
 }
 
-// out (rows, stride) of a strip = out * scale + the block's values, weighed. A row takes those that it sees and no others,
+// out (rows, stride) of a strip = out * scale + the page's values, weighed. A row takes those that it sees and no others,
 // as 0 times a value that is not finite would be NaN: what all rows of the strip see is multiplied for all at once, and what
 // lies beyond, a few positions at the strip's end, row by row.
 //
@@ -269,21 +269,21 @@ static FL_INLINE void weigh_values(const form kind, const fl_attend *a, const wo
                                    const matrix *values, float *out) {
     static const float one = 1;
     const size_t stride = a->stride, vectors = stride / FL_LANES;
-    const float *p = w->scores + t->row * FL_BLOCK, *scale = start == t->first ? NULL : w->scale + t->row;
+    const float *p = w->scores + t->row * FL_PAGE, *scale = start == t->first ? NULL : w->scale + t->row;
     const seen_part all = part_of(t->all_from, t->all_limit, start);
-    const int alike = t->all_from <= start || t->all_from == t->from; // where the rows begin to see the block
+    const int alike = t->all_from <= start || t->all_from == t->from; // where the rows begin to see the page
     out += t->row * stride;
     if (alike) {
         const matrix rest = rows_from(kind, values, all.begin);
-        mul(kind, t->rows, all.end - all.begin, vectors, p + all.begin, FL_BLOCK, &rest, scale, out, stride);
-        if (t->all_limit >= t->last || all.end == FL_BLOCK) return;
+        mul(kind, t->rows, all.end - all.begin, vectors, p + all.begin, FL_PAGE, &rest, scale, out, stride);
+        if (t->all_limit >= t->last || all.end == FL_PAGE) return;
     }
     for (size_t r = 0; r < t->rows; r++) {
         const seen_part part = part_of(a->from[t->row + r], a->limit[t->row + r], start);
         const size_t begin = alike && part.begin < all.end ? all.end : part.begin;
         if (alike && begin == part.end) continue;
         const matrix rest = rows_from(kind, values, begin);
-        mul(kind, 1, part.end - begin, vectors, p + r * FL_BLOCK + begin, FL_BLOCK, &rest,
+        mul(kind, 1, part.end - begin, vectors, p + r * FL_PAGE + begin, FL_PAGE, &rest,
             alike ? &one : scale ? scale + r : NULL, out + r * stride, stride);
     }
 }
@@ -300,18 +300,18 @@ static FL_INLINE void attend_run(const form k, const form v, const fl_attend *a,
         const strip t = strip_of(a, i, begin, end);
         if (t.first >= t.last) memset(out + t.row * stride, 0, t.rows * stride * sizeof *out);
     }
-    for (size_t start = begin; start < end; start += FL_BLOCK) {
-        const char *block = a->blocks[start / FL_BLOCK];
-        const size_t seen = end - start < FL_BLOCK ? end - start : FL_BLOCK;
-        matrix keys = keys_of(a, block), values = values_of(a, block);
+    for (size_t start = begin; start < end; start += FL_PAGE) {
+        const char *page = a->pages[start / FL_PAGE];
+        const size_t seen = end - start < FL_PAGE ? end - start : FL_PAGE;
+        matrix keys = keys_of(a, page), values = values_of(a, page);
         keys.next = values.data;
-        values.next = start + FL_BLOCK < end ? keys_of(a, a->blocks[start / FL_BLOCK + 1]).data : values.data;
+        values.next = start + FL_PAGE < end ? keys_of(a, a->pages[start / FL_PAGE + 1]).data : values.data;
         if (strips > 1) keys = widen(k, &keys, a->head_dim, (seen + FL_LANES - 1) / FL_LANES, w->wide);
         for (size_t i = 0; i < strips; i++) {
             const strip t = strip_of(a, i, begin, end);
             if (start < t.first || start >= t.last) continue;
-            const size_t count = (smaller(t.last - start, FL_BLOCK) + FL_LANES - 1) / FL_LANES;
-            strip_scores(strips > 1 ? WIDE : k, a, w, &t, &keys, mask_of(a, block), count);
+            const size_t count = (smaller(t.last - start, FL_PAGE) + FL_LANES - 1) / FL_LANES;
+            strip_scores(strips > 1 ? WIDE : k, a, w, &t, &keys, mask_of(a, page), count);
             strip_softmax(a, w, &t, start, max);
         }
         if (strips > 1) values = widen(v, &values, seen, vectors, w->wide);
@@ -352,19 +352,19 @@ static FL_INLINE void attend(const form k, const form v, const fl_attend *a) {
 
 static FL_INLINE void probabilities(const form k, const fl_attend *a, float *out) {
     workspace w = workspace_of(a);
-    const char *block = a->blocks[a->begin / FL_BLOCK];
-    matrix keys = keys_of(a, block);
+    const char *page = a->pages[a->begin / FL_PAGE];
+    matrix keys = keys_of(a, page);
     keys.next = keys.data;
-    keys = widen(k, &keys, a->head_dim, FL_BLOCK / FL_LANES, w.wide);
+    keys = widen(k, &keys, a->head_dim, FL_PAGE / FL_LANES, w.wide);
     w.scores = out;
     for (size_t i = 0; i < strips_of(a); i++) {
         const strip t = strip_of(a, i, a->begin, a->end);
-        strip_scores(WIDE, a, &w, &t, &keys, mask_of(a, block), FL_BLOCK / FL_LANES);
+        strip_scores(WIDE, a, &w, &t, &keys, mask_of(a, page), FL_PAGE / FL_LANES);
     }
     for (size_t r = 0; r < a->rows; r++) {
         hide(a, &w, r, a->begin);
-        for (size_t v = 0; v < FL_BLOCK; v += FL_LANES) {
-            float *at = out + r * FL_BLOCK + v;
+        for (size_t v = 0; v < FL_PAGE; v += FL_LANES) {
+            float *at = out + r * FL_PAGE + v;
             vf_store(at, vf_div(vf_exp(vf_sub(vf_load(at), vf_set1(a->max[r]))), vf_set1(a->sum[r])));
         }
     }

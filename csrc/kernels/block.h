@@ -50,7 +50,7 @@ static FL_INLINE void blocks_end(void) {}
 
 // sums[p][t] += the block's product with T tokens of tile x, whose first token is t0; `lane` is the first of them.
 static FL_INLINE void block_lanes(const size_t P, const size_t T, const fl_type type, const block *b,
-                                  const fl_q8_tile *x, size_t t0, size_t lane, int prefetch, float *sums) {
+                                  const fl_q8_bundle *x, size_t t0, size_t lane, int prefetch, float *sums) {
     vf sum[FL_BLOCK_PANELS][FL_LANES];
     FL_UNROLL for (size_t p = 0; p < P; p++)
         FL_UNROLL for (size_t t = 0; t < T; t++)
@@ -86,7 +86,7 @@ static FL_INLINE void block_lanes(const size_t P, const size_t T, const fl_type 
 }
 
 // sums[t][p] += the block's product with tile t of `count` tokens, and with some past them where it is simpler.
-static FL_INLINE void block_tiles(const size_t P, const fl_type type, const block *b, const fl_q8_tile *x,
+static FL_INLINE void block_tiles(const size_t P, const fl_type type, const block *b, const fl_q8_bundle *x,
                                   size_t count, float *sums) {
     enum { T = FL_TILE, LAST = FL_LANES % FL_TILE };
     for (size_t t = 0; t < count; t += FL_LANES, x += b->stride, sums += P * TILE_SUMS) {
@@ -102,7 +102,7 @@ static FL_INLINE void block_tiles(const size_t P, const fl_type type, const bloc
 static FL_INLINE void blocks_of(const size_t P, const fl_type type, const job *j, size_t first, size_t t0,
                                 size_t count) {
     const size_t groups = groups_of(j), tiles = fl_scales_bytes(type, groups);
-    const fl_q8_tile *x = (const fl_q8_tile *)j->in->q + t0 / FL_LANES * groups;
+    const fl_q8_bundle *x = (const fl_q8_bundle *)j->in->q + t0 / FL_LANES * groups;
     _Alignas(64) float sums[BLOCK_TILES * FL_BLOCK_PANELS * TILE_SUMS];
     _Alignas(64) uint8_t unpacked[FL_BLOCK_PANELS][BLOCK_GROUPS * FL_LANES * FL_GROUP];
     block b = {.stride = groups, .j = j, .first = first, .t0 = t0};

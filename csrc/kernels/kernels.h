@@ -18,23 +18,23 @@ typedef struct fl_q8_group {
 } fl_q8_group;
 
 // The same of 16 tokens side by side.
-typedef struct fl_q8_tile {
+typedef struct fl_q8_bundle {
     int8_t q[FL_LANES][FL_GROUP];
     float scale[FL_LANES];
     int32_t bias[FL_LANES];
-} fl_q8_tile;
+} fl_q8_bundle;
 
 // Tokens that lie side by side in the int8 inputs of so many: each alone, (tokens, groups) of fl_q8_group, or by 16,
-// (tokens / 16 rounded up, groups) of fl_q8_tile. Many tokens are read again and again, and in order by 16.
-static inline size_t fl_tile_width(size_t tokens) { return tokens > 8 ? FL_LANES : 1; }
+// (tokens / 16 rounded up, groups) of fl_q8_bundle. Many tokens are read again and again, and in order by 16.
+static inline size_t fl_bundle_width(size_t tokens) { return tokens > 8 ? FL_LANES : 1; }
 
 // Where the tile of token t begins, and room for all of them. Lanes past the last token are never written out.
-static inline void *fl_tile_of(void *q, size_t groups, size_t tokens, size_t t) {
-    const size_t width = fl_tile_width(tokens);
+static inline void *fl_bundle_of(void *q, size_t groups, size_t tokens, size_t t) {
+    const size_t width = fl_bundle_width(tokens);
     return (char *)q + t / width * width * groups * sizeof(fl_q8_group);
 }
-static inline size_t fl_tiles_bytes(size_t groups, size_t tokens) {
-    return fl_round_up(tokens, fl_tile_width(tokens)) * groups * sizeof(fl_q8_group);
+static inline size_t fl_bundles_bytes(size_t groups, size_t tokens) {
+    return fl_round_up(tokens, fl_bundle_width(tokens)) * groups * sizeof(fl_q8_group);
 }
 
 // t tokens as a matrix product of n columns takes them.
@@ -49,16 +49,16 @@ typedef struct fl_inputs {
 typedef void fl_matmul(const fl_matrix *w, size_t panel0, size_t panel1, const fl_inputs *x, size_t tokens, float *out,
                        size_t out_stride, int add);
 
-// Bytes of one head's keys and values in a KV block.
+// Bytes of one head's keys and values in a KV page.
 static inline size_t fl_keys_bytes(fl_type kv_type, size_t head_dim) {
-    if (kv_type == FL_Q8) return FL_BLOCK * (head_dim + (head_dim + FL_GROUP - 1) / FL_GROUP * sizeof(float));
-    return FL_BLOCK * head_dim * (kv_type == FL_F16 ? 2 : 4);
+    if (kv_type == FL_Q8) return FL_PAGE * (head_dim + (head_dim + FL_GROUP - 1) / FL_GROUP * sizeof(float));
+    return FL_PAGE * head_dim * (kv_type == FL_F16 ? 2 : 4);
 }
 
 static inline size_t fl_values_bytes(fl_type kv_type, size_t head_dim) {
     const size_t stride = fl_round_up(head_dim, FL_LANES);
-    if (kv_type == FL_Q8) return FL_BLOCK * (stride + (head_dim + FL_GROUP - 1) / FL_GROUP * sizeof(float));
-    return FL_BLOCK * stride * (kv_type == FL_F16 ? 2 : 4);
+    if (kv_type == FL_Q8) return FL_PAGE * (stride + (head_dim + FL_GROUP - 1) / FL_GROUP * sizeof(float));
+    return FL_PAGE * stride * (kv_type == FL_F16 ? 2 : 4);
 }
 
 // Attention of rows of queries, which share their keys and values, to a stretch of one sequence.
@@ -70,9 +70,9 @@ typedef struct fl_attend {
     const size_t *from;  // (rows,) row r sees positions from[r] <= position < limit[r] of the sequence, within
     const size_t *limit; // begin <= position < end; maybe none
     size_t begin, end;   // begin: a multiple of 64
-    void *const *blocks; // the sequence's KV blocks
-    size_t keys, values; // where a block has this head's, in bytes
-    size_t mask;         // where a block has what is added to its 64 scores, in bytes; 0: nothing is
+    void *const *pages; // the sequence's KV pages
+    size_t keys, values; // where a page has this head's, in bytes
+    size_t mask;         // where a page has what is added to its 64 scores, in bytes; 0: nothing is
     float softcap;       // scores become softcap * tanh(score / softcap); 0: they stay
     float *work;         // fl_attend_floats floats
     float *max, *sum;    // (rows,) maximum of the scores (-infinity: none), sum of e^(score - maximum)
@@ -80,7 +80,7 @@ typedef struct fl_attend {
 } fl_attend;
 
 static inline size_t fl_attend_floats(size_t rows, size_t stride) {
-    return FL_BLOCK * stride + fl_round_up(rows, FL_LANES) * (FL_BLOCK + FL_LANES + 3 + stride);
+    return FL_PAGE * stride + fl_round_up(rows, FL_LANES) * (FL_PAGE + FL_LANES + 3 + stride);
 }
 
 // A group of 32 columns of 16 rows on its way to four bits: column k's weights are w[k], and value[k] * scale what
@@ -117,7 +117,7 @@ struct fl_kernels {
     // Adds a run's max, sum and out to those of the runs before it.
     void (*merge)(size_t rows, size_t stride, float *max, float *sum, float *out, const float *next_max,
                   const float *next_sum, const float *next_out);
-    // The softmax of one block, [a->begin, a->end), with max and sum of all of them, to out (rows, 64).
+    // The softmax of one page, [a->begin, a->end), with max and sum of all of them, to out (rows, 64).
     void (*probabilities[FL_Q8 + 1])(const fl_attend *a, float *out);
     // The scales of a group, x (32, 16) with |x| <= 1, where 1 is reached or all is zero, sign (16,) the sign of that
     // largest: of least squared error, each weighed with weight (32, 16).

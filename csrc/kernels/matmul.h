@@ -184,7 +184,7 @@ static FL_INLINE void matmul(const fl_type type, const fl_matrix *m, size_t pane
         TILES(streams, 1);
     } else if (tokens == 2) {
         TILES(streams, 2);
-    } else if (is_int8(type) && fl_tile_width(tokens) > 1) {
+    } else if (is_int8(type) && fl_bundle_width(tokens) > 1) {
         blocks_begin();
         TILES(FL_BLOCK_PANELS, 0);
         blocks_end();

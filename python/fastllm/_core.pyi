@@ -9,7 +9,7 @@ from typing_extensions import Buffer as _AnyBuffer
 
 LANES: int
 GROUP: int
-BLOCK: int
+PAGE: int
 ALIGN: int
 TYPES: tuple[str, ...]
 
@@ -86,7 +86,7 @@ class Model:
     isa: str
     kv_dtype: str
     logits_stride: int
-    kv_block_bytes: int
+    kv_page_bytes: int
     def __init__(
         self,
         config: Any,

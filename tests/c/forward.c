@@ -37,35 +37,35 @@ void test_sampler(void) {
     fl_draw_scratch_free(work);
 }
 
-// Blocks that come and go: aligned, apart from each other, and whole for as long as they are taken.
+// Pages that come and go: aligned, apart from each other, and whole for as long as they are taken.
 void test_pool(void) {
-    enum { BLOCKS = 64 };
+    enum { PAGES = 64 };
     static const size_t sizes[] = {64, 1000, 300000, 2 << 20, (4 << 20) + 64};
     for (size_t j = 0; j < sizeof sizes / sizeof *sizes; j++) {
-        const size_t bytes = sizes[j], most = bytes < 100000 ? BLOCKS : 9;
-        unsigned char *blocks[BLOCKS];
+        const size_t bytes = sizes[j], most = bytes < 100000 ? PAGES : 9;
+        unsigned char *pages[PAGES];
         size_t n = 0;
         fl_pool *pool;
-        describe("pool of blocks of %zu bytes", bytes);
+        describe("pool of pages of %zu bytes", bytes);
         int ok = fl_pool_new(bytes, &pool) == FL_OK, whole = 1;
         for (size_t turn = 0; ok && turn < 400; turn++) {
             // Up to all of them and down to none, several times.
             if (n < most && (n == 0 || between(0, 9) < (turn % 100 < 50 ? 8u : 2u))) {
-                void *block;
-                ok = fl_pool_take(pool, &block) == FL_OK && (uintptr_t)block % FL_ALIGN == 0;
-                blocks[n] = block;
-                memset(block, (int)(turn % 251), 8);
-                memset(blocks[n] + bytes - 8, (int)(turn % 251), 8);
+                void *page;
+                ok = fl_pool_take(pool, &page) == FL_OK && (uintptr_t)page % FL_ALIGN == 0;
+                pages[n] = page;
+                memset(page, (int)(turn % 251), 8);
+                memset(pages[n] + bytes - 8, (int)(turn % 251), 8);
                 n++;
             } else {
                 const size_t i = between(0, n - 1);
-                for (size_t b = 0; b < 8; b++) whole &= blocks[i][b] == blocks[i][bytes - 1 - b] && blocks[i][b] == blocks[i][0];
-                fl_pool_give(pool, blocks[i]);
-                blocks[i] = blocks[--n];
+                for (size_t b = 0; b < 8; b++) whole &= pages[i][b] == pages[i][bytes - 1 - b] && pages[i][b] == pages[i][0];
+                fl_pool_give(pool, pages[i]);
+                pages[i] = pages[--n];
             }
         }
-        expect(ok, "blocks");
-        expect(whole, "what a block holds");
+        expect(ok, "pages");
+        expect(whole, "what a page holds");
         fl_pool_free(pool);
     }
 }
@@ -112,13 +112,13 @@ static fl_norm norm(int bias) { return (fl_norm){vector(DIM), bias ? vector(DIM)
 static void run_forward(const fl_model *m, size_t threads, size_t chunk, size_t broken, float (*logits)[LONGEST][LOGITS]) {
     static int32_t tokens[SEQUENCES][LONGEST];
     float *some = take(SEQUENCES * LONGEST * LOGITS * sizeof *some);
-    void *blocks[SEQUENCES][2];
+    void *pages[SEQUENCES][2];
     fl_pool *pool;
     fl_scratch *scratch;
-    if (fl_pool_new(fl_kv_block_bytes(m), &pool) || fl_scratch_new(&scratch)) abort();
+    if (fl_pool_new(fl_kv_page_bytes(m), &pool) || fl_scratch_new(&scratch)) abort();
     for (size_t i = 0; i < SEQUENCES; i++) {
         for (size_t j = 0; j < 2; j++)
-            if (fl_pool_take(pool, &blocks[i][j])) abort();
+            if (fl_pool_take(pool, &pages[i][j])) abort();
         for (size_t t = 0; t < LONGEST; t++) tokens[i][t] = (int32_t)((7 * t + 11 * i + t * t) % (VOCAB - 1));
     }
     if (broken < LONGEST) tokens[0][broken] = VOCAB - 1;
@@ -129,7 +129,7 @@ static void run_forward(const fl_model *m, size_t threads, size_t chunk, size_t 
             const size_t left = lengths[i] - pos, count = left < chunk ? left : chunk;
             const size_t before = pos < SEGMENT ? SEGMENT - pos : 0;
             const size_t segment = m->config.second_segment && before < count ? before : count;
-            spans[n++] = (fl_span){tokens[i] + pos, count, pos, blocks[i], 2, count, segment};
+            spans[n++] = (fl_span){tokens[i] + pos, count, pos, pages[i], 2, count, segment};
         }
         const fl_outputs out = {.logits = some};
         expect(fl_forward(m, scratch, spans, n, threads, &out) == FL_OK, "forward");

@@ -91,8 +91,8 @@ static void test_matmul(void) {
             for (size_t i = 0; i < n_isas; i++) {
                 poison(q, sizeof q);
                 for (size_t t = 0; t < tokens; t++) {
-                    const size_t lanes = fl_tile_width(tokens);
-                    isas[i]->quantize(x + t * WIDTH, WIDTH, fl_tile_of(q, WIDTH / FL_GROUP, tokens, t), lanes, t % lanes);
+                    const size_t lanes = fl_bundle_width(tokens);
+                    isas[i]->quantize(x + t * WIDTH, WIDTH, fl_bundle_of(q, WIDTH / FL_GROUP, tokens, t), lanes, t % lanes);
                 }
                 const fl_inputs in = {.f = x, .f_stride = WIDTH, .q = q};
                 memset(out, 0, sizeof out);

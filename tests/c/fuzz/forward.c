@@ -194,7 +194,7 @@ static fl_model make_model(fl_layer *layers) {
 
 // ---- texts ----------------------------------------------------------------------------------------------------------
 
-enum { TEXTS = 3, MOST = 90, BLOCKS = 3, STRIDE = 48 };
+enum { TEXTS = 3, MOST = 90, PAGES = 3, STRIDE = 48 };
 
 typedef struct text {
     size_t length, segment; // the second text begins there
@@ -211,15 +211,15 @@ static size_t second_text(const fl_model *m, const text *t, size_t from, size_t 
 // fewer or none. All NaN are one.
 static void read_texts(const fl_model *m, const text *texts, size_t n, size_t chunk, int ragged, size_t threads, float *out) {
     fl_scratch *scratch;
-    void *blocks[TEXTS][BLOCKS];
+    void *pages[TEXTS][PAGES];
     size_t done[TEXTS] = {0}, left = 0;
     const size_t stride = fl_logits_stride(m);
     float *logits = take(TEXTS * MOST * STRIDE * sizeof *logits);
     must(fl_scratch_new(&scratch) == FL_OK, "memory");
     for (size_t i = 0; i < n; i++) {
-        for (size_t j = 0; j * FL_BLOCK < texts[i].length; j++) {
-            blocks[i][j] = take(fl_kv_block_bytes(m));
-            memset(blocks[i][j], 0xff, fl_kv_block_bytes(m)); // NaN, as a broken text may have left it
+        for (size_t j = 0; j * FL_PAGE < texts[i].length; j++) {
+            pages[i][j] = take(fl_kv_page_bytes(m));
+            memset(pages[i][j], 0xff, fl_kv_page_bytes(m)); // NaN, as a broken text may have left it
         }
         left += texts[i].length;
     }
@@ -232,8 +232,8 @@ static void read_texts(const fl_model *m, const text *texts, size_t n, size_t ch
             if (ragged && m->config.causal && take_now > 0 && left > rest) take_now = (size_t)next() % (take_now + 1);
             if (take_now == 0) continue;
             whose[count] = i;
-            spans[count++] = (fl_span){texts[i].tokens + done[i], take_now, done[i], blocks[i],
-                                       (texts[i].length + FL_BLOCK - 1) / FL_BLOCK, take_now,
+            spans[count++] = (fl_span){texts[i].tokens + done[i], take_now, done[i], pages[i],
+                                       (texts[i].length + FL_PAGE - 1) / FL_PAGE, take_now,
                                        second_text(m, &texts[i], done[i], take_now)};
         }
         if (count == 0) continue;

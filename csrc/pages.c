@@ -1,41 +1,41 @@
-// The pool of KV blocks: slabs of them, each with a free list of its own. A slab that is free as a whole goes back to the
+// The pool of KV pages: slabs of them, each with a free list of its own. A slab that is free as a whole goes back to the
 // system, but for one, so that a text that comes and goes costs no allocation each time.
 #include <stdlib.h>
 
 #include "kernels/kernels.h"
 
-// The link lies in the free block itself: what a block holds past its sequence's length is not read.
-typedef struct free_block {
-    struct free_block *next;
-} free_block;
+// The link lies in the free page itself: what a page holds past its sequence's length is not read.
+typedef struct free_page {
+    struct free_page *next;
+} free_page;
 
 typedef struct slab {
     struct slab *next, *previous; // in the list it is in
-    free_block *free;             // blocks that were given back
-    size_t fresh;                 // blocks at the end that were never handed out
-    size_t used;                  // blocks that are handed out
-    char *blocks;                 // each with the slab it is from in the FL_ALIGN bytes before it
+    free_page *free;             // pages that were given back
+    size_t fresh;                 // pages at the end that were never handed out
+    size_t used;                  // pages that are handed out
+    char *pages;                 // each with the slab it is from in the FL_ALIGN bytes before it
 } slab;
 
 struct fl_pool {
-    size_t stride, slab_blocks; // bytes from one block of a slab to the next; blocks in one
-    slab *open, *full;          // slabs in use, with and without a free block
+    size_t stride, slab_pages; // bytes from one page of a slab to the next; pages in one
+    slab *open, *full;          // slabs in use, with and without a free page
     slab *spare;                // a slab that is not in use, or none
 };
 
 enum { SLAB_BYTES = 4 << 20 };
 
-size_t fl_kv_block_bytes(const fl_model *m) {
+size_t fl_kv_page_bytes(const fl_model *m) {
     const fl_config *c = &m->config;
     const size_t head = fl_keys_bytes(m->kv_type, c->head_dim) + fl_values_bytes(m->kv_type, c->head_dim);
-    return c->n_layers * c->n_kv_heads * head + (c->pad_token >= 0 ? FL_BLOCK * sizeof(float) : 0);
+    return c->n_layers * c->n_kv_heads * head + (c->pad_token >= 0 ? FL_PAGE * sizeof(float) : 0);
 }
 
-fl_status fl_pool_new(size_t block_bytes, fl_pool **out) {
+fl_status fl_pool_new(size_t page_bytes, fl_pool **out) {
     fl_pool *pool = calloc(1, sizeof *pool);
     if (!pool) return FL_NO_MEMORY;
-    pool->stride = fl_round_up(block_bytes, FL_ALIGN) + FL_ALIGN;
-    pool->slab_blocks = pool->stride < SLAB_BYTES ? SLAB_BYTES / pool->stride : 1;
+    pool->stride = fl_round_up(page_bytes, FL_ALIGN) + FL_ALIGN;
+    pool->slab_pages = pool->stride < SLAB_BYTES ? SLAB_BYTES / pool->stride : 1;
     *out = pool;
     return FL_OK;
 }
@@ -56,7 +56,7 @@ static void unlink_slab(slab **list, slab *s) {
 }
 
 static void free_slab(slab *s) {
-    fl_free(s->blocks);
+    fl_free(s->pages);
     free(s);
 }
 
@@ -79,14 +79,14 @@ void fl_pool_free(fl_pool *pool) {
 static slab *new_slab(const fl_pool *pool) {
     slab *s = calloc(1, sizeof *s);
     if (!s) return NULL;
-    s->fresh = pool->slab_blocks;
-    s->blocks = fl_alloc(pool->slab_blocks * pool->stride);
-    if (s->blocks) return s;
+    s->fresh = pool->slab_pages;
+    s->pages = fl_alloc(pool->slab_pages * pool->stride);
+    if (s->pages) return s;
     free(s);
     return NULL;
 }
 
-fl_status fl_pool_take(fl_pool *pool, void **block) {
+fl_status fl_pool_take(fl_pool *pool, void **page) {
     slab *s = pool->open;
     if (!s) {
         s = pool->spare ? pool->spare : new_slab(pool);
@@ -95,26 +95,26 @@ fl_status fl_pool_take(fl_pool *pool, void **block) {
         link_slab(&pool->open, s);
     }
     if (s->free) {
-        *block = s->free;
+        *page = s->free;
         s->free = s->free->next;
     } else {
-        char *at = s->blocks + (pool->slab_blocks - s->fresh--) * pool->stride;
+        char *at = s->pages + (pool->slab_pages - s->fresh--) * pool->stride;
         *(slab **)at = s;
-        *block = at + FL_ALIGN;
+        *page = at + FL_ALIGN;
     }
-    if (++s->used == pool->slab_blocks) {
+    if (++s->used == pool->slab_pages) {
         unlink_slab(&pool->open, s);
         link_slab(&pool->full, s);
     }
     return FL_OK;
 }
 
-void fl_pool_give(fl_pool *pool, void *block) {
-    slab *s = *(slab **)((char *)block - FL_ALIGN);
-    free_block *f = block;
+void fl_pool_give(fl_pool *pool, void *page) {
+    slab *s = *(slab **)((char *)page - FL_ALIGN);
+    free_page *f = page;
     f->next = s->free;
     s->free = f;
-    if (s->used-- == pool->slab_blocks) {
+    if (s->used-- == pool->slab_pages) {
         unlink_slab(&pool->full, s);
         link_slab(&pool->open, s);
     }
