@@ -7,8 +7,8 @@ import pytest
 
 import writers
 from fastllm import CheckpointError, OptionError, _core, store
-from fastllm.dense import Layer, apply, pack
-from fastllm.embedding import Embedding
+from fastllm.heads import Embedding, Layer
+from fastllm.heads.dense import apply, pack
 from fastllm.tensors import Tensor
 
 ACTS = {

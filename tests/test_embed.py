@@ -10,8 +10,8 @@ import fastllm
 import oracle
 import writers
 from fastllm import ContextError, OptionError, _core, cli, store
-from fastllm.embedding import POOLINGS, Embedding
 from fastllm.engine import _BATCH
+from fastllm.heads import POOLINGS, Embedding
 
 DECODER = writers.config(32, 48, 4, 2, 300, max_seq=3000)
 ENCODER = writers.config(

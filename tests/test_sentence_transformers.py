@@ -14,7 +14,7 @@ import vocabularies
 from conftest import failure
 from fastllm import cli
 from fastllm.convert import convert
-from fastllm.embedding import Embedding
+from fastllm.heads import Embedding
 from reference import build, torch, transformers
 
 st = pytest.importorskip("sentence_transformers")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastllm import _core
-from fastllm.dense import apply
 from fastllm.errors import CheckpointError, NumericError, OptionError, TokenizerError, about
 from fastllm.heads import activate
+from fastllm.heads.dense import apply
 from fastllm.texts import Texts, token_ids
 from fastllm.tokenizer import Pair, cut_pair
 

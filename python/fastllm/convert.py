@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastllm import _core, dense, store
+from fastllm import _core, store
 from fastllm.errors import CheckpointError, CheckpointWarning, OptionError, TokenizerError
 from fastllm.families import Recipe, Weight
 from fastllm.files import check_target, read_file, reading
+from fastllm.heads import dense
 from fastllm.machine import check_threads
 from fastllm.packing import Plan, Progress, assemble, chunks, pack, plan, vectors
 from fastllm.source import (

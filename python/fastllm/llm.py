@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from fastllm import _core, store
 from fastllm.classify import Labels
 from fastllm.config import Config
-from fastllm.embedding import Embedding, normalized
 from fastllm.engine import Batch, Engine, Generation
 from fastllm.errors import CheckpointError, ContextError, NumericError, OptionError, TokenizerError, about
 from fastllm.files import reading
+from fastllm.heads import Embedding, normalized
 from fastllm.machine import check_threads, read_bandwidth
 from fastllm.sampling import DEFAULTS, Sampling
 from fastllm.source import Adapters, check_not_converted, find_adapters, find_source, open_source, stored_tokenizer

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastllm import _core, dense, store
+from fastllm import _core, store
 from fastllm.config import Config
 from fastllm.errors import CheckpointError
 from fastllm.families import Recipe, Weight
+from fastllm.heads import dense
 from fastllm.tensors import SIZES, Tensor
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm import store
-from fastllm.dense import pack
 from fastllm.errors import CheckpointError, CheckpointWarning, OptionError, TokenizerError
 from fastllm.formats import open_checkpoint
+from fastllm.heads.dense import pack
 from fastllm.tokenizer import Tokenizer, find, from_blob, read
 
 if TYPE_CHECKING:

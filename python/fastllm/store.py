@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm import _core
 from fastllm.config import Config
-from fastllm.dense import bind
-from fastllm.embedding import Embedding
 from fastllm.errors import CheckpointError, OptionError
 from fastllm.files import map_file
 from fastllm.formats import is_safetensors
-from fastllm.heads import Classifier, Ranking
+from fastllm.heads import Classifier, Embedding, Ranking
+from fastllm.heads.dense import bind
 
 if TYPE_CHECKING:
     from fastllm.tensors import Bytes

@@ -13,13 +13,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fastllm.config import Config
-from fastllm.dense import Layer
-from fastllm.embedding import Embedding
 from fastllm.errors import CheckpointError
 from fastllm.families.architectures import FAMILIES, nearest, split
 from fastllm.families.names import Tensors
 from fastllm.formats import Checkpoint
-from fastllm.heads import Classifier, Ranking
+from fastllm.heads import Classifier, Embedding, Layer, Ranking
 from fastllm.tensors import Bytes, Tensor, equal, floats
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 
-from fastllm.dense import Layer
 from fastllm.families import Recipe, Source
-from fastllm.heads import Classifier
+from fastllm.heads import Classifier, Layer
 from fastllm.tensors import floats
 
 _TOKENS = "token classification"

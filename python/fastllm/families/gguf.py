@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from fastllm import families
-from fastllm.dense import Layer
-from fastllm.embedding import Embedding
 from fastllm.families import Recipe, Source, Weight, half_split
 from fastllm.formats import Checkpoint
+from fastllm.heads import Embedding, Layer
 from fastllm.tensors import Tensor, at, columns, floats, joined_rows, part, reshaped, transposed
 
 Header = dict[str, object]

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
-from fastllm.dense import Layer
-from fastllm.embedding import Embedding, texts
 from fastllm.errors import CheckpointError
 from fastllm.formats import Checkpoint, huggingface
+from fastllm.heads import Embedding, Layer, prompts_by_name
 from fastllm.tensors import Tensor, floats
 
 _FILE = "modules.json"
@@ -161,7 +160,7 @@ def _settings(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     if type(dimensions) is not int or not 0 <= dimensions < 1 << 31:
         raise CheckpointError(f"{path} has truncate_dim {_shown(dimensions)}")
     return {
-        "prompts": texts(prompts),
+        "prompts": prompts_by_name(prompts),
         "default_prompt": default,
         "dimensions": dimensions,
         "similarity": similarity,

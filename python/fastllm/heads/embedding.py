@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastllm.dense import apply
 from fastllm.errors import CheckpointError, OptionError
+from fastllm.heads.dense import apply
 
 if TYPE_CHECKING:
     import numpy as np
@@ -166,7 +166,7 @@ class Embedding(_Fields):
             if isinstance(default, tuple) and isinstance(value, list) and all(type(item) is str for item in value):
                 values[name] = tuple(value)
             elif isinstance(default, Mapping) and isinstance(value, dict):
-                values[name] = texts(value)
+                values[name] = prompts_by_name(value)
             elif type(value) is type(default):
                 values[name] = value
             else:
@@ -174,7 +174,7 @@ class Embedding(_Fields):
         return cls(**values)
 
 
-def texts(prompts: Mapping[Any, Any]) -> dict[str, str]:
+def prompts_by_name(prompts: Mapping[Any, Any]) -> dict[str, str]:
     """Prompts by name; null is an empty one. Raises CheckpointError for what is no text."""
     if not all(isinstance(value, str) or value is None for value in prompts.values()):
         raise CheckpointError("a prompt is not a text")
