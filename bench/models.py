@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm import _core, store
+from fastllm import _core
 from fastllm.config import Config, rope_freqs
 from fastllm.errors import TokenizerError
 from fastllm.families import Recipe, Weight
 from fastllm.llm import LLM
 from fastllm.machine import thread_count
-from fastllm.packing import assemble
 from fastllm.tensors import mapped
+from fastllm.weights import store
+from fastllm.weights.packing import assemble
 
 _KV_BYTES = {"f32": 4, "f16": 2, "q8": 1.125}
 

@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import peers_report
-from fastllm.store import DTYPES
+from fastllm.weights.store import DTYPES
 from peers_models import SHAPES, write_folder
 from peers_report import Result, Sample
 

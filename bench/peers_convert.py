@@ -33,7 +33,7 @@ GGUF_NAMES = {
 
 
 def fastllm_file(source: str, target: str, dtype: str) -> None:
-    from fastllm.convert import convert
+    from fastllm.weights.convert import convert
 
     convert(source, target, dtype=dtype)
 
@@ -47,7 +47,7 @@ def fastllm_token_bytes(path: str) -> int:
 
 def llama2c_file(folder: str, target: str) -> None:
     """llama2.c's int8 format, and beside it a tokenizer whose every token prints as one word."""
-    from fastllm.convert import convert
+    from fastllm.weights.convert import convert
 
     convert(folder, target, format="llama2c", version=2)
     vocab = json.loads((Path(folder) / "config.json").read_text())["vocab_size"]

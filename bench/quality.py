@@ -23,13 +23,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm import _core, load, store
-from fastllm.calibration import Calibration
-from fastllm.convert import convert
+from fastllm import _core, load
 from fastllm.demo.corpus import stories
 from fastllm.llm import LLM
-from fastllm.packing import assemble
-from fastllm.source import open_source
+from fastllm.weights import store
+from fastllm.weights.calibration import Calibration
+from fastllm.weights.convert import convert
+from fastllm.weights.packing import assemble
+from fastllm.weights.source import open_source
 from quality_scores import compare
 
 DEMO = Path(_core.__file__).parent / "demo" / "stories.safetensors"

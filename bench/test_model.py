@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import fastllm
-from fastllm import store
 from fastllm.bench import Lockstep
 from fastllm.sampling import Sampling
+from fastllm.weights import store
 
 from . import models
 

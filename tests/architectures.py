@@ -7,7 +7,7 @@ import writers
 from fastllm.config import Config
 from fastllm.errors import TokenizerError
 from fastllm.llm import LLM
-from fastllm.store import Stored
+from fastllm.weights.store import Stored
 
 PRE = ("attn_norm", "ffn_norm", "final_norm")
 POST = ("post_attn_norm", "post_ffn_norm")

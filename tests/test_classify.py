@@ -9,9 +9,10 @@ import pytest
 
 import fastllm
 import vocabularies
-from fastllm import CheckpointError, ContextError, NumericError, OptionError, cli, store
-from fastllm.convert import convert
+from fastllm import CheckpointError, ContextError, NumericError, OptionError, cli
 from fastllm.tokenizer import cut_pair
+from fastllm.weights import store
+from fastllm.weights.convert import convert
 from reference import build, tokens, torch, transformers
 
 tokenizers = pytest.importorskip("tokenizers")

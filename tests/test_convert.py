@@ -24,11 +24,13 @@ import fastllm
 import oracle
 import writers
 from conftest import DATA, run
-from fastllm import CheckpointError, OptionError, TokenizerError, packing, source, store
+from fastllm import CheckpointError, OptionError, TokenizerError
 from fastllm.config import rope_freqs
-from fastllm.convert import convert, verify
 from fastllm.files import map_file
-from fastllm.store import DTYPES
+from fastllm.verify import verify
+from fastllm.weights import packing, source, store
+from fastllm.weights.convert import convert
+from fastllm.weights.store import DTYPES
 
 MODELS = ("llama2c_gqa_tied", "llama2c_untied")
 TOKENS = list(range(3, 45))
@@ -432,7 +434,7 @@ def test_disks_that_fail(write_model, tmp_path, monkeypatch, number, when):
         raise OSError(number, os.strerror(number))
 
     if when == "writing":
-        monkeypatch.setattr("fastllm.convert.pack", fail)  # stands for the write that follows
+        monkeypatch.setattr("fastllm.weights.convert.pack", fail)  # stands for the write that follows
     else:
         monkeypatch.setattr(f"fastllm.files.os.{'fsync' if when == 'syncing' else 'posix_fallocate'}", fail)
     takes = r", it takes [\d,]+ bytes" if number != errno.EIO else ""
@@ -502,7 +504,8 @@ def test_out_of_disk(write_model, tmp_path):
 # The command line, with time to interrupt it.
 SLOW = """
 import sys, time
-from fastllm import cli, convert
+from fastllm import cli
+from fastllm.weights import convert
 pack = convert.pack
 def slow(*args, **options):
     print("packing", flush=True)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import writers
-from fastllm import CheckpointError, OptionError, _core, store
+from fastllm import CheckpointError, OptionError, _core
 from fastllm.heads import Embedding, Layer
 from fastllm.heads.dense import apply, pack
 from fastllm.tensors import Tensor
+from fastllm.weights import store
 
 ACTS = {
     "identity": lambda x: x,

@@ -9,9 +9,10 @@ import pytest
 import fastllm
 import oracle
 import writers
-from fastllm import ContextError, OptionError, _core, cli, store
+from fastllm import ContextError, OptionError, _core, cli
 from fastllm.engine import _BATCH
 from fastllm.heads import POOLINGS, Embedding
+from fastllm.weights import store
 
 DECODER = writers.config(32, 48, 4, 2, 300, max_seq=3000)
 ENCODER = writers.config(

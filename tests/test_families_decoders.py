@@ -15,8 +15,8 @@ from fastllm import _core
 from fastllm.families import recipe
 from fastllm.families.architectures import FAMILIES, split
 from fastllm.formats import open_checkpoint
-from fastllm.packing import assemble, plan
 from fastllm.tensors import Tensor, columns, part
+from fastllm.weights.packing import assemble, plan
 from reference import torch, transformers
 
 MODULES = ("llama", "qwen", "moe", "gemma", "phi", "olmo", "cohere", "stablelm")

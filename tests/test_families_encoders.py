@@ -9,7 +9,7 @@ import fastllm
 import reference
 import vocabularies
 from conftest import DATA, failure
-from fastllm.convert import convert
+from fastllm.weights.convert import convert
 from reference import torch, transformers
 
 # ---- AMPLIFY: arrays computed by its authors' code; tolerances from the fixtures' meta.json --------------------------

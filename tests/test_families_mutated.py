@@ -9,8 +9,8 @@ import test_families_gpt as gpt
 from conftest import DATA, failure, soon
 from fastllm.families import recipe
 from fastllm.formats import open_checkpoint
-from fastllm.packing import assemble
 from fastllm.tensors import Tensor
+from fastllm.weights.packing import assemble
 
 ENCODERS = ["bert, pretraining", "roberta, masked tokens", "esm-2, masked tokens", "esm-1b", "clip"]
 CASES = ["gpt2", "gpt_neo", "gpt_neox", "mingpt first", "mingpt second", *ENCODERS, "amplify"]

@@ -13,8 +13,8 @@ import pytest
 import fastllm
 from conftest import DATA, run
 from fastllm import CheckpointError, OptionError, cli
-from fastllm.convert import convert
 from fastllm.files import map_file, read_file, reading
+from fastllm.weights.convert import convert
 
 BUILT_IN = Path(fastllm.__file__).parent / "demo" / "stories.safetensors"
 FORMATS = ("amplify_tiny", "grok1_deep12", "llama2c_untied/model_v0.bin", "meta_llama3_mp2", "mindspore_llama3")
@@ -471,7 +471,7 @@ def test_threads_that_cannot_be_started(monkeypatch):
 
 
 def test_inspect_of_a_file_that_changes(stored, monkeypatch, capsys):
-    from fastllm import store
+    from fastllm.weights import store
 
     load = store.load
 

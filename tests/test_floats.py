@@ -20,7 +20,7 @@ import ctypes, os, struct, sys
 import numpy as np
 import fastllm
 from fastllm import _core
-from fastllm.convert import convert
+from fastllm.weights.convert import convert
 
 path, out, at, bits = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 libm = ctypes.CDLL("libm.so.6")

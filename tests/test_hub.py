@@ -15,7 +15,7 @@ import pytest
 import fastllm
 import writers
 from conftest import SMALL
-from fastllm.source import find_source
+from fastllm.weights.source import find_source
 
 pytest.importorskip("huggingface_hub")
 

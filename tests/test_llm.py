@@ -13,12 +13,13 @@ import pytest
 import fastllm
 import writers
 from conftest import SMALL, run
-from fastllm import CheckpointError, ContextError, OptionError, TokenizerError, _core, store
+from fastllm import CheckpointError, ContextError, OptionError, TokenizerError, _core
 from fastllm.engine import Batch
 from fastllm.families import recipe
 from fastllm.formats import open_checkpoint
-from fastllm.packing import assemble
 from fastllm.sampling import Sampling
+from fastllm.weights import store
+from fastllm.weights.packing import assemble
 
 PROMPT = "the ocean once"
 

@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from conftest import run
-from fastllm import _core, store
+from fastllm import _core
 from fastllm.config import Config, rope_freqs
+from fastllm.weights import store
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or "ASAN_OPTIONS" in os.environ, reason="memory as Linux counts it, without a sanitizer's"

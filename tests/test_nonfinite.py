@@ -9,12 +9,13 @@ import pytest
 import fastllm
 import writers
 from conftest import run
-from fastllm import CheckpointError, NumericError, TokenizerError, _core, store
-from fastllm.convert import convert
+from fastllm import CheckpointError, NumericError, TokenizerError, _core
 from fastllm.engine import Batch
 from fastllm.llm import LLM
 from fastllm.sampling import Sampling
-from fastllm.store import Stored
+from fastllm.weights import store
+from fastllm.weights.convert import convert
+from fastllm.weights.store import Stored
 
 BROKEN = 7  # the token whose embedding is, or becomes, infinite
 GREEDY = Sampling(temperature=0)

@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 
 import fastllm
 import writers
-from fastllm import CheckpointError, OptionError, _core, store
-from fastllm.calibration import Calibration
+from fastllm import CheckpointError, OptionError, _core
 from fastllm.cli import main
-from fastllm.convert import convert
 from fastllm.families import Recipe, Weight
-from fastllm.packing import assemble, plan
-from fastllm.source import open_source
 from fastllm.tensors import Tensor
+from fastllm.weights import store
+from fastllm.weights.calibration import Calibration
+from fastllm.weights.convert import convert
+from fastllm.weights.packing import assemble, plan
+from fastllm.weights.source import open_source
 
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 100))
 

@@ -7,7 +7,7 @@ import pytest
 import fastllm
 import vocabularies
 from fastllm import CheckpointError, NumericError, OptionError, cli
-from fastllm.convert import convert
+from fastllm.weights.convert import convert
 from reference import torch, transformers
 from test_classify import WORDS, byte_level, model_of, refusal, word_pieces
 

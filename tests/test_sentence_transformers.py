@@ -13,8 +13,8 @@ import fastllm
 import vocabularies
 from conftest import failure
 from fastllm import cli
-from fastllm.convert import convert
 from fastllm.heads import Embedding
+from fastllm.weights.convert import convert
 from reference import build, torch, transformers
 
 st = pytest.importorskip("sentence_transformers")

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 import fastllm
 import writers
 from conftest import SMALL, failure
-from fastllm import CheckpointError, OptionError, store
+from fastllm import CheckpointError, OptionError
 from fastllm.families import recipe
 from fastllm.files import map_file
 from fastllm.formats import open_checkpoint
-from fastllm.packing import assemble
+from fastllm.weights import store
+from fastllm.weights.packing import assemble
 
 TINY = writers.config(8, 6, 2, 1, 261, n_layers=1, max_seq=16)
 

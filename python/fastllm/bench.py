@@ -24,7 +24,7 @@ from fastllm.llm import LLM, load
 from fastllm.machine import check_threads, int8_peak, read_bandwidth, thread_count
 from fastllm.progress import Bar
 from fastllm.sampling import Sampling
-from fastllm.store import check_dtype
+from fastllm.weights.store import check_dtype
 
 _ROUNDS = 5  # times that every combination is measured, ...
 _PATIENCE = 60.0  # ... but no new one after so many seconds

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fastllm.chat import ChatTemplate
     from fastllm.heads import Classifier
-    from fastllm.store import Stored
+    from fastllm.weights.store import Stored
 
 # What Qwen3-Reranker (Zhang et al., 2025) was trained to read, by its model card.
 _JUDGE = (
@@ -140,14 +140,14 @@ class Labels(Texts):
 
     def _cut(self, text: str) -> list[int]:
         """The ids of a text with what is put around one, at most max_length."""
-        prefix, suffix = self._prefix(), self.tokenizer.suffix or ()
+        prefix, suffix = self._frame.prefix, self._frame.suffix
         room, left = self._room(len(prefix) + len(suffix)), self.ranking.truncate_left
-        ids, _ = cut_pair(self._encode(text), [], room, left=left)
+        ids, _ = cut_pair(self._frame.encode(text), [], room, left=left)
         return [*prefix, *ids, *suffix]
 
     def _cut_pair(self, first: str, second: str) -> tuple[list[int], int | None]:
         """The ids of a pair of texts, at most max_length, and where those of the second's token type begin."""
-        pair, encode = self._around_pair(), self._encode
+        pair, encode = self._around_pair(), self._frame.encode
         around = len(pair.prefix) + len(pair.between) + len(pair.suffix)
         a, b = cut_pair(encode(first), encode(second), self._room(around), left=self.ranking.truncate_left)
         ids = [*pair.prefix, *a, *pair.between, *b, *pair.suffix]
@@ -164,7 +164,7 @@ class Labels(Texts):
         """What is put around a pair: as the tokenizer says, or what is put around a text around each of the two."""
         if self.tokenizer.pair is not None:
             return self.tokenizer.pair
-        prefix, suffix = self._prefix(), self.tokenizer.suffix or ()
+        prefix, suffix = self._frame.prefix, self._frame.suffix
         return Pair(prefix, (*suffix, *prefix), suffix)
 
     # ---- documents for a query

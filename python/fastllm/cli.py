@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from fastllm.engine import Generation
     from fastllm.llm import LLM
     from fastllm.sampling import Sampling
-    from fastllm.store import Stored
     from fastllm.tensors import Tensor
+    from fastllm.weights.store import Stored
 
 
 _LONG = 200  # characters of a value that inspect shows
@@ -570,8 +570,9 @@ def _rerank(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from fastllm.convert import convert, verify
     from fastllm.progress import Bar
+    from fastllm.verify import verify
+    from fastllm.weights.convert import convert
 
     before = _identity(args.out)
     try:
@@ -714,9 +715,9 @@ class _Contents(NamedTuple):
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from fastllm import store
     from fastllm.files import reading
-    from fastllm.source import find_source
+    from fastllm.weights import store
+    from fastllm.weights.source import find_source
 
     path, _ = find_source(args.file, None)
     with reading():

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from fastllm import _core, store
+from fastllm import _core
 from fastllm.classify import Labels
 from fastllm.config import Config
 from fastllm.engine import Batch, Engine, Generation
@@ -16,16 +16,25 @@ from fastllm.files import reading
 from fastllm.heads import Embedding, normalized
 from fastllm.machine import check_threads, read_bandwidth
 from fastllm.sampling import DEFAULTS, Sampling
-from fastllm.source import Adapters, check_not_converted, find_adapters, find_source, open_source, stored_tokenizer
 from fastllm.speculative import DraftModel, PromptLookup, Proposer
 from fastllm.texts import check_layer, token_ids
 from fastllm.tokenizer import Tokenizer
+from fastllm.tokenizer.frame import stop_tokens
+from fastllm.weights import store
+from fastllm.weights.source import (
+    Adapters,
+    check_not_converted,
+    find_adapters,
+    find_source,
+    open_source,
+    stored_tokenizer,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fastllm.packing import Progress
+    from fastllm.weights.packing import Progress
 
 KV_DTYPES = ("f32", "f16", "q8")
 
@@ -71,7 +80,7 @@ def load(
             _check_stored_dtype(found, stored, dtype)
             words = stored_tokenizer(stored, found, tokenizer)
         else:
-            from fastllm.packing import assemble
+            from fastllm.weights.packing import assemble
 
             source = open_source(found, tokenizer, from_hub=from_hub, adapters=adapters)
             try:
@@ -180,9 +189,7 @@ class LLM(Labels):
         config = stored.config
         self.config, self.bos = config, stored.bos
         ends = () if isinstance(tokenizer, TokenizerError) else tokenizer.ends
-        self.stop, self.chat_stop = stored.stop, tuple(dict.fromkeys((*stored.chat_stop, *ends)))
-        if stored.stop == stored.chat_stop:  # else a text ends elsewhere than a turn: at BOS, as run.c's do
-            self.stop = self.chat_stop
+        self.stop, self.chat_stop = stop_tokens(stored.stop, stored.chat_stop, ends)
         self.path = path
         self._set_head(stored)
         longest = config.max_seq
@@ -470,7 +477,7 @@ class LLM(Labels):
                 raise ContextError(f"{what} has {len(ids):,} tokens, the model takes {longest:,}: truncate=True cuts")
             start = end = 0
             if isinstance(text, str):
-                start, end = len(self._around("", suffix=False)), len(self.tokenizer.suffix or ())
+                start, end = len(self._frame.around("", suffix=False)), len(self._frame.suffix)
             kept, rest = ids[start : len(ids) - end], max(0, longest - start - end)
             kept = kept[len(kept) - rest :] if how.truncate_left else kept[:rest]
             ids = [*ids[:start], *kept, *ids[len(ids) - end :]][:longest]
@@ -481,8 +488,8 @@ class LLM(Labels):
         words = self.tokenizer
         end = max((before.rfind(token) + len(token) for token in words.special if token in before), default=0)
         if not end or not self.config.causal:
-            return self._around(before + text, suffix=True)
-        head = [*self._around("", suffix=False), *words.encode(before[:end], special=True)]
+            return self._frame.around(before + text, suffix=True)
+        head = [*self._frame.around("", suffix=False), *words.encode(before[:end], special=True)]
         return [*head, *words.encode(before[end:] + text, start=False), *(words.suffix or ())]
 
     def _lowered(self, how: Embedding, text: str) -> str:

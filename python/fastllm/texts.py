@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastllm.errors import ContextError, OptionError, TokenizerError
 from fastllm.tokenizer import Tokenizer, decode
+from fastllm.tokenizer.frame import Frame
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,30 +51,14 @@ class Texts:
         ends one. special: whether special tokens that are written in the text ("<mask>", "<|im_end|>") become their ids
         or are text like any other; None: they do in an encoder's, which is how a text for it is masked.
         """
-        ids = self._around(text, suffix=not self.config.causal, special=special) if bos else self._encode(text, special)
+        frame = self._frame
+        ids = frame.tokenize(text, special) if bos else frame.encode(text, special)
         self._check_tokens(ids)
-        if not bos:
-            return ids
-        first = self._first() if not ids else None
-        return ids if first is None else [first]
+        return ids
 
-    def _first(self) -> int | None:
-        """What a text of the model's own begins after: BOS, else what training put between texts."""
-        if self.bos is not None:
-            return self.bos
-        words = self.tokenizer
-        named = (words.token_id(words.roles[role]) for role in ("bos_token", "eos_token") if role in words.roles)
-        return next((i for i in named if i is not None), self.stop[0] if self.stop else None)
-
-    def _encode(self, text: str, special: bool | None = None) -> list[int]:
-        return self.tokenizer.encode(text, special=not self.config.causal if special is None else special)
-
-    def _around(self, text: str, *, suffix: bool, special: bool | None = None) -> list[int]:
-        return [*self._prefix(), *self._encode(text, special), *((self.tokenizer.suffix or ()) if suffix else ())]
-
-    def _prefix(self) -> tuple[int, ...]:
-        prefix = self.tokenizer.prefix
-        return prefix if prefix is not None else () if self.bos is None else (self.bos,)
+    @property
+    def _frame(self) -> Frame:
+        return Frame(self.tokenizer, self.bos, self.stop, encoder=not self.config.causal)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids."""

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastllm import store
 from fastllm.demo.corpus import stories
 from fastllm.families import recipe
 from fastllm.formats import open_checkpoint
-from fastllm.packing import assemble
+from fastllm.weights import store
+from fastllm.weights.packing import assemble
 
 DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, CONTEXT = 128, 352, 5, 4, 2, 1024, 384
 HEAD = DIM // HEADS

@@ -19,10 +19,10 @@ from fastllm.config import Config
 from fastllm.errors import CheckpointError, OptionError
 from fastllm.files import map_file
 from fastllm.formats import is_safetensors
-from fastllm.heads import Classifier, Embedding, Ranking
-from fastllm.heads.dense import bind
+from fastllm.heads import Classifier, Embedding, Ranking, dense
 
 if TYPE_CHECKING:
+    from fastllm.families import Recipe
     from fastllm.tensors import Bytes
 
 VERSION = 1
@@ -49,6 +49,30 @@ class Stored(NamedTuple):
     embedding: Embedding = Embedding()
     classifier: Classifier | None = None
     ranking: Ranking = Ranking()
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        tensors: Mapping[str, _core.Matrix | _core.Vector],
+        *,
+        tokenizer: tuple[str, bytes] | None = None,
+        source: str = "",
+    ) -> Stored:
+        """What a file made of a recipe holds. Raises CheckpointError for dense layers that do not fit each other."""
+        return cls(
+            recipe.config,
+            tensors,
+            recipe.bos,
+            recipe.stop,
+            recipe.chat_stop,
+            tokenizer,
+            source,
+            dense.pack(recipe.dense),
+            recipe.embedding,
+            recipe.classifier,
+            recipe.ranking,
+        )
 
     @property
     def dtypes(self) -> list[str]:
@@ -218,7 +242,7 @@ def _load(data: memoryview) -> Stored:
         return _core.Matrix(dtype, d, n, part(name)), bias, act
 
     chains = {
-        chain: bind(chain, [layer(f"{chain}.{i}", act) for i, act in enumerate(acts)])
+        chain: dense.bind(chain, [layer(f"{chain}.{i}", act) for i, act in enumerate(acts)])
         for chain, acts in about.get("dense", {}).items()
     }
     embedding = Embedding.from_json(about.get("embedding", {}))

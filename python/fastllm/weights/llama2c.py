@@ -14,8 +14,8 @@ from fastllm.errors import CheckpointError, OptionError
 from fastllm.families import Recipe, Weight, half_split
 from fastllm.files import replacing
 from fastllm.formats.llama2c import HEADER_BYTES, MAGIC
-from fastllm.packing import Progress
 from fastllm.tensors import floats
+from fastllm.weights.packing import Progress
 
 if TYPE_CHECKING:
     import numpy as np

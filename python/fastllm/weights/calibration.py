@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastllm import _core, store
+from fastllm import _core
 from fastllm.errors import OptionError
 from fastllm.tensors import Bytes
+from fastllm.weights import store
 
 if TYPE_CHECKING:
     import numpy as np

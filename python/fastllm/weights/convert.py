@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from fastllm import _core, store
-from fastllm.errors import CheckpointError, CheckpointWarning, OptionError, TokenizerError
+from fastllm import _core
+from fastllm.errors import CheckpointError, OptionError, TokenizerError
 from fastllm.families import Recipe, Weight
 from fastllm.files import check_target, read_file, reading
 from fastllm.heads import dense
 from fastllm.machine import check_threads
-from fastllm.packing import Plan, Progress, assemble, chunks, pack, plan, vectors
-from fastllm.source import (
+from fastllm.tensors import Bytes, Tensor
+from fastllm.tokenizer.frame import Frame, stop_tokens
+from fastllm.weights import store
+from fastllm.weights.packing import Plan, Progress, assemble, chunks, pack, plan, vectors
+from fastllm.weights.source import (
     Adapters,
     Opened,
     check_not_converted,
@@ -24,14 +26,9 @@ from fastllm.source import (
     open_source,
     stored_tokenizer,
 )
-from fastllm.tensors import Bytes, Tensor
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from fastllm.calibration import Calibration
-    from fastllm.llm import LLM
+    from fastllm.weights.calibration import Calibration
 
 FORMATS = ("fastllm", "llama2c")
 
@@ -58,8 +55,8 @@ def convert(
     same bytes on any machine; the file appears whole or not at all, and memory is needed for one piece of a matrix.
 
     calibrate: a file of UTF-8 text, 256 to some thousand tokens of the kind the model is for; q4 is packed for the
-    least error in what the model computes while it reads that (see fastllm.calibration), which takes minutes rather
-    than seconds, and memory for the model as q8.
+    least error in what the model computes while it reads that (see fastllm.weights.calibration), which takes minutes
+    rather than seconds, and memory for the model as q8.
 
     Returns why there is no tokenizer inside, where there is none. Raises CheckpointError, TokenizerError (a tokenizer
     that was named does not fit), OptionError.
@@ -91,12 +88,12 @@ def convert(
         watched = read.watched(progress)
         try:
             if format == "llama2c":
-                from fastllm.formats import llama2c_writer
+                from fastllm.weights import llama2c
 
-                llama2c_writer.write(target, opened.recipe, version or 0, progress=watched)
+                llama2c.write(target, opened.recipe, version or 0, progress=watched)
             else:
                 plans = plan(opened.recipe, dtype or opened.dtype)
-                seen = None if text is None else _calibration(opened, path, text, count)
+                seen = None if text is None else _calibration(opened, text, count)
                 store.write(target, opened.stored(), _parts(opened.recipe, plans, count, watched, seen))
         except CheckpointError as error:
             if str(path) in str(error) or str(target) in str(error):
@@ -112,14 +109,17 @@ def _text(path: Path) -> str:
         raise OptionError(f"the calibration text {path} cannot be read: {error}") from None
 
 
-def _calibration(opened: Opened, path: Path, text: str, threads: int) -> Calibration:
+def _calibration(opened: Opened, text: str, threads: int) -> Calibration:
     """What the model's inputs are while it reads a text."""
-    from fastllm.calibration import Calibration
-    from fastllm.llm import LLM
+    from fastllm.weights.calibration import Calibration
 
-    stored = assemble(opened.recipe, dtype="q8", threads=threads)
-    llm = LLM(stored, opened.tokenizer, threads=threads, context=None, path=path)
-    return Calibration(stored, llm.tokenize(""), llm.tokenizer.encode(text), threads=threads)
+    recipe, words = opened.recipe, opened.tokenizer
+    if isinstance(words, TokenizerError):
+        raise words
+    stop, _ = stop_tokens(recipe.stop, recipe.chat_stop, words.ends)
+    frame = Frame(words, recipe.bos, stop, encoder=not recipe.config.causal)
+    stored = assemble(recipe, dtype="q8", threads=threads)
+    return Calibration(stored, frame.tokenize(""), words.encode(text), threads=threads)
 
 
 def _parts(
@@ -199,72 +199,3 @@ def _check_apart(source: Path, target: Path) -> None:
     """Nothing that lies in the checkpoint's folder is written over, though nothing be read of it."""
     if target.exists() and source.resolve() in target.resolve().parents:
         raise CheckpointError(f"{target} cannot be written: it is what would be converted, or a part of it")
-
-
-# ---- verify ----------------------------------------------------------------------------------------------------------
-
-
-class Difference(NamedTuple):
-    """How two models differ over one text: in logits, without a head in hidden states, and in what they predict.
-
-    what: "logits" or "hidden states"; largest, mean: of the absolute differences; kl: mean of KL(source || result) in
-    nats; top1: share of positions where both find the same token likeliest. Without a head there are no kl and top1.
-    """
-
-    tokens: int
-    what: str
-    largest: float
-    mean: float
-    kl: float | None
-    top1: float | None
-
-
-def verify(
-    source: str | os.PathLike[str],
-    result: str | os.PathLike[str],
-    *,
-    tokens: int = 96,
-    revision: str | None = None,
-    lora: Adapters | None = None,
-    threads: int | None = None,
-) -> Difference:
-    """Runs a checkpoint, in a type that holds it exactly, and what it was converted to over the same random tokens."""
-    import numpy
-
-    from fastllm.llm import LLM, load
-
-    path, _ = find_source(source, revision)
-    count = check_threads(threads)
-    if (stored := store.open_file(path)) is None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CheckpointWarning)  # whoever converted it has been told
-            recipe = open_source(path, None, adapters=find_adapters(lora)).recipe
-        stored = assemble(recipe, dtype=None, threads=count)
-    size = stored.config.vocab_size
-    llm = LLM(stored, TokenizerError("not needed"), threads=count, context=None, path=path)
-    ids = numpy.random.default_rng(0).integers(0, size, min(tokens, llm.context)).tolist()
-    p, has_head = _outputs(llm, ids), llm.config.head
-    del llm, stored  # one model at a time
-    q = _outputs(load(result, threads=count), ids)
-    gap = numpy.abs(p - q)
-    kl = top1 = None
-    if has_head:
-        log_p, log_q = _log_softmax(p), _log_softmax(q)
-        kl = float((numpy.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
-        top1 = float((p.argmax(axis=1) == q.argmax(axis=1)).mean())
-    what = "logits" if has_head else "hidden states"
-    return Difference(len(ids), what, float(gap.max()), float(gap.mean()), kl, top1)
-
-
-def _outputs(llm: LLM, ids: list[int]) -> NDArray[np.float64]:
-    import numpy
-
-    return (llm.logits(ids) if llm.config.head else llm.hidden_states(ids)).astype(numpy.float64)
-
-
-def _log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    import numpy
-
-    x = x - x.max(axis=1, keepdims=True)
-    sums: NDArray[np.float64] = numpy.log(numpy.exp(x).sum(axis=1, keepdims=True))
-    return x - sums

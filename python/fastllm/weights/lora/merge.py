@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 from fastllm.errors import CheckpointError
 from fastllm.formats import Checkpoint
-from fastllm.lora import options
-from fastllm.lora.product import Factors, added
 from fastllm.tensors import Tensor, floats, transposed
+from fastllm.weights.lora import options
+from fastllm.weights.lora.product import Factors, added
 
 # A LoRA tensor's name: module, part, and the adapter's own name, which saving mostly drops.
 _PART = re.compile(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastllm.errors import CheckpointError
 from fastllm.formats import Checkpoint, peft
-from fastllm.lora.merge import Merge
+from fastllm.weights.lora.merge import Merge
 
 _PEFT_ONLY = "fastllm applies adapters of the PEFT library (adapter_config.json and its weights) to their model"
 

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastllm import _core, store
+from fastllm import _core
 from fastllm.config import Config
 from fastllm.errors import CheckpointError
 from fastllm.families import Recipe, Weight
-from fastllm.heads import dense
 from fastllm.tensors import SIZES, Tensor
+from fastllm.weights import store
 
 if TYPE_CHECKING:
-    from fastllm.calibration import Calibration
+    from fastllm.weights.calibration import Calibration
 
 Progress = Callable[[int, int], None]  # bytes packed so far, bytes in all
 
@@ -160,18 +160,7 @@ def assemble(recipe: Recipe, *, dtype: str | None, threads: int, progress: Progr
             if progress:
                 progress(done, total)
         tensors[name] = matrix.bind(memory[start:done])
-    tensors |= vectors(recipe)
-    return store.Stored(
-        recipe.config,
-        tensors,
-        recipe.bos,
-        recipe.stop,
-        recipe.chat_stop,
-        dense=dense.pack(recipe.dense),
-        embedding=recipe.embedding,
-        classifier=recipe.classifier,
-        ranking=recipe.ranking,
-    )
+    return store.Stored.of(recipe, tensors | vectors(recipe))
 
 
 def vectors(recipe: Recipe) -> dict[str, _core.Vector]:

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastllm import store
 from fastllm.errors import CheckpointError, CheckpointWarning, OptionError, TokenizerError
 from fastllm.formats import open_checkpoint
-from fastllm.heads.dense import pack
 from fastllm.tokenizer import Tokenizer, find, from_blob, read
+from fastllm.weights import store
 
 if TYPE_CHECKING:
     from fastllm.families import Recipe
@@ -39,20 +38,9 @@ class Opened(NamedTuple):
 
     def stored(self) -> store.Stored:
         """What a converted file says of it, without tensors."""
-        recipe, words = self.recipe, self.tokenizer
-        return store.Stored(
-            recipe.config,
-            {},
-            recipe.bos,
-            recipe.stop,
-            recipe.chat_stop,
-            tokenizer=None if isinstance(words, TokenizerError) else (words.kind, words.blob),
-            source=self.about,
-            dense=pack(recipe.dense),
-            embedding=recipe.embedding,
-            classifier=recipe.classifier,
-            ranking=recipe.ranking,
-        )
+        words = self.tokenizer
+        blob = None if isinstance(words, TokenizerError) else (words.kind, words.blob)
+        return store.Stored.of(self.recipe, {}, tokenizer=blob, source=self.about)
 
 
 def find_source(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, bool]:
@@ -62,7 +50,7 @@ def find_source(name: str | os.PathLike[str], revision: str | None) -> tuple[Pat
         if revision is not None:
             raise OptionError(f"{path} is not a name of the hub: only those have revisions")
         return path, False
-    from fastllm import hub
+    from fastllm.weights import hub
 
     return hub.fetch(path.as_posix(), revision), True
 
@@ -92,9 +80,10 @@ def open_source(
     adapters: to add to its weights. Warns (CheckpointWarning) of tensors that have no effect. Raises CheckpointError,
     and TokenizerError for a tokenizer that was named and does not fit.
     """
-    from fastllm import families, lora
+    from fastllm import families
     from fastllm.families.names import unused_sentence
     from fastllm.quantized import dequantized
+    from fastllm.weights import lora
 
     lora.check_is_model(path, with_adapters=bool(adapters))
     checkpoint = dequantized(open_checkpoint(path))
@@ -124,7 +113,7 @@ def open_source(
         except TokenizerError as error:
             words = error
             if from_hub and vocab_size == _LLAMA_WORDS and checkpoint.format.startswith("llama2.c"):
-                from fastllm import hub
+                from fastllm.weights import hub
 
                 words = read(hub.llama_tokenizer(), vocab_size)
     about = f"{checkpoint.format}, {checkpoint.architecture}"
