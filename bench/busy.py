@@ -17,9 +17,9 @@ from time import perf_counter
 
 import fastllm
 import models
+from fastllm.decoding import Sampling
 from fastllm.llm import LLM
 from fastllm.machine import thread_count
-from fastllm.sampling import Sampling
 
 LONGEST = 200  # tokens of a text, so that all of them see about as many before them
 

@@ -96,7 +96,7 @@ def peak_rss_mb() -> float:
 class FastLLM(Runner):
     def load(self, model: str, variant: str) -> None:
         import fastllm
-        from fastllm.sampling import Sampling
+        from fastllm.decoding import Sampling
 
         self.llm = fastllm.load(model, threads=self.threads, kv=self.kv)
         self.greedy = Sampling(temperature=0)

@@ -207,7 +207,7 @@ _RUN = """
 import json, sys, time
 start = time.perf_counter()
 import fastllm
-from fastllm.sampling import DEFAULTS
+from fastllm.decoding import DEFAULTS
 llm = fastllm.load(sys.argv[1], context=512)
 loaded = time.perf_counter() - start
 prompt = [1 + i * 7919 % (llm.config.vocab_size - 1) for i in range(128)]

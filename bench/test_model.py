@@ -12,7 +12,7 @@ import pytest
 
 import fastllm
 from fastllm.bench import Lockstep
-from fastllm.sampling import Sampling
+from fastllm.decoding import Sampling
 from fastllm.weights import store
 
 from . import models

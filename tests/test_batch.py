@@ -8,8 +8,8 @@ import pytest
 
 from architectures import ARCHITECTURES, random_llm
 from fastllm import ContextError, OptionError
+from fastllm.decoding import Sampling
 from fastllm.engine import CHUNK, TOGETHER, Batch
-from fastllm.sampling import Sampling
 
 REQUESTS = [
     # prompt's length, sampling, max_tokens, seed

@@ -16,7 +16,7 @@ import pytest
 import fastllm
 from conftest import DATA
 from fastllm import bench
-from fastllm.sampling import Sampling
+from fastllm.decoding import Sampling
 
 TINY = DATA / "llama2c_gqa_tied" / "model_v0.bin"
 

@@ -398,7 +398,7 @@ def test_memory_of_harmful_templates():
     code = """
 import json, resource, sys
 from fastllm import TokenizerError
-from fastllm import sandbox
+from fastllm.chat import _sandbox as sandbox
 sandbox.SECONDS = 0.2
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for source in json.load(sys.stdin):

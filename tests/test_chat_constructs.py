@@ -6,8 +6,9 @@ import json
 import pytest
 
 import vocabularies
-from fastllm import TokenizerError, sandbox
+from fastllm import TokenizerError
 from fastllm.chat import ChatTemplate
+from fastllm.chat import _sandbox as sandbox
 from fastllm.tokenizer import find, from_blob
 
 pytest.importorskip("transformers")

@@ -152,7 +152,8 @@ def test_guesses_that_cannot_be(command: str, options: tuple[str, ...], says: st
 def test_a_draft_keeps_keys_and_values_as_the_model_does(
     command: str, kv: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastllm import cli, llm
+    from fastllm import cli
+    from fastllm import llm
 
     given = []
 
@@ -225,7 +226,8 @@ def test_ctrl_c_keeps_what_was_written() -> None:
 # The command line with a pause after each token, so that there is time to interrupt it.
 _SLOW = """
 import sys, time
-from fastllm import cli, engine
+from fastllm import cli
+from fastllm.engine import engine
 step = engine.Engine.forward
 def slow(*args):
     time.sleep(0.02)

@@ -27,7 +27,7 @@ from conftest import DATA, run
 from fastllm import CheckpointError, OptionError, TokenizerError
 from fastllm.config import rope_freqs
 from fastllm.files import map_file
-from fastllm.verify import verify
+from fastllm.llm.verify import verify
 from fastllm.weights import packing, source, store
 from fastllm.weights.convert import convert
 from fastllm.weights.store import DTYPES

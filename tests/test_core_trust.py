@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import writers
 from conftest import SMALL
 from fastllm import CheckpointError, ContextError, OptionError, _core
+from fastllm.decoding import Sampling
 from fastllm.errors import FastLLMError
-from fastllm.sampling import Sampling
 
 VOCAB = SMALL.vocab_size
 TYPED = (FastLLMError, TypeError, ValueError, OverflowError, MemoryError, AttributeError, BufferError)

@@ -10,7 +10,7 @@ import fastllm
 import oracle
 import writers
 from fastllm import ContextError, OptionError, _core, cli
-from fastllm.engine import _BATCH
+from fastllm.engine.engine import _BATCH
 from fastllm.heads import POOLINGS, Embedding
 from fastllm.weights import store
 

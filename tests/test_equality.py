@@ -10,7 +10,8 @@ import fastllm
 import writers
 from architectures import ARCHITECTURES
 from conftest import SMALL
-from fastllm import _core, engine
+from fastllm import _core
+from fastllm.engine import engine
 
 ISAS = [name for name, supported in _core.isas() if supported]
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 import fastllm
 from conftest import DATA, checkpoints, failure, soon
 from fastllm import CheckpointError
+from fastllm.decoding import Sampling
 from fastllm.families import recipe
 from fastllm.formats import open_checkpoint
-from fastllm.sampling import Sampling
 from fastllm.tensors import floats, transposed
 
 MODELS = checkpoints("grok1_tiny", "grok1_deep12", "grok1_g1")

@@ -10,9 +10,9 @@ import fastllm
 import writers
 from conftest import DATA, STORIES, needs_stories
 from fastllm import _core
+from fastllm.decoding import Sampling
 from fastllm.families import recipe
 from fastllm.formats import open_checkpoint
-from fastllm.sampling import Sampling
 from fastllm.weights.packing import assemble
 
 MODELS = ("llama2c_gqa_tied", "llama2c_untied")

@@ -14,10 +14,10 @@ import fastllm
 import writers
 from conftest import SMALL, run
 from fastllm import CheckpointError, ContextError, OptionError, TokenizerError, _core
+from fastllm.decoding import Sampling
 from fastllm.engine import Batch
 from fastllm.families import recipe
 from fastllm.formats import open_checkpoint
-from fastllm.sampling import Sampling
 from fastllm.weights import store
 from fastllm.weights.packing import assemble
 

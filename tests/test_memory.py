@@ -60,7 +60,7 @@ def test_a_mapped_model_is_not_copied(mapped, threads):
 
 _SAMPLERS = """
 from fastllm import _core
-from fastllm.sampling import Sampling
+from fastllm.decoding import Sampling
 options, vocab = Sampling(top_p=0.9, repetition_penalty=1.1), 262_144
 logits, samplers = _core.Buffer(vocab * 4), []
 for i in range(201):

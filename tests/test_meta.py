@@ -10,9 +10,9 @@ import pytest
 import fastllm
 from conftest import DATA, checkpoints
 from fastllm import CheckpointError
+from fastllm.decoding import Sampling
 from fastllm.families import recipe
 from fastllm.formats import Checkpoint, open_checkpoint
-from fastllm.sampling import Sampling
 from fastllm.tensors import Tensor, floats
 
 MODELS = checkpoints("meta_llama2_mp1", "meta_llama2_mp2", "meta_llama3_mp2")

@@ -10,9 +10,9 @@ import fastllm
 import writers
 from conftest import run
 from fastllm import CheckpointError, NumericError, TokenizerError, _core
+from fastllm.decoding import Sampling
 from fastllm.engine import Batch
 from fastllm.llm import LLM
-from fastllm.sampling import Sampling
 from fastllm.weights import store
 from fastllm.weights.convert import convert
 from fastllm.weights.store import Stored

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fastllm import NumericError, OptionError, _core
+from fastllm.decoding import Sampling
 from fastllm.errors import FastLLMError
-from fastllm.sampling import Sampling
 
 ISAS = [name for name, supported in _core.isas() if supported]
 

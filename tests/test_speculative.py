@@ -11,10 +11,9 @@ import fastllm
 import writers
 from architectures import ARCHITECTURES, random_llm
 from fastllm import OptionError
-from fastllm.engine import Generation
+from fastllm.decoding import Sampling
+from fastllm.engine import MOST, Costs, Generation, PromptLookup
 from fastllm.llm import TextStream
-from fastllm.sampling import Sampling
-from fastllm.speculative import MOST, Costs, PromptLookup
 
 PROMPT = [1, 40, 41, 42, 43, 44, 45, 46, 40, 41, 42]
 

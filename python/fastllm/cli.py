@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fastllm.decoding import Sampling
     from fastllm.engine import Generation
     from fastllm.llm import LLM
-    from fastllm.sampling import Sampling
     from fastllm.tensors import Tensor
     from fastllm.weights.store import Stored
 
@@ -296,7 +296,7 @@ def _load_draft(args: argparse.Namespace) -> LLM | None:
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:
-    from fastllm.sampling import Sampling
+    from fastllm.decoding import Sampling
 
     temperature = args.temperature
     if temperature is None:
@@ -570,8 +570,8 @@ def _rerank(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
+    from fastllm.llm.verify import verify
     from fastllm.progress import Bar
-    from fastllm.verify import verify
     from fastllm.weights.convert import convert
 
     before = _identity(args.out)

@@ -7,7 +7,8 @@ import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm.errors import CheckpointWarning, TokenizerError
-from fastllm.llm import LLM, load
+from fastllm.llm.llm import LLM
+from fastllm.llm.loading import load
 from fastllm.machine import check_threads
 from fastllm.weights import store
 from fastllm.weights.packing import assemble

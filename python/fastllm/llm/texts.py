@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Texts:
-    """The part of an LLM (fastllm.llm, which sets its fields) that reads texts."""
+    """The part of an LLM (fastllm.llm.llm, which sets its fields) that reads texts."""
 
     config: Config
     context: int

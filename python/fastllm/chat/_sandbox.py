@@ -28,8 +28,8 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 
+from fastllm.chat._sizes import FILTERS, LONGEST, METHODS, ExcessError, check, percent, remembering, size
 from fastllm.errors import OptionError, TokenizerError
-from fastllm.sandbox_sizes import FILTERS, LONGEST, METHODS, ExcessError, check, percent, remembering, size
 
 SECONDS = 1.0
 _LONGEST_TEMPLATE = 128 << 10

@@ -9,7 +9,7 @@ from fastllm import _core
 from fastllm.errors import CheckpointError, NumericError, OptionError, TokenizerError, about
 from fastllm.heads import activate
 from fastllm.heads.dense import apply
-from fastllm.texts import Texts, token_ids
+from fastllm.llm.texts import Texts, token_ids
 from fastllm.tokenizer import Pair, cut_pair
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _FILLERS = ("0", "1 2 3 4")  # stand for texts where what a template writes afte
 
 
 class Labels(Texts):
-    """The part of an LLM (fastllm.llm) that has to do with labels and scores."""
+    """The part of an LLM (fastllm.llm.llm) that has to do with labels and scores."""
 
     def _set_head(self, stored: Stored) -> None:
         """Takes the classifier of a model. Raises CheckpointError where its layers do not fit it."""

@@ -1,90 +1,15 @@
-"""Conversations as tokens."""
+"""Conversations as tokens, by a chat template."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from fastllm.errors import OptionError, TokenizerError, import_error
-from fastllm.texts import Texts
-from fastllm.tokenizer import Tokenizer, decode
+from fastllm.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
-
-
-class Chat(Protocol):
-    """A conversation with a model. tokens: all of it so far, ready to be continued by the model's reply.
-
-    stop: the tokens that end a reply.
-    """
-
-    tokens: list[int]
-    stop: tuple[int, ...]
-
-    def say(self, text: str) -> list[int]:
-        """Adds what the user says and returns the whole conversation."""
-
-    def reply(self, tokens: list[int]) -> None:
-        """Adds what the model has said."""
-
-
-def start_chat(llm: Texts, system: str | None = None) -> Chat:
-    """A conversation in the model's own format: its chat template's, or Llama 2's with Llama 2's vocabulary.
-
-    Raises TokenizerError for a model that has no chat template.
-    """
-    tokenizer = llm.tokenizer
-    if tokenizer.chat_template is not None:
-        return TemplateChat(llm, system)
-    if tokenizer.kind == "llama2.c" or (tokenizer.kind == "sentencepiece" and tokenizer.size == 32000):
-        return Llama2Chat(llm, system)
-    raise TokenizerError(
-        f"{llm.path} has no chat template: neither tokenizer_config.json, chat_template.jinja nor GGUF's "
-        "tokenizer.chat_template is there, so that it may be no chat model"
-    )
-
-
-class Llama2Chat(Chat):
-    """The prompt format of Llama 2's chat models, as llama2.c's chat mode writes it."""
-
-    def __init__(self, llm: Texts, system: str | None = None) -> None:
-        self._llm, self._system = llm, system
-        self.tokens = []
-        self.stop = llm.chat_stop
-
-    def say(self, text: str) -> list[int]:
-        if self._system:
-            text = f"<<SYS>>\n{self._system}\n<</SYS>>\n\n{text}"
-            self._system = None  # in the first turn only
-        self.tokens += self._llm.tokenize(f"[INST] {text} [/INST]")
-        return self.tokens
-
-    def reply(self, tokens: list[int]) -> None:
-        self.tokens += [*tokens, 2]  # EOS ends its turn
-
-
-class TemplateChat(Chat):
-    """A conversation by the model's chat template."""
-
-    def __init__(self, llm: Texts, system: str | None = None) -> None:
-        self._tokenizer, self._template = llm.tokenizer, ChatTemplate(llm.tokenizer)
-        self._messages: list[Message] = [{"role": "system", "content": system}] if system else []
-        self.tokens = []
-        self.stop = llm.chat_stop
-
-    def say(self, text: str) -> list[int]:
-        messages = [*self._messages, {"role": "user", "content": text}]
-        self.tokens = self._template.encode(messages)
-        self._messages = messages
-        return self.tokens
-
-    def reply(self, tokens: list[int]) -> None:
-        text = decode(self._tokenizer, tokens)
-        self._messages.append({"role": "assistant", "content": text})
-
-
-# ---- templates -------------------------------------------------------------------------------------------------------
 
 _ROLES = ("system", "developer", "user", "assistant", "model", "tool", "function", "ipython", "query", "document")
 # What people write is put between these while the template runs: characters that Unicode keeps for such inside uses.
@@ -141,7 +66,7 @@ class ChatTemplate:
 
     def _run(self, messages: list[Message], add_generation_prompt: bool, variables: Mapping[str, object]) -> str:
         try:
-            from fastllm.sandbox import render
+            from fastllm.chat._sandbox import render
         except (ImportError, OSError) as error:
             missing = TokenizerError("a chat template needs jinja2: pip install 'fastllm[hf]'")
             raise import_error(error, "jinja2", missing) from None

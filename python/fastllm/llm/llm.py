@@ -1,178 +1,32 @@
-"""A model ready to use: load, generate, logits, tokenize."""
+"""A model and its tokenizer, ready to use."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastllm import _core
-from fastllm.classify import Labels
 from fastllm.config import Config
-from fastllm.engine import Batch, Engine, Generation
-from fastllm.errors import CheckpointError, ContextError, NumericError, OptionError, TokenizerError, about
-from fastllm.files import reading
-from fastllm.heads import Embedding, normalized
-from fastllm.machine import check_threads, read_bandwidth
-from fastllm.sampling import DEFAULTS, Sampling
-from fastllm.speculative import DraftModel, PromptLookup, Proposer
-from fastllm.texts import check_layer, token_ids
+from fastllm.decoding import DEFAULTS, Sampling, stop_strings
+from fastllm.engine import Batch, DraftModel, Engine, Generation, PromptLookup, Proposer
+from fastllm.errors import NumericError, OptionError, TokenizerError
+from fastllm.llm.embed import Vectors
+from fastllm.llm.labels import Labels
+from fastllm.llm.stream import TextStream
+from fastllm.llm.texts import check_layer
+from fastllm.machine import read_bandwidth
 from fastllm.tokenizer import Tokenizer
 from fastllm.tokenizer.frame import stop_tokens
 from fastllm.weights import store
-from fastllm.weights.source import (
-    Adapters,
-    check_not_converted,
-    find_adapters,
-    find_source,
-    open_source,
-    stored_tokenizer,
-)
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fastllm.weights.packing import Progress
 
-KV_DTYPES = ("f32", "f16", "q8")
-
-
-@_core.standard_floats
-def load(
-    path: str | os.PathLike[str],
-    *,
-    dtype: str | None = None,
-    kv: str | None = None,
-    threads: int | None = None,
-    context: int | None = None,
-    tokenizer: str | os.PathLike[str] | None = None,
-    revision: str | None = None,
-    lora: Adapters | None = None,
-    progress: Progress | None = None,
-) -> LLM:
-    """Loads a checkpoint: a file, a folder, or a name of the Hugging Face hub, owner/name or owner/name/file.
-
-    dtype: f32, f16, bf16, q8 or q4 converts the weights; None keeps what the file has, and makes q8 of weights of a few
-    bits: GGUF's, and those of GPTQ, AWQ, MLX, compressed-tensors and FP8. kv: f32, f16 or q8 keys and values; None is
-    f32 beside f32 weights, else f16. q8, int8 with a scale for every 32 channels, takes 9/16 of f16's memory. threads:
-    None takes OMP_NUM_THREADS, or as many as the machine gives this process; fewer run where that is faster, as beside
-    a busy program. context: positions a text may have, at most what the model was made for (None); a model with two
-    sets of rotary frequencies (LongRoPE) has the short context's by default, and with a context beyond that computes
-    everything with the long one's. tokenizer: its file; None looks beside the checkpoint and in the current folder. A
-    checkpoint for which none is found loads all the same: token ids work, text raises TokenizerError. revision: a
-    branch, tag or commit on the hub. lora: an adapter of the PEFT library, or several, added to the weights one after
-    the other: each a folder, or a name of the hub. progress: is called with the bytes packed so far and in all; a
-    converted file has nothing to pack.
-
-    Raises CheckpointError, TokenizerError (a tokenizer that was named does not fit), OptionError.
-    """
-    store.check_dtype(dtype)
-    if kv is not None and kv not in KV_DTYPES:
-        raise OptionError(f"kv must be one of {', '.join(KV_DTYPES)}, not {kv!r}")
-    count = check_threads(threads)
-    found, from_hub = find_source(path, revision)
-    adapters = find_adapters(lora)
-    with reading() as read:
-        if (stored := store.open_file(found)) is not None:
-            check_not_converted(found, adapters)
-            _check_stored_dtype(found, stored, dtype)
-            words = stored_tokenizer(stored, found, tokenizer)
-        else:
-            from fastllm.weights.packing import assemble
-
-            source = open_source(found, tokenizer, from_hub=from_hub, adapters=adapters)
-            try:
-                stored = assemble(
-                    source.recipe, dtype=dtype or source.dtype, threads=count, progress=read.watched(progress)
-                )
-            except CheckpointError as error:
-                raise CheckpointError(f"{found} cannot be used: {error}") from None
-            words = source.tokenizer
-        return LLM(stored, words, threads=count, context=context, path=found, kv=kv)
-
-
-def _check_stored_dtype(path: Path, stored: store.Stored, dtype: str | None) -> None:
-    have = stored.dtypes
-    if dtype is not None and have != [dtype]:
-        raise OptionError(
-            f"{path} is already converted to {', '.join(have)}: for {dtype}, load the checkpoint it was made from"
-        )
-
-
-class TextStream:
-    """The new text, piece by piece, as it is written; ends at a stop string, which is left out.
-
-    generation: the tokens and times behind it; finish_reason: "stop" or "length" once it has ended.
-    """
-
-    def __init__(self, generation: Generation, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-        self.generation = generation
-        self.finish_reason: str | None = None
-        previous = generation.prompt[-1] if generation.prompt else None
-        self._decoder = tokenizer.stream(previous)
-        self._stop, self._held = stop, ""  # what may be the beginning of a stop string
-        self._pieces = self._run()
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def close(self) -> None:
-        """Ends the text early."""
-        self._pieces.close()
-
-    def _run(self) -> Generator[str, None, None]:
-        push = self.push if self._stop else self._decoder.push
-        for token in self.generation:
-            if piece := push(token):
-                yield piece
-            if self.finish_reason:
-                return
-        if piece := self.end():
-            yield piece
-
-    def push(self, token: int) -> str:
-        """Takes the next token, for those who do not iterate: returns the text that is certain with it, maybe none.
-
-        finish_reason is "stop" from then on if it completes a stop string.
-        """
-        piece = self._decoder.push(token)
-        if not self._stop:
-            return piece
-        held = self._held + piece
-        cut = self._found(held)
-        if cut is not None:
-            self.finish_reason = "stop"
-            return held[:cut]
-        ready = len(held) - self._could_begin(held)
-        self._held = held[ready:]
-        return held[:ready]
-
-    def end(self) -> str:
-        """The rest of the text, after the last token."""
-        held = self._held + self._decoder.flush()
-        cut = self._found(held)
-        self.finish_reason = self.generation.finish_reason if cut is None else "stop"
-        return held[:cut]
-
-    def _found(self, text: str) -> int | None:
-        """Where the first stop string begins."""
-        return min((i for i in (text.find(s) for s in self._stop) if i >= 0), default=None)
-
-    def _could_begin(self, text: str) -> int:
-        """How many characters at the end may be the beginning of a stop string."""
-        most = max((len(s) - 1 for s in self._stop), default=0)
-        for n in range(min(most, len(text)), 0, -1):
-            if any(s.startswith(text[-n:]) for s in self._stop):
-                return n
-        return 0
-
-
-class LLM(Labels):
+class LLM(Labels, Vectors):
     """A model and its tokenizer. Immutable: several threads may use one at once."""
 
     @_core.standard_floats
@@ -320,12 +174,12 @@ class LLM(Labels):
         max_tokens: at most so many new tokens; None is to the end of the context. stop: strings that end the text,
         themselves left out. seed: the same seed gives the same text, on any machine; None takes a new one. lookup,
         draft: write the same text, faster where much of it stands in the prompt or in the text before (lookup), or
-        where a smaller model with the same vocabulary guesses well (draft); see fastllm.speculative. The others are
+        where a smaller model with the same vocabulary guesses well (draft); see fastllm.engine.guesses. The others are
         Sampling's. A model without a tokenizer takes ids and gives ids: a list, or with stream their iterator.
         Raises OptionError, ContextError, TokenizerError (text where there is no tokenizer), NumericError (the model
         computes numbers that are not finite).
         """
-        stops = _stop_strings(stop)
+        stops = stop_strings(stop)
         sampling = Sampling(
             temperature=temperature,
             top_p=top_p,
@@ -364,7 +218,7 @@ class LLM(Labels):
         seeds = list(seed) if isinstance(seed, Sequence) else [seed] * len(prompts)
         if len(seeds) != len(prompts):
             raise OptionError(f"{len(prompts)} prompts need as many seeds, or one, not {len(seeds)}")
-        stops, checked = _stop_strings(stop), Sampling(**sampling)
+        stops, checked = stop_strings(stop), Sampling(**sampling)
         generations = [
             self.start(prompt, checked, max_tokens=max_tokens, seed=one)
             for prompt, one in zip(prompts, seeds, strict=True)
@@ -413,95 +267,6 @@ class LLM(Labels):
         check_layer(layer, self.config.n_layers - 1)
         return self._engine.attention(self._ids(tokens, "the text"), layer, self.config.n_heads)
 
-    @_core.standard_floats
-    def embed(
-        self,
-        texts: Sequence[str | Sequence[int]],
-        *,
-        pooling: str | None = None,
-        layer: int | None = None,
-        normalize: bool | None = None,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        truncate: bool = False,
-    ) -> NDArray[np.float32]:
-        """One vector for each text, strings or token ids, in their order: float32 [n, channels].
-
-        Where None is given, what the checkpoint says is done (see `embedding`), sentence-transformers' files or a
-        GGUF's metadata; where it says nothing, the mean of the hidden states, as long as it is. pooling: one of
-        embedding.POOLINGS, of the hidden states at `layer` (see hidden_states). normalize: to length 1. prompt: goes
-        before each string; prompt_name: the name of one of the checkpoint's (embedding.prompts); "" is none. truncate:
-        cuts texts that are longer than the model takes, as tokenizers do: what belongs around them stays. Else they
-        are an error. A string gets what its tokenizer puts around a text.
-
-        Raises OptionError, ContextError, TokenizerError, NumericError (a vector that is not finite), CheckpointError
-        (what the checkpoint says cannot be done, as long as no pooling is named). An error about one of the texts has
-        its place among them as `text`.
-        """
-        import numpy
-
-        if isinstance(texts, str):
-            raise OptionError("embed takes a list of texts, not one text")
-        how, layers = self.embedding.chosen(pooling, normalize), self._embedding_layers
-        try:
-            width = how.width(self.config.dim, layers)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.path} makes no vectors: {error}") from None
-        before = self._lowered(how, how.prompt(prompt, prompt_name))
-        skip = 0 if how.include_prompt or not before else self._prompt_length(before)
-        ids = []
-        for i, text in enumerate(texts):
-            with about(i):
-                tokens = self._embedded(text, f"text {i}", how, before, truncate=truncate)
-                if isinstance(text, str) and len(tokens) <= skip:
-                    raise OptionError(f"text {i} has no tokens but its prompt's, which are not pooled")
-                if not isinstance(text, str) and (prompt or prompt_name):
-                    raise OptionError(f"text {i} is token ids: a prompt goes before strings")
-                ids.append(tokens)
-        out = numpy.empty((len(ids), width), numpy.float32)
-        for i, stream in enumerate(self._streams(ids, layer)):
-            out[i] = how.vector(stream, layers, skip=skip if isinstance(texts[i], str) else 0, isa=self._isa)
-            if not numpy.isfinite(out[i]).all():
-                with about(i):
-                    raise NumericError(f"{self.path} computes numbers that are not finite: the vector of text {i}")
-        return normalized(out) if normalize else out
-
-    def _embedded(
-        self, text: str | Sequence[int], what: str, how: Embedding, before: str, *, truncate: bool
-    ) -> list[int]:
-        """The ids of a text that is to be embedded; of a string with its prompt and what belongs around it."""
-        longest = min(self.context, how.max_tokens or self.context)
-        ids = self._prompted(before, self._lowered(how, text)) if isinstance(text, str) else token_ids(text, what)
-        if len(ids) > longest:
-            if not truncate:
-                raise ContextError(f"{what} has {len(ids):,} tokens, the model takes {longest:,}: truncate=True cuts")
-            start = end = 0
-            if isinstance(text, str):
-                start, end = len(self._frame.around("", suffix=False)), len(self._frame.suffix)
-            kept, rest = ids[start : len(ids) - end], max(0, longest - start - end)
-            kept = kept[len(kept) - rest :] if how.truncate_left else kept[:rest]
-            ids = [*ids[:start], *kept, *ids[len(ids) - end :]][:longest]
-        return self._ids(ids, what)
-
-    def _prompted(self, before: str, text: str) -> list[int]:
-        """The ids of a prompt and a text as one text; in the prompt, special tokens that are written out count."""
-        words = self.tokenizer
-        end = max((before.rfind(token) + len(token) for token in words.special if token in before), default=0)
-        if not end or not self.config.causal:
-            return self._frame.around(before + text, suffix=True)
-        head = [*self._frame.around("", suffix=False), *words.encode(before[:end], special=True)]
-        return [*head, *words.encode(before[end:] + text, start=False), *(words.suffix or ())]
-
-    def _lowered(self, how: Embedding, text: str) -> str:
-        special = self.tokenizer.special if how.lower_case and text and not self.config.causal else ()
-        return how.lowered(text, special)
-
-    def _prompt_length(self, before: str) -> int:
-        """Tokens of a text that are its prompt's: those of the prompt alone, less a special one that ends it."""
-        ids = self._prompted(before, "")
-        special = {self.tokenizer.token_id(token) for token in self.tokenizer.special}
-        return len(ids) - bool(ids and ids[-1] in special)
-
     def _check_head(self) -> None:
         if not self.config.head:
             can = (
@@ -540,13 +305,6 @@ def _unbroken(generations: Sequence[Generation], texts: list[Any]) -> list[Any]:
     error = NumericError(f"prompt {failed[0]}{others}: {generations[failed[0]].error}")
     error.texts = [None if generation.error else text for generation, text in zip(generations, texts, strict=True)]
     raise error
-
-
-def _stop_strings(stop: str | Sequence[str]) -> list[str]:
-    stops = [stop] if isinstance(stop, str) else list(stop)
-    if not all(isinstance(s, str) and s for s in stops):
-        raise OptionError("a stop string must not be empty")
-    return stops
 
 
 def _bytes_read(config: Config, name: str, tensor: _core.Matrix | _core.Vector) -> int:

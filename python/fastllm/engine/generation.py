@@ -1,0 +1,189 @@
+"""One text being written."""
+
+from __future__ import annotations
+
+from _thread import allocate_lock, get_ident  # threading takes milliseconds to import
+from _weakref import ref
+from collections.abc import Generator, Iterator, Sequence
+from time import perf_counter
+from types import GeneratorType
+
+from fastllm import _core
+from fastllm.engine.costs import MOST
+from fastllm.engine.engine import Engine
+from fastllm.engine.guesses import Proposer
+from fastllm.errors import NumericError, OptionError
+
+
+class Generation:
+    """One text being written: iterate over its new tokens, or add it to a Batch.
+
+    Iterating goes on where the last iteration stopped. One thread, or one Batch, writes a text at a time: OptionError.
+
+    prompt: the ids before; tokens: the new ones so far; finish_reason: "stop" at a stop token, "length" at max_tokens
+    or the end of the context, "error" where the logits are not finite (the iterator raises it, a batch leaves it in
+    `error`), None before the end. prompt_seconds, decode_seconds: time in the model and sampler;
+    cached: prompt tokens that an earlier text had left in the cache. proposed, accepted: tokens that `proposer`
+    guessed, and those of them that are in the text.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: Sequence[int],
+        sampler: _core.Sampler,
+        *,
+        max_tokens: int,
+        stop: Sequence[int],
+        proposer: Proposer | None = None,
+    ) -> None:
+        self.prompt, self.tokens = list(prompt), list[int]()
+        self.finish_reason: str | None = None if max_tokens else "length"
+        self.error: NumericError | None = None
+        self.prompt_seconds = self.decode_seconds = 0.0
+        self.cached = self.proposed = self.accepted = 0
+        self._engine, self._sampler, self._max, self._stop = engine, sampler, max_tokens, stop
+        self._proposer = proposer
+        self._told = False  # whether the sampler knows of the prompt
+        self._lock = allocate_lock()
+        self._writer: ref[Generator[int, None, None] | object] | None = None  # a link would be a cycle
+        self._thread = 0  # in which the writer began
+
+    def __iter__(self) -> Iterator[int]:
+        with self._lock:
+            writer = self._busy()
+            if writer is not None and not isinstance(writer, GeneratorType):
+                raise OptionError("a batch is writing this text: it cannot be iterated over")
+            if writer is not None and self._thread != get_ident():
+                raise OptionError("another thread is iterating over this text")
+            if writer is None:
+                writer = self._write()
+                self._writer, self._thread = ref(writer), get_ident()
+            return writer
+
+    def claim(self, batch: object) -> None:
+        """Leaves the writing to a batch. Raises OptionError."""
+        with self._lock:
+            if self._busy() is not None:
+                raise OptionError("this text is being written already: it cannot be added to a batch")
+            self._writer = ref(batch)
+
+    def release(self) -> None:
+        """Takes the writing back from a batch."""
+        self._writer = None
+
+    def _busy(self) -> object | None:
+        """Who is writing: the batch, or the iterator that was made last, if it can go on."""
+        writer = None if self._writer is None else self._writer()
+        ended = isinstance(writer, GeneratorType) and writer.gi_frame is None
+        return None if ended else writer
+
+    def _write(self) -> Generator[int, None, None]:
+        if self.finish_reason:
+            return
+        engine, proposer = self._engine, self._proposer
+        text = self.prompt + self.tokens
+        start = perf_counter()
+        sequence = self.begin()
+        try:
+            logits = engine.model.logits(1 if proposer is None else MOST + 1)
+            engine.prefill(sequence, text[sequence.length :], logits)
+            if proposer is not None:
+                proposer.begin(text)
+            self.prompt_seconds += perf_counter() - start
+            if proposer is None:
+                yield from self._alone(sequence, text, logits)
+            else:
+                yield from self._guessing(sequence, text, logits, proposer)
+            engine.model.check_files()
+        except NumericError:
+            raise self.fail(sequence) from None
+        finally:
+            engine.give(text, sequence)
+            if proposer is not None:
+                proposer.end(text)
+
+    def _alone(self, sequence: _core.Sequence, text: list[int], logits: _core.Buffer) -> Iterator[int]:
+        """Token after token: nothing is done here for each that need not be."""
+        step, sampler, threads = self._engine.model.step, self._sampler, self._engine.alone
+        start = perf_counter()
+        token = self.draw(logits, 0)
+        while True:
+            self.decode_seconds += perf_counter() - start
+            if token is None:
+                return
+            text.append(token)
+            yield token
+            if self.finish_reason:
+                return
+            start = perf_counter()
+            token = self._take(step(sequence, token, sampler, logits, threads=threads))
+
+    def _guessing(
+        self, sequence: _core.Sequence, text: list[int], logits: _core.Buffer, proposer: Proposer
+    ) -> Iterator[int]:
+        """Several tokens at a time, as far as the proposer guesses them."""
+        guesses: list[int] = []
+        begun = False
+        now = perf_counter()
+        while True:
+            start = now
+            if begun:
+                guesses = proposer.propose(text, min(MOST, self._max - len(self.tokens) - 1))
+                self._try(sequence, text[-1:] + guesses, logits)
+            begun = True
+            # Row after row, for as long as all guesses before it are right.
+            for row in range(len(guesses) + 1):
+                token = self.draw(logits, row)
+                right = row < len(guesses) and token == guesses[row]
+                if not right and guesses:
+                    sequence.truncate(len(text))
+                now = perf_counter()
+                self.decode_seconds += now - start
+                if token is None:
+                    return
+                self.accepted += right
+                text.append(token)
+                yield token
+                if self.finish_reason:
+                    return
+                start = now = perf_counter()
+                if not right:
+                    break
+
+    def begin(self) -> _core.Sequence:
+        """A sequence with as much of the text so far as there is; the sampler knows of the prompt."""
+        sequence = self._engine.take(self.prompt + self.tokens)
+        if not self._told:
+            self._told = True
+            self.cached = sequence.length
+            for token in self.prompt:
+                self._sampler.accept(token, generated=False)
+        return sequence
+
+    def _try(self, sequence: _core.Sequence, tokens: list[int], logits: _core.Buffer) -> None:
+        """Logits after each of the tokens: the last one and the guesses."""
+        start = perf_counter()
+        self._engine.forward([(sequence, tokens, len(tokens))], logits)
+        self._engine.costs.note(len(tokens), perf_counter() - start)
+        self.proposed += len(tokens) - 1
+
+    def fail(self, sequence: _core.Sequence) -> NumericError:
+        """Ends the text, whose logits are not finite."""
+        error = self._engine.broken(sequence, self.prompt + self.tokens)
+        self.finish_reason, self.error = "error", error
+        return error
+
+    def draw(self, logits: _core.Buffer, row: int) -> int | None:
+        """The next token of the text, from a row of logits; None at a stop token."""
+        return self._take(self._sampler.draw(logits, row))
+
+    def _take(self, token: int) -> int | None:
+        if token in self._stop:
+            self.finish_reason = "stop"
+            return None
+        self._sampler.accept(token, generated=True)
+        self.tokens.append(token)
+        if len(self.tokens) == self._max:
+            self.finish_reason = "length"
+        return token

@@ -1,0 +1,63 @@
+"""A text while it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+
+from fastllm.decoding import StopStrings
+from fastllm.engine import Generation
+from fastllm.tokenizer import Tokenizer
+
+
+class TextStream:
+    """The new text, piece by piece, as it is written; ends at a stop string, which is left out.
+
+    generation: the tokens and times behind it; finish_reason: "stop" or "length" once it has ended.
+    """
+
+    def __init__(self, generation: Generation, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self.generation = generation
+        self.finish_reason: str | None = None
+        previous = generation.prompt[-1] if generation.prompt else None
+        self._decoder = tokenizer.stream(previous)
+        self._stops = StopStrings(stop)
+        self._pieces = self._run()
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Ends the text early."""
+        self._pieces.close()
+
+    def _run(self) -> Generator[str, None, None]:
+        push = self.push if self._stops else self._decoder.push
+        for token in self.generation:
+            if piece := push(token):
+                yield piece
+            if self.finish_reason:
+                return
+        if piece := self.end():
+            yield piece
+
+    def push(self, token: int) -> str:
+        """Takes the next token, for those who do not iterate: returns the text that is certain with it, maybe none.
+
+        finish_reason is "stop" from then on if it completes a stop string.
+        """
+        piece = self._decoder.push(token)
+        if not self._stops:
+            return piece
+        ready = self._stops.push(piece)
+        if self._stops.found:
+            self.finish_reason = "stop"
+        return ready
+
+    def end(self) -> str:
+        """The rest of the text, after the last token."""
+        rest = self._stops.push(self._decoder.flush()) + self._stops.end()
+        self.finish_reason = "stop" if self._stops.found else self.generation.finish_reason
+        return rest
