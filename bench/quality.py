@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastllm import _core, load
-from fastllm.demo.corpus import stories
 from fastllm.llm import LLM
 from fastllm.weights import store
 from fastllm.weights.calibration import Calibration
@@ -32,6 +31,7 @@ from fastllm.weights.convert import convert
 from fastllm.weights.packing import assemble
 from fastllm.weights.source import open_source
 from quality_scores import compare
+from storyteller.corpus import stories
 
 DEMO = Path(_core.__file__).parent / "demo" / "stories.safetensors"
 PEER = Path(__file__).parent / "quality_llama.py"

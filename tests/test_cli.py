@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 
 from conftest import DATA, STORIES, needs_stories
-from fastllm import demo
+from fastllm.cli.options import BUILT_IN
 
-BUILT_IN = Path(demo.__file__).parent / "stories.safetensors"
 TINY = DATA / "llama2c_gqa_tied" / "model_v0.bin"
 
 
@@ -111,11 +110,11 @@ def test_guesses_change_nothing_but_the_speed(sampling: tuple[str, ...]) -> None
 @pytest.mark.parametrize(("used", "read", "said"), [(8.0, 10.0, "80% of the 10.0"), (9.0, 0.01, "")])
 def test_a_share_is_said_where_it_means_something(used: float, read: float, said: str) -> None:
     """A machine that was busy while so little was read says nothing."""
-    from fastllm.cli import _speed_line
+    from fastllm.cli.run import speed_line
 
     speed: dict[str, float | int | str | None] = dict.fromkeys(("prompt_tps", "decode_tps", "prompt_tokens"))
     speed |= {"generated_tokens": 1, "weight_gbps": used, "read_gbps": read, "isa": "avx2", "threads": 1, "dtype": "q8"}
-    line = _speed_line(speed, 1)
+    line = speed_line(speed, 1)
     assert f"weights {used} GB/s" in line
     assert ("%" in line) == bool(said)
     assert said in line
@@ -152,8 +151,7 @@ def test_guesses_that_cannot_be(command: str, options: tuple[str, ...], says: st
 def test_a_draft_keeps_keys_and_values_as_the_model_does(
     command: str, kv: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastllm import cli
-    from fastllm import llm
+    from fastllm import cli, llm
 
     given = []
 

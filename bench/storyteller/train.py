@@ -1,8 +1,8 @@
 """Train the built-in demo model from scratch: write the stories, then learn from them.
 
-Usage: ``python -m fastllm.demo.train --out DIR [--seed N] [--minutes M] [--resume model.bin]``
+Usage: ``python -m storyteller.train --out DIR [--seed N] [--minutes M] [--resume model.bin]``
 
-This is the only part of the package that needs torch, numpy and sentencepiece.  It writes
+In bench/, with torch, numpy and sentencepiece.  It writes
 ``tokenizer.model`` (SentencePiece), ``model.bin`` (float32, llama2.c's first format) and
 ``stories.safetensors``, both of them in int8, which the package ships.
 """
@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastllm.demo.corpus import stories
 from fastllm.families import recipe
 from fastllm.formats import open_checkpoint
 from fastllm.weights import store
 from fastllm.weights.packing import assemble
+from storyteller.corpus import stories
 
 DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, CONTEXT = 128, 352, 5, 4, 2, 1024, 384
 HEAD = DIM // HEADS

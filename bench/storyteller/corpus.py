@@ -18,7 +18,7 @@ import random
 import re
 from collections.abc import Iterator
 
-from fastllm.demo.grammar import (
+from storyteller.grammar import (
     ANIMALS,
     CHILD_HOMES,
     COLORS,

@@ -1,0 +1,5 @@
+"""The command line: a file a command."""
+
+from fastllm.cli.program import main
+
+__all__ = ["main"]

@@ -1,0 +1,106 @@
+"""fastllm convert: the file that loads at once."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fastllm.cli.options import lora_option
+from fastllm.errors import CheckpointError
+
+
+def options(convert: argparse.ArgumentParser) -> None:
+    convert.add_argument("model", metavar="PATH", help="a checkpoint: a file, a folder, or a name of the hub")
+    convert.add_argument("out", metavar="OUT", help="the file to write, OUT.safetensors")
+    convert.add_argument(
+        "--dtype", metavar="TYPE", help="f32, f16, bf16, q8 or q4 (default: as in the file; weights of a few bits: q8)"
+    )
+    convert.add_argument("--calibrate", metavar="FILE", help="a text by which q4 is made better, in minutes")
+    convert.add_argument("--format", default="fastllm", metavar="NAME", help="fastllm (default) or llama2c")
+    convert.add_argument("--version", type=int, metavar="N", help="llama2.c's: 0 (default) or 1 in f32, 2 in int8")
+    convert.add_argument("--verify", action="store_true", help="run both and say how they differ")
+    convert.add_argument("-z", "--tokenizer", metavar="FILE", help="default: beside the model, or in this folder")
+    convert.add_argument("--threads", type=int, metavar="N", help="default: see fastllm info")
+    convert.add_argument("--revision", metavar="NAME", help="of a model on the hub: branch, tag or commit")
+    lora_option(convert)
+
+
+def run(args: argparse.Namespace) -> int:
+    from fastllm.llm.verify import verify
+    from fastllm.progress import Bar
+    from fastllm.weights.convert import convert
+
+    before = _identity(args.out)
+    try:
+        with _ending_by_interrupt(), Bar("converting") as bar:
+            no_tokenizer = convert(
+                args.model,
+                args.out,
+                dtype=args.dtype,
+                format=args.format,
+                version=args.version,
+                tokenizer=args.tokenizer,
+                calibrate=args.calibrate,
+                revision=args.revision,
+                lora=args.lora,
+                threads=args.threads,
+                progress=bar,
+            )
+    except KeyboardInterrupt:
+        if _identity(args.out) != before:
+            raise  # just after it was written
+        raise CheckpointError(f"{args.out} was not written: interrupted") from None
+    print(f"{args.out}: {Path(args.out).stat().st_size:,} bytes", file=sys.stderr)
+    if no_tokenizer:
+        print(f"without a tokenizer: {no_tokenizer}", file=sys.stderr)
+    if args.verify:
+        found = verify(args.model, args.out, revision=args.revision, lora=args.lora, threads=args.threads)
+        parts = [f"{found.what} differ by at most {found.largest:.3g}, by {found.mean:.3g} in the mean"]
+        if found.kl is not None and found.top1 is not None:
+            parts.append(f"KL {found.kl:.3g}")
+            parts.append(f"top-1 agreement {found.top1:.1%}")
+        print(f"over {found.tokens} tokens: {'; '.join(parts)}", file=sys.stderr)
+    return 0
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Of the file at a path, if there is one: another file has another."""
+    with suppress(OSError, ValueError):
+        about = os.stat(path)
+        return about.st_dev, about.st_ino
+    return None
+
+
+@contextmanager
+def _ending_by_interrupt() -> Iterator[None]:
+    """Lets the signals that end a process raise KeyboardInterrupt in the block, so that nothing half-written is left.
+
+    Those that are ignored, as SIGHUP is under nohup, stay so.
+    """
+    import signal
+    from time import monotonic
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    handlers = {number: old for number, old in handlers.items() if old is not None and old != signal.SIG_IGN}
+    last = -math.inf
+
+    def interrupt(*_: object) -> None:
+        """Once: a second signal, soon after, would end the cleaning up. A later one says that the first was lost."""
+        nonlocal last
+        last, soon = monotonic(), monotonic() < last + 1
+        if not soon:
+            raise KeyboardInterrupt
+
+    try:
+        for number in handlers:
+            signal.signal(number, interrupt)
+        yield
+    finally:
+        for number, old in handlers.items():
+            signal.signal(number, old)
