@@ -16,6 +16,7 @@ import pytest
 import fastllm
 from conftest import DATA
 from fastllm import bench
+from fastllm.bench import rounds
 from fastllm.decoding import Sampling
 
 TINY = DATA / "llama2c_gqa_tied" / "model_v0.bin"
@@ -70,8 +71,8 @@ def test_json_is_one_list_that_fits_together(tmp_path: Path) -> None:
 
 def test_shares_are_of_the_machine_in_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a plain count of the weights: 2 layers of width 32, 4 heads of 8, 2 for keys, 64 inside, 272 words."""
-    monkeypatch.setattr(bench, "read_bandwidth", lambda threads: 10.0 * threads)
-    monkeypatch.setattr(bench, "int8_peak", lambda threads, isa: 100.0 * threads)
+    monkeypatch.setattr(rounds, "read_bandwidth", lambda threads: 10.0 * threads)
+    monkeypatch.setattr(rounds, "int8_peak", lambda threads, isa: 100.0 * threads)
     (row,) = bench.bench(TINY, prompt=10, gen=4, batches=[2], threads=[2])
     assert (row["read_gbps"], row["int8_gops"]) == (20, 200)
     config = fastllm.load(TINY).config
@@ -120,7 +121,7 @@ def test_a_batch_writes_what_its_texts_alone_do(write_model: Any) -> None:
     ],
 )
 def test_lengths_that_fit(context: int, prompt: int | None, gen: int | None, lengths: tuple[int, int]) -> None:
-    assert bench._lengths("model", context, prompt, gen) == lengths
+    assert rounds._lengths("model", context, prompt, gen) == lengths
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_a_worker_that_was_killed() -> None:
     ours, theirs = Pipe()
     theirs.close()
     with pytest.raises(fastllm.FastLLMError, match=r"model\.bin as q8 ended: maybe for lack of memory"):
-        bench._Worker(ours, "model.bin as q8")
+        rounds._Worker(ours, "model.bin as q8")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can forget a peak")
@@ -179,14 +180,14 @@ def test_a_peak_of_memory_can_be_forgotten() -> None:
     # Pages mapped for it alone: an allocator may keep what was freed.
     code = """
 import mmap
-from fastllm import bench
+from fastllm.bench import child
 size = 100 << 20
 with mmap.mmap(-1, size) as pages:
     for at in range(0, size, mmap.PAGESIZE):
         pages[at] = 1
-before = bench._peak_rss()
-bench._reset_peak()
+before = child.peak_rss()
+child.reset_peak()
 assert before > size, before
-assert bench._peak_rss() < before - size // 2, (before, bench._peak_rss())
+assert child.peak_rss() < before - size // 2, (before, child.peak_rss())
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,173 @@
+"""The process that a model is measured in."""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+from fastllm import _core
+from fastllm.decoding import Sampling
+from fastllm.engine import CHUNK, Engine, Span
+from fastllm.errors import CheckpointWarning, FastLLMError, OptionError
+from fastllm.llm import LLM, load
+from fastllm.progress import Bar
+
+_VISIT = 0.1  # seconds for which a combination is measured at a time: more than once, where once is short
+
+
+class Model(NamedTuple):
+    """A loaded model, as far as it tells what the machine has to do for a token.
+
+    weight_bytes: read in a forward of one token. layer_work, head_work: multiply-adds of the weights of all layers for
+    a token (shared experts, which a model may leave out, not counted), and of the head for one with logits.
+    """
+
+    dtype: str
+    isa: str
+    context: int
+    weight_bytes: int
+    layer_work: int
+    head_work: int
+
+
+class Sample(NamedTuple):
+    """One batch, from its prompts to its last tokens: seconds, and the process's peak of memory in bytes."""
+
+    prefill: float
+    first_token: float
+    decode: float
+    rss: int
+
+
+def serve(pipe: Connection, path: str, dtype: str | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started us ends us
+    warnings.simplefilter("ignore", CheckpointWarning)  # speed is what is asked for, and each type is loaded anew
+    try:
+        with Bar("packing") as bar:
+            llm = load(path, dtype=dtype, progress=bar)
+        pipe.send(_describe(llm))
+        while True:
+            pipe.send(_visit(llm, *pipe.recv()))
+    except (FastLLMError, MemoryError, OSError) as error:
+        pipe.send(error)
+
+
+def _describe(llm: LLM) -> Model:
+    config = llm.config
+    if not config.causal or not config.head:
+        raise OptionError(f"{llm.path} is an encoder, which reads texts but cannot continue them: nothing to measure")
+    share = config.n_experts_used / config.n_experts if config.n_experts else 1.0
+    layers = sum(
+        int(math.prod(shape) * (share if ".experts." in name else 1))
+        for name, shape, required in config.matrices()
+        if required and name.startswith("layers.")
+    )
+    head = config.vocab_size * config.dim
+    return Model("+".join(llm.dtypes), llm.isa, llm.context, llm.bytes_per_token, layers, head)
+
+
+def _visit(llm: LLM, threads: int, batch: int, prompt: int, gen: int) -> list[Sample]:
+    """Runs a batch at least once, and again while that takes no time worth mentioning."""
+    prompts = [random.Random(i).choices(range(llm.config.vocab_size), k=prompt) for i in range(batch)]
+    llm._engine.threads = threads
+    reset_peak()
+    samples: list[Sample] = []
+    start = perf_counter()
+    while not samples or perf_counter() - start < _VISIT:
+        _, sample = run(llm, prompts, gen)
+        samples.append(sample)
+    return samples
+
+
+def run(llm: LLM, prompts: Sequence[Sequence[int]], gen: int) -> tuple[list[list[int]], Sample]:
+    """Continues texts of token ids together, greedily: each text's first new token and the `gen` after it."""
+    batch = Lockstep(llm, prompts)
+    start = perf_counter()
+    prefill = batch.prefill()
+    first_token = perf_counter()
+    for _ in range(gen):
+        batch.step()
+    decode = perf_counter() - first_token
+    return batch.new, Sample(prefill, first_token - start, decode, peak_rss())
+
+
+class Lockstep:
+    """Texts that advance together; `new` holds what each has got so far.
+
+    Unlike in engine.Batch none is written before all have been read, so that both can be timed.
+    """
+
+    def __init__(self, llm: LLM, prompts: Sequence[Sequence[int]]) -> None:
+        self._engine: Engine = llm._engine
+        self._prompts = prompts
+        self._sequences = [self._engine.take(prompt) for prompt in prompts]
+        size, greedy = llm.config.vocab_size, Sampling(temperature=0)
+        self._samplers = [_core.Sampler(size, greedy, seed=0, isa=llm.isa) for _ in prompts]
+        self._logits = self._engine.model.logits(len(prompts))
+        self.new: list[list[int]] = [[] for _ in prompts]
+
+    def prefill(self) -> float:
+        """Runs the prompts, one behind the other in forwards of CHUNK tokens. Returns the seconds in the model."""
+        seconds, spans, texts, room = 0.0, list[Span](), list[int](), CHUNK
+        for i, prompt in enumerate(self._prompts):
+            at = 0
+            while at < len(prompt):
+                part = prompt[at : at + room]
+                at += len(part)
+                room -= len(part)
+                last = at == len(prompt)
+                spans.append((self._sequences[i], part, int(last)))
+                texts += [i] if last else []
+                if room == 0 or (last and i == len(self._prompts) - 1):
+                    start = perf_counter()
+                    self._engine.forward(spans, self._logits)
+                    seconds += perf_counter() - start
+                    self._draw(texts)
+                    spans, texts, room = [], [], CHUNK
+            for token in prompt:
+                self._samplers[i].accept(token, generated=False)
+        return seconds
+
+    def step(self) -> None:
+        """One more token of each text."""
+        spans: list[Span] = [(s, new[-1:], 1) for s, new in zip(self._sequences, self.new, strict=True)]
+        self._engine.forward(spans, self._logits)
+        self._draw(range(len(spans)))
+
+    def _draw(self, texts: Sequence[int]) -> None:
+        """The next token of texts that have logits, in their order."""
+        for row, i in enumerate(texts):
+            token = self._samplers[i].draw(self._logits, row)
+            self._samplers[i].accept(token, generated=True)
+            self.new[i].append(token)
+
+
+def reset_peak() -> None:
+    """Makes the peak of memory what is in memory now, where Linux lets us; else it stays the whole process's."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_rss() -> int:
+    """The most resident memory that this process had, in bytes; 0 where the system does not say."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
