@@ -16,7 +16,7 @@ from fastllm import CheckpointError
 from fastllm.cli import main
 from fastllm.files import map_file
 from fastllm.formats import Checkpoint, open_checkpoint, safetensors
-from fastllm.quantized import dequantized
+from fastllm.formats.quantized import dequantized
 from fastllm.tensors import floats
 
 RNG = np.random.default_rng(0)

@@ -78,8 +78,8 @@ def _of_stored(stored: Stored) -> _Contents:
 
 
 def _of_checkpoint(path: Path) -> _Contents:
-    from fastllm import families, quantized
-    from fastllm.formats import open_checkpoint
+    from fastllm import families
+    from fastllm.formats import open_checkpoint, quantized
 
     checkpoint = open_checkpoint(path)
     header = dict(checkpoint.header)

@@ -82,7 +82,7 @@ def open_source(
     """
     from fastllm import families
     from fastllm.families.names import unused_sentence
-    from fastllm.quantized import dequantized
+    from fastllm.formats.quantized import dequantized
     from fastllm.weights import lora
 
     lora.check_is_model(path, with_adapters=bool(adapters))

@@ -14,9 +14,9 @@ from typing import Any
 
 from fastllm.errors import CheckpointError
 from fastllm.formats import Checkpoint
-from fastllm.quantized.modules import Module
-from fastllm.quantized.refused import named_by
-from fastllm.quantized.schemes import SCHEMES, Scheme
+from fastllm.formats.quantized.modules import Module
+from fastllm.formats.quantized.refused import named_by
+from fastllm.formats.quantized.schemes import SCHEMES, Scheme
 from fastllm.tensors import Bytes, Tensor
 
 # Where a config says how its weights were quantized: transformers, MLX, AutoGPTQ, AutoAWQ, older compressed-tensors.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastllm.quantized.modules import Module, column_floats, column_words, unpacked
+from fastllm.formats.quantized.modules import Module, column_floats, column_words, unpacked
 from fastllm.tensors import Bytes, Tensor, floats, raw_values
 
 if TYPE_CHECKING:

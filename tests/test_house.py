@@ -1,0 +1,168 @@
+"""The walls of the house: no circles, folders that only say and export, files that can be read at a sitting.
+
+What a part of python/fastllm may import is in pyproject.toml, as import-linter's contracts.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PYTHON, CSRC = ROOT / "python", ROOT / "csrc"
+_MOST_LINES = 400
+# Longer, and why a sentence cannot name the halves.
+_LONGER: dict[str, str] = {
+    "bench/storyteller/grammar.py": "a table of words and plots",
+}
+
+pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="needs the repository")
+
+
+def circle(edges: Mapping[str, Iterable[str]]) -> list[str]:
+    """The nodes of a circle in a graph, in order, or none."""
+    done: set[str] = set()
+
+    def walk(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return path[path.index(node) :]
+        if node in done:
+            return []
+        for other in sorted(edges.get(node, ())):
+            if found := walk(other, [*path, node]):
+                return found
+        done.add(node)
+        return []
+
+    for node in sorted(edges):
+        if found := walk(node, []):
+            return found
+    return []
+
+
+def test_circle() -> None:
+    assert circle({"a": ["b", "c"], "b": ["c"], "c": []}) == []
+    assert sorted(circle({"a": ["b"], "b": ["c"], "c": ["d"], "d": ["b"]})) == ["b", "c", "d"]
+
+
+# ---- Python ----------------------------------------------------------------------------------------------------------
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name; a folder's __init__ by the folder's."""
+    found = {}
+    for path in (PYTHON / "fastllm").rglob("*.py"):
+        parts = path.relative_to(PYTHON).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(path: Path, known: Mapping[str, Path]) -> set[str]:
+    """The modules of the package that a file imports, wherever in it and for types too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in known else str(node.module) for name in names}
+    return found & known.keys()
+
+
+def test_python_has_no_circles() -> None:
+    known = modules()
+    edges = {name: imported(path, known) - {"fastllm"} for name, path in known.items()}
+    del edges["fastllm"]  # it gives LLM and load when they are asked for; all others import its version and core
+    assert not circle(edges)
+
+
+def test_what_lies_in_a_folder_does_not_import_the_folder() -> None:
+    """It would be a circle: the folder's __init__ exports what lies in it."""
+    known = modules()
+    for name, path in known.items():
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        above = {".".join(package.split(".")[:i]) for i in range(2, package.count(".") + 2)} - {name}
+        assert not imported(path, known) & above, f"{path} imports from its own folder's __init__"
+
+
+def test_a_folder_says_what_it_is_and_exports() -> None:
+    for name, path in modules().items():
+        if path.name != "__init__.py" or name == "fastllm":
+            continue
+        tree = ast.parse(path.read_text("utf-8"))
+        sentence = (ast.get_docstring(tree) or "").split("\n\n")[0]
+        assert sentence.endswith("."), f"{path} begins with a sentence that says what the folder is"
+        assert not re.search(r"\. [A-Z]", sentence), f"{path} begins with one sentence, not with several"
+        for node in tree.body[1:]:
+            exports = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+            assert exports or isinstance(node, (ast.Import, ast.ImportFrom)), f"{path}:{node.lineno} is more"
+
+
+# ---- C ---------------------------------------------------------------------------------------------------------------
+
+# What a line at a file's left edge defines for others: a function, a type, a macro; and the constants of an enum.
+_DEFINED = re.compile(
+    r"^(?:static inline |FL_INLINE |static FL_INLINE |const )*[A-Za-z_][\w ]*?[\s*]+\**(\w+)\([^;{}]*\)\s*\{"
+    r"|^\} (\w+);|^typedef [^;{]*?(\w+)(?:\([^;]*\))?;|^#define (\w+)|^struct (\w+) \{",
+    re.MULTILINE,
+)
+_ENUM = re.compile(r"^(?:typedef )?enum[^{;]*\{([^}]*)\}", re.MULTILINE)
+
+
+def code(path: Path) -> str:
+    """A C file without comments and strings."""
+    return re.sub(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', " ", path.read_text("utf-8"), flags=re.DOTALL)
+
+
+def defined(path: Path) -> set[str]:
+    """The names that a file gives to others: all of a header, and of a .c file its functions that are not static."""
+    names = set()
+    for match in _DEFINED.finditer(code(path)):
+        if path.suffix == ".h" or (match[1] and not match[0].startswith("static")):
+            names.add(next(filter(None, match.groups())))
+    if path.suffix == ".h":
+        names |= {word for block in _ENUM.findall(code(path)) for word in re.findall(r"\b[A-Z]\w+(?= *[=,])", block)}
+    return names
+
+
+def test_c_has_no_circles() -> None:
+    """A file's .c and .h are one, and so are the instruction sets' lanes. An edge is the use of a name of another.
+
+    Names that do not begin with fl_ or FL_ are known in their folder only: kernels/ has many short ones.
+    """
+    homes: dict[str, set[str]] = defaultdict(set)
+    words: dict[str, set[str]] = defaultdict(set)
+    for path in sorted(CSRC.rglob("*.[ch]")):
+        if path.name == "fastllm.h":  # what it declares is defined in the others
+            continue
+        unit = re.sub(r"^kernels/lanes_\w+", "kernels/lanes", str(path.relative_to(CSRC).with_suffix("")))
+        words[unit] |= set(re.findall(r"\b[A-Za-z_]\w*\b", code(path)))
+        for name in defined(path):
+            homes[name].add(unit)
+    edges: dict[str, set[str]] = {}
+    for unit, used in words.items():
+        known = {word for word in used if word[:3].lower() == "fl_" or unit.startswith("kernels/")}
+        edges[unit] = {home for word in known if len(homes[word]) == 1 for home in homes[word]} - {unit}
+    assert "threads" in edges["model"]
+    assert not circle(edges)
+
+
+# ---- sizes -----------------------------------------------------------------------------------------------------------
+
+
+def test_files_can_be_read_at_a_sitting() -> None:
+    kinds = ("*.py", "*.c", "*.h", "*.pyx", "*.pxi", "*.pxd")
+    folders = ("python", "csrc", "pyx", "tests", "bench")
+    files = {path for folder in folders for kind in kinds for path in (ROOT / folder).rglob(kind)}
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in files
+        if (lines := path.read_text("utf-8").count("\n")) > _MOST_LINES
+    }
+    assert long.keys() == _LONGER.keys(), {name: lines for name, lines in long.items() if name not in _LONGER}
