@@ -127,7 +127,7 @@ def defined(path: Path) -> set[str]:
         if path.suffix == ".h" or (match[1] and not match[0].startswith("static")):
             names.add(next(filter(None, match.groups())))
     if path.suffix == ".h":
-        names |= {word for block in _ENUM.findall(code(path)) for word in re.findall(r"\b[A-Z]\w+(?= *[=,])", block)}
+        names |= {word for block in _ENUM.findall(code(path)) for word in re.findall(r"(?:^|,)\s*(\w+)", block)}
     return names
 
 
