@@ -131,7 +131,7 @@ class _Found(NamedTuple):
 
 
 def _rounds(works: Sequence[_Work], prompt: int, gen: int) -> _Found:
-    """Measures all combinations, and the machine, in turns, so that a slow minute does not fall on one of them alone."""
+    """Measures all combinations, and the machine, in turns, so that a slow minute does not hit one of them alone."""
     counts = dict.fromkeys(threads for _, threads, _ in works)
     isa = works[0][0].model.isa
     found = _Found({work: [] for work in works}, {t: [] for t in counts}, {t: [] for t in counts})
