@@ -1,17 +1,23 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: freethreading_compatible=False
-"""The C core as Python objects: weights, model, KV cache, sampler. Thin: lifetimes, locks and exceptions, no policy.
+"""The C core (csrc/) as Python objects: weights, models, KV caches, samplers, and what tokenizers need to be fast.
 
-The GIL is released in every call that computes. A Model, its Matrix objects and a KVCache may be shared between
-threads; a Sequence and a Sampler belong to one at a time, and say so.
+This module decides which object owns which memory, what protects what from other threads, and which exception stands
+for which status of C. It decides nothing else: policy is python/fastllm's, arithmetic is csrc's.
 
-Objects from outside are converted once, and what was converted is counted: len() may say something else, and code that
-converts may change a list. What C points to is held by the object or the call that has the pointer. Constructors are
-__cinit__, which runs once.
+Threads: every call that computes releases the GIL. Everything that such calls share (the pool of KV pages, the lists of
+idle scratch, the queue for cores) is read and written only with the GIL held: the GIL is its lock, which is why the
+module is not free-threading compatible. Any number of threads may use a Matrix, a Vector, a Dense, a Model or a KVCache
+at once. A Sequence and a Sampler serve one call at a time: a second call meanwhile raises OptionError.
+
+Memory: C gets plain pointers. What they point into belongs to Python objects, and for as long as C may read or write
+there, the object or the call that made the pointer holds a reference to its owner.
+
+Arguments: converting one may run Python code (__index__, __iter__, __float__), which may change the list that it came
+from. So every argument is converted once, and what is checked and counted is the result of that, never len() of the
+original. Constructors are __cinit__, which runs once: a second __init__ cannot replace memory that is in use.
 """
 cimport cython
-from cpython.buffer cimport PyBuffer_FillInfo
-from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport INT32_MAX, SIZE_MAX, UINT64_MAX, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy
@@ -19,27 +25,23 @@ from libc.string cimport memcmp, memcpy
 from libfastllm cimport *
 
 import os
-from _thread import allocate_lock
-from collections import deque
-from functools import wraps
 
-from fastllm.config import ACTS, NORMS, QK_NORMS
 from fastllm.errors import CheckpointError, ContextError, NumericError, OptionError
 
-LANES = FL_LANES
-GROUP = FL_GROUP
-PAGE = FL_PAGE
-ALIGN = FL_ALIGN
+LANES = FL_LANES  # rows of a panel; rows of outputs and logits are padded to a multiple of it
+GROUP = FL_GROUP  # consecutive channels that share a scale
+PAGE = FL_PAGE  # positions of a page of keys and values
+ALIGN = FL_ALIGN  # bytes; where tensors start is a multiple of it
 
-include "errors.pxi"
-include "cores.pxi"
-include "machine.pxi"
-include "memory.pxi"
-include "weights.pxi"
-include "packing.pxi"
-include "model.pxi"
-include "kv_cache.pxi"
-include "forward.pxi"
-include "sampler.pxi"
-include "attention.pxi"
-include "pieces.pxi"
+include "errors.pxi"  # a status of C as an exception
+include "cores.pxi"  # teams of threads take turns on the machine's cores
+include "machine.pxi"  # instruction sets, threads, how floats round, what a machine can reach
+include "memory.pxi"  # aligned memory, mapped files
+include "weights.pxi"  # matrices and vectors as the kernels read them
+include "packing.pxi"  # a checkpoint's weights into panels
+include "model.pxi"  # a config and its tensors, bound; what runs a forward
+include "kv_cache.pxi"  # keys and values of sequences, in pages
+include "forward.pxi"  # the spans and outputs of one forward as C arrays
+include "sampler.pxi"  # from logits to a token
+include "attention.pxi"  # the attention kernel on its own
+include "pieces.pxi"  # vocabularies of SentencePiece and llama2.c

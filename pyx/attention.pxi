@@ -1,6 +1,14 @@
+# The attention kernel on its own.
+
+
 def attend(const float[:, ::1] q not None, const float[:, ::1] keys not None, const float[:, ::1] values not None, seen,
            float[:, ::1] out not None, *, str kv_dtype="f32", isa=None):
-    """Attention of one head: row r of q over the first seen[r] keys and values, unscaled; for tests and benchmarks."""
+    """Writes the attention of one head to out (rows, head_dim); for tests and benchmarks. All arrays are f32.
+
+    Row r of q (rows, head_dim) sees the first seen[r] of n keys and values (n, head_dim), 1 to n; scores are q . key,
+    not scaled. kv_dtype: how keys and values are stored in between, f32 or f16. Raises OptionError for other shapes, a
+    seen[r] outside 1 to n, another kv_dtype or an unknown isa; MemoryError.
+    """
     cdef const fl_kernels *kernels = find_kernels(isa)
     cdef fl_type type = type_of(kv_dtype)
     cdef size_t rows = <size_t>q.shape[0], n = <size_t>keys.shape[0], head_dim = <size_t>q.shape[1], r
@@ -17,7 +25,7 @@ def attend(const float[:, ::1] q not None, const float[:, ::1] keys not None, co
     try:
         for r, limit in enumerate(limits):
             c_limits[r] = limit if 1 <= limit <= n else 0
-            if not 1 <= c_limits[r] <= n:
+            if not 1 <= c_limits[r] <= n:  # limit's comparisons may not agree with its value
                 raise OptionError(f"attend: row {r} cannot see {limit} of {n} positions")
         with nogil:
             status = fl_attend_rows(kernels, type, rows, n, head_dim, &q[0, 0], &keys[0, 0], &values[0, 0], c_limits,

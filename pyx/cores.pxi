@@ -1,15 +1,30 @@
-# Teams that Python threads start at once share the machine's cores: a team takes as many as it has threads, and waits
-# until they are free, first come, first served. (More threads than cores would stop each other at their barriers, for a
-# time slice each time. Python's own locks are not fair: a thread that gives one back and takes it again starves the
-# others.) A call of one thread waits for no barrier and takes no turn: the system shares the cores between such.
-# All of this happens under the GIL; nothing holds it while it waits.
-cdef size_t cores = 0          # of the machine; 0: not yet asked for
-cdef size_t busy_cores = 0     # of them, those that teams have
-cdef object waiting = deque()  # (a lock that is taken until it is this team's turn, how many cores it takes)
+# Teams of threads take turns on the machine's cores.
+#
+# The workers of a team meet at barriers, some hundred times in a forward. When several Python threads start teams that
+# have more workers than there are cores in all, some worker is always off its core, and its team waits at the barrier
+# for a time slice, milliseconds instead of microseconds. So a team first takes as many cores as it has workers, and
+# waits until so many are free. Teams start in the order in which they asked. On a machine with 4 cores:
+#
+#     team A asks for 3      starts                  busy_cores = 3, waiting = []
+#     team B asks for 2      waits                   busy_cores = 3, waiting = [B 2]
+#     team C asks for 2      waits behind B          busy_cores = 3, waiting = [B 2, C 2]
+#     team A ends            B and C start           busy_cores = 4, waiting = []
+#
+# A plain lock would not keep that order: a thread that releases a Python lock and acquires it again at once gets it
+# before those that wait. A call on one thread has no barrier, so it takes no core and never waits.
+from _thread import allocate_lock
+from collections import deque
+
+cdef size_t cores = 0  # of the machine; 0: not asked for yet
+cdef size_t busy_cores = 0  # cores that running teams have taken
+cdef object waiting = deque()  # (lock, cores wanted) of each team that waits; the lock is released when its turn comes
 
 
 cdef size_t take_cores(size_t threads) except? 0:
-    """Waits for the cores of a team; returns what is to be given back. Ctrl-C ends the wait with KeyboardInterrupt."""
+    """Waits for the cores of a team of `threads`; returns how many it took, for give_cores.
+
+    The GIL is released during the wait. Ctrl-C ends the wait with KeyboardInterrupt, and nothing is taken then.
+    """
     global cores, busy_cores
     if threads <= 1:
         return 0
@@ -28,23 +43,24 @@ cdef size_t take_cores(size_t threads) except? 0:
     except BaseException:
         try:
             waiting.remove((turn, wanted))
-            call_next()
-        except ValueError:  # its turn came just now
+            start_waiting()
+        except ValueError:  # start_waiting had just given this team its cores
             give_cores(wanted)
         raise
     return wanted
 
 
 cdef int give_cores(size_t taken) except -1:
+    """Gives back what take_cores returned."""
     global busy_cores
     if taken:
         busy_cores -= taken
-        call_next()
+        start_waiting()
     return 0
 
 
-cdef int call_next() except -1:
-    """Lets those that wait begin, in order, for as long as there are cores for the next one."""
+cdef int start_waiting() except -1:
+    """Starts teams that wait, the first first, until there are too few cores for the next one."""
     global busy_cores
     while waiting and busy_cores + <size_t>waiting[0][1] <= cores:
         turn, wanted = waiting.popleft()
@@ -53,12 +69,12 @@ cdef int call_next() except -1:
     return 0
 
 
-def _forget_turns():
-    """In a forked child: the threads that had cores in the parent, or waited for them, are not there."""
+def _forget_teams():
+    """Runs in the child of a fork, where the parent's other threads do not exist: no team runs, none waits."""
     global busy_cores
     busy_cores = 0
     waiting.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_turns)
+    os.register_at_fork(after_in_child=_forget_teams)

@@ -1,5 +1,8 @@
+# A status of C as an exception.
+
+
 cdef int check(fl_status status, str what) except -1:
-    """Turns a status into the exception it stands for; `what` says what was being done."""
+    """Raises what a status stands for. `what` begins the message: the operation or the tensor that failed."""
     if status == FL_OK:
         return 0
     if status == FL_NO_MEMORY:

@@ -1,30 +1,53 @@
-cdef class Model:
-    """A config and its tensors, bound and checked; immutable.
+# A model: a config and its tensors bound as the fl_model that fl_forward reads, and the calls that run forwards of it.
+from fastllm.config import ACTS, NORMS, QK_NORMS
 
-    config: a fastllm.config.Config. tensors: name -> Matrix or Vector, by its canonical names; without "head" the
-    embedding serves. Raises CheckpointError when one is missing or has the wrong shape. Where a forward is given more
-    threads than are fastest just now, on busy cores, it takes fewer; with paced=False exactly as many, for tests.
+
+cdef class Model:
+    """A config and its tensors, checked against each other. Immutable; any number of threads may run forwards of it.
+
+    config: a fastllm.config.Config. tensors: canonical name -> Matrix or Vector (see Config.matrices and vectors), kept
+    alive; the dict is copied. Without "head", the embedding is the head too. kv_dtype: how keys and values are stored,
+    f32, f16 or q8. isa: the instruction set, None for the best. paced: a forward may run on fewer threads than it is
+    given, where other programs keep cores busy and fewer are faster; without, on exactly as many (for tests).
+
+    Raises CheckpointError if a tensor is missing or has the wrong shape, or the dimensions cannot be a model's;
+    OptionError for an unknown kv_dtype or isa; MemoryError.
     """
     cdef fl_model c
-    cdef dict tensors
-    cdef list idle  # Scratch objects that no forward uses now
-    cdef list files  # MappedFile objects that matrices lie in
+    cdef dict tensors  # name -> Matrix or Vector: the owners of what c's pointers point into
+    cdef list files  # the MappedFile objects that matrices lie in, each once
+    cdef list idle  # Scratch objects that no forward is using; as many were made as forwards ran at once
 
     def __cinit__(self, config, dict tensors not None, *, str kv_dtype="f16", isa=None, bint paced=True):
-        cdef fl_model *m = &self.c
-        cdef size_t i
         self.tensors = dict(tensors)
+        self.files = self.mapped_files()
         self.idle = []
-        owners = {id(owner): owner for owner in ((<Matrix>t).owner() for t in self.tensors.values() if isinstance(t, Matrix))}
-        self.files = [owner for owner in owners.values() if isinstance(owner, MappedFile)]
-        self.set_config(config)
-        m.kernels = find_kernels(isa)
-        m.kv_type = type_of(kv_dtype)
+        set_config(&self.c.config, config)
+        self.c.kernels = find_kernels(isa)
+        self.c.kv_type = type_of(kv_dtype)
         if paced:
-            check(fl_pace_new(&m.pace), "the pace of threads")
-        m.layers = <fl_layer *>calloc(m.config.n_layers, sizeof(fl_layer))
-        if m.layers is NULL:
+            check(fl_pace_new(&self.c.pace), "the pace of threads")
+        self.c.layers = <fl_layer *>calloc(self.c.config.n_layers, sizeof(fl_layer))
+        if self.c.layers is NULL:
             raise MemoryError("cannot allocate the list of layers")
+        self.expect_tensors(config)
+        self.bind(config)
+        check(fl_model_check(&self.c), "model")
+
+    def __dealloc__(self):
+        free(self.c.layers)
+        fl_pace_free(self.c.pace)
+
+    cdef list mapped_files(self):
+        cdef dict owners = {}
+        for tensor in self.tensors.values():
+            if isinstance(tensor, Matrix):
+                owner = (<Matrix>tensor).owner()
+                owners[id(owner)] = owner
+        return [owner for owner in owners.values() if isinstance(owner, MappedFile)]
+
+    cdef int expect_tensors(self, config) except -1:
+        """Raises CheckpointError for the first tensor that the config asks for and that is missing or misshapen."""
         for name, shape, required in config.matrices():
             tensor = self.tensors.get(name)
             if tensor is None and not required:
@@ -37,6 +60,12 @@ cdef class Model:
                 continue
             if not isinstance(tensor, Vector) or tensor.n != n:
                 raise CheckpointError(f"the model has no vector {name} of {n} values")
+        return 0
+
+    cdef int bind(self, config) except -1:
+        """Points c at the tensors, by their canonical names."""
+        cdef fl_model *m = &self.c
+        cdef size_t i
         m.embed = self.matrix("embed")
         m.positions = self.matrix("positions")
         m.embed_norm = self.norm("embed_norm")
@@ -49,45 +78,10 @@ cdef class Model:
         m.rope_freqs[0] = self.vector("rope.freqs")
         m.rope_freqs[1] = self.vector("rope.freqs_local")
         for i in range(m.config.n_layers):
-            self.set_layer(config, i)
-        check(fl_model_check(m), "model")
-
-    cdef int set_config(self, config) except -1:
-        cdef fl_config *c = &self.c.config
-        c.dim = config.dim
-        c.hidden_dim = config.hidden_dim
-        c.head_dim = config.head_dim
-        c.n_layers = config.n_layers
-        c.n_heads = config.n_heads
-        c.n_kv_heads = config.n_kv_heads
-        c.vocab_size = config.vocab_size
-        c.max_seq = config.max_seq
-        c.rotary_dim = config.rotary_dim
-        c.norm_eps = config.norm_eps
-        c.attn_scale = config.attn_scale
-        c.norm = <fl_norm_kind><int>NORMS.index(config.norm)
-        c.act = <fl_act><int>ACTS.index(config.act)
-        c.qk_norm = <fl_qk_norm><int>QK_NORMS.index(config.qk_norm)
-        c.causal = config.causal
-        c.parallel = config.parallel
-        c.norm_after = config.norm_after
-        c.rope_scale = config.rope_scale
-        c.attn_softcap = config.attn_softcap
-        c.logit_scale = config.logit_scale
-        c.logit_softcap = config.logit_softcap
-        c.embed_scale = config.embed_scale
-        c.residual_scale = config.residual_scale
-        c.n_experts = config.n_experts
-        c.n_experts_used = config.n_experts_used
-        c.expert_dim = config.expert_dim
-        c.moe_renormalize = config.moe_renormalize
-        c.positions = config.positions
-        c.second_segment = config.second_segment
-        c.mask_token = config.mask_token
-        c.pad_token = config.pad_token
+            self.bind_layer(config, i)
         return 0
 
-    cdef int set_layer(self, config, size_t i) except -1:
+    cdef int bind_layer(self, config, size_t i) except -1:
         cdef fl_layer *layer = &self.c.layers[i]
         prefix = f"layers.{i}."
         layer.attn_norm = self.norm(prefix + "attn_norm")
@@ -112,11 +106,7 @@ cdef class Model:
         layer.rope = config.layer_rope(i)
         return 0
 
-    def __dealloc__(self):
-        free(self.c.layers)
-        fl_pace_free(self.c.pace)
-
-    # What is not there is NULL; __init__ has looked for what must be.
+    # A tensor that a model does not have is NULL to C; expect_tensors has found those that it must have.
 
     cdef fl_matrix matrix(self, str name) except *:
         cdef fl_matrix c = fl_matrix(NULL, FL_F32, 0, 0, NULL)
@@ -137,10 +127,12 @@ cdef class Model:
 
     @property
     def isa(self):
+        """The name of the instruction set that its forwards use."""
         return fl_kernels_name(self.c.kernels).decode()
 
     @property
     def kv_dtype(self):
+        """How keys and values are stored, one of TYPES."""
         return TYPES[<int>self.c.kv_type]
 
     @property
@@ -150,136 +142,94 @@ cdef class Model:
 
     @property
     def kv_page_bytes(self):
-        """Bytes that 64 positions of one sequence take in the KV cache."""
+        """Bytes of a page: the keys and values of 64 positions of one sequence, in all layers."""
         return fl_kv_page_bytes(&self.c)
 
+    def logits(self, size_t rows=1):
+        """A new Buffer for `rows` rows of logits, f32 (rows, logits_stride). Raises MemoryError."""
+        cdef size_t row = fl_logits_stride(&self.c) * sizeof(float)
+        if rows > SIZE_MAX // row:
+            raise MemoryError(f"cannot allocate {rows:,} rows of logits")
+        return Buffer(rows * row)
+
     def check_files(self):
-        """Raises CheckpointError when a mapped file of its weights has changed: before a text. Each forward looks too."""
+        """Raises CheckpointError if a mapped file of its weights has changed since it was loaded.
+
+        To be called before each text: it also puts our handler of SIGBUS in front again, if another library has
+        installed its own since. Every forward checks the files too, after it has computed.
+        """
         if self.files:
             fl_mapping_guard()
-        self.look_at_files()
+        self.expect_same_files()
 
-    cdef int look_at_files(self, bint glance=False) except -1:
-        """glance: for a single token, which may take no longer than the system to answer: see fl_mapping_glance."""
+    cdef int expect_same_files(self, bint glance=False) except -1:
+        """Raises CheckpointError if a mapped file has changed. glance: without a system call most times, see C's
+        fl_mapping_glance; for a step, which may be shorter than the call."""
         cdef MappedFile file
         for file in self.files:
             state = fl_mapping_glance(file.c) if glance else fl_mapping_state(file.c)
             file.expect_same(state, "since it was loaded: load it again")
         return 0
 
-    def logits(self, size_t rows=1):
-        """A Buffer for `rows` rows of logits."""
-        cdef size_t row = fl_logits_stride(&self.c) * sizeof(float)
-        if rows > SIZE_MAX // row:
-            raise MemoryError(f"cannot allocate {rows:,} rows of logits")
-        return Buffer(rows * row)
-
     def forward(self, list spans, Buffer logits=None, *, size_t threads=1, hidden=None, attention=None,
                 inputs=None, segments=None):
-        """Appends tokens to sequences and computes logits.
+        """Appends the tokens of each span to its sequence and writes the outputs that are asked for, all f32.
 
-        spans: (sequence, tokens, n_logits) for each sequence, tokens any sequence of ids, logits for the last n_logits
-        of them. They are written to `logits` in order, rows of logits_stride floats. Raises OptionError for an id
-        outside the vocabulary and ContextError past the context; the sequences then stay as they were.
+        spans: (sequence, tokens, n_logits) for each sequence. tokens: an iterable of n ids, at least one. n_logits:
+        logits are computed for the last so many of them. T is the number of tokens of all spans.
+        logits: a Buffer (rows, logits_stride) for the logits of all spans, in order.
+        hidden: i -> Buffer (T, dim) for the stream: 0 is the input of the first layer, i the output of the i-th layer,
+        n_layers + 1 the output of the final norm.
+        attention: layer, from 0 -> Buffer for its probabilities: for each span (n_heads, n, length before + n).
+        inputs: 4 * layer + i -> Buffer (T, n) for what is multiplied by wq, wk and wv (i = 0), wo (1), w1 and w3 (2),
+        w2 (3). It must have room for the widest of these. Those of experts are not written.
+        segments: index of a span -> index of its token from which on they are a second text (Config.second_segment).
 
-        hidden: layer -> Buffer for the stream of all tokens, f32 (tokens, dim): 0 is what enters the first layer, i
-        what leaves the i-th, n_layers + 1 that after the final norm. attention: layer (from 0) -> Buffer for the
-        probabilities, f32, for each span (n_heads, n, pos + n).
-        inputs: 4 layer + i -> Buffer for what multiplies, of all tokens, f32: wq, wk and wv (i = 0); wo; w1 and w3; w2.
-        segments: index of a span -> the index of its token from which on they are a second text (config.second_segment).
+        Raises OptionError for an id outside the vocabulary, a sequence that is in use or another model's, or too small
+        a Buffer; ContextError if a span is empty or exceeds the context; CheckpointError if a mapped file has changed;
+        MemoryError. The lengths of all sequences are then what they were.
         """
-        cdef fl_outputs outputs = fl_outputs(NULL, NULL, NULL, NULL)
-        cdef size_t count, n, n_logits, total = 0, wanted = 0, at = 0, i
-        cdef fl_span *c_spans = NULL
-        cdef float **hidden_list = NULL
-        cdef float **attention_list = NULL
-        cdef float **inputs_list = NULL
-        cdef int32_t *ids = NULL
-        cdef Sequence sequence
-        cdef list parts = [], words, taken = [], held = []
-        for item, tokens, last in list(spans):
-            words, n_logits = list(tokens), last
-            n = <size_t>len(words)
-            if n_logits > n:
-                raise OptionError(f"forward: logits after the last {n_logits:,} of {n:,} tokens")
-            parts.append((<Sequence?>item, words, n_logits))
-            total += n
-            wanted += n_logits
-        if wanted and (logits is None or wanted > logits.nbytes // sizeof(float) // fl_logits_stride(&self.c)):
-            raise OptionError(f"forward: no room for {wanted} rows of logits")
-        count = <size_t>len(parts)
-        maps = 0
+        cdef fl_config *c = &self.c.config
+        cdef Batch batch = Batch(self, spans)
+        if batch.n_logits and (logits is None or batch.n_logits > logits.rows(fl_logits_stride(&self.c))):
+            raise OptionError(f"forward: no room for {batch.n_logits} rows of logits")
         try:
-            c_spans = <fl_span *>calloc(count + 1, sizeof(fl_span))
-            ids = <int32_t *>malloc((total + 1) * sizeof(int32_t))
-            if c_spans is NULL or ids is NULL:
-                raise MemoryError("forward: out of memory")
-            for i, (item, tokens, last) in enumerate(parts):
-                sequence, words, n_logits = item, tokens, last
-                n = <size_t>len(words)
-                if sequence.cache.model is not self:
-                    raise OptionError("forward: a sequence of another model")
-                sequence.take()
-                taken.append(sequence)
-                sequence.reserve(sequence.length + n, self.c.config.max_seq)
-                c_spans[i] = fl_span(ids + at, n, sequence.length, <void *const *>sequence.pages, sequence.n_pages,
-                                     n_logits, (segments or {}).get(i, n))
-                for token in words:
-                    # Whatever does not fit int32 is no token either.
-                    ids[at] = token if 0 <= token < self.c.config.vocab_size else -1
-                    at += 1
-                if attention:
-                    maps += int(n) * int(sequence.length + n) * int(self.c.config.n_heads)
-            outputs.logits = <float *>logits.data if wanted else NULL
+            batch.take(segments or {})
+            if batch.n_logits:
+                batch.outputs.logits = <float *>logits.data
             if hidden:
-                outputs.hidden = hidden_list = self.buffers(hidden, self.c.config.n_layers + 2,
-                                                            int(total) * self.c.config.dim, held)
+                batch.outputs.hidden = batch.pointers(hidden, c.n_layers + 2, int(batch.n_tokens) * c.dim)
             if attention:
-                outputs.attention = attention_list = self.buffers(attention, self.c.config.n_layers, maps, held)
+                batch.outputs.attention = batch.pointers(attention, c.n_layers, batch.attention_floats())
             if inputs:
-                widest = max(self.c.config.dim, self.c.config.hidden_dim, self.c.config.n_heads * self.c.config.head_dim)
-                outputs.inputs = inputs_list = self.buffers(inputs, 4 * self.c.config.n_layers, int(total) * widest, held)
-            self.run(c_spans, count, threads, &outputs)
-            self.look_at_files()
-            for i, item in enumerate(taken):
-                (<Sequence>item).length += c_spans[i].n
+                widest = max(c.dim, c.hidden_dim, c.n_heads * c.head_dim)
+                batch.outputs.inputs = batch.pointers(inputs, 4 * c.n_layers, int(batch.n_tokens) * widest)
+            self.run(batch.spans, batch.count, threads, &batch.outputs)
+            self.expect_same_files()
+            batch.append()
         finally:
-            for item in taken:
-                (<Sequence>item).busy = False
-            free(c_spans)
-            free(ids)
-            free(hidden_list)
-            free(attention_list)
-            free(inputs_list)
-
-    def broken_layer(self, Sequence sequence not None, token, *, size_t threads=1):
-        """The first layer (see hidden of forward) whose output for one more token is not finite; None where all are."""
-        hidden = {i: Buffer(self.c.config.dim * sizeof(float)) for i in range(self.c.config.n_layers + 2)}
-        self.forward([(sequence, [token], 0)], threads=threads, hidden=hidden)
-        for layer, stream in hidden.items():
-            if not fl_finite(<const float *>(<Buffer>stream).data, self.c.config.dim):
-                return layer
-        return None
+            batch.give()
 
     def step(self, Sequence sequence not None, token, Sampler sampler not None, Buffer logits not None, *,
              size_t threads=1):
-        """Appends one token to a sequence and draws the next: forward and Sampler.draw at once, for one text alone."""
+        """Appends one token to a sequence and returns the next one, drawn from the logits that follow it.
+
+        The same as forward and Sampler.draw, in one call, for a text that is written alone. logits: a Buffer for one
+        row, which is written. Raises what those two raise; if the draw fails, the token has been appended.
+        """
         cdef fl_outputs outputs = fl_outputs(<float *>logits.data, NULL, NULL, NULL)
-        cdef int32_t id = token if 0 <= token < self.c.config.vocab_size else -1
-        cdef fl_status status
+        cdef int32_t id = token_id(token, self.c.config.vocab_size)
         cdef fl_span span
-        if logits.nbytes < fl_logits_stride(&self.c) * sizeof(float) or sampler.vocab_size != self.c.config.vocab_size:
+        if logits.rows(fl_logits_stride(&self.c)) < 1 or sampler.vocab_size != self.c.config.vocab_size:
             raise OptionError("step: no room for logits, or a sampler of another vocabulary")
-        if sequence.cache.model is not self:
-            raise OptionError("step: a sequence of another model")
-        sequence.take()
+        sequence.take(self, "step")
         try:
             sampler.take()
             try:
                 sequence.reserve(sequence.length + 1, self.c.config.max_seq)
                 span = fl_span(&id, 1, sequence.length, <void *const *>sequence.pages, sequence.n_pages, 1, 1)
                 self.run(&span, 1, threads, &outputs)
-                self.look_at_files(glance=True)
+                self.expect_same_files(glance=True)
                 sequence.length += 1
                 return sampler.next(outputs.logits)
             finally:
@@ -287,8 +237,20 @@ cdef class Model:
         finally:
             sequence.busy = False
 
+    def broken_layer(self, Sequence sequence not None, token, *, size_t threads=1):
+        """Appends one token and returns the first i whose stream is not finite, see forward's hidden; None: all are.
+
+        It tells a user where a model's numbers overflow. Raises what forward raises.
+        """
+        hidden = {i: Buffer(self.c.config.dim * sizeof(float)) for i in range(self.c.config.n_layers + 2)}
+        self.forward([(sequence, [token], 0)], threads=threads, hidden=hidden)
+        for i, stream in hidden.items():
+            if not fl_finite(<const float *>(<Buffer>stream).data, self.c.config.dim):
+                return i
+        return None
+
     cdef int run(self, const fl_span *spans, size_t count, size_t threads, const fl_outputs *outputs) except -1:
-        """fl_forward, when there are cores for it."""
+        """Runs fl_forward with scratch of its own, as soon as there are cores for its team."""
         cdef Scratch scratch
         cdef fl_status status
         taken = take_cores(threads)
@@ -301,20 +263,38 @@ cdef class Model:
             give_cores(taken)
         return check(status, "forward")
 
-    cdef float **buffers(self, given, size_t count, floats, list held) except NULL:
-        """A list of `count` pointers to the Buffers in a dict, each with room for so many floats; `held` keeps them."""
-        cdef float **out = <float **>calloc(count, sizeof(float *))
-        cdef size_t index
-        if out is NULL:
-            raise MemoryError("forward: out of memory")
-        try:
-            for layer, buffer in list(given.items()):
-                index = layer if 0 <= layer < count else SIZE_MAX
-                if index >= count or (<Buffer?>buffer).nbytes // sizeof(float) < floats:
-                    raise OptionError(f"forward: no layer {layer}, or no room for {floats:,} values")
-                held.append(buffer)
-                out[index] = <float *>(<Buffer>buffer).data
-        except:
-            free(out)
-            raise
-        return out
+
+cdef int set_config(fl_config *c, config) except -1:
+    """Copies a fastllm.config.Config, whose fields have the same names."""
+    c.dim = config.dim
+    c.hidden_dim = config.hidden_dim
+    c.head_dim = config.head_dim
+    c.n_layers = config.n_layers
+    c.n_heads = config.n_heads
+    c.n_kv_heads = config.n_kv_heads
+    c.vocab_size = config.vocab_size
+    c.max_seq = config.max_seq
+    c.rotary_dim = config.rotary_dim
+    c.norm_eps = config.norm_eps
+    c.attn_scale = config.attn_scale
+    c.norm = <fl_norm_kind><int>NORMS.index(config.norm)
+    c.act = <fl_act><int>ACTS.index(config.act)
+    c.qk_norm = <fl_qk_norm><int>QK_NORMS.index(config.qk_norm)
+    c.causal = config.causal
+    c.parallel = config.parallel
+    c.norm_after = config.norm_after
+    c.rope_scale = config.rope_scale
+    c.attn_softcap = config.attn_softcap
+    c.logit_scale = config.logit_scale
+    c.logit_softcap = config.logit_softcap
+    c.embed_scale = config.embed_scale
+    c.residual_scale = config.residual_scale
+    c.n_experts = config.n_experts
+    c.n_experts_used = config.n_experts_used
+    c.expert_dim = config.expert_dim
+    c.moe_renormalize = config.moe_renormalize
+    c.positions = config.positions
+    c.second_segment = config.second_segment
+    c.mask_token = config.mask_token
+    c.pad_token = config.pad_token
+    return 0

@@ -1,5 +1,9 @@
+# From logits to a token.
+
+
+@cython.internal
 cdef class DrawScratch:
-    """Working memory of one draw at a time."""
+    """Working memory of one draw at a time, some arrays as long as the vocabulary."""
     cdef fl_draw_scratch *c
 
     def __cinit__(self):
@@ -9,17 +13,23 @@ cdef class DrawScratch:
         fl_draw_scratch_free(self.c)
 
 
-# DrawScratch objects that no draw uses now, as many as there were draws at once. Of all models: a sampler knows none,
-# and hundreds of them may wait for their turn.
+# DrawScratch objects that no draw is using; as many were made as draws ran at once. All samplers share them: a batch
+# of hundreds of texts has a sampler for each, and few of them draw at once.
 cdef list idle_draws = []
 
 
 cdef class Sampler:
-    """Draws tokens; params is any object with the fields of fl_sampling. One text at a time."""
+    """Draws the tokens of one text. One call at a time may use it.
+
+    vocab_size: 1 to 2^31 - 1. params: any object with the fields of fl_sampling, such as a fastllm.sampling.Sampling,
+    which explains them and names their papers. seed: of the random numbers, 64 bits; the same seed and logits give the
+    same tokens. bias: token -> what is added to its logit. isa: the instruction set, None for the best; all draw the
+    same. Raises OptionError for a vocab_size, token or isa that is impossible; MemoryError.
+    """
     cdef fl_sampler *c
     cdef const fl_kernels *kernels
     cdef size_t vocab_size
-    cdef bint busy
+    cdef bint busy  # a call has taken it
 
     def __cinit__(self, size_t vocab_size, params, *, uint64_t seed, bias=None, isa=None):
         cdef fl_sampling p = fl_sampling(
@@ -39,13 +49,14 @@ cdef class Sampler:
         fl_sampler_free(self.c)
 
     cdef int take(self) except -1:
+        """Takes it for one call, which sets busy to False at its end."""
         if self.busy:
             raise OptionError("a sampler is in use by another thread")
         self.busy = True
         return 0
 
     cdef int32_t next(self, const float *logits) except -1:
-        """Draws; the caller has taken the sampler."""
+        """Draws a token from logits (vocab_size rounded up to 16,); the caller has taken the sampler."""
         cdef DrawScratch scratch = idle_draws.pop() if idle_draws else DrawScratch()
         cdef int32_t token = 0
         cdef fl_status status
@@ -60,8 +71,11 @@ cdef class Sampler:
         return token
 
     def accept(self, token, *, bint generated):
-        """Tells of a token of the prompt, or of the text, for the penalties. Raises OptionError, also during a draw."""
-        cdef int32_t id = token if 0 <= token < self.vocab_size else -1
+        """Counts a token for the penalties: of the generated text, or else of the prompt.
+
+        Raises OptionError for an id outside the vocabulary, or while another call uses the sampler; MemoryError.
+        """
+        cdef int32_t id = token_id(token, self.vocab_size)
         cdef fl_status status
         if id < 0:
             raise OptionError(f"sampler: no token {token} in a vocabulary of {self.vocab_size}")
@@ -71,9 +85,13 @@ cdef class Sampler:
         check(status, "sampler")
 
     def draw(self, Buffer logits not None, size_t row=0):
-        """The next token, from a row of what forward wrote. Raises OptionError, also while another thread draws."""
+        """The next token's id, drawn from a row of logits, f32 (rows, vocab_size rounded up to 16), as forward writes.
+
+        Raises OptionError if there is no such row, if biases and penalties leave no token, or while another call uses
+        the sampler; NumericError if a logit is not finite; MemoryError.
+        """
         cdef size_t stride = fl_round_up(self.vocab_size, FL_LANES)
-        if row >= logits.nbytes // sizeof(float) // stride:
+        if row >= logits.rows(stride):
             raise OptionError(f"sampler: no row {row} of logits")
         self.take()
         try:
