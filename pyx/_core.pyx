@@ -35,7 +35,7 @@ ALIGN = FL_ALIGN  # bytes; where tensors start is a multiple of it
 
 include "errors.pxi"  # a status of C as an exception
 include "cores.pxi"  # teams of threads take turns on the machine's cores
-include "machine.pxi"  # instruction sets, threads, how floats round, what a machine can reach
+include "machine.pxi"  # instruction sets, threads, how floats round, loads to measure it by
 include "memory.pxi"  # aligned memory, mapped files
 include "weights.pxi"  # matrices and vectors as the kernels read them
 include "packing.pxi"  # a checkpoint's weights into panels

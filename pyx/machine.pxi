@@ -1,4 +1,4 @@
-# The machine: instruction sets, threads, how floats round, and how fast memory and int8 products can be.
+# The machine: instruction sets, threads, how floats round, and two loads to measure it by.
 from functools import wraps
 
 
