@@ -22,6 +22,7 @@ CSRC = Path("csrc")
 KERNELS = CSRC / "kernels" / "kernels.c"
 HEADERS = sorted(str(p) for p in CSRC.rglob("*.h"))
 SOURCES = sorted(str(p) for p in CSRC.glob("*.c"))
+CYTHON = sorted(str(p) for p in Path("pyx").glob("*.p*"))  # the module, its declarations and what it includes
 MSVC = sys.platform == "win32"
 
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"]
@@ -157,7 +158,7 @@ core = Extension(
     ["pyx/_core.pyx"],
     include_dirs=[str(CSRC)],
     libraries=[] if MSVC else ["m"],
-    depends=["pyx/_core.pyx", "pyx/pieces.pxi", "pyx/libfastllm.pxd", str(KERNELS), *SOURCES, *HEADERS],
+    depends=[*CYTHON, str(KERNELS), *SOURCES, *HEADERS],
     extra_compile_args=[] if MSVC else ["-O2", *DEBUG],
 )
 
