@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from fastllm.errors import CheckpointError
 from fastllm.files import map_file
 from fastllm.formats import Checkpoint
-from fastllm.formats.quants import BLOCKS
-from fastllm.formats.quants import tensor as quantized
+from fastllm.formats._blocks import BLOCKS
+from fastllm.formats._blocks import tensor as quantized
 from fastllm.tensors import SIZES, Reader, Tensor, mapped
 
 # By ggml's numbers; _FLOATS and BLOCKS are read.

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastllm.errors import CheckpointError
 from fastllm.files import map_file
-from fastllm.formats import Checkpoint, arrays, pickles
+from fastllm.formats import Checkpoint, _arrays, _pickles
 from fastllm.tensors import Bytes, Tensor, floats
 
 # The leaves of the tree, each sorted. A layer's come below transformer/decoder_layer_<i>.
@@ -106,12 +106,12 @@ def _header(folder: Path, tensors: dict[str, Tensor], layers: int) -> dict[str, 
 # ---- what a pickle may build
 
 
-class _Dtype(pickles.Built):
+class _Dtype(_pickles.Built):
     """numpy.dtype: its name, then a state whose second value is the byte order."""
 
     def __init__(self, name: Any, *_: Any) -> None:
         self.kind = "<V2" if name is _BFLOAT16 else f"<{name:.8}"
-        arrays.size(self.kind)
+        _arrays.size(self.kind)
 
     def build(self, state: Any) -> None:
         order = state[1]
@@ -120,7 +120,7 @@ class _Dtype(pickles.Built):
         self.kind = (">" if order == ">" and self.kind != "<V2" else "<") + self.kind[1:]
 
 
-class _Array(pickles.Built):
+class _Array(_pickles.Built):
     """numpy.ndarray: (version, shape, dtype, whether the first axis moves fastest, bytes)."""
 
     state: tuple[tuple[int, ...], _Dtype, bool, memoryview] | None = None
@@ -129,10 +129,10 @@ class _Array(pickles.Built):
         _, shape, dtype, in_columns, data = state
         if not isinstance(dtype, _Dtype) or not isinstance(data, memoryview):
             raise TypeError
-        self.state = (pickles.numbers(shape), dtype, bool(in_columns), data)
+        self.state = (_pickles.numbers(shape), dtype, bool(in_columns), data)
 
 
-class _Quantized(pickles.Built):
+class _Quantized(_pickles.Built):
     """The released code's QuantizedWeight8bit: weight and scales."""
 
     weight: Any = None
@@ -159,7 +159,7 @@ _GLOBALS: dict[str, Any] = {
 
 
 def _tensor(file: Path, name: str, last: _Last) -> Tensor:
-    value, _ = pickles.load(file, map_file(file), _GLOBALS.get)
+    value, _ = _pickles.load(file, map_file(file), _GLOBALS.get)
     if not isinstance(value, _Quantized):
         return _array(file, name, value)
     weight, scales = _array(file, name, value.weight, "<i1"), _array(file, f"{name}'s scales", value.scales)
@@ -180,13 +180,13 @@ def _array(file: Path, name: str, array: Any, only: str | None = None) -> Tensor
     shape, dtype, in_columns, data = array.state
     if only and dtype.kind != only:
         raise CheckpointError(f"{file} is broken: {name} is of the type {dtype.kind[1:]!r}, not {only[1:]!r}")
-    return arrays.tensor(
+    return _arrays.tensor(
         dtype.kind,
         shape,
-        arrays.data(data),
+        _arrays.data(data),
         f"{name} of {file}",
-        strides=arrays.column_major(shape) if in_columns else arrays.row_major(shape),
-        count=len(data) // arrays.size(dtype.kind),
+        strides=_arrays.column_major(shape) if in_columns else _arrays.row_major(shape),
+        count=len(data) // _arrays.size(dtype.kind),
     )
 
 

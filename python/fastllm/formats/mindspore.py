@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from fastllm.errors import CheckpointError
 from fastllm.files import map_file
-from fastllm.formats import Checkpoint, yaml
+from fastllm.formats import Checkpoint, _yaml
 from fastllm.formats.safetensors import as_f32
 from fastllm.tensors import SIZES, Bytes, Raw, Tensor, mapped
 
@@ -215,7 +215,7 @@ def _model_config(path: Path) -> dict[str, Any]:
     if len(data) > _MOST_YAML:
         raise CheckpointError(f"{path} is no mindformers config: it is too long")
     try:
-        found = yaml.load(data.decode())
+        found = _yaml.load(data.decode())
     except ValueError as error:  # no UTF-8, or YAMLError
         raise CheckpointError(f"{path} cannot be read as a config in YAML: {error}") from None
     for key in ("model", "model_config"):

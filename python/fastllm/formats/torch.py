@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint, arrays, pickles, zips
+from fastllm.formats import Checkpoint, _arrays, _pickles, _zips
 from fastllm.tensors import Tensor
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -61,7 +61,7 @@ def _contents(path: Path, data: memoryview) -> _Contents:
     top = _read_zip(path, data) if bytes(data[:2]) == b"PK" else _read_legacy(path, data)
     views = dict(_attributes(path, top)) if isinstance(top, _Module) else _named(path, _mapping(top))
     if not views:
-        if isinstance(top, pickles.Foreign):
+        if isinstance(top, _pickles.Foreign):
             raise CheckpointError(
                 f"{path} holds an object of {top.name[:200]!r}, no tensors by name: save its state_dict()"
             )
@@ -77,7 +77,7 @@ def _contents(path: Path, data: memoryview) -> _Contents:
 
 
 class _Kind(NamedTuple):
-    """A type of numbers by numpy's name (see arrays.py); unknown ones have a size of 1 and V."""
+    """A type of numbers by numpy's name (see _arrays.py); unknown ones have a size of 1 and V."""
 
     name: str
 
@@ -87,7 +87,7 @@ class _Storage:
 
     def __init__(self, kind: str, key: str, count: int) -> None:
         self.kind, self.key, self.count = kind, key, count
-        self.data: arrays.Data | None = None
+        self.data: _arrays.Data | None = None
         self.base, self.offset = self, 0  # in old files one may be a part of another
 
 
@@ -99,7 +99,7 @@ class _View(NamedTuple):
     kind: str
 
 
-class _Module(pickles.Built):
+class _Module(_pickles.Built):
     """An object of a TorchScript class."""
 
     attributes: dict[Any, Any]
@@ -113,21 +113,21 @@ class _Module(pickles.Built):
         self.attributes = state
 
 
-def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> _View | pickles.Foreign:
+def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> _View | _pickles.Foreign:
     """torch._utils._rebuild_tensor, _v2 (what follows: gradient, hooks) and _v3 (and then the type)."""
-    if isinstance(storage, pickles.Foreign):
+    if isinstance(storage, _pickles.Foreign):
         return storage
     if not isinstance(storage, _Storage) or type(offset) is not int:
         raise TypeError
     kind = rest[2].name if len(rest) > 2 and isinstance(rest[2], _Kind) else storage.kind
-    return _View(storage, offset, pickles.numbers(shape), pickles.numbers(strides), kind)
+    return _View(storage, offset, _pickles.numbers(shape), _pickles.numbers(strides), kind)
 
 
 def _of_class(function: Any, kind: Any, args: Any, *_: Any) -> Any:
     """torch._tensor._rebuild_from_type_v2: a tensor with attributes, or of a class that is more than a tensor."""
-    name = kind.name if isinstance(kind, pickles.Foreign) else ""
+    name = kind.name if isinstance(kind, _pickles.Foreign) else ""
     if function is not _rebuild or name not in ("torch.Tensor", "torch.nn.parameter.Parameter"):
-        return pickles.Foreign(name, args)
+        return _pickles.Foreign(name, args)
     return _rebuild(*args)
 
 
@@ -167,20 +167,20 @@ _GLOBALS: dict[str, Any] = {
     "torch._utils._rebuild_parameter": _first,
     "torch._utils._rebuild_parameter_with_state": _first,
     "torch.jit._pickle.restore_type_tag": _first,
-    "torch.Size": pickles.numbers,
+    "torch.Size": _pickles.numbers,
     **{f"torch.{name}": _Kind(f"<{kind}") for kind, names in _KINDS.items() for name in names},
 }
 
 
 def _find(name: str) -> Any:
-    return _Module if name.startswith("__torch__.") else _GLOBALS.get(name) or pickles.Foreign(name)
+    return _Module if name.startswith("__torch__.") else _GLOBALS.get(name) or _pickles.Foreign(name)
 
 
-def _storages(found: dict[str, _Storage]) -> Callable[[Any], _Storage | pickles.Foreign]:
+def _storages(found: dict[str, _Storage]) -> Callable[[Any], _Storage | _pickles.Foreign]:
     """What a pickle's references to storages stand for, noted in `found`."""
 
-    def refer(what: Any) -> _Storage | pickles.Foreign:
-        if isinstance(what, tuple) and len(what) > 1 and isinstance(what[1], pickles.Foreign):
+    def refer(what: Any) -> _Storage | _pickles.Foreign:
+        if isinstance(what, tuple) and len(what) > 1 and isinstance(what[1], _pickles.Foreign):
             return what[1]  # ("module", class, file, source), or a storage of numbers that are not read
         if not isinstance(what, tuple) or len(what) not in (5, 6):
             raise TypeError
@@ -212,7 +212,7 @@ def _storages(found: dict[str, _Storage]) -> Callable[[Any], _Storage | pickles.
 
 def _read_zip(path: Path, data: memoryview) -> Any:
     """The object that was saved."""
-    files = zips.entries(path, data)
+    files = _zips.entries(path, data)
     root = next((name[: -len("data.pkl")] for name in files if re.fullmatch("([^/]+/)?data.pkl", name)), None)
     if root is None:
         raise CheckpointError(f"{path} is a zip archive without data.pkl: torch.save did not write it")
@@ -220,12 +220,12 @@ def _read_zip(path: Path, data: memoryview) -> Any:
     if order is not None and bytes(order.reader(path)(0, min(order.size, 8))) != b"little":
         raise CheckpointError(f"{path} was saved on a big-endian machine, which fastllm does not read")
     found: dict[str, _Storage] = {}
-    top, _ = pickles.load(path, _content(path, files[f"{root}data.pkl"]), _find, _storages(found))
+    top, _ = _pickles.load(path, _content(path, files[f"{root}data.pkl"]), _find, _storages(found))
     for key, storage in found.items():
         file = files.get(f"{root}data/{key}")
         if file is None:
             raise CheckpointError(f"{path} is broken: its storage {key!r} is missing")
-        if storage.count * arrays.size(storage.kind) > file.size:
+        if storage.count * _arrays.size(storage.kind) > file.size:
             raise CheckpointError(
                 f"{path} is broken: its storage {key!r} would hold {storage.count:,} values in {file.size:,} bytes"
             )
@@ -233,7 +233,7 @@ def _read_zip(path: Path, data: memoryview) -> Any:
     return top
 
 
-def _content(path: Path, file: zips.Entry) -> memoryview:
+def _content(path: Path, file: _zips.Entry) -> memoryview:
     return file.reader(path)(0, file.size)
 
 
@@ -242,7 +242,7 @@ def _read_legacy(path: Path, data: memoryview) -> Any:
     found: dict[str, _Storage] = {}
     at, parts = 0, []
     for _ in range(5):
-        part, at = pickles.load(path, data, _find, _storages(found), begin=at)
+        part, at = _pickles.load(path, data, _find, _storages(found), begin=at)
         parts.append(part)
     magic, _, machine, top, keys = parts
     if magic != _LEGACY_MAGIC or not isinstance(machine, dict) or not isinstance(keys, list):
@@ -253,14 +253,14 @@ def _read_legacy(path: Path, data: memoryview) -> Any:
         storage = found.get(key) if isinstance(key, str) else None
         if storage is None or storage.data is not None:
             raise CheckpointError(f"{path} is broken: it has storages that its tensors do not name, or has one twice")
-        size = storage.count * arrays.size(storage.kind)
+        size = storage.count * _arrays.size(storage.kind)
         if at + 8 + size > len(data):
             raise CheckpointError(
                 f"{path} is truncated: storage {key!r} ends at byte {at + 8 + size:,}, the file at {len(data):,}"
             )
         if struct.unpack_from("<q", data, at) != (storage.count,):
             raise CheckpointError(f"{path} is broken: storage {key!r} is not of {storage.count:,} values")
-        storage.data = arrays.data(data[at + 8 : at + 8 + size])
+        storage.data = _arrays.data(data[at + 8 : at + 8 + size])
         at += 8 + size
     return top
 
@@ -274,7 +274,7 @@ _AVERAGES = ("ema", "ema_state_dict", "model_ema", "ema_model")
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:
-    return value.items if isinstance(value, pickles.Foreign) else value if isinstance(value, dict) else {}
+    return value.items if isinstance(value, _pickles.Foreign) else value if isinstance(value, dict) else {}
 
 
 def _views(values: Mapping[Any, Any]) -> dict[str, _View]:
@@ -294,7 +294,7 @@ def _named(path: Path, top: Mapping[Any, Any]) -> dict[str, _View]:
             raise CheckpointError(f"{path} has tensors under {names}: which of them are the model's is not known")
         place = found[-1]
     for name, value in places[place].items():
-        if isinstance(value, pickles.Foreign) and _has_values(value):
+        if isinstance(value, _pickles.Foreign) and _has_values(value):
             raise CheckpointError(f"{path} has {str(name)[:200]!r} as {value.name[:200]}, which fastllm does not read")
     views = _views(places[place])
     if "pytorch-lightning_version" in top and len(first := {name.partition(".")[0] for name in views}) == 1:
@@ -316,7 +316,7 @@ def _without(views: dict[str, _View], prefix: str) -> dict[str, _View]:
     return {name.removeprefix(prefix): view for name, view in views.items()}
 
 
-def _has_values(value: pickles.Foreign) -> bool:
+def _has_values(value: _pickles.Foreign) -> bool:
     """Whether a tensor's values are what an unknown object is made of: it may be a weight, in a form of its own."""
     args = value.args if isinstance(value.args, tuple) else ()
     inside = [*args, *(item for each in args[:64] if isinstance(each, tuple) for item in each)]
@@ -346,13 +346,13 @@ def _tensor(path: Path, name: str, view: _View) -> Tensor:
     source = storage.base.data
     if source is None:
         raise CheckpointError(f"{path} is truncated: the storage of tensor {name!r} is missing")
-    width, own = arrays.size(view.kind), arrays.size(storage.kind)
+    width, own = _arrays.size(view.kind), _arrays.size(storage.kind)
     start, size = storage.offset * own, storage.count * own
 
     def data(begin: int, end: int) -> memoryview:
         return source(start + begin, start + end)
 
-    return arrays.tensor(
+    return _arrays.tensor(
         view.kind,
         view.shape,
         data,
