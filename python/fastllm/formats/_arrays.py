@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from math import prod
+from typing import TYPE_CHECKING
 
 from fastllm.errors import CheckpointError
 from fastllm.tensors import Bytes, Raw, Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # numpy's name of a type -> ours; "V2" is what numpy calls ml_dtypes' bfloat16. The others are read as f32.
 _NATIVE = {"<f4": "f32", "<f2": "f16", "<V2": "bf16"}
@@ -97,3 +102,38 @@ def tensor(
 
     long_name = "bool" if kind[1] == "b" else f"{_NAMES[kind[1]]}{8 * size(kind)}"
     return Tensor("f32", shape, converted, raw=Raw(long_name, read) if kind[0] == "<" or size(kind) == 1 else None)
+
+
+def as_f32(kind: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
+    """A tensor of numbers that fastllm has no type for, row-major in `data`, that is read as f32.
+
+    kind: see tensors.Raw; e4m3 and e5m2 are of Micikevicius et al., 2022, e8m0 is OCP's scale, a power of two. 8 bits
+    are not 32: weights of theirs count as stored in few.
+    """
+    raw = Raw(kind, lambda begin, end: data[begin * width : end * width])
+    width = (shape[-1] if shape else 1) * raw.size
+
+    def values(begin: int, end: int) -> Bytes:
+        import numpy
+
+        if raw.is_float8:
+            return _float8(kind)[numpy.frombuffer(raw.read(begin, end), numpy.uint8)]
+        with numpy.errstate(over="ignore", invalid="ignore"):  # what is too large for f32 is infinite
+            return numpy.frombuffer(raw.read(begin, end), numpy.dtype(kind).newbyteorder("<")).astype(numpy.float32)
+
+    return Tensor("f32", shape, values, stored=kind if raw.is_float8 else None, raw=raw)
+
+
+def _float8(kind: str) -> NDArray[np.float32]:
+    """The values of the 256 bytes."""
+    import numpy
+
+    byte = numpy.arange(256)
+    if kind == "float8_e8m0":
+        return numpy.where(byte < 255, numpy.ldexp(1.0, byte - 127), numpy.nan).astype(numpy.float32)
+    if kind == "float8_e5m2":  # the upper half of an f16
+        return (byte.astype(numpy.uint16) << 8).view(numpy.float16).astype(numpy.float32)
+    exponent, mantissa = byte >> 3 & 15, byte & 7
+    values = numpy.where(exponent, (8 + mantissa) * 2.0 ** (exponent - 10), mantissa * 2.0**-9)
+    values[byte & 127 == 127] = numpy.nan  # there is no infinity
+    return numpy.where(byte < 128, values, -values).astype(numpy.float32)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint
-from fastllm.formats.sentence_transformers import Module, json_at, modules, transformer_config
+from fastllm.formats.checkpoint import Checkpoint
+from fastllm.formats.configs import json_if_any
+from fastllm.formats.sentence_transformers import Module, modules, transformer_config
 from fastllm.heads import Ranking
 
 _ACTIVATIONS = {"Identity": "identity", "ReLU": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh"}
@@ -33,7 +34,7 @@ def _read(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     named = (older if isinstance(older, dict) else {}).get("activation_fn")
     named = named or config.get("sbert_ce_default_activation_function")
     limit, values = tokenizer.get("model_max_length"), dict[str, Any]()
-    about = json_at(folder / "config_sentence_transformers.json")
+    about = json_if_any(folder / "config_sentence_transformers.json")
     if (folder / "modules.json").exists() and about.get("model_type") == "CrossEncoder":
         named = about.get("activation_fn") or named
         first, *others = modules(folder)
@@ -85,7 +86,7 @@ def _words(folder: Path, first: Module, others: list[Module]) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is a CrossEncoder of the modules {kinds}, which fastllm does not support")
     if not others:
         return {}
-    config = json_at(others[0].folder / "config.json")
+    config = json_if_any(others[0].folder / "config.json")
     words = config.get("true_token_id"), config.get("false_token_id")
     for token, needed in zip(words, (True, False), strict=True):
         if not (token is None and not needed) and not (type(token) is int and 0 <= token < 1 << 31):

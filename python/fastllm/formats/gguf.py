@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from fastllm.errors import CheckpointError
 from fastllm.files import map_file
-from fastllm.formats import Checkpoint
 from fastllm.formats._blocks import BLOCKS
 from fastllm.formats._blocks import tensor as quantized
+from fastllm.formats.checkpoint import Checkpoint
 from fastllm.tensors import SIZES, Reader, Tensor, mapped
 
 # By ggml's numbers; _FLOATS and BLOCKS are read.

@@ -12,7 +12,9 @@ from typing import Any
 
 from fastllm.errors import CheckpointError
 from fastllm.files import map_file
-from fastllm.formats import Checkpoint, _arrays, _pickles
+from fastllm.formats import _arrays, _pickles
+from fastllm.formats.checkpoint import Checkpoint
+from fastllm.formats.configs import config
 from fastllm.tensors import Bytes, Tensor, floats
 
 # The leaves of the tree, each sorted. A layer's come below transformer/decoder_layer_<i>.
@@ -88,8 +90,6 @@ def read_folder(path: Path) -> Checkpoint:
 
 def _header(folder: Path, tensors: dict[str, Tensor], layers: int) -> dict[str, Any]:
     """config.json beside ckpt-0, in the released code's names; the release has none, but its shapes."""
-    from fastllm.formats.huggingface import config
-
     beside = folder.absolute().parent
     if (beside / "config.json").exists():
         return config(beside)

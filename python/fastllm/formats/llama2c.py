@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint
+from fastllm.formats.checkpoint import Checkpoint
 from fastllm.tensors import Reader, Tensor, mapped
 
 MAGIC = 0x616B3432  # "ak42"

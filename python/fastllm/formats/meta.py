@@ -6,15 +6,13 @@ the rows, of wo and w2 some of the columns; of the embedding columns (Llama 2) o
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fastllm.errors import CheckpointError
-from fastllm.files import map_file
-from fastllm.formats import Checkpoint, torch
+from fastllm.formats._files import tensors_of
+from fastllm.formats.checkpoint import Checkpoint
+from fastllm.formats.configs import json_of
 from fastllm.tensors import Tensor, joined_columns, joined_rows
 
 _ROWS = ("wq", "wk", "wv", "w1", "w3", "output")
@@ -23,7 +21,7 @@ _COLUMNS = ("wo", "w2")
 
 def read_folder(path: Path) -> Checkpoint:
     """Opens all parts. Raises CheckpointError when one is missing, or they do not fit params.json or each other."""
-    params = _params(path / "params.json")
+    params = json_of(path / "params.json", dict)
     found = {int(m[1]): p for p in path.glob("consolidated.*.pth") if (m := re.search(r"\.(\d{1,4})\.pth$", p.name))}
     for i in range(max(found, default=0) + 1):
         if i not in found:
@@ -31,7 +29,7 @@ def read_folder(path: Path) -> Checkpoint:
                 f"{path} lacks consolidated.{i:02}.pth: it has {len(found)} of {max(found) + 1} parts"
             )
     files = [found[i] for i in range(len(found))]
-    parts = [torch.tensors(file, map_file(file)) for file in files]
+    parts = [tensors_of(file) for file in files]
     for file, part in zip(files, parts, strict=True):
         if part.keys() != parts[0].keys():
             name = min(part.keys() ^ parts[0].keys())
@@ -70,13 +68,3 @@ def _joined(path: Path, name: str, shares: list[Tensor], dim: object) -> Tensor:
     if kind in _COLUMNS:
         return joined_columns(shares)
     raise CheckpointError(f"{path} has the tensor {name} in {len(shares)} parts; how they belong together is not known")
-
-
-def _params(path: Path) -> Mapping[str, Any]:
-    try:
-        params = json.loads(bytes(map_file(path)))
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path} is broken: it is not JSON") from None
-    if not isinstance(params, dict):
-        raise CheckpointError(f"{path} is broken: it is not a JSON object")
-    return params

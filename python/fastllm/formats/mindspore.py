@@ -13,12 +13,10 @@ import zlib
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fastllm.errors import CheckpointError
-from fastllm.files import map_file
-from fastllm.formats import Checkpoint, _yaml
-from fastllm.formats.safetensors import as_f32
+from fastllm.formats._arrays import as_f32
 from fastllm.tensors import SIZES, Bytes, Raw, Tensor, mapped
 
 _OURS = {"Float32": "f32", "Float16": "f16", "BFloat16": "bf16"}
@@ -29,28 +27,7 @@ _KINDS = {  # by the names of tensors.Raw
 }
 _MOST_AXES = 16
 _MOST_ENTRIES = 1 << 16
-_MOST_YAML = 1 << 18  # bytes of a config, many times what it takes
 _TRAILER = 17  # "crc_num" and the sum in 10 bytes, big-endian
-
-
-def read(path: Path, data: memoryview) -> Checkpoint:
-    """Opens one file. Raises CheckpointError for what is no such file, or is cut short, encrypted or corrupt."""
-    return Checkpoint(path, "MindSpore", "mindformers.llama", _config(path.parent), _tensors(path, data))
-
-
-def read_folder(path: Path) -> Checkpoint:
-    """Opens the .ckpt files of a folder, which hold different tensors of one model."""
-    tensors: dict[str, Tensor] = {}
-    files = sorted(path.glob("*.ckpt"))
-    for file in files:
-        more = _tensors(file, map_file(file))
-        if both := tensors.keys() & more.keys():
-            raise CheckpointError(
-                f"{path} has several checkpoints: {file.name} holds {min(both)!r}, as one before it does; name the file"
-            )
-        tensors |= more
-    name = "MindSpore" if len(files) == 1 else f"MindSpore, {len(files)} files"
-    return Checkpoint(path, name, "mindformers.llama", _config(path), tensors)
 
 
 class _Stored(NamedTuple):
@@ -59,7 +36,7 @@ class _Stored(NamedTuple):
     slices: list[memoryview]
 
 
-def _tensors(path: Path, data: memoryview) -> dict[str, Tensor]:
+def tensors(path: Path, data: memoryview) -> dict[str, Tensor]:
     if bytes(data[1:4]) == b"\x5e\x3a\x7f":
         raise CheckpointError(f"{path} is encrypted; save it again without a key")
     if bytes(data[-_TRAILER:-10]) == b"crc_num":
@@ -194,41 +171,3 @@ def _text(path: Path, data: memoryview | int) -> str:
         return str(data, "utf-8")  # type: ignore[arg-type]  # a number raises TypeError
     except (TypeError, ValueError):
         raise CheckpointError(f"{path} is broken: a name in it is no text") from None
-
-
-# ---- mindformers' config
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """model.model_config of the folder's .yaml, without what is no plain value; empty when there is no such file."""
-    configs = {file.name: config for file in sorted(folder.glob("*.yaml")) if (config := _model_config(file))}
-    values = list(configs.values())
-    if any(config != values[0] for config in values):
-        raise CheckpointError(f"{folder} has several configs of a model that differ: {', '.join(configs)}; leave one")
-    return values[0] if values else {}
-
-
-def _model_config(path: Path) -> dict[str, Any]:
-    data = bytes(map_file(path))
-    if b"model_config" not in data:  # another program's
-        return {}
-    if len(data) > _MOST_YAML:
-        raise CheckpointError(f"{path} is no mindformers config: it is too long")
-    try:
-        found = _yaml.load(data.decode())
-    except ValueError as error:  # no UTF-8, or YAMLError
-        raise CheckpointError(f"{path} cannot be read as a config in YAML: {error}") from None
-    for key in ("model", "model_config"):
-        found = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(found, dict):
-        return {}
-    return {key: value for key, value in found.items() if _is_plain(value)}
-
-
-def _is_plain(value: object) -> bool:
-    """Whether it is a number, a text, or a table of those, as scaling_factor is."""
-    if isinstance(value, dict):
-        return all(_is_plain(v) and not isinstance(v, dict) for v in value.values())
-    if isinstance(value, int):
-        return abs(value) < 1 << 63
-    return value is None or isinstance(value, (float, str))

@@ -7,7 +7,9 @@ import struct
 from pathlib import Path
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint, _arrays, _zips
+from fastllm.formats import _arrays, _zips
+from fastllm.formats.checkpoint import Checkpoint
+from fastllm.formats.configs import with_config_beside
 from fastllm.tensors import Tensor
 
 _MOST_HEADER = 10000  # numpy's own limit
@@ -15,9 +17,7 @@ _MOST_HEADER = 10000  # numpy's own limit
 
 def read(path: Path, data: memoryview) -> Checkpoint:
     """A lone file, with the config.json that lies beside it."""
-    from fastllm.formats.huggingface import checkpoint
-
-    return checkpoint(path, path.parent, "npz", tensors(path, data))
+    return with_config_beside(path, "npz", tensors(path, data))
 
 
 def tensors(path: Path, data: memoryview) -> dict[str, Tensor]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastllm.errors import CheckpointError
-from fastllm.files import map_file
-from fastllm.formats import Checkpoint
+from fastllm.formats._files import tensors_of
+from fastllm.formats.checkpoint import Checkpoint
+from fastllm.formats.configs import json_of
 
 CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -34,26 +35,12 @@ def holds_only_adapter(folder: Path) -> bool:
     return folder_of(folder) is not None and not models
 
 
-def read(path: Path, data: memoryview) -> Checkpoint:
-    """An adapter by the name of its file."""
-    return read_folder(path.parent)
-
-
 def read_folder(path: Path) -> Checkpoint:
     """Opens an adapter. Raises CheckpointError for a file that is missing or broken."""
-    from fastllm.formats import huggingface, safetensors
-
     if not (path / CONFIG).exists():
         raise CheckpointError(f"{path} has no {CONFIG}, which says how its adapter is applied")
-    header = huggingface.json_of(path / CONFIG, dict)
+    header = json_of(path / CONFIG, dict)
     name = next((name for name in _WEIGHTS if (path / name).exists()), None)
     if name is None:
         raise CheckpointError(f"{path} has none of {', '.join(_WEIGHTS)}: its adapter has no weights")
-    data = map_file(path / name)
-    if name.endswith(".safetensors"):
-        tensors = safetensors.tensors(path / name, data)
-    else:
-        from fastllm.formats.torch import tensors as unpickled
-
-        tensors = unpickled(path / name, data)
-    return Checkpoint(path, "PEFT adapter", str(header.get("peft_type", "")), header, tensors)
+    return Checkpoint(path, "PEFT adapter", str(header.get("peft_type", "")), header, tensors_of(path / name))

@@ -13,7 +13,10 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint, huggingface
+from fastllm.formats import huggingface
+from fastllm.formats._files import tensors_of
+from fastllm.formats.checkpoint import Checkpoint
+from fastllm.formats.configs import json_if_any, json_of
 from fastllm.heads import Embedding, Layer, prompts_by_name
 from fastllm.tensors import Tensor, floats
 
@@ -92,7 +95,7 @@ def read(folder: Path) -> Found | None:
 
 
 def _read(folder: Path) -> Found | None:
-    about = json_at(folder / "config_sentence_transformers.json")
+    about = json_if_any(folder / "config_sentence_transformers.json")
     kind = about.get("model_type") or "SentenceTransformer"
     if kind == "CrossEncoder":  # a classifier: it makes no vectors of its own
         return None
@@ -120,7 +123,7 @@ def _read(folder: Path) -> Found | None:
             steps += ["standardize", "dense"]
             layers.append(_layer_norm(module.folder))
         elif module.kind == "Normalize":
-            if _takes(module, json_at(module.folder / "config.json"), pooled="pool" in steps, may_miss=True):
+            if _takes(module, json_if_any(module.folder / "config.json"), pooled="pool" in steps, may_miss=True):
                 steps.append("normalize")
         elif module.kind != "Dropout":
             raise CheckpointError(f"{folder} takes the sentence-transformers module {module.kind}, {_NOT_SUPPORTED}")
@@ -132,7 +135,7 @@ def _read(folder: Path) -> Found | None:
 def modules(folder: Path) -> list[Module]:
     """The modules of modules.json, in its order."""
     path = folder / _FILE
-    listed = huggingface.json_of(path, list)
+    listed = json_of(path, list)
     found = []
     for entry in listed:
         kind, place = (entry.get("type"), entry.get("path")) if isinstance(entry, dict) else (None, None)
@@ -184,7 +187,7 @@ def _transformer(folder: Path) -> dict[str, Any]:
         tokenizer |= _options(path, config, name)
     if unknown := sorted(tokenizer.keys() - _HARMLESS):
         raise CheckpointError(f"{path} has the option {_shown(unknown[0])}, {_NOT_SUPPORTED}")
-    beside = json_at(folder / "tokenizer_config.json")
+    beside = json_if_any(folder / "tokenizer_config.json")
     if limit is None:
         limit = beside.get("model_max_length")
     limit = _processing(path, config).get("max_length", limit)
@@ -202,8 +205,8 @@ def _transformer(folder: Path) -> dict[str, Any]:
 
 def transformer_config(folder: Path) -> tuple[dict[str, Any], Path]:
     """The first module's config and where it lies; an empty one where there is none."""
-    path = next((folder / name for name in _TRANSFORMER_CONFIGS if json_at(folder / name)), folder / "none")
-    return json_at(path), path
+    path = next((folder / name for name in _TRANSFORMER_CONFIGS if json_if_any(folder / name)), folder / "none")
+    return json_if_any(path), path
 
 
 def _options(path: Path, config: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -226,7 +229,7 @@ def _processing(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 def _pooling(folder: Path) -> dict[str, Any]:
     """The names of "pooling_mode", or the flags of older files; without either the mean."""
     path = folder / "config.json"
-    config = huggingface.json_of(path, dict)
+    config = json_of(path, dict)
     names = config.get("pooling_mode")
     if names is None:
         modes = tuple(mode for flag, mode in _FLAGS.items() if config.get(flag)) or ("mean",)
@@ -244,7 +247,7 @@ def _pooling(folder: Path) -> dict[str, Any]:
 def _dense(folder: Path, *, pooled: bool) -> tuple[str, Layer]:
     """The step and the layer of a Dense module."""
     path = folder / "config.json"
-    config = json_at(path)
+    config = json_if_any(path)
     _takes(Module("Dense", folder), config, pooled=pooled)
     name = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     act = _ACTS.get(name.rpartition(".")[2]) if isinstance(name, str) and name.startswith("torch.nn.") else None
@@ -300,14 +303,9 @@ def _takes(module: Module, config: Mapping[str, Any], *, pooled: bool, may_miss:
 def _weights(folder: Path) -> dict[str, Tensor]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).exists():
-            return huggingface.tensors(folder / name)
+            return tensors_of(folder / name)
     raise CheckpointError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin")
 
 
 def _shown(value: object) -> str:
     return repr(value)[:100]
-
-
-def json_at(path: Path) -> dict[str, Any]:
-    """A file's object; an empty one where there is no file."""
-    return huggingface.json_of(path, dict) if path.exists() else {}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint
+from fastllm.formats.checkpoint import Checkpoint
 from fastllm.formats.quantized.modules import Module
 from fastllm.formats.quantized.refused import named_by
 from fastllm.formats.quantized.schemes import SCHEMES, Scheme

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint
+from fastllm.formats.checkpoint import Checkpoint
 from fastllm.tensors import Tensor, columns, floats, raw_values
 
 if TYPE_CHECKING:
