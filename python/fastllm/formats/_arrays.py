@@ -1,4 +1,4 @@
-"""Numbers as numpy and torch lay them out: any type, any strides."""
+"""Turns numbers as numpy, torch and others store them, of any type and any strides, into tensors."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# numpy's name of a type -> ours; "V2" is what numpy calls ml_dtypes' bfloat16. The others are read as f32.
+# numpy's name of a type -> fastllm's; numpy calls bfloat16, which ml_dtypes adds to it, V2. _CONVERTED are read as f32.
 _NATIVE = {"<f4": "f32", "<f2": "f16", "<V2": "bf16"}
 _CONVERTED = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 _NAMES = {"f": "float", "i": "int", "u": "uint", "b": "bool"}
 _MOST_AXES = 16
-_MOST_SPREAD = 1 << 16  # values that a tensor with strides of 0 may make of fewer
+_MOST_SPREAD = 1 << 16  # strides of 0 repeat values: a tensor of more values than its data has at most so many
 
-Data = Callable[[int, int], memoryview]  # bytes begin .. end of an array's data
+Data = Callable[[int, int], memoryview]  # reads bytes begin .. end of an array's data
 
 
 def data(view: memoryview) -> Data:
+    """Data that lies in memory or in a mapped file."""
     return lambda begin, end: view[begin:end]
 
 
 def size(kind: str) -> int:
-    """Bytes of a value of numpy's type `kind`, such as <f4. Raises ValueError for what is no type."""
+    """Bytes of a value of a type, by numpy's name, such as <f4. Raises ValueError if it is no name of a type."""
     if not re.fullmatch(r"[<>][A-Za-z][1-9]\d{0,3}", kind, re.ASCII):
         raise ValueError(f"{kind!r} is no type of numbers")
     return int(kind[2:])
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides, in values, of a tensor that lies row after row."""
+    """The strides, in values, of a C-contiguous array: the last axis moves fastest."""
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def column_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides of what numpy calls Fortran's order: the first axis moves fastest."""
+    """The strides, in values, of a Fortran-contiguous array: the first axis moves fastest."""
     return tuple(prod(shape[:axis]) for axis in range(len(shape)))
 
 
@@ -55,10 +56,11 @@ def tensor(
     count: int,
     offset: int = 0,
 ) -> Tensor:
-    """A tensor whose value (i, j, ...) is value number offset + i * strides[0] + j * strides[1] + ... of `count`.
+    """A tensor whose value (i, j, ...) is value offset + i * strides[0] + j * strides[1] + ... of `count` in `data`.
 
-    kind: numpy's name of the type, byte order first. what: how errors call the tensor. A tensor that does not fit its
-    data raises CheckpointError at once, a type that fastllm cannot read when the tensor is read.
+    kind: numpy's name of the type, byte order first, such as <f4. what: the tensor's name in errors. Raises
+    CheckpointError for a tensor that does not fit its data. A type that fastllm cannot read raises it when the tensor
+    is read, so that a file may hold one that no model uses.
     """
     if len(shape) != len(strides) or len(shape) > _MOST_AXES or min((*shape, *strides, offset)) < 0:
         raise CheckpointError(f"{what} has an impossible shape")
@@ -97,7 +99,7 @@ def tensor(
     def converted(begin: int, end: int) -> Bytes:
         import numpy
 
-        with numpy.errstate(over="ignore", invalid="ignore"):  # what is too large for f32 is infinite
+        with numpy.errstate(over="ignore", invalid="ignore"):  # too large for f32: infinite
             return numpy.frombuffer(read(begin, end), numpy.dtype(kind)).astype(numpy.float32)
 
     long_name = "bool" if kind[1] == "b" else f"{_NAMES[kind[1]]}{8 * size(kind)}"
@@ -105,10 +107,11 @@ def tensor(
 
 
 def as_f32(kind: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
-    """A tensor of numbers that fastllm has no type for, row-major in `data`, that is read as f32.
+    """A tensor of a type that fastllm lacks, row-major in `data`, read as f32; its own values are in `raw`.
 
-    kind: see tensors.Raw; e4m3 and e5m2 are of Micikevicius et al., 2022, e8m0 is OCP's scale, a power of two. 8 bits
-    are not 32: weights of theirs count as stored in few.
+    kind: a name of tensors.Raw, such as int32. float8_e4m3 and float8_e5m2: FP8 (Micikevicius et al., 2022,
+    https://arxiv.org/abs/2209.05433); float8_e8m0: the power of two that OCP's microscaling formats have as a scale.
+    Tensors of float8 get a `stored`, for their weights have few bits.
     """
     raw = Raw(kind, lambda begin, end: data[begin * width : end * width])
     width = (shape[-1] if shape else 1) * raw.size
@@ -118,14 +121,14 @@ def as_f32(kind: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
 
         if raw.is_float8:
             return _float8(kind)[numpy.frombuffer(raw.read(begin, end), numpy.uint8)]
-        with numpy.errstate(over="ignore", invalid="ignore"):  # what is too large for f32 is infinite
+        with numpy.errstate(over="ignore", invalid="ignore"):  # too large for f32: infinite
             return numpy.frombuffer(raw.read(begin, end), numpy.dtype(kind).newbyteorder("<")).astype(numpy.float32)
 
     return Tensor("f32", shape, values, stored=kind if raw.is_float8 else None, raw=raw)
 
 
 def _float8(kind: str) -> NDArray[np.float32]:
-    """The values of the 256 bytes."""
+    """The values of all 256 bytes of a type."""
     import numpy
 
     byte = numpy.arange(256)
@@ -135,5 +138,5 @@ def _float8(kind: str) -> NDArray[np.float32]:
         return (byte.astype(numpy.uint16) << 8).view(numpy.float16).astype(numpy.float32)
     exponent, mantissa = byte >> 3 & 15, byte & 7
     values = numpy.where(exponent, (8 + mantissa) * 2.0 ** (exponent - 10), mantissa * 2.0**-9)
-    values[byte & 127 == 127] = numpy.nan  # there is no infinity
+    values[byte & 127 == 127] = numpy.nan  # e4m3 has no infinities
     return numpy.where(byte < 128, values, -values).astype(numpy.float32)
