@@ -86,6 +86,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
+        """Runs opcodes up to STOP, and returns the object on top of the stack."""
         data, opcodes = self.data, _OPCODES
         for _ in range(_MOST_OPCODES):
             code = data[self.at]
@@ -122,12 +123,13 @@ class _Machine:
         self.at += len(line) + 1
         return line.decode()
 
-    # ---- the stack
+    # ---- the stack and the memo
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
 
     def mark(self) -> None:
+        """MARK: what is pushed from here on goes into a new stack, until to_mark takes it all."""
         self.marked.append(self.stack)
         self.stack = []
 
@@ -194,17 +196,20 @@ class _Machine:
         self.push(function(*args))
 
     def call_with_names(self) -> None:
+        """NEWOBJ_EX: a class, its arguments, its named arguments. Only a Foreign may have named ones."""
         if self.pop(1) != ({},) and not isinstance(self.stack[-2], Foreign):
             raise TypeError
         self.call()
 
     def instance(self) -> None:
+        """INST: arguments from the mark on; the class's names follow in the pickle."""
         args = tuple(self.to_mark())
         self.look_up(self.line(), self.line())
         self.push(args)
         self.call()
 
     def instance_of_class(self) -> None:
+        """OBJ: a class and its arguments, from the mark on."""
         made, *args = self.to_mark()
         self.push(made)
         self.push(tuple(args))
@@ -221,10 +226,12 @@ class _Machine:
             raise TypeError
 
     def frozen_set(self) -> None:
+        """FROZENSET: its items, from the mark on, are dropped, for no tensor is in a set."""
         self.to_mark()
         self.push(Foreign("frozenset"))
 
     def persist(self) -> None:
+        """BINPERSID: an object outside of the pickle, such as torch's storages."""
         if self.persistent is None:
             raise _RefusedError("refers to something outside of it")
         self.push(self.persistent(self.stack.pop()))

@@ -47,7 +47,7 @@ def _views_of_dict(path: Path, top: Mapping[Any, Any]) -> dict[str, View]:
 def _weights_of(path: Path, top: Mapping[Any, Any]) -> Mapping[Any, Any]:
     """The dict that holds the model's tensors: what lies under a key of _WEIGHTS, else the one with most tensors.
 
-    A moving average counts half: it is taken only from a run that saved no other weights.
+    A moving average counts half, so that it is not taken where other weights have as many tensors.
     """
     places = {name: _innermost(mapping(value)) for name, value in top.items() if isinstance(name, str)} | {"": top}
     counts = {name: len(_views(values)) / (1 + (name in _AVERAGES)) for name, values in places.items()}

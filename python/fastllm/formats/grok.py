@@ -1,8 +1,8 @@
-"""Grok-1's released checkpoint (github.com/xai-org/grok-1): a folder ckpt-0 with a pickle for every tensor.
+"""Grok-1 as it was released: a folder ckpt-0 with a pickle for each tensor, tensor00000_000, tensor00001_000, ...
 
-The files have numbers, not names: the order in which jax flattens the tree of parameters, whose keys are sorted, so
-that layer 10 comes before layer 2. A matrix is int8 (..., inputs, outputs) with scales (..., groups, outputs); its
-inputs fall evenly into the groups, which is how 8 devices had shared them.
+Files have numbers instead of names: the order in which jax flattens the tree of parameters, by sorted keys, so that
+layer 10 comes before layer 2. A matrix is int8 (..., inputs, outputs) with scales (..., groups, outputs); inputs are
+divided evenly into groups, one for each device that held a shard of them. https://github.com/xai-org/grok-1
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastllm.formats.checkpoint import Checkpoint
 from fastllm.formats.configs import config
 from fastllm.tensors import Bytes, Tensor, floats
 
-# The leaves of the tree, each sorted. A layer's come below transformer/decoder_layer_<i>.
+# The leaves of the tree of parameters, sorted: the model's own, and those below transformer/decoder_layer_<i>.
 _MODEL = ("language_model/in_out_embed/embeddings", "language_model/rms_norm/scale")
 _LAYER = (
     "moe/linear/w",
@@ -34,7 +34,7 @@ _LAYER = (
     "router/w",
 )
 
-# The release has its constants in run.py. Shapes that tell the release from any other checkpoint:
+# The config of the release, which has no file of it, from its run.py; and the shapes that identify the release.
 _RELEASE = {
     "vocab_size": 131072,
     "pad_token": 0,
@@ -68,7 +68,7 @@ _RELEASE_LAYER = {
 def read_folder(path: Path) -> Checkpoint:
     """Opens ckpt-0, or the folder that contains it.
 
-    Raises CheckpointError when files are missing or broken, or nothing says what the model's constants are.
+    Raises CheckpointError if files are missing or broken, or if there is no config and this is not the release.
     """
     folder = path if path.name == "ckpt-0" else path / "ckpt-0"
     files = sorted(folder.glob("tensor*"))
@@ -89,7 +89,7 @@ def read_folder(path: Path) -> Checkpoint:
 
 
 def _header(folder: Path, tensors: dict[str, Tensor], layers: int) -> dict[str, Any]:
-    """config.json beside ckpt-0, in the released code's names; the release has none, but its shapes."""
+    """The config.json beside ckpt-0, with the released code's names; without one, the config of the release."""
     beside = folder.absolute().parent
     if (beside / "config.json").exists():
         return config(beside)
@@ -103,11 +103,11 @@ def _header(folder: Path, tensors: dict[str, Tensor], layers: int) -> dict[str, 
     )
 
 
-# ---- what a pickle may build
+# ---- what a pickle may build -----------------------------------------------------------------------------------------
 
 
 class _Dtype(_pickles.Built):
-    """numpy.dtype: its name, then a state whose second value is the byte order."""
+    """numpy.dtype: built from a name; its state has the byte order as the second item."""
 
     def __init__(self, name: Any, *_: Any) -> None:
         self.kind = "<V2" if name is _BFLOAT16 else f"<{name:.8}"
@@ -121,7 +121,7 @@ class _Dtype(_pickles.Built):
 
 
 class _Array(_pickles.Built):
-    """numpy.ndarray: (version, shape, dtype, whether the first axis moves fastest, bytes)."""
+    """numpy.ndarray: its state is (version, shape, dtype, whether the first axis moves fastest, bytes)."""
 
     state: tuple[tuple[int, ...], _Dtype, bool, memoryview] | None = None
 
@@ -133,7 +133,7 @@ class _Array(_pickles.Built):
 
 
 class _Quantized(_pickles.Built):
-    """The released code's QuantizedWeight8bit: weight and scales."""
+    """QuantizedWeight8bit of the released code: an int8 weight and its scales."""
 
     weight: Any = None
     scales: Any = None
@@ -142,7 +142,7 @@ class _Quantized(_pickles.Built):
         self.weight, self.scales = state["weight"], state["scales"]
 
 
-_BFLOAT16 = object()  # ml_dtypes.bfloat16, a type that is not called
+_BFLOAT16 = object()  # ml_dtypes.bfloat16: an argument of numpy.dtype, never called itself
 _GLOBALS: dict[str, Any] = {
     "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
     "numpy._core.multiarray._reconstruct": lambda *_: _Array(),
@@ -155,7 +155,7 @@ _GLOBALS: dict[str, Any] = {
 }
 
 
-# ---- from objects to tensors
+# ---- from objects to tensors -----------------------------------------------------------------------------------------
 
 
 def _tensor(file: Path, name: str, last: _Last) -> Tensor:
@@ -191,7 +191,7 @@ def _array(file: Path, name: str, array: Any, only: str | None = None) -> Tensor
 
 
 class _Last:
-    """The rows that were dequantized last: an expert is asked for again for every part of it, transposed."""
+    """Keeps the rows that were dequantized last: a transposed expert is read whole again for each piece of its rows."""
 
     def __init__(self) -> None:
         self.weight: Tensor | None = None
@@ -201,7 +201,7 @@ class _Last:
     def get(self, weight: Tensor, scales: Tensor, group: int, begin: int, end: int) -> Bytes:
         """Rows begin .. end of weight * scales as f32; `group` rows share a row of scales."""
         if self.weight is not weight or (self.begin, self.end) != (begin, end):
-            self.weight = self.rows = None  # free it before there is another
+            self.weight = self.rows = None  # frees the old rows before the new ones are made
             self.rows = _dequantized(weight, scales, group, begin, end)
             self.weight, self.begin, self.end = weight, begin, end
         return self.rows
@@ -211,7 +211,7 @@ def _dequantized(weight: Tensor, scales: Tensor, group: int, begin: int, end: in
     import numpy
 
     rows, at = floats(weight, begin, end), begin
-    with numpy.errstate(over="ignore", invalid="ignore"):  # what is no number is found when it is packed
+    with numpy.errstate(over="ignore", invalid="ignore"):  # packing refuses values that are not finite
         while at < end:
             stop = min(end, at - at % group + group)
             rows[at - begin : stop - begin] *= floats(scales, at // group, at // group + 1)

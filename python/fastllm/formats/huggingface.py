@@ -1,4 +1,8 @@
-"""A folder as Hugging Face's transformers saves it: config.json, and the weights in one file or in several."""
+"""A folder as Hugging Face's transformers saves it: config.json and the weights, in one file or in several.
+
+Several files have an index, a JSON object whose weight_map gives for each tensor the name of the file that holds it.
+https://huggingface.co/docs/transformers/models
+"""
 
 from __future__ import annotations
 
@@ -18,13 +22,13 @@ _WEIGHTS = (
     "pytorch_model.bin.index.json",
     "rust_model.ot",
 )
-# torch.save's files by their names, and how the names of those begin that training leaves beside the weights.
+# Names that files of torch.save have, and beginnings of the names of those that training saves beside the weights.
 _TORCH = ("*.pt", "*.pth", "*.bin")
 _NO_WEIGHTS = ("optimizer", "scheduler", "scaler", "training_args", "rng_state", "random_states", "tokenizer")
 
 
 def read_folder(path: Path) -> Checkpoint:
-    """Opens the weights of a folder. Raises CheckpointError for a file that is missing or broken."""
+    """Opens the weights of a folder. Raises CheckpointError for a missing or broken file."""
     name = next((name for name in _WEIGHTS if (path / name).exists()), None)
     if name is None:
         single = other_weights(path)
@@ -51,7 +55,7 @@ def read_folder(path: Path) -> Checkpoint:
 
 
 def other_weights(folder: Path) -> list[Path]:
-    """A folder's files of weights under names of their own; torch.save's only where there are no .safetensors."""
+    """A folder's files of weights, by their suffixes: .safetensors, or if there are none, those of torch.save."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         files = [file for kind in _TORCH for file in folder.glob(kind) if not file.name.startswith(_NO_WEIGHTS)]
@@ -60,7 +64,7 @@ def other_weights(folder: Path) -> list[Path]:
 
 
 def _index(path: Path) -> dict[str, str]:
-    """Tensor -> name of the file in the folder that holds it."""
+    """A tensor's name -> the name of the file in the folder that holds it. Raises CheckpointError."""
     places = json_of(path, dict).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{path} is broken: it has no weight_map")

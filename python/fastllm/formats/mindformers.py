@@ -1,4 +1,7 @@
-"""A model as mindformers saves it: MindSpore's .ckpt files, and beside them a .yaml that says what the model is."""
+"""A model as mindformers saves it: MindSpore's .ckpt files, and beside them a .yaml with the config.
+
+https://gitee.com/mindspore/mindformers
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,16 @@ from fastllm.formats import _yaml, mindspore
 from fastllm.formats.checkpoint import Checkpoint
 from fastllm.tensors import Tensor
 
-_MOST_YAML = 1 << 18  # bytes of a config, many times what it takes
+_MOST_YAML = 1 << 18  # bytes of a config; real ones have a few thousand
 
 
 def read(path: Path, data: memoryview) -> Checkpoint:
-    """Opens one file. Raises CheckpointError for what is no such file, or is cut short, encrypted or corrupt."""
+    """Opens one file, with the .yaml beside it. Raises CheckpointError, as mindspore.tensors does."""
     return Checkpoint(path, "MindSpore", "mindformers.llama", _config(path.parent), mindspore.tensors(path, data))
 
 
 def read_folder(path: Path) -> Checkpoint:
-    """Opens the .ckpt files of a folder, which hold different tensors of one model."""
+    """Opens the .ckpt files of a folder, which hold different tensors of one model. Raises CheckpointError."""
     tensors: dict[str, Tensor] = {}
     files = sorted(path.glob("*.ckpt"))
     for file in files:
@@ -35,7 +38,7 @@ def read_folder(path: Path) -> Checkpoint:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """model.model_config of the folder's .yaml, without what is no plain value; empty when there is no such file."""
+    """The plain values of model.model_config in the folder's .yaml; empty if there is none. Several must be equal."""
     configs = {file.name: config for file in sorted(folder.glob("*.yaml")) if (config := _model_config(file))}
     values = list(configs.values())
     if any(config != values[0] for config in values):
@@ -45,13 +48,13 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _model_config(path: Path) -> dict[str, Any]:
     data = bytes(map_file(path))
-    if b"model_config" not in data:  # another program's
+    if b"model_config" not in data:  # another program's file
         return {}
     if len(data) > _MOST_YAML:
         raise CheckpointError(f"{path} is no mindformers config: it is too long")
     try:
         found = _yaml.load(data.decode())
-    except ValueError as error:  # no UTF-8, or YAMLError
+    except ValueError as error:  # YAMLError, or not UTF-8
         raise CheckpointError(f"{path} cannot be read as a config in YAML: {error}") from None
     for key in ("model", "model_config"):
         found = found.get(key) if isinstance(found, dict) else None
@@ -61,7 +64,7 @@ def _model_config(path: Path) -> dict[str, Any]:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether it is a number, a text, or a table of those, as scaling_factor is."""
+    """Whether a value is null, a number, a string, or a mapping of those, such as scaling_factor."""
     if isinstance(value, dict):
         return all(_is_plain(v) and not isinstance(v, dict) for v in value.values())
     if isinstance(value, int):

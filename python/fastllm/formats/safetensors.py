@@ -1,6 +1,11 @@
-"""The .safetensors format: the length of a JSON header, the header, then tensors at the places it names.
+"""The .safetensors format.
 
-https://github.com/huggingface/safetensors. A file that fastllm wrote itself is one of these too; store.py reads it.
+    length of the header u64, little-endian
+    header   JSON: {name: {"dtype": "F32", "shape": [...], "data_offsets": [begin, end]}, ..., "__metadata__": {...}}
+    data     of the tensors, row-major; offsets count from its beginning
+
+https://github.com/huggingface/safetensors#format. The files that fastllm itself writes have this format as well, and
+weights/store.py reads them.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from fastllm.tensors import Bytes, Tensor, mapped
 _MOST_HEADER = 100 << 20  # the format's own limit
 _MOST_TENSORS, _MOST_AXES = 1 << 17, 16
 _OURS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-# What is read as f32, by the names of tensors.Raw.
+# Types that are read as f32 -> their names in tensors.Raw.
 _KINDS = {
     "F64": "float64",
     "I64": "int64",
@@ -40,14 +45,14 @@ _KINDS = {
 
 
 def read(path: Path, data: memoryview) -> Checkpoint:
-    """A lone file, with the config.json that lies beside it."""
+    """Opens a file, with the config.json beside it. Raises CheckpointError."""
     return with_config_beside(path, "Hugging Face safetensors", tensors(path, data))
 
 
 def tensors(path: Path, data: memoryview) -> dict[str, Tensor]:
-    """The tensors of a mapped file. Raises CheckpointError for a header that does not fit the file.
+    """The tensors of a mapped file by name. Raises CheckpointError for a header that does not fit the file.
 
-    Numbers that fastllm has no type for are read as f32; a type that is not known raises when the tensor is read.
+    Types that fastllm lacks are read as f32. An unknown type raises CheckpointError when the tensor is read.
     """
     header, body = _header(path, data)
     found: dict[str, Tensor] = {}
@@ -75,6 +80,7 @@ def tensors(path: Path, data: memoryview) -> dict[str, Tensor]:
 
 
 def _header(path: Path, data: memoryview) -> tuple[dict[str, Any], memoryview]:
+    """The header, and the data after it."""
     if len(data) < 8:
         raise CheckpointError(f"{path} is no safetensors file: it has {len(data)} bytes")
     (length,) = struct.unpack_from("<Q", data)

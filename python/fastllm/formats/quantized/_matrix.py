@@ -26,6 +26,7 @@ class Matrix:
         self.taken: list[str] = []
 
     def name(self, part: str) -> str:
+        """A part's full name in the checkpoint."""
         return f"{self.base}.{part}" if self.base else part
 
     def has(self, part: str) -> bool:
