@@ -76,23 +76,7 @@ def tensor(
             raise CheckpointError(f"{what} has a type that fastllm cannot read")
 
         return Tensor("f32", shape, unreadable)
-    in_rows = all(n == 1 or s == r for n, s, r in zip(shape, strides, row_major(shape), strict=True))
-    row = (shape[-1] if shape else 1) * size(kind)
-    first = offset * size(kind)
-
-    def rows(begin: int, end: int) -> Bytes:
-        return data(first + begin * row, first + end * row)
-
-    def gathered(begin: int, end: int) -> Bytes:
-        import numpy
-
-        values = numpy.frombuffer(data(first, count * size(kind)), numpy.dtype(kind.replace("V", "u")))
-        view = numpy.lib.stride_tricks.as_strided(values, shape, [s * size(kind) for s in strides], writeable=False)
-        if len(shape) < 2:
-            return numpy.ascontiguousarray(view).reshape(1, -1)[begin:end]
-        return numpy.ascontiguousarray(view[numpy.unravel_index(numpy.arange(begin, end), shape[:-1])])
-
-    read = rows if in_rows else gathered
+    read = _reader(kind, shape, data, strides=strides, count=count, offset=offset)
     if kind in _NATIVE:
         return Tensor(_NATIVE[kind], shape, read)
 
@@ -104,6 +88,31 @@ def tensor(
 
     long_name = "bool" if kind[1] == "b" else f"{_NAMES[kind[1]]}{8 * size(kind)}"
     return Tensor("f32", shape, converted, raw=Raw(long_name, read) if kind[0] == "<" or size(kind) == 1 else None)
+
+
+def _reader(
+    kind: str, shape: tuple[int, ...], data: Data, *, strides: tuple[int, ...], count: int, offset: int
+) -> Callable[[int, int], Bytes]:
+    """A function that reads rows begin .. end: a piece of the data if that is row-major, else a copy."""
+    nbytes = size(kind)
+    width = (shape[-1] if shape else 1) * nbytes
+    first = offset * nbytes
+
+    def rows(begin: int, end: int) -> Bytes:
+        return data(first + begin * width, first + end * width)
+
+    def gathered(begin: int, end: int) -> Bytes:
+        import numpy
+
+        values = numpy.frombuffer(data(first, count * nbytes), numpy.dtype(kind.replace("V", "u")))
+        view = numpy.lib.stride_tricks.as_strided(values, shape, [s * nbytes for s in strides], writeable=False)
+        if len(shape) < 2:
+            return numpy.ascontiguousarray(view).reshape(1, -1)[begin:end]
+        return numpy.ascontiguousarray(view[numpy.unravel_index(numpy.arange(begin, end), shape[:-1])])
+
+    # The stride of an axis of length 1 does not matter.
+    in_rows = all(n == 1 or s == r for n, s, r in zip(shape, strides, row_major(shape), strict=True))
+    return rows if in_rows else gathered
 
 
 def as_f32(kind: str, shape: tuple[int, ...], data: memoryview) -> Tensor:

@@ -30,7 +30,7 @@ class Built(ABC):
 
 
 class Foreign:
-    """A class or function that is not imported, or in place of an object the class and the `args` it would be made of.
+    """Stands for a class or function that is not imported, or for the object that calling it with `args` would make.
 
     items: the items that the pickle sets, if the object is a kind of dict.
     """
@@ -74,7 +74,7 @@ def load(
 
 
 class _Machine:
-    """The state of reading one pickle: a position, a stack, the stacks below marks, and the memo."""
+    """Reads one pickle. Methods without a docstring do what pickletools says of their opcodes in _OPCODES."""
 
     def __init__(
         self, data: memoryview, begin: int, find: Callable[[str], Any], persistent: Callable[[Any], Any] | None
@@ -220,9 +220,7 @@ class _Machine:
         target = self.stack[-1]
         if isinstance(target, Built):
             target.build(state)
-        elif not isinstance(
-            target, (dict, Foreign)
-        ):  # a dict's attributes, such as a state_dict's _metadata, are dropped
+        elif not isinstance(target, (dict, Foreign)):  # their state, such as a state_dict's _metadata, is dropped
             raise TypeError
 
     def frozen_set(self) -> None:

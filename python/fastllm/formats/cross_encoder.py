@@ -85,7 +85,7 @@ def _transformer(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _words(folder: Path, first: Module, others: list[Module]) -> dict[str, Any]:
-    """The tokens whose logits make the score, of a LogitScore module: those for yes and no."""
+    """Of a LogitScore module: the tokens for yes and no, whose logits make the score; None for no if it is not used."""
     if first.kind != "Transformer" or [module.kind for module in others] not in ([], ["LogitScore"]):
         kinds = ", ".join(module.kind for module in (first, *others))
         raise CheckpointError(f"{folder} is a CrossEncoder of the modules {kinds}, which fastllm does not support")
