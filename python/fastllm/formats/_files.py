@@ -52,7 +52,7 @@ _FORMATS: dict[str, Callable[[Path, memoryview], bool]] = {
     "npz": lambda path, data: bytes(data[:4]) == _ZIP and path.suffix == ".npz",
     "torch": lambda path, data: is_torch(data),
     "safetensors": lambda path, data: is_safetensors(data),
-    "mindformers": lambda path, data: path.suffix == ".ckpt",
+    "mindformers": lambda path, data: path.suffix == ".ckpt",  # MindSpore's, with mindformers' config
     "llama2c": lambda path, data: True,
 }
 
@@ -65,7 +65,7 @@ def read(path: Path, data: memoryview) -> Checkpoint:
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of a folder, where names tell the format: .safetensors, or else what torch.save wrote.
+    """The tensors of one file of a folder, whose name tells the format: .safetensors, else torch.save's.
 
     Raises CheckpointError.
     """

@@ -29,17 +29,7 @@ _NO_WEIGHTS = ("optimizer", "scheduler", "scaler", "training_args", "rng_state",
 
 def read_folder(path: Path) -> Checkpoint:
     """Opens the weights of a folder. Raises CheckpointError for a missing or broken file."""
-    name = next((name for name in _WEIGHTS if (path / name).exists()), None)
-    if name is None:
-        single = other_weights(path)
-        if len(single) != 1:
-            found = (
-                f"{len(single)} {single[0].suffix} files and no index" if single else f"none of {', '.join(_WEIGHTS)}"
-            )
-            part = next(filter(None, (unfinished(path / name) for name in _WEIGHTS)), None)
-            found += f", only {part.name}: its download has not ended" if part else ""
-            raise CheckpointError(f"{path} has no weights that fastllm can find: {found}")
-        name = single[0].name
+    name = _weights_or_index(path)
     kind = f"Hugging Face {'safetensors' if '.safetensors' in name else name.partition('.index')[0]}"
     if not name.endswith(".json"):
         tensors = tensors_of(path / name)
@@ -52,6 +42,20 @@ def read_folder(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path / file} has not the tensor {tensor!r} that {name} says it holds")
     tensors = {tensor: shards[file][tensor] for tensor, file in places.items()}
     return with_config(path, f"{kind}, {len(files)} files", config(path), tensors)
+
+
+def _weights_or_index(folder: Path) -> str:
+    """The name of the folder's only file of weights, or of the index of several. Raises CheckpointError."""
+    for name in _WEIGHTS:
+        if (folder / name).exists():
+            return name
+    files = other_weights(folder)
+    if len(files) == 1:
+        return files[0].name
+    found = f"{len(files)} {files[0].suffix} files and no index" if files else f"none of {', '.join(_WEIGHTS)}"
+    part = next(filter(None, (unfinished(folder / name) for name in _WEIGHTS)), None)
+    found += f", only {part.name}: its download has not ended" if part else ""
+    raise CheckpointError(f"{folder} has no weights that fastllm can find: {found}")
 
 
 def other_weights(folder: Path) -> list[Path]:

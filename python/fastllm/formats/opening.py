@@ -31,16 +31,24 @@ def _open_folder(path: Path) -> Checkpoint:
     for layout, matches in _LAYOUTS.items():
         if matches(path):
             return _read_folder(layout, path)
+    return open_checkpoint(_only_file(path))
+
+
+def _only_file(path: Path) -> Path:
+    """The file of weights in a folder that has no config; of a split GGUF model the first. Raises CheckpointError.
+
+    There must be one only, for with several it is not known which is meant.
+    """
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1 or (files and "-00001-of-" in files[0].name):
-        return open_checkpoint(files[0])
+        return files[0]
     if files:
         raise CheckpointError(f"{path} has {len(files)} .gguf files: name one of them")
     from fastllm.formats.huggingface import other_weights
 
     files = other_weights(path)
     if len(files) == 1:
-        return open_checkpoint(files[0])
+        return files[0]
     if files:
         names = ", ".join(file.name for file in files[:3])
         raise CheckpointError(f"{path} has {len(files)} files of weights and no config.json: name one of {names}")
@@ -69,7 +77,7 @@ def _is_adapter(path: Path) -> bool:
 #     def read_folder(path: Path) -> Checkpoint    # raises CheckpointError
 #
 # and add a line: the module's name, and how its folders are recognized. The first line that matches reads the folder,
-# and only then is its module imported. A folder that matches none may hold one file that says all by itself.
+# and only then is its module imported. If none matches, the folder may hold a single file that needs no config.
 _LAYOUTS: dict[str, Callable[[Path], bool]] = {
     "peft": _is_adapter,
     "grok": lambda path: (path / "ckpt-0").is_dir() or path.name == "ckpt-0",
@@ -82,7 +90,7 @@ _LAYOUTS: dict[str, Callable[[Path], bool]] = {
     "huggingface": lambda path: (path / "config.json").exists() and not _has_only(path, ".gguf", ".ckpt"),
     "mindformers": lambda path: any(not _files.is_torch_file(file) for file in path.glob("*.ckpt")),
 }
-# Files that mean nothing without the rest of their folder: opening one opens the folder, in this layout.
+# Files that are of no use without the rest of their folder: opening one opens the folder, in the layout named here.
 _PARTS: dict[str, Callable[[Path, memoryview], bool]] = {
     "peft": lambda path, data: path.name in ("adapter_model.safetensors", "adapter_model.bin"),
     "meta": lambda path, data: (
