@@ -1,11 +1,12 @@
 """8-bit weights: FP8, int8 and bitsandbytes' LLM.int8(). Weights are q * scale, or (q - zero) * scale.
 
-weight             float8 or int8 (outputs, inputs)
-weight_scale       one for all, or (outputs, 1), (outputs, groups), or one for each block of rows and inputs
-weight_scale_inv   DeepSeek-V3's name (https://arxiv.org/abs/2412.19437); it is multiplied with all the same
-weight_zero_point  int8 only, of the scales' shape; optional
-SCB                bitsandbytes (Dettmers et al., 2022, https://arxiv.org/abs/2208.07339): float (outputs), the largest
-                   magnitude of each row, which int8 127 stands for
+    weight             float8 or int8 (outputs, inputs)
+    weight_scale       one for all, or (outputs, 1), (outputs, groups), or one for each block of rows and inputs
+    weight_scale_inv   the same under DeepSeek-V3's name: in spite of it, weights are multiplied by it
+    weight_zero_point  int8 only, of the scales' shape; optional
+    SCB                bitsandbytes: float (outputs), the largest magnitude of each row, which int8 127 stands for
+
+DeepSeek-V3: https://arxiv.org/abs/2412.19437. LLM.int8(): Dettmers et al., 2022, https://arxiv.org/abs/2208.07339.
 """
 
 from __future__ import annotations
