@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from conftest import DATA, failure, soon
 from fastllm import CheckpointError
 from fastllm.files import map_file
-from fastllm.formats import open_checkpoint, pickles
+from fastllm.formats import _pickles as pickles
+from fastllm.formats import open_checkpoint
 from fastllm.formats import torch as torch_format
 from fastllm.tensors import floats
 

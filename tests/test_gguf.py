@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from blocks import DECODE
 from conftest import failure
 from fastllm import CheckpointError
-from fastllm.formats import open_checkpoint, quants
+from fastllm.formats import _blocks as quants
+from fastllm.formats import open_checkpoint
 from fastllm.tensors import floats
 
 # Metadata of the format's description: the number of a type, and struct's letter for it.

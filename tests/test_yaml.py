@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conftest import soon
-from fastllm.formats.yaml import YAMLError, load
+from fastllm.formats._yaml import YAMLError, load
 
 yaml = pytest.importorskip("yaml")
 
