@@ -147,6 +147,7 @@ class SourceDist(sdist):
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
         more = [Path("CHANGELOG.md"), Path("CONTRIBUTING.md"), Path(".ci/run")]
+        more += (Path(folder, "README.md") for folder in ("csrc", "python"))
         for folder in ("tests", "bench"):
             more += (p for p in Path(folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
         super().make_release_tree(base_dir, sorted({*files, *map(str, more)}))
