@@ -147,7 +147,8 @@ class SourceDist(sdist):
     """Takes along what a stranger needs to test and measure, too."""
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
-        more = [Path("CHANGELOG.md"), Path(".ci/run")]
+        more = [Path("CHANGELOG.md"), Path("CONTRIBUTING.md"), Path(".ci/run")]
+        more += (Path(folder, "README.md") for folder in ("csrc", "python"))
         for folder in ("tests", "bench"):
             more += (p for p in Path(folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
         super().make_release_tree(base_dir, sorted({*files, *map(str, more)}))
