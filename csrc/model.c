@@ -1,83 +1,11 @@
 // The transformer over a ragged batch. Every thread runs fl_forward's work from end to end and takes its share of rows,
 // tokens or heads in each phase; sums are never shared out, which is why the number of threads changes no bit.
-#include <math.h>
-#include <stdint.h>
 #include <string.h>
 
 #include "attention.h"
 #include "forward.h"
 #include "rope.h"
-
-// ---- checks --------------------------------------------------------------------------------------------------------
-
-static int config_possible(const fl_config *c) {
-    // Bounds under which no product of three dimensions overflows.
-    const size_t wide = (size_t)1 << 20;
-    const float numbers[] = {c->norm_eps,   c->attn_scale,    c->rope_scale,  c->attn_softcap,
-                             c->logit_scale, c->logit_softcap, c->embed_scale, c->residual_scale};
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
-        if (!isfinite(numbers[i])) return 0;
-    return c->dim > 0 && c->dim <= wide && c->hidden_dim <= wide && c->head_dim > 0 && c->head_dim <= 4096 &&
-           c->n_layers > 0 && c->n_layers <= 65536 && c->n_heads > 0 && c->n_heads <= 65536 && c->n_kv_heads > 0 &&
-           c->n_heads % c->n_kv_heads == 0 && c->vocab_size > 0 && c->vocab_size <= (size_t)1 << 28 && c->max_seq > 0 &&
-           c->max_seq <= INT32_MAX && c->rotary_dim % 2 == 0 && c->rotary_dim <= c->head_dim &&
-           c->n_heads * c->head_dim <= wide && c->norm_eps >= 0 && c->norm <= FL_LAYER_NORM && c->act <= FL_RELU &&
-           c->qk_norm <= FL_QK_ROW && c->n_experts <= 65536 && c->n_experts_used <= c->n_experts &&
-           c->expert_dim <= wide && (c->n_experts == 0) == (c->n_experts_used == 0) &&
-           (c->n_experts == 0) == (c->expert_dim == 0) && (c->positions == 0 || c->positions >= c->max_seq) &&
-           c->positions <= INT32_MAX && (!c->second_segment || c->positions > 0);
-}
-
-static int matrix_fits(const fl_matrix *w, size_t d, size_t n) {
-    return w->data && (uintptr_t)w->data % FL_ALIGN == 0 && w->d == d && w->n == n && fl_panel_bytes(w->type, n) > 0;
-}
-
-static int layer_fits(const fl_config *c, const fl_layer *l) {
-    const size_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim, hidden = c->hidden_dim;
-    const int gated = l->w3.data || l->e3.data, moe = l->router.data != NULL;
-    int fits = matrix_fits(&l->wq, q, c->dim) && matrix_fits(&l->wk, kv, c->dim) && matrix_fits(&l->wv, kv, c->dim) &&
-               matrix_fits(&l->wo, c->dim, q) && l->rope <= 2;
-    if (c->qk_norm != FL_QK_NONE) fits = fits && l->q_norm && l->k_norm;
-    if (c->norm_after) fits = fits && l->attn_norm.weight && l->ffn_norm.weight;
-    if (c->parallel) fits = fits && l->attn_norm.weight && !l->post_attn_norm.weight && !l->post_ffn_norm.weight;
-    if (l->w1.data || !moe)
-        fits = fits && matrix_fits(&l->w1, hidden, c->dim) && matrix_fits(&l->w2, c->dim, hidden) &&
-               (!gated || matrix_fits(&l->w3, hidden, c->dim));
-    if (moe) // a router in f32: which expert is chosen must not depend on rounding
-        fits = fits && !c->parallel && !c->norm_after && c->n_experts > 0 && l->router.type == FL_F32 &&
-               matrix_fits(&l->router, c->n_experts, c->dim) && matrix_fits(&l->e1, c->expert_dim, c->dim) &&
-               (!gated || matrix_fits(&l->e3, c->expert_dim, c->dim)) && matrix_fits(&l->e2, c->dim, c->expert_dim) &&
-               (!l->shared_gate.data || (l->w1.data && !fl_is_integer(l->shared_gate.type) &&
-                                         matrix_fits(&l->shared_gate, 1, c->dim)));
-    return fits;
-}
-
-static size_t position_rows(const fl_config *c) { return c->second_segment ? 2 * c->positions : c->positions; }
-
-fl_status fl_model_check(const fl_model *m) {
-    const fl_config *c = &m->config;
-    if (!config_possible(c) || (m->kv_type != FL_F32 && m->kv_type != FL_F16 && m->kv_type != FL_Q8)) return FL_BAD_CONFIG;
-    int fits = m->kernels && m->layers && matrix_fits(&m->embed, c->vocab_size, c->dim) &&
-               (!m->head.data || matrix_fits(&m->head, c->vocab_size, c->dim)) &&
-               (!m->head_dense.data || matrix_fits(&m->head_dense, c->dim, c->dim)) &&
-               (c->positions == 0 || matrix_fits(&m->positions, position_rows(c), c->dim));
-    for (size_t i = 0; fits && i < c->n_layers; i++) {
-        const fl_layer *l = &m->layers[i];
-        fits = layer_fits(c, l) && (l->rope == 0 || c->rotary_dim == 0 || m->rope_freqs[l->rope - 1]);
-    }
-    return fits ? FL_OK : FL_BAD_TENSOR;
-}
-
-static fl_status check_span(const fl_model *m, const fl_span *span) {
-    if (span->n == 0 || span->n_logits > span->n) return FL_BAD_POSITION;
-    if (span->pos >= m->config.max_seq || span->n > m->config.max_seq - span->pos) return FL_BAD_POSITION;
-    if (!m->config.causal && span->pos > 0) return FL_BAD_POSITION; // earlier tokens have not seen these
-    if (span->segment > span->n || (span->segment < span->n && !m->config.second_segment)) return FL_BAD_POSITION;
-    if (span->n_pages < (span->pos + span->n + FL_PAGE - 1) / FL_PAGE) return FL_BAD_POSITION;
-    for (size_t t = 0; t < span->n; t++)
-        if (span->tokens[t] < 0 || (size_t)span->tokens[t] >= m->config.vocab_size) return FL_BAD_TOKEN;
-    return FL_OK;
-}
+#include "validate.h"
 
 // ---- parts of phases -----------------------------------------------------------------------------------------------
 
@@ -395,17 +323,14 @@ size_t fl_logits_stride(const fl_model *m) { return fl_round_up(m->config.vocab_
 
 fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t threads,
                      const fl_outputs *out) {
+    fl_status status = fl_batch_check(m, spans, n_spans);
+    if (status != FL_OK) return status;
     fl_job f = {.m = m, .s = s, .spans = spans, .n_spans = n_spans, .out = out};
-    for (size_t i = 0; i < n_spans; i++) {
-        const fl_status status = check_span(m, &spans[i]);
-        if (status != FL_OK) return status;
-        if (spans[i].n_logits > 0 && !m->head.data) return FL_BAD_TENSOR;
-        f.tokens += spans[i].n;
-    }
+    for (size_t i = 0; i < n_spans; i++) f.tokens += spans[i].n;
     if (f.tokens == 0) return FL_OK;
     if (threads == 0) threads = 1;
     if (threads > FL_TEAM) threads = FL_TEAM; // working memory is for no more
-    const fl_status status = fl_scratch_reserve(s, m, f.tokens, threads);
+    status = fl_scratch_reserve(s, m, f.tokens, threads);
     if (status != FL_OK) return status;
     size_t row = 0;
     for (size_t i = 0; i < n_spans; i++) {
