@@ -1,10 +1,12 @@
 // Layers with experts (Shazeer et al., 2017): the router's softmax over all of them, the most probable few of each
 // token, and the sum of what those make of it, weighted. Rows, a token with one of its experts, are brought together by
 // expert, so that a batch reads each expert's weights once.
+#include "moe.h"
+
 #include <math.h>
 #include <string.h>
 
-#include "forward.h"
+#include "product.h"
 
 // The experts' probabilities of a token, from its scores, in place; all are NaN where a score is not finite.
 static void softmax(const fl_job *f, float *scores, float *sums) {
@@ -196,6 +198,4 @@ void fl_moe(const fl_job *f, const fl_layer *l, fl_team *team, size_t id) {
     if (l->w1.data) shared_expert(f, l, team, id, &in);
     fl_share(f->tokens, team, id, &begin, &end);
     for (size_t t = begin; t < end; t++) combine(f, l, t);
-    fl_add_branch(f, &l->post_ffn_norm, begin, end);
-    fl_barrier(team, id);
 }

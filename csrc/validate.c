@@ -4,7 +4,7 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "forward.h"
+#include "product.h"
 
 // ---- model ---------------------------------------------------------------------------------------------------------
 
