@@ -1,8 +1,8 @@
-// The pool of KV pages: slabs of them, each with a free list of its own. A slab that is free as a whole goes back to the
-// system, but for one, so that a text that comes and goes costs no allocation each time.
-#include <stdlib.h>
+// The pool of KV pages: slabs of them, each with a free list of its own. A slab that is free as a whole goes back to
+// the system, but for one, so that a text that comes and goes costs no allocation each time.
+#include "pages.h"
 
-#include "kernels/kernels.h"
+#include <stdlib.h>
 
 // The link lies in the free page itself: what a page holds past its sequence's length is not read.
 typedef struct free_page {
@@ -26,9 +26,7 @@ struct fl_pool {
 enum { SLAB_BYTES = 4 << 20 };
 
 size_t fl_kv_page_bytes(const fl_model *m) {
-    const fl_config *c = &m->config;
-    const size_t head = fl_keys_bytes(m->kv_type, c->head_dim) + fl_values_bytes(m->kv_type, c->head_dim);
-    return c->n_layers * c->n_kv_heads * head + (c->pad_token >= 0 ? FL_PAGE * sizeof(float) : 0);
+    return fl_page_mask(m) + (m->config.pad_token >= 0 ? FL_PAGE * sizeof(float) : 0);
 }
 
 fl_status fl_pool_new(size_t page_bytes, fl_pool **out) {
