@@ -10,9 +10,9 @@
 //
 //   position     0           512         1024        1536
 //                |      .    |           |        .  |
-//   runs                [run 0][  run 1   ][ run 2 ]      each begins anew: a maximum of scores, the sum of
-//                          \        |         |           e^(score - maximum), the sum of values so weighed
-//   in order                (0 + 1) -> (0 + 1) + 2
+//   runs                [ 0 ][     1    ][   2   ]        Each begins anew: a maximum of scores, the sum of
+//                                                         e^(score - maximum), the sum of values so weighed.
+//   merged in order:      (0 + 1) + 2
 //
 // So where tasks are few and long, workers take runs instead of tasks, leave the results in s->partial, and merge them
 // in that same order after a barrier (flash decoding; Dao et al., 2023).

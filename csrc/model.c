@@ -76,37 +76,62 @@ static void embed(const fl_worker *w) {
     fl_barrier(w->team, w->id);
 }
 
-// ---- layers --------------------------------------------------------------------------------------------------------
+// ---- residuals -----------------------------------------------------------------------------------------------------
 
-static void add_branch(const fl_worker *w, const fl_norm *norm) {
+typedef enum branch { ATTENTION, FEED_FORWARD } branch;
+
+// How a branch of a layer reads the stream x and joins it:
+//
+//        +-- before -- branch --> y -- inside -- * scale --+
+//        |                                                 |
+//   x ---+------------------------------------------------ + -- after --> x
+//
+// Each of the norms `before`, `inside` and `after` is NULL or without a weight where a model has none there. Without a
+// norm inside and a scale the branch's last product goes to x at once. Of two parallel branches the first leaves its
+// product in y, the second adds its own to it, and the sum joins the stream.
+typedef struct residual {
+    const fl_norm *before, *inside, *after;
+    float *to; // s->x or s->y, (tokens, dim): where the branch's last product goes
+    int add;   // the product is added to what is there
+    int joins; // y then joins the stream
+} residual;
+
+// The only place that knows of norms before and after a branch, and of parallel branches.
+static residual residual_of(const fl_worker *w, const fl_layer *l, branch b) {
+    const fl_config *c = &w->f->m->config;
+    const int first = b == ATTENTION, shares_norm = c->parallel && !l->ffn_norm.weight;
+    const fl_norm *norm = first || shares_norm ? &l->attn_norm : &l->ffn_norm;
+    residual r = {.inside = first ? &l->post_attn_norm : &l->post_ffn_norm, .to = w->f->s->y, .joins = 1};
+    if (c->norm_after) r.after = norm;
+    else r.before = norm;
+    if (c->parallel) {
+        r.add = r.joins = !first;
+    } else if (!r.inside->weight && c->residual_scale == 1.0f && (first || !l->router.data)) {
+        r.to = w->f->s->x; // not with experts, whose weighted sum is no product
+        r.add = 1;
+        r.joins = 0;
+    }
+    return r;
+}
+
+// Ends a branch whose last product is where r->to says, for this worker's tokens. Ends with a barrier if there is
+// anything to do.
+static void join(const fl_worker *w, const residual *r) {
     const fl_model *m = w->f->m;
     const fl_scratch *s = w->f->s;
+    const size_t dim = m->config.dim;
+    const float scale = m->config.residual_scale;
+    if (!r->joins && !r->after) return;
     for (size_t t = w->begin; t < w->end; t++) {
         float *x = s->x + t * s->dim, *y = s->y + t * s->dim;
-        if (norm->weight) fl_norm_row(m, norm, y, y);
-        for (size_t i = 0; i < m->config.dim; i++) x[i] += m->config.residual_scale * y[i];
+        if (r->joins && r->inside->weight) fl_norm_row(m, r->inside, y, y);
+        for (size_t i = 0; r->joins && i < dim; i++) x[i] += scale * y[i];
+        if (r->after) fl_norm_row(m, r->after, x, x);
     }
+    fl_barrier(w->team, w->id);
 }
 
-// s->x (+)= w . in, straight or by way of a norm and a factor; or, with `parallel`, into s->y for later. Ends with a
-// barrier.
-static void add_block(const fl_worker *w, const fl_matrix *matrix, const fl_inputs *in, const fl_norm *after_block,
-                      const fl_norm *after_sum, int last) {
-    const fl_config *c = &w->f->m->config;
-    fl_scratch *s = w->f->s;
-    const int straight = !c->parallel && !after_block->weight && c->residual_scale == 1.0f;
-    fl_multiply_dealt(w, matrix, in, w->f->tokens, straight ? s->x : s->y, s->dim, straight || (c->parallel && last));
-    fl_barrier(w->team, w->id);
-    if (!straight && (!c->parallel || last)) {
-        add_branch(w, after_block);
-        fl_barrier(w->team, w->id);
-    }
-    if (after_sum) {
-        for (size_t t = w->begin; t < w->end; t++)
-            fl_norm_row(w->f->m, after_sum, s->x + t * s->dim, s->x + t * s->dim);
-        fl_barrier(w->team, w->id);
-    }
-}
+// ---- layers --------------------------------------------------------------------------------------------------------
 
 // The inputs of a layer's matrices, where the forward's outputs want them: number i of fl_outputs.inputs, n floats of
 // each of this worker's tokens.
@@ -154,7 +179,8 @@ static void attention(const fl_worker *w, size_t layer) {
     const fl_layer *l = &w->f->m->layers[layer];
     const fl_scratch *s = w->f->s;
     const int quantize = fl_is_integer(l->wq.type) || fl_is_integer(l->wk.type) || fl_is_integer(l->wv.type);
-    fl_inputs in = fl_prepare(w, s->x, s->dim, NULL, w->f->tokens, c->norm_after ? NULL : &l->attn_norm, quantize);
+    const residual r = residual_of(w, l, ATTENTION);
+    fl_inputs in = fl_prepare(w, s->x, s->dim, NULL, w->f->tokens, r.before, quantize);
     keep_inputs(w, 4 * layer, &in, c->dim);
     multiply_qkv(w, l, &in);
     if (c->qk_norm == FL_QK_ROW) norm_rows(w, l);
@@ -162,26 +188,30 @@ static void attention(const fl_worker *w, size_t layer) {
     fl_barrier(w->team, w->id);
     in = fl_prepare(w, s->att, s->q_dim, NULL, w->f->tokens, NULL, fl_is_integer(l->wo.type));
     keep_inputs(w, 4 * layer + 1, &in, c->n_heads * c->head_dim);
-    add_block(w, &l->wo, &in, &l->post_attn_norm, c->norm_after ? &l->attn_norm : NULL, 0);
+    fl_multiply_dealt(w, &l->wo, &in, w->f->tokens, r.to, s->dim, r.add);
+    fl_barrier(w->team, w->id);
+    join(w, &r);
 }
 
-static void feed_forward(const fl_worker *w, size_t layer) {
+static void dense(const fl_worker *w, size_t layer, const residual *r) {
     const fl_config *c = &w->f->m->config;
     const fl_layer *l = &w->f->m->layers[layer];
     const fl_scratch *s = w->f->s;
-    if (l->router.data) {
-        fl_moe(w, l, &l->ffn_norm);
-        add_branch(w, &l->post_ffn_norm);
-        fl_barrier(w->team, w->id);
-        return;
-    }
-    const fl_norm *norm = c->norm_after ? NULL : c->parallel && !l->ffn_norm.weight ? &l->attn_norm : &l->ffn_norm;
     const int quantize = fl_is_integer(l->w1.type) || fl_is_integer(l->w3.type);
-    fl_inputs in = fl_prepare(w, s->x, s->dim, NULL, w->f->tokens, norm, quantize);
+    fl_inputs in = fl_prepare(w, s->x, s->dim, NULL, w->f->tokens, r->before, quantize);
     keep_inputs(w, 4 * layer + 2, &in, c->dim);
     in = fl_hidden_layer(w, l, &in);
     keep_inputs(w, 4 * layer + 3, &in, c->hidden_dim);
-    add_block(w, &l->w2, &in, &l->post_ffn_norm, c->norm_after ? &l->ffn_norm : NULL, 1);
+    fl_multiply_dealt(w, &l->w2, &in, w->f->tokens, r->to, s->dim, r->add);
+    fl_barrier(w->team, w->id);
+}
+
+static void feed_forward(const fl_worker *w, size_t layer) {
+    const fl_layer *l = &w->f->m->layers[layer];
+    const residual r = residual_of(w, l, FEED_FORWARD);
+    if (l->router.data) fl_moe(w, l, r.before);
+    else dense(w, layer, &r);
+    join(w, &r);
 }
 
 // ---- outputs -------------------------------------------------------------------------------------------------------
