@@ -7,7 +7,7 @@
 #include "attention.h"
 #include "moe.h"
 #include "pages.h"
-#include "product.h"
+#include "multiply.h"
 #include "rope.h"
 #include "validate.h"
 
@@ -178,7 +178,7 @@ static void attention(const fl_worker *w, size_t layer) {
     const fl_config *c = &w->f->m->config;
     const fl_layer *l = &w->f->m->layers[layer];
     const fl_scratch *s = w->f->s;
-    const int quantize = fl_is_integer(l->wq.type) || fl_is_integer(l->wk.type) || fl_is_integer(l->wv.type);
+    const int quantize = fl_is_int8(l->wq.type) || fl_is_int8(l->wk.type) || fl_is_int8(l->wv.type);
     const residual r = residual_of(w, l, ATTENTION);
     fl_inputs in = fl_prepare(w, s->x, s->dim, NULL, w->f->tokens, r.before, quantize);
     keep_inputs(w, 4 * layer, &in, c->dim);
@@ -186,7 +186,7 @@ static void attention(const fl_worker *w, size_t layer) {
     if (c->qk_norm == FL_QK_ROW) norm_rows(w, l);
     fl_attention(w, layer);
     fl_barrier(w->team, w->id);
-    in = fl_prepare(w, s->att, s->q_dim, NULL, w->f->tokens, NULL, fl_is_integer(l->wo.type));
+    in = fl_prepare(w, s->att, s->q_dim, NULL, w->f->tokens, NULL, fl_is_int8(l->wo.type));
     keep_inputs(w, 4 * layer + 1, &in, c->n_heads * c->head_dim);
     fl_multiply_dealt(w, &l->wo, &in, w->f->tokens, r.to, s->dim, r.add);
     fl_barrier(w->team, w->id);
@@ -197,7 +197,7 @@ static void dense(const fl_worker *w, size_t layer, const residual *r) {
     const fl_config *c = &w->f->m->config;
     const fl_layer *l = &w->f->m->layers[layer];
     const fl_scratch *s = w->f->s;
-    const int quantize = fl_is_integer(l->w1.type) || fl_is_integer(l->w3.type);
+    const int quantize = fl_is_int8(l->w1.type) || fl_is_int8(l->w3.type);
     fl_inputs in = fl_prepare(w, s->x, s->dim, NULL, w->f->tokens, r->before, quantize);
     keep_inputs(w, 4 * layer + 2, &in, c->dim);
     in = fl_hidden_layer(w, l, &in);
@@ -245,9 +245,9 @@ static fl_inputs head_inputs(const fl_worker *w) {
     const fl_model *m = w->f->m;
     const fl_scratch *s = w->f->s;
     const size_t rows = w->f->n_logits;
-    const int quantize = fl_is_integer(m->head.type);
+    const int quantize = fl_is_int8(m->head.type);
     if (!m->head_dense.data) return fl_prepare(w, s->x, s->dim, s->wanted, rows, &m->final_norm, quantize);
-    const int dense = fl_is_integer(m->head_dense.type);
+    const int dense = fl_is_int8(m->head_dense.type);
     const fl_inputs in = fl_prepare(w, s->x, s->dim, s->wanted, rows, &m->final_norm, dense);
     fl_gate_dealt(w, &m->head_dense, &(fl_matrix){0}, &in, rows, &(fl_hidden){.f = s->y, .stride = s->dim});
     fl_barrier(w->team, w->id);

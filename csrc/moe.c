@@ -19,7 +19,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "product.h"
+#include "multiply.h"
 
 // ---- router --------------------------------------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ static void gather(const fl_worker *w, const fl_inputs *in, int quantize) {
 static void multiply_gates(const fl_worker *w, const fl_layer *l, const fl_inputs *in) {
     const fl_scratch *s = w->f->s;
     const fl_routes *r = &s->routes;
-    const int integer = fl_is_integer(l->e2.type);
+    const int integer = fl_is_int8(l->e2.type);
     fl_deal deal = deal_pieces(w, &l->e1);
     for (size_t e, begin, end; next_piece(r, &deal, &l->e1, &e, &begin, &end);) {
         const fl_matrix w1 = expert_of(&l->e1, e), w3 = expert_of(&l->e3, e);
@@ -217,9 +217,9 @@ static void combine(const fl_forward_call *f, const fl_layer *l, size_t t) {
 
 void fl_moe(const fl_worker *w, const fl_layer *l, const fl_norm *norm) {
     const fl_forward_call *f = w->f;
-    const int experts = fl_is_integer(l->e1.type) || fl_is_integer(l->e3.type);
-    const int others = fl_is_integer(l->router.type) || fl_is_integer(l->w1.type) || fl_is_integer(l->w3.type) ||
-                       fl_is_integer(l->shared_gate.type);
+    const int experts = fl_is_int8(l->e1.type) || fl_is_int8(l->e3.type);
+    const int others = fl_is_int8(l->router.type) || fl_is_int8(l->w1.type) || fl_is_int8(l->w3.type) ||
+                       fl_is_int8(l->shared_gate.type);
     // The experts' int8 inputs are made by gather, unless there is a single token.
     const int quantize = others || (experts && f->tokens == 1);
     const fl_inputs in = fl_prepare(w, f->s->x, f->s->dim, NULL, f->tokens, norm, quantize);

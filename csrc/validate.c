@@ -4,7 +4,7 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "product.h"
+#include "multiply.h"
 
 // ---- model ---------------------------------------------------------------------------------------------------------
 
@@ -62,7 +62,7 @@ static int experts_fit(const fl_config *c, const fl_layer *l, int gated) {
 }
 
 static int shared_gate_fits(const fl_config *c, const fl_layer *l) {
-    return l->w1.data && !fl_is_integer(l->shared_gate.type) && matrix_fits(&l->shared_gate, 1, c->dim);
+    return l->w1.data && !fl_is_int8(l->shared_gate.type) && matrix_fits(&l->shared_gate, 1, c->dim);
 }
 
 // The norms that a config asks for, and none of those that it leaves no place for.

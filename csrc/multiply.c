@@ -1,5 +1,5 @@
-// Matrix products of a forward; see product.h.
-#include "product.h"
+// Matrix products of a forward; see multiply.h.
+#include "multiply.h"
 
 #include <string.h>
 
@@ -95,7 +95,7 @@ void fl_gate_dealt(const fl_worker *w, const fl_matrix *w1, const fl_matrix *w3,
 
 fl_inputs fl_hidden_layer(const fl_worker *w, const fl_layer *l, const fl_inputs *in) {
     fl_scratch *s = w->f->s;
-    const int integer = fl_is_integer(l->w2.type);
+    const int integer = fl_is_int8(l->w2.type);
     const fl_hidden hidden = {.f = !integer || w->f->out->inputs ? s->gate : NULL,
                               .q = integer ? s->hidden8 : NULL,
                               .stride = s->hidden};

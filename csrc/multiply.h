@@ -2,13 +2,13 @@
 //
 // A matrix has d rows and n columns. Its inputs are (tokens, stride) with stride a multiple of 32, its outputs (tokens,
 // stride) with stride at least d rounded up to 16: whole panels are written.
-#ifndef FL_PRODUCT_H
-#define FL_PRODUCT_H
+#ifndef FL_MULTIPLY_H
+#define FL_MULTIPLY_H
 
 #include "forward.h"
 
 // Whether matrices of a type take their inputs as int8.
-static inline int fl_is_integer(fl_type type) { return type == FL_Q8 || type == FL_Q8_F32 || type == FL_Q4; }
+static inline int fl_is_int8(fl_type type) { return type == FL_Q8 || type == FL_Q8_F32 || type == FL_Q4; }
 
 static inline size_t fl_panels(const fl_matrix *matrix) { return (matrix->d + FL_LANES - 1) / FL_LANES; }
 
