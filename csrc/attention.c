@@ -79,8 +79,8 @@ static void saturate(float *x, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] = x[i] > 65504.0f ? 65504.0f : x[i] < -65504.0f ? -65504.0f : x[i];
 }
 
-// A query or key of the batch's token number `token`: channels `at` and on of x, a row of all heads, normed and
-// rotated.
+// The query or key that begins at channel `at` of x, a row of all heads, of the batch's token number `token`: normed and
+// rotated, to out (head_dim,).
 static void turn(const view *v, const float *x, size_t at, const float *norm, size_t token, float *out) {
     const fl_config *c = &v->m->config;
     const size_t half = c->rotary_dim / 2;
@@ -92,8 +92,8 @@ static void turn(const view *v, const float *x, size_t at, const float *norm, si
     if (v->cos) fl_rope(out, v->cos + token * half, v->sin + token * half, half);
 }
 
-// Writes a key or value (head_dim,) as int8, its channels `step` apart at `out`, and its scales, `step` apart at
-// `scales`.
+// Writes a key or value x (head_dim,) as int8: its channels to `out`, its groups' scales to `scales`, each `step`
+// elements apart.
 static void store_q8(const view *v, const float *x, size_t step, int8_t *out, float *scales) {
     const fl_worker_scratch *own = v->w->own;
     const size_t padded = fl_round_up(v->head_dim, FL_GROUP);

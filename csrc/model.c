@@ -6,15 +6,15 @@
 
 #include "attention.h"
 #include "moe.h"
-#include "pages.h"
 #include "multiply.h"
+#include "pages.h"
 #include "rope.h"
 #include "validate.h"
 
 // ---- embedding -----------------------------------------------------------------------------------------------------
 
-// What the embeddings of a text with mask tokens are multiplied with (ESM-2; Lin et al., 2023). A mask's embedding is
-// zero; in training 12 % of the tokens were masked, and the others are scaled as if that were so here.
+// The factor of a span's embeddings in a model with mask tokens (ESM-2; Lin et al., 2023). A mask's embedding is zero.
+// In training 12 % of a sequence's embeddings were, so the others are scaled to weigh here what they did there.
 static float dropout_scale(const fl_config *c, const fl_span *span) {
     size_t masks = 0;
     for (size_t t = 0; t < span->n; t++) masks += span->tokens[t] == c->mask_token;
@@ -51,7 +51,7 @@ static void rotation(const fl_forward_call *f, size_t token, size_t pos) {
     }
 }
 
-// What is added to the scores of a position: padding is out of every token's sight.
+// Writes to token t's page what is added to the scores of its position: padding is masked.
 static void mask_padding(const fl_model *m, const fl_span *span, size_t t) {
     const size_t pos = span->pos + t;
     float *mask = (float *)(void *)((char *)span->pages[pos / FL_PAGE] + fl_page_mask(m));
@@ -82,21 +82,22 @@ typedef enum branch { ATTENTION, FEED_FORWARD } branch;
 
 // How a branch of a layer reads the stream x and joins it:
 //
-//        +-- before -- branch --> y -- inside -- * scale --+
-//        |                                                 |
-//   x ---+------------------------------------------------ + -- after --> x
+//        +-- before --> branch --> y -- inside -- * scale --+
+//        |                                                  |
+//   x ---+------------------------------------------------- + -- after --> x
 //
-// Each of the norms `before`, `inside` and `after` is NULL or without a weight where a model has none there. Without a
-// norm inside and a scale the branch's last product goes to x at once. Of two parallel branches the first leaves its
-// product in y, the second adds its own to it, and the sum joins the stream.
+// A model may have norms at `before` (pre-norm), `inside` (as Gemma 2) and `after` (post-norm, as BERT). Without a norm
+// inside and a scale, the branch's last product is added to x itself. Of two parallel branches (as GPT-J) the first
+// leaves its product in y, the second adds its own to that, and their sum joins the stream.
 typedef struct residual {
-    const fl_norm *before, *inside, *after;
-    float *to; // s->x or s->y, (tokens, dim): where the branch's last product goes
-    int add;   // the product is added to what is there
-    int joins; // y then joins the stream
+    const fl_norm *before, *inside; // without a weight, or `before` NULL: no norm
+    const fl_norm *after;           // NULL: no norm
+    float *to;                      // s->x or s->y, (tokens, dim): where the branch's last product goes
+    int add;                        // the product is added to what is there
+    int joins;                      // s->y is then normed, scaled and added to s->x
 } residual;
 
-// The only place that knows of norms before and after a branch, and of parallel branches.
+// The one place that chooses between norms before and after, parallel branches, and adding directly or by way of y.
 static residual residual_of(const fl_worker *w, const fl_layer *l, branch b) {
     const fl_config *c = &w->f->m->config;
     const int first = b == ATTENTION, shares_norm = c->parallel && !l->ffn_norm.weight;
@@ -107,14 +108,15 @@ static residual residual_of(const fl_worker *w, const fl_layer *l, branch b) {
     if (c->parallel) {
         r.add = r.joins = !first;
     } else if (!r.inside->weight && c->residual_scale == 1.0f && (first || !l->router.data)) {
-        r.to = w->f->s->x; // not with experts, whose weighted sum is no product
+        // Not with experts: they end in a weighted sum, which is made in y, and not in a product.
+        r.to = w->f->s->x;
         r.add = 1;
         r.joins = 0;
     }
     return r;
 }
 
-// Ends a branch whose last product is where r->to says, for this worker's tokens. Ends with a barrier if there is
+// The stream after a branch whose last product is complete, for this worker's tokens. Ends with a barrier if there is
 // anything to do.
 static void join(const fl_worker *w, const residual *r) {
     const fl_model *m = w->f->m;
@@ -233,14 +235,14 @@ static void keep_normed(const fl_worker *w) {
     if (!out) return;
     for (size_t t = w->begin; t < w->end; t++) {
         const float *x = w->f->s->x + t * stride;
-        // By way of the worker's scratch: kernels write whole vectors, rows of the output end where the next begins.
-        if (m->final_norm.weight) fl_norm_row(m, &m->final_norm, w->own->norm, x), x = w->own->norm;
-        memcpy(out + t * dim, x, dim * sizeof(float));
+        // Not straight to `out`, whose rows have no padding: kernels write whole vectors.
+        if (m->final_norm.weight) fl_norm_row(m, &m->final_norm, w->own->norm, x);
+        memcpy(out + t * dim, m->final_norm.weight ? w->own->norm : x, dim * sizeof(float));
     }
 }
 
-// The inputs of the head: the tokens whose logits are wanted, after the final norm and the dense layer, if there is
-// one.
+// The inputs of the head: the wanted tokens' rows of the stream, after the final norm and, if there is one, the dense
+// layer.
 static fl_inputs head_inputs(const fl_worker *w) {
     const fl_model *m = w->f->m;
     const fl_scratch *s = w->f->s;

@@ -1,4 +1,4 @@
-// What lies where in a KV page: 64 positions, a multiple of 64 and those after it, of all layers and KV heads.
+// What lies where in a page: the keys and values of 64 positions, from a multiple of 64 on, in all layers and KV heads.
 //
 //   page     | layer 0, head 0 | layer 0, head 1 | ... | last layer, last head | mask: 64 f32 |
 //   a head   | keys | scales | values | scales |      scales: of FL_Q8 alone;  mask: with a pad_token alone
@@ -10,16 +10,15 @@
 //   ..                                          ..
 //   scales: (groups, 64) f32                    scales: (64, groups) f32
 //
-// Keys are transposed so that a vector of them is one channel of 16 positions: the scores of 16 positions are then sums
-// within lanes, and so are the sums of values, whose vectors are 16 channels of one position. A group is 32 channels of
-// a position, of which the last may have fewer.
+// A vector of keys is one channel of 16 positions, and a vector of values 16 channels of one position: scores, sums over
+// channels, and sums of values over positions, then add up within lanes. A group is 32 channels of a position; the last
+// may have fewer.
 #ifndef FL_PAGES_H
 #define FL_PAGES_H
 
 #include "kernels/kernels.h"
 
-// Where a head's keys and values begin in a page, and the mask, which is added to the scores of each position; in
-// bytes.
+// At which byte of a page a head's keys and values begin, and the mask, which is added to the scores of each position.
 static inline size_t fl_page_keys(const fl_model *m, size_t layer, size_t head) {
     const size_t head_dim = m->config.head_dim;
     const size_t bytes = fl_keys_bytes(m->kv_type, head_dim) + fl_values_bytes(m->kv_type, head_dim);
