@@ -119,7 +119,7 @@ typedef struct fl_source {
     const float *products;            // (n, n) h, with feedback; NULL: each value is rounded once, not improved after
 } fl_source;
 
-// Packs a source into `panels`, fl_matrix_bytes(type, d, n) long and FL_ALIGN-ed, with so many threads.
+// Packs a source into `panels`, fl_matrix_bytes(type, d, n) long and FL_ALIGN-ed, on `threads` threads.
 //   floats to FL_Q8: scale = max |w| of the group / 127 rounded to f16 (one step up where a subnormal scale would cut
 //                    values off), values rounded to nearest even
 //   floats to FL_Q4: the scale and codes of least squared error that a search finds; with a calibration, of the outputs
@@ -150,7 +150,7 @@ float fl_f32_from_bf16(uint16_t h);
 // quantization). NULL past the last.
 const char *fl_block(size_t i, size_t *values, size_t *bytes);
 
-// Writes `count` blocks of type number `block` as floats, out (count * values,), with so many threads: ggml's
+// Writes `count` blocks of type number `block` as floats, out (count * values,), on `threads` threads: ggml's
 // operations in ggml's order, the same bits. `data` has any alignment. FL_BAD_VALUE: there is no such type.
 fl_status fl_dequantize(size_t block, const void *data, size_t count, size_t threads, float *out);
 
@@ -170,7 +170,7 @@ const char *fl_isa_built(size_t i, int *supported);
 
 // ---- kernels on their own ------------------------------------------------------------------------------------------
 
-// out (t, d rounded up to 16) = x w^T, x (t, n), with so many threads; without w's bias. FL_NO_MEMORY.
+// out (t, d rounded up to 16) = x w^T, x (t, n), on `threads` threads; without w's bias. FL_NO_MEMORY.
 fl_status fl_multiply(const fl_kernels *k, const fl_matrix *w, const float *x, size_t tokens, size_t threads,
                       float *out);
 
@@ -258,7 +258,7 @@ typedef struct fl_layer {
     fl_matrix router;              // (n_experts, dim), FL_F32: this layer has experts
     fl_matrix e1, e3, e2;          // of expert 0: (expert_dim, dim) twice, (dim, expert_dim); the others' follow each
     fl_matrix shared_gate;         // (1, dim), floats: the shared expert is weighed by its sigmoid
-    size_t window;                 // a token sees those less than so many positions away; 0: all
+    size_t window;                 // a token sees those less than `window` positions away; 0: all
     size_t rope;                   // 0: no rotation, else by rope_freqs[rope - 1]
 } fl_layer;
 
@@ -299,7 +299,7 @@ fl_status fl_model_check(const fl_model *m);
 // position. See pages.h.
 size_t fl_kv_page_bytes(const fl_model *m);
 
-// A pool of pages, so many bytes each. It grows in slabs of several pages, gives slabs that are not in use back to the
+// A pool of pages of `page_bytes` each. It grows in slabs of several pages, gives slabs that are not in use back to the
 // system, but for one, and at the end all. One thread at a time may use it: callers hold a lock. FL_NO_MEMORY.
 typedef struct fl_pool fl_pool;
 fl_status fl_pool_new(size_t page_bytes, fl_pool **out);
@@ -432,15 +432,15 @@ fl_file_state fl_mapping_glance(fl_mapping *m);
 // since; this puts ours in front of it again.
 void fl_mapping_guard(void);
 
-// Reads `bytes` at p with so many threads, to measure bandwidth. The sum that it returns only keeps the compiler from
-// leaving the reads out.
+// Reads `bytes` bytes at p on `threads` threads, to measure bandwidth. The sum that it returns only keeps the compiler
+// from leaving the reads out.
 uint64_t fl_read(const void *p, size_t bytes, size_t threads);
 
-// Does int8 multiply-adds with so many threads, by the instruction set's best instruction and without memory, to
+// Does int8 multiply-adds on `threads` threads, by the instruction set's best instruction and without memory, to
 // measure its peak. Returns how many: in proportion to `rounds` and threads.
 uint64_t fl_int8_peak(const fl_kernels *k, size_t rounds, size_t threads);
 
-// Starts so many threads at once, the caller being one, and ends them. Returns 0, or the errno with which one did not
+// Starts `threads` threads at once, the caller being one, and ends them. Returns 0, or the errno with which one did not
 // start.
 int fl_try_threads(size_t threads);
 

@@ -105,7 +105,7 @@ static fl_matrix expert_of(const fl_matrix *first, size_t e) {
 
 static size_t rows_of(const fl_routes *r, size_t e) { return r->begin[e + 1] - r->begin[e]; }
 
-// The bundles of expert e within `q`, where each token has so many groups.
+// Where in q the bundles of expert e begin; `groups`: of a token.
 static void *bundles_of(const fl_routes *r, void *q, size_t e, size_t groups) {
     return (char *)q + r->bundles[e] * groups * sizeof(fl_q8_group);
 }

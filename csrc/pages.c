@@ -1,5 +1,5 @@
-// The pool of pages. It allocates slabs of them, and each slab has a free list of its own. A slab none of whose pages
-// is in use goes back to the system, but for one: so a text that comes and goes costs no allocation each time.
+// The pool of pages. It allocates slabs, of several pages each with a free list of its own. Slabs without a page in use
+// go back to the system, but for one: so a text that comes and goes costs no allocation each time.
 #include "pages.h"
 
 #include <stdlib.h>

@@ -63,7 +63,7 @@ struct fl_scratch {
     fl_worker_scratch *workers; // (threads,)
 };
 
-// Makes room for a forward of so many tokens on so many threads. FL_NO_MEMORY: nothing has changed.
+// Makes room for forwards of `tokens` tokens on `threads` threads. FL_NO_MEMORY: nothing has changed.
 fl_status fl_scratch_reserve(fl_scratch *s, const fl_model *m, size_t tokens, size_t threads);
 
 #endif

@@ -21,7 +21,7 @@ static int sizes_possible(const fl_config *c) {
 
 static int positions_possible(const fl_config *c) {
     if (!within(c->max_seq, 1, INT32_MAX)) return 0;
-    if (c->positions == 0) return !c->second_segment; // whose rows are those of the same table
+    if (c->positions == 0) return !c->second_segment; // segments are told apart by rows of that table
     return within(c->positions, c->max_seq, INT32_MAX);
 }
 

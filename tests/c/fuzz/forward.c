@@ -31,7 +31,7 @@ static size_t pick(size_t most) {
 
 static size_t between(size_t low, size_t high) { return low + pick(high - low); }
 
-// One number in so many is NaN, infinite or extreme; 0: none is.
+// One number in `odd` is NaN, infinite or extreme; 0: none is.
 static size_t odd;
 
 static float number(float scale) {
