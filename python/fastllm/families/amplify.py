@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fastllm.config import Config, rope_freqs
-from fastllm.families import Recipe, Source, half_split
-from fastllm.families.huggingface import ACTS, head_width
+from fastllm.families._huggingface import ACTS, head_width
+from fastllm.families.source import Recipe, Source, half_split
 from fastllm.tensors import columns, parted
 
 

@@ -7,8 +7,12 @@ A class of the transformers library is a family and a task: "Qwen3ForSequenceCla
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
+from importlib import import_module
 
-# Family -> module of this package and function in it, imported when a checkpoint of that family is met. A family is
+from fastllm.families.source import Recipe, Source
+
+# Family -> module of this folder and function in it, imported when a checkpoint of that family is met. A family is
 # called by the model type of transformers' configs, or by its format's own name where all of that is one family.
 FAMILIES: dict[str, tuple[str, str]] = {
     "AMPLIFY": ("amplify", "recipe"),
@@ -45,14 +49,14 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "gpt2": ("gpt2", "recipe"),
     "gpt_neo": ("gpt_neo", "recipe"),
     "gpt_neox": ("gpt_neox", "recipe"),
-    "granite": ("llama", "granite"),
+    "granite": ("granite", "granite"),
     "grok-1": ("grok", "recipe"),
-    "helium": ("llama", "helium"),
+    "helium": ("helium", "helium"),
     "llama": ("llama", "llama"),
     "meta.llama": ("meta_llama", "recipe"),
     "mindformers.llama": ("mindformers", "recipe"),
     "minGPT": ("mingpt", "recipe"),
-    "mistral": ("llama", "mistral"),
+    "mistral": ("mistral", "mistral"),
     "mixtral": ("moe", "mixtral"),
     "nanoGPT": ("mingpt", "recipe"),
     "olmo2": ("olmo", "olmo2"),
@@ -67,7 +71,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "qwen3_vl_moe_text": ("moe", "qwen3_vl_moe"),
     "qwen3_vl_text": ("qwen", "qwen3_vl"),
     "roberta": ("bert", "roberta"),
-    "smollm3": ("llama", "smollm3"),
+    "smollm3": ("smollm3", "smollm3"),
     "stablelm": ("stablelm", "stablelm"),
     "xlm-roberta": ("bert", "roberta"),
 }
@@ -86,6 +90,13 @@ _TASKS = {
     "Model": "base",
 }
 TASKS = (*dict.fromkeys(_TASKS.values()), "other", "")
+
+
+def family(name: str) -> Callable[[Source], Recipe]:
+    """The function of FAMILIES[name]."""
+    module, function = FAMILIES[name]
+    found: Callable[[Source], Recipe] = getattr(import_module(f"fastllm.families.{module}"), function)
+    return found
 
 
 def split(architecture: str, model_type: object = None) -> tuple[str, str]:

@@ -7,8 +7,8 @@ positions begin.
 from __future__ import annotations
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.huggingface import act, head_width
+from fastllm.families._huggingface import act, head_width
+from fastllm.families.source import Recipe, Source
 from fastllm.tensors import Tensor, floats, joined_rows, part
 
 

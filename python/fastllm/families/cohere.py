@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.llama import ONE_BEFORE, attention, decoder, feed_forward, layer_windows, qk_norm, settings
+from fastllm.families._decoder import ONE_BEFORE, attention, decoder, feed_forward, layer_windows, qk_norm, settings
+from fastllm.families.source import Recipe, Source
 
 _PARTS = (partial(attention, interleaved=True), partial(qk_norm, interleaved=True), feed_forward)
 _COHERE: dict[str, object] = {

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.huggingface import head_width
-from fastllm.families.rope import parameters, rotation
+from fastllm.families._huggingface import head_width
+from fastllm.families._rope import parameters, rotation
+from fastllm.families.source import Recipe, Source
 from fastllm.tensors import part
 
 

@@ -8,9 +8,7 @@ from functools import partial
 from typing import Any
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.huggingface import act
-from fastllm.families.llama import (
+from fastllm.families._decoder import (
     BEFORE,
     attention,
     decoder,
@@ -21,7 +19,9 @@ from fastllm.families.llama import (
     qk_norm,
     settings,
 )
-from fastllm.families.rope import rotation
+from fastllm.families._huggingface import act
+from fastllm.families._rope import rotation
+from fastllm.families.source import Recipe, Source
 
 _AROUND = {
     "attn_norm": "input_layernorm",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.huggingface import act, eos, head_width
+from fastllm.families._huggingface import act, eos, head_width
+from fastllm.families.source import Recipe, Source
 
 
 def recipe(source: Source) -> Recipe:

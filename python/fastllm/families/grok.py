@@ -7,8 +7,8 @@ by the softmax over all 8 as it is. Matrices are stored (inputs, outputs).
 from __future__ import annotations
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.rope import rotation
+from fastllm.families._rope import rotation
+from fastllm.families.source import Recipe, Source
 from fastllm.tensors import transposed
 
 _MATRICES = {

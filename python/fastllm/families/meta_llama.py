@@ -7,8 +7,8 @@ tensors tell, nor of the context, nor by how much Llama 3.1 and 3.2 slow rotatio
 from __future__ import annotations
 
 from fastllm.config import Config, rope_freqs
-from fastllm.families import Recipe, Source, half_split
-from fastllm.families.huggingface import head_width
+from fastllm.families._huggingface import head_width
+from fastllm.families.source import Recipe, Source, half_split
 
 _CONTEXTS = {500000.0: 8192, 1000000.0: 16384}  # of Llama 3 and Code Llama, by rope_theta; else Llama 2's
 _LLAMA_2_CONTEXT, _LLAMA_3_1_CONTEXT = 4096, 131072
@@ -70,7 +70,7 @@ def _context(source: Source) -> int:
 def _freqs(source: Source, dim: int, head_dim: int, max_seq: int) -> bytes:
     if "rope_theta" not in source.header:
         return rope_freqs(10000.0, head_dim)
-    from fastllm.families.rope import rotation
+    from fastllm.families._rope import rotation
 
     # 3.2's small models slow down by 32, all others by 8: in Hugging Face's configs, while Meta's code has 8 for all
     # (llama-models issue 241). Only the small ones are narrower than 3.1's 8B.

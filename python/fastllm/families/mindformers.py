@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import re
 
-from fastllm import families
-from fastllm.families import Recipe, Source
-from fastllm.formats import Checkpoint
+from fastllm.families._translation import translated
+from fastllm.families.source import Recipe, Source
 
 _NAMES = {
     "attention_norm": "input_layernorm",
@@ -55,9 +54,7 @@ def recipe(source: Source) -> Recipe:
     header["attention_bias"] = "model.layers.0.self_attn.q_proj.bias" in tensors
     header["attention_out_bias"] = "model.layers.0.self_attn.o_proj.bias" in tensors
     header["mlp_bias"] = "model.layers.0.mlp.up_proj.bias" in tensors
-    found = families.recipe(Checkpoint(source.path, "", "LlamaForCausalLM", header, tensors))
-    source.tensors.mark(*(theirs for ours, theirs in origins.items() if ours not in found.unused))
-    return found
+    return translated(source, "LlamaForCausalLM", header, tensors, origins)
 
 
 def _name(theirs: str) -> str | None:

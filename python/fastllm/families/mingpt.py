@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.huggingface import head_width
+from fastllm.families._huggingface import head_width
+from fastllm.families.source import Recipe, Source
 from fastllm.tensors import columns, parted, reshaped
 
 

@@ -7,9 +7,7 @@ from functools import partial
 from typing import Any
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.llama import (
-    MISTRAL,
+from fastllm.families._decoder import (
     attention,
     decoder,
     depth,
@@ -19,7 +17,9 @@ from fastllm.families.llama import (
     same_window,
     settings,
 )
+from fastllm.families.mistral import MISTRAL
 from fastllm.families.qwen import multimodal_rope
+from fastllm.families.source import Recipe, Source
 from fastllm.tensors import at, parted, stacked, transposed
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fastllm.families import Recipe, Source
-from fastllm.families.llama import LLAMA, attention, decoder, feed_forward, qk_norm, settings
+from fastllm.families._decoder import attention, decoder, feed_forward, qk_norm, settings
+from fastllm.families.llama import LLAMA
+from fastllm.families.source import Recipe, Source
 
 _AFTER = {"post_attn_norm": "post_attention_layernorm", "post_ffn_norm": "post_feedforward_layernorm"}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.llama import LLAMA, decoder, same_window, settings
-from fastllm.families.rope import parameters
+from fastllm.families._decoder import decoder, same_window, settings
+from fastllm.families._rope import parameters
+from fastllm.families.llama import LLAMA
+from fastllm.families.source import Recipe, Source
 from fastllm.tensors import parted
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.llama import attention, decoder, feed_forward, layer_windows, qk_norm, settings
-from fastllm.families.rope import parameters
+from fastllm.families._decoder import attention, decoder, feed_forward, layer_windows, qk_norm, settings
+from fastllm.families._rope import parameters
+from fastllm.families.source import Recipe, Source
 
 _QWEN: dict[str, object] = {
     "hidden_size": 4096,

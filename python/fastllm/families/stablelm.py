@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.llama import BEFORE, ONE_BEFORE, attention, decoder, feed_forward, settings
-from fastllm.families.rope import parameters
+from fastllm.families._decoder import BEFORE, ONE_BEFORE, attention, decoder, feed_forward, settings
+from fastllm.families._rope import parameters
+from fastllm.families.source import Recipe, Source
 from fastllm.tensors import joined_rows
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastllm.families import Source
+from fastllm.families.source import Source
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastllm.families import Source
+from fastllm.families.source import Source
 
 ACTS = {
     "gelu": "gelu_erf",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 
-from fastllm.families import Recipe, Source
+from fastllm.families.source import Recipe, Source
 from fastllm.heads import Classifier, Layer
 from fastllm.tensors import floats
 
