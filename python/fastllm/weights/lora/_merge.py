@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from fastllm.errors import CheckpointError
 from fastllm.formats import Checkpoint
 from fastllm.tensors import Tensor, floats, transposed
-from fastllm.weights.lora import options
+from fastllm.weights.lora import _options
 from fastllm.weights.lora.product import Factors, added
 
 # A LoRA tensor's name: module, part, and the adapter's own name, which saving mostly drops.
@@ -32,7 +32,7 @@ class Merge:
 
     def __init__(self, base: Checkpoint, adapter: Checkpoint) -> None:
         self.base, self.adapter = base, adapter
-        self.options = options.read(adapter)
+        self.options = _options.read(adapter)
         self.tensors, self.header, self.architecture = dict(base.tensors), dict(base.header), base.architecture
         self.lost, self.added = "", ""  # what names in the base have less and more in front than the adapter's
 
