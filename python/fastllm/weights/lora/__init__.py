@@ -1,4 +1,4 @@
-"""LoRA adapters (Hu et al., 2021), as the PEFT library saves them, added to the weights of the model they were made for.
+"""LoRA adapters (Hu et al., 2021), as the PEFT library saves them, added to the weights of their model.
 
 https://arxiv.org/abs/2106.09685. Of a matrix W [d, n] an adapter has two thin factors, A [r, n] and B [d, r]:
 
