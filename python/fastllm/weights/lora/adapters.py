@@ -13,9 +13,9 @@ _PEFT_ONLY = "fastllm applies adapters of the PEFT library (adapter_config.json 
 
 
 def check_is_model(path: Path, *, with_adapters: bool = False) -> None:
-    """Raises CheckpointError for an adapter that is named instead of its model, or would be overlooked beside one.
+    """Raises CheckpointError where `path` is an adapter, or a folder of a model with an adapter beside it.
 
-    with_adapters: whether adapters are named too, so that one beside the model is not overlooked.
+    with_adapters: whether the user named adapters as well; one beside the model is then no oversight.
     """
     folder = peft.folder_of(path)
     if folder is None:
@@ -35,7 +35,7 @@ def check_is_model(path: Path, *, with_adapters: bool = False) -> None:
 
 
 def check_has_no_factors(checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError for a checkpoint with unmerged factors among its tensors."""
+    """Raises CheckpointError for a checkpoint that holds the factors of an adapter among its tensors."""
     if checkpoint.header.get("general.type") == "adapter":
         raise CheckpointError(f"{checkpoint.path} is not a model but an adapter in a GGUF file: {_PEFT_ONLY}")
     for name in checkpoint.tensors:
@@ -49,7 +49,7 @@ def check_has_no_factors(checkpoint: Checkpoint) -> None:
 def merged(checkpoint: Checkpoint, adapters: Sequence[Path]) -> Checkpoint:
     """The checkpoint with adapters added, one after the other.
 
-    Raises CheckpointError for an adapter that is broken, of another kind than LoRA, or of another model.
+    Raises CheckpointError for an adapter that is broken, is not LoRA, or was made for another model.
     """
     for path in adapters:
         if checkpoint.architecture.startswith("gguf:"):
@@ -62,6 +62,7 @@ def merged(checkpoint: Checkpoint, adapters: Sequence[Path]) -> Checkpoint:
 
 
 def _open(path: Path) -> Checkpoint:
+    """The adapter at a path. Raises CheckpointError if there is none."""
     folder = peft.folder_of(path)
     if folder is None:
         if not path.exists():
@@ -71,7 +72,7 @@ def _open(path: Path) -> Checkpoint:
 
 
 def _base_of(folder: Path) -> str | None:
-    """What an adapter's config says it was made for."""
+    """The name of the model that an adapter was made for, by its config; None where that does not say."""
     from fastllm.formats.huggingface import json_of
 
     try:
