@@ -1,4 +1,4 @@
-"""From a checkpoint to the recipe of its family."""
+"""Finds a checkpoint's family and applies it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from fastllm.formats import Checkpoint
 
 
 def recipe(checkpoint: Checkpoint) -> Recipe:
-    """The recipe of the checkpoint's family, with the classifier that is in the file where its task is to classify.
+    """The recipe that a checkpoint's family makes, with its classifier if it is a model that labels texts or tokens.
 
-    Raises CheckpointError for a family that is not known, and for what the family finds wrong.
+    Raises CheckpointError for a family that is not known, and for a config or tensors that are not the family's.
     """
     name, task = split(checkpoint.architecture, checkpoint.header.get("model_type"))
     if not name:
@@ -37,6 +37,7 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
 
 
 def _unknown(checkpoint: Checkpoint) -> CheckpointError:
+    """The error for a family that is not known, with the names that are most like it."""
     path, name = checkpoint.path, checkpoint.architecture[:100]
     if not name:
         nor = (

@@ -1,8 +1,15 @@
 """The decoder that most families share, Llama's, under the names of the transformers library.
 
-A family of this kind is a call of `decoder` with its Config (`settings`) and the parts of its layers: functions that
-give the tensors of layer i their canonical names, of which `attention`, `qk_norm` and `feed_forward` are the common
-ones.
+A family makes its Config with `settings`, which reads the keys that all of them have, and its Recipe with `decoder`,
+which names embedding, norms and head, and for the rest of each layer calls the family's parts:
+
+    def family(source: Source) -> Recipe:
+        source.defaults = {...}                       # of transformers' class, for keys that a config leaves out
+        config = settings(source, qk_norm="head")     # what differs from a plain Llama, by Config's names
+        return decoder(source, config, attention, qk_norm, feed_forward)
+
+A part gives tensors of layer i their canonical names; `attention`, `qk_norm` and `feed_forward` are the common ones,
+and functools.partial sets their options.
 """
 
 from __future__ import annotations
@@ -20,7 +27,7 @@ Part = Callable[[Source, Config, int], None]
 
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
-# The norms of a layer: canonical name -> the file's.
+# The norms of a layer: canonical name -> transformers'.
 BEFORE = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 ONE_BEFORE = {"attn_norm": "input_layernorm"}  # attention and feed-forward side by side
 
@@ -36,10 +43,10 @@ def settings(
     head_dim: int | None = None,
     **flags: Any,
 ) -> Config:
-    """The Config of a decoder, and its rotary frequencies.
+    """The Config of a decoder; also names its rotary frequencies.
 
-    rope: its rotary parameters, where they are not the plain ones with `theta`; head_dim: where the config has none,
-    instead of the heads' share of the width; flags: Config's, over what the config says.
+    rope: the rotary parameters, None for _rope.parameters with `theta`. theta, head_dim: the class's defaults, None for
+    dim / heads channels a head. flags: fields of Config, which replace those that the checkpoint's config gives.
     """
     source.refuse("per_layer_config")
     source.refuse("is_causal", True)
@@ -79,13 +86,13 @@ def settings(
 
 
 def _kv_heads(source: Source, heads: int) -> int:
-    """null is as many as there are query heads, also where the family's default is another number."""
+    """Heads of keys and values. null means as many as query heads, whatever the class's default is."""
     null = "num_key_value_heads" in source.header and source.header["num_key_value_heads"] is None
     return heads if null else source.integer("num_key_value_heads", heads)
 
 
 def depth(source: Source) -> int:
-    """How many layers there are."""
+    """How many layers there are, for code that makes a list of them before Config checks the number."""
     n = source.integer("num_hidden_layers")
     if not 1 <= n <= 65536:
         raise source.error(f"has num_hidden_layers {n}")
@@ -93,25 +100,29 @@ def depth(source: Source) -> int:
 
 
 def positive(source: Source, key: str, default: float | None = None) -> float:
+    """A number above 0 of the config. Raises CheckpointError for others."""
     value = source.number(key, default)
     if value <= 0:
         raise source.error(f"has {key} {value}, which must be greater than 0")
     return value
 
 
-def window(source: Source, default: int | None) -> int:
-    """sliding_window as Config.windows has it; null is none, and `default` is meant where it is missing."""
+def _window(source: Source, default: int | None) -> int:
+    """sliding_window: null is none (0), a missing key is `default`."""
     return source.integer("sliding_window", 0 if "sliding_window" in source.header else default or 0)
 
 
 def same_window(source: Source, default: int | None = None) -> tuple[int, ...]:
-    """The window in all layers."""
-    return (window(source, default),) * depth(source)
+    """Config.windows with the sliding_window in all layers."""
+    return (_window(source, default),) * depth(source)
 
 
 def layer_windows(source: Source, default: int | None, sliding: Callable[[int], bool]) -> tuple[int, ...]:
-    """The window in the layers that layer_types says slide, or without it in those that `sliding` says do."""
-    n, size = depth(source), window(source, default)
+    """Config.windows with the sliding_window in some layers.
+
+    They are those that layer_types calls sliding_attention; without layer_types, those i for which sliding(i) holds.
+    """
+    n, size = depth(source), _window(source, default)
     kinds = source.get("layer_types", ["sliding_attention" if sliding(i) else "full_attention" for i in range(n)])
     if not isinstance(kinds, list) or len(kinds) < n:
         raise source.error(f"has no layer_types for each of {n} layers")
@@ -134,10 +145,11 @@ def decoder(
     tied: bool = False,
     bos: bool = True,
 ) -> Recipe:
-    """The recipe of a decoder whose layers have `parts` and `norms`.
+    """The recipe of a decoder.
 
-    norm_add: what the norms' weights lack; norm_bias: whether norms have biases; tied: whether the head is the
-    embedding where the config does not say; bos: whether texts start with BOS where the tokenizer does not say.
+    parts: name the tensors of each layer, but for its `norms`. norm_add: added to the weights of norms. norm_bias:
+    whether norms have biases. tied: whether the head is the embedding where the config does not say. bos: whether texts
+    start with BOS where the tokenizer does not say.
     """
 
     def norm(ours: str, theirs: str) -> None:
@@ -155,8 +167,8 @@ def decoder(
     return source.recipe(config._replace(head=head), bos=first if type(first) is int else None, stop=stop)
 
 
-def linear(source: Source, ours: str, theirs: str, *, bias: bool, heads: int = 0, head_dim: int = 0) -> None:
-    """A matrix and its bias; bias: whether it has one; heads: whose pairs (2i, 2i + 1) rotate, 0 for none."""
+def _linear(source: Source, ours: str, theirs: str, *, bias: bool, heads: int = 0, head_dim: int = 0) -> None:
+    """Names a linear layer. heads: that many heads of it rotate pairs (2i, 2i + 1); 0 if none do."""
     if not heads:
         source.linear(ours, theirs, bias=bias)
         return
@@ -175,23 +187,27 @@ def attention(
     out_bias: bool | None = None,
     interleaved: bool = False,
 ) -> None:
-    """q_proj, k_proj, v_proj, o_proj. bias: of the first three, out_bias: of the last; None asks attention_bias.
+    """The part of q_proj, k_proj, v_proj and o_proj.
 
-    interleaved: pairs (2i, 2i + 1) of a head rotate.
+    bias: whether the first three have biases, out_bias: whether the last has; None for what attention_bias says.
+    interleaved: whether heads rotate pairs (2i, 2i + 1) instead of (i, i + head_dim / 2).
     """
     ours, theirs = f"layers.{i}.attn", f"model.layers.{i}.self_attn"
     default = source.flag("attention_bias")
-    own = source.flag("attention_out_bias", default)  # a key of ours, where a format is translated
+    own = source.flag("attention_out_bias", default)  # set by translations: GGUF, mindformers
     bias = default if bias is None else bias
     q, kv = (config.n_heads, config.n_kv_heads) if interleaved else (0, 0)
-    linear(source, f"{ours}.wq", f"{theirs}.q_proj", bias=bias, heads=q, head_dim=config.head_dim)
-    linear(source, f"{ours}.wk", f"{theirs}.k_proj", bias=bias, heads=kv, head_dim=config.head_dim)
-    linear(source, f"{ours}.wv", f"{theirs}.v_proj", bias=bias)
-    linear(source, f"{ours}.wo", f"{theirs}.o_proj", bias=own if out_bias is None else out_bias)
+    _linear(source, f"{ours}.wq", f"{theirs}.q_proj", bias=bias, heads=q, head_dim=config.head_dim)
+    _linear(source, f"{ours}.wk", f"{theirs}.k_proj", bias=bias, heads=kv, head_dim=config.head_dim)
+    _linear(source, f"{ours}.wv", f"{theirs}.v_proj", bias=bias)
+    _linear(source, f"{ours}.wo", f"{theirs}.o_proj", bias=own if out_bias is None else out_bias)
 
 
 def qk_norm(source: Source, config: Config, i: int, *, add: float = 0.0, interleaved: bool = False) -> None:
-    """q_norm and k_norm: of one head for all of them, or with weights for each."""
+    """The part of q_norm and k_norm, whose weights are of one head, for all of them, or of each head.
+
+    add: added to the weights. interleaved: as for attention.
+    """
     if config.qk_norm == "none":
         return
     for ours, heads in (("q_norm", config.n_heads), ("k_norm", config.n_kv_heads)):
@@ -205,7 +221,7 @@ def qk_norm(source: Source, config: Config, i: int, *, add: float = 0.0, interle
 
 
 def feed_forward(source: Source, config: Config, i: int, *, theirs: str = "mlp") -> None:
-    """gate_proj, up_proj, down_proj."""
+    """The part of gate_proj, up_proj and down_proj. theirs: the module that they are in."""
     bias = source.flag("mlp_bias")
     for ours, name in (("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj")):
-        linear(source, f"layers.{i}.ffn.{ours}", f"model.layers.{i}.{theirs}.{name}", bias=bias)
+        _linear(source, f"layers.{i}.ffn.{ours}", f"model.layers.{i}.{theirs}.{name}", bias=bias)

@@ -1,4 +1,8 @@
-"""What each of llama.cpp's architectures is in Hugging Face's words: a class, and what only it has."""
+"""llama.cpp's architectures: the class of the transformers library that each is, and what only it has.
+
+https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/constants.py lists their names and tensors. A new one
+takes a line in _ARCHITECTURES and a line "gguf:NAME" in the table of architectures.py.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,12 @@ Header = dict[str, object]
 
 
 class Architecture(NamedTuple):
-    """What one of llama.cpp's architectures is in Hugging Face's terms.
+    """One of llama.cpp's architectures in the terms of the transformers library.
 
-    header: what its config has beside what all have; names: its tensors that are called otherwise; interleaved: whether
-    rotary pairs were made (2i, 2i + 1); turn: of a tensor that the converter changed, by its name here.
+    name: the class. header(meta): its keys beside those that all architectures share, by Hugging Face's names; meta is
+    the file with the metadata of the architecture. names: modules with other names than in gguf.py. interleaved:
+    whether the converter reordered rows for rotary pairs (2i, 2i + 1). turn(name, tensor, meta): undoes other changes
+    of the converter to a tensor of that name in the file.
     """
 
     name: str
@@ -26,18 +32,19 @@ class Architecture(NamedTuple):
 
 
 def head_dim(meta: Source) -> int:
+    """Channels of a head."""
     heads = meta.integer("attention.head_count")
     return meta.integer("attention.key_length", meta.integer("embedding_length") // max(heads, 1))
 
 
 def _whole(meta: Source) -> Header:
-    """Heads that rotate as a whole."""
+    """For classes whose whole heads rotate. Raises CheckpointError where they do not."""
     meta.refuse("rope.dimension_count", head_dim(meta))
     return {}
 
 
 def _partial(meta: Source) -> Header:
-    """Heads of which a part may rotate."""
+    """For classes where a part of each head may rotate."""
     width = head_dim(meta)
     return {"partial_rotary_factor": meta.integer("rope.dimension_count", width) / max(width, 1)}
 
@@ -63,7 +70,7 @@ def _gemma_embedding(meta: Source) -> Header:
 
 
 def _query_scalar(meta: Source, layers: int) -> int:
-    """Attention is scaled by the width of a head, but in the models of 27B parameters, told by their layers."""
+    """query_pre_attn_scalar, which files lack: head_dim, but dim / heads in the models of 27B, which have `layers`."""
     if meta.integer("block_count") == layers:
         return meta.integer("embedding_length") // max(meta.integer("attention.head_count"), 1)
     return head_dim(meta)
@@ -126,19 +133,19 @@ def _gptneox(meta: Source) -> Header:
 
 
 def _less_one(name: str, tensor: Tensor, _: Source) -> Tensor:
-    """Gemma's norms, to which the converter has added 1."""
+    """Gemma's norms, to which the converter added 1."""
     if not name.endswith("norm.weight"):
         return tensor
     return Tensor("f32", tensor.shape, lambda begin, end: floats(tensor, begin, end) - 1)
 
 
 def _turned(name: str, tensor: Tensor, _: Source) -> Tensor:
-    """GPT-2's matrices of the layers, which it has as (inputs, outputs)."""
+    """GPT-2's matrices, which the converter transposed; the class has them as (inputs, outputs)."""
     return transposed(tensor) if name.startswith("blk.") and len(tensor.shape) == 2 else tensor
 
 
 def _by_head(name: str, tensor: Tensor, meta: Source) -> Tensor:
-    """GPT-NeoX's (3, heads, head_dim) rows as (heads, 3, head_dim)."""
+    """GPT-NeoX's queries, keys and values: rows (3, heads, head_dim) become (heads, 3, head_dim)."""
     if ".attn_qkv." not in name:
         return tensor
     heads, width = meta.integer("attention.head_count"), head_dim(meta)
@@ -150,7 +157,7 @@ def _by_head(name: str, tensor: Tensor, meta: Source) -> Tensor:
 
 
 def _one_row(name: str, tensor: Tensor, _: Source) -> Tensor:
-    """The gate of Qwen2-MoE's shared expert, stored as a vector."""
+    """The gate of Qwen2-MoE's shared expert, a vector in the file, as a matrix of one row."""
     return reshaped(tensor, (1, tensor.width)) if name.endswith("ffn_gate_inp_shexp.weight") else tensor
 
 
@@ -193,7 +200,8 @@ _BERT = {
     "ffn_down": "output.dense",
     "layer_output_norm": "output.LayerNorm",
 }
-ARCHITECTURES = {
+# By general.architecture in the file, and those that `architecture` tells apart from one of these.
+_ARCHITECTURES = {
     "bert": Architecture("BertModel", names=_BERT),
     "cohere2": Architecture("Cohere2ForCausalLM"),
     "command-r": Architecture("CohereForCausalLM", _cohere),
@@ -216,3 +224,12 @@ ARCHITECTURES = {
     "smollm3": Architecture("SmolLM3ForCausalLM", _whole, interleaved=True),
     "stablelm": Architecture("StableLmForCausalLM", _stablelm, _STABLELM),
 }
+
+
+def architecture(name: str, meta: Source) -> Architecture:
+    """The architecture of that name in general.architecture. Two such names stand for two classes each."""
+    if name == "llama" and meta.integer("expert_count", 0):
+        name = "mixtral"
+    if name == "gemma3" and "dense.0.weight" in meta.tensors:  # EmbeddingGemma, as Ollama names it
+        name = "gemma-embedding"
+    return _ARCHITECTURES[name]

@@ -1,4 +1,4 @@
-"""Checkpoints whose names and config are translated to Hugging Face's, and then read as those."""
+"""For checkpoints that are read by translating their config and tensor names to those of the transformers library."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def translated(
     tensors: Mapping[str, Tensor],
     origins: Mapping[str, str],
 ) -> Recipe:
-    """The recipe of `source` as the family of `architecture`, a class of the transformers library, reads it.
+    """The recipe that the family of `architecture`, a class of the transformers library, makes of a translation.
 
-    header, tensors: under Hugging Face's names. origins: the file's own name for each of these tensors; what the family
-    uses of them counts as used in `source`.
+    header, tensors: `source` in the names of that library. origins: the translated name of each tensor -> its name in
+    the file. The tensors that the family uses are marked as used in `source`.
     """
     name, task = split(architecture)
     target = Source(Checkpoint(source.path, "", architecture, header, tensors), task)

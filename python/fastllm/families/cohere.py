@@ -1,4 +1,7 @@
-"""Command R (Cohere, 2024, 2025): LayerNorm without bias, blocks side by side, rotary pairs (2i, 2i + 1)."""
+"""Command R and A (Cohere, 2024, 2025): LayerNorm without bias, parallel blocks, rotary pairs (2i, 2i + 1).
+
+CohereForCausalLM and Cohere2ForCausalLM; https://arxiv.org/abs/2504.00698 describes Command A.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def cohere(source: Source) -> Recipe:
 
 
 def cohere2(source: Source) -> Recipe:
-    """Cohere2ForCausalLM: Command R7B and A. Layers with a window rotate, the others do not."""
+    """Cohere2ForCausalLM: Command R7B and A. Only the layers with a window rotate."""
     source.defaults = _COHERE
     every = source.integer("sliding_window_pattern", 4) or 4
     windows = layer_windows(source, 4096, lambda i: bool((i + 1) % every))

@@ -1,4 +1,7 @@
-"""Gemma 1, 2 and 3 (Gemma Team, 2024, 2025): norms that lack 1, scaled embeddings, a tied head."""
+"""Gemma 1, 2 and 3 (Gemma Team, 2024, 2025): norms with weights 1 + w, scaled embeddings, a tied head.
+
+https://arxiv.org/abs/2403.08295, https://arxiv.org/abs/2408.00118, https://arxiv.org/abs/2503.19786
+"""
 
 from __future__ import annotations
 
@@ -55,14 +58,14 @@ _GEMMA3: dict[str, object] = {
 
 
 def gemma(source: Source) -> Recipe:
-    """GemmaForCausalLM. Where its config says "gelu", the approximation by tanh is meant."""
+    """GemmaForCausalLM. Its configs say "gelu" and mean the approximation by tanh."""
     source.defaults = _GEMMA
     config = _settings(source, act="gelu_tanh" if source.get("hidden_act") == "gelu" else _act(source, "hidden_act"))
     return decoder(source, config, attention, feed_forward, norms=BEFORE, norm_add=1.0, tied=True)
 
 
 def gemma2(source: Source) -> Recipe:
-    """Gemma2ForCausalLM: norms before and after, capped logits, a window in every second layer."""
+    """Gemma2ForCausalLM: norms before and after each block, soft caps, a window in every second layer."""
     source.defaults = _GEMMA2
     config = _settings(
         source,
@@ -76,16 +79,16 @@ def gemma2(source: Source) -> Recipe:
 
 
 def gemma3(source: Source) -> Recipe:
-    """Gemma3ForCausalLM: norms of queries and keys, five layers with a window and a slower rotation to one without.
+    """Gemma3ForCausalLM: norms of queries and keys; of six layers five have a window and a rotation of their own.
 
-    EmbeddingGemma (2025) is one that sees to both sides.
+    EmbeddingGemma (https://arxiv.org/abs/2509.20354) is a Gemma 3 that attends in both directions.
     """
     source.defaults = _GEMMA3
     source.refuse("attn_logit_softcapping")
     every = source.integer("sliding_window_pattern", 6) or depth(source) + 1
     windows = _windows(source, lambda i: bool((i + 1) % every))
     causal = not source.flag("use_bidirectional_attention")
-    if not causal:  # the size is that of both sides together
+    if not causal:  # sliding_window counts the positions on both sides together
         windows = tuple(window and window // 2 + 1 for window in windows)
     whole, local = _ropes(source)
     config = _settings(
@@ -111,7 +114,7 @@ def gemma3(source: Source) -> Recipe:
 
 
 def _windows(source: Source, sliding: Callable[[int], bool]) -> tuple[int, ...]:
-    """Layers that slide have a window: null is the default, not none."""
+    """Config.windows. Unlike in other families, a sliding_window of null is the default, not none."""
     size = source.integer("sliding_window", 4096)
     source.header = {**source.header, "sliding_window": size}
     return layer_windows(source, None, sliding)
@@ -127,12 +130,12 @@ def _act(source: Source, key: str) -> str:
 
 
 def _softcap(source: Source, key: str, default: float) -> float:
-    """null is none, and `default` is meant where the key is missing."""
+    """A soft cap: null is none (0), a missing key is `default`."""
     return source.number(key, 0.0 if key in source.header else default)
 
 
 def _ropes(source: Source) -> tuple[Source, Source]:
-    """The rotary parameters of layers without and with a window."""
+    """The rotary parameters of the layers without a window, and of those with one."""
     both = source.section("rope_parameters")
     whole, local = both.section("full_attention"), both.section("sliding_attention")
     if source.get("rope_scaling"):

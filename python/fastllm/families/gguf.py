@@ -1,8 +1,9 @@
-"""GGUF's models: llama.cpp's names of settings and tensors as those of Hugging Face, whose families then read them.
+"""GGUF files: llama.cpp's names of settings and tensors become those of Hugging Face, whose families then read them.
 
-llama.cpp's converter (convert_hf_to_gguf.py) also changes some values, which is undone here: rows of queries
-and keys in the order of interleaved rotary pairs where llama.cpp rotates so, norms of Gemma with 1 added, GPT-2's
-matrices turned, GPT-NeoX's queries, keys and values sorted.
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md lists the names. llama.cpp's converter (convert_hf_to_gguf.py)
+changes some tensors as well, which is undone: it reorders rows of queries and keys where llama.cpp rotates pairs
+(2i, 2i + 1) (_rotated), adds 1 to Gemma's norms, transposes GPT-2's matrices, and sorts GPT-NeoX's queries, keys and
+values (_gguf_architectures.py, with all that only one architecture has).
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from fastllm.families._gguf_architectures import ARCHITECTURES, Header, head_dim
+from fastllm.families._gguf_architectures import Header, architecture, head_dim
 from fastllm.families._translation import translated
 from fastllm.families.source import Recipe, Source, Weight, half_split
 from fastllm.formats import Checkpoint
 from fastllm.heads import Embedding, Layer
 from fastllm.tensors import Tensor, at, floats
 
+# Hugging Face's keys -> llama.cpp's, after the architecture's name.
 _HEADER = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -36,12 +38,14 @@ _HEADER = {
     "clip_qkv": "attention.clamp_kqv",
     "use_parallel_residual": "use_parallel_residual",
 }
+# enum llama_pooling_type of llama.h.
 _POOLINGS = {1: "mean", 2: "cls", 3: "last"}
 _UNPOOLED, _RANK = 0, 4
-# sentence-transformers' layers after pooling, by llama.cpp's names and by Ollama's.
+# sentence-transformers' dense layers after pooling, as llama.cpp and as Ollama name them.
 _DENSE = ("dense_2.weight", "dense_3.weight"), ("dense.0.weight", "dense.1.weight")
 _MOST_PARTS = 1 << 16  # experts or heads in one tensor
 _NEEDED = ("embedding_length", "feed_forward_length", "block_count", "attention.head_count", "context_length")
+# llama.cpp's names of modules -> Hugging Face's in Llama and its relatives; {} is the index of an expert.
 _NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -72,15 +76,11 @@ _NAMES = {
 }
 
 
-def recipe(source: Source) -> Recipe:
-    """Translates the checkpoint, and asks the family of the translation."""
+def gguf(source: Source) -> Recipe:
+    """Any family of a GGUF file, by translation to the names of its class in transformers."""
     name = source.architecture.removeprefix("gguf:")
     meta = Source(Checkpoint(source.path, "", source.architecture, _settings(source, name), source.tensors))
-    if name == "llama" and meta.integer("expert_count", 0):
-        name = "mixtral"
-    if name == "gemma3" and _DENSE[1][0] in source.tensors:
-        name = "gemma-embedding"
-    kind = ARCHITECTURES[name]
+    kind = architecture(name, meta)
     for key in _NEEDED:
         meta.integer(key)
     meta.number("attention.layer_norm_rms_epsilon", meta.get("attention.layer_norm_epsilon"))
@@ -100,7 +100,10 @@ def recipe(source: Source) -> Recipe:
 
 
 def _settings(source: Source, name: str) -> Header:
-    """The metadata of the architecture. What is a list with a value for each layer is one value, the same for all."""
+    """The metadata under the architecture's name, without it. Lists of a value for each layer become that value.
+
+    Raises CheckpointError where layers differ.
+    """
     values = {}
     for key, value in source.header.items():
         if not key.startswith(f"{name}."):
@@ -112,6 +115,7 @@ def _settings(source: Source, name: str) -> Header:
 
 
 def _common(source: Source, meta: Source) -> Header:
+    """What takes more than a new name: keys that tensors tell, tokens, the rotation."""
     header: Header = {
         "vocab_size": source.tensor("token_embd.weight").shape[0],
         "tie_word_embeddings": "output.weight" not in source.tensors,
@@ -129,7 +133,7 @@ def _common(source: Source, meta: Source) -> Header:
     if not meta.flag("attention.causal", True):
         header["is_causal"] = False
     scaling = meta.text("rope.scaling.type", "linear")
-    factor = meta.number("rope.scaling.factor", meta.number("rope.scale_linear", 0.0))  # the second is of 2023
+    factor = meta.number("rope.scaling.factor", meta.number("rope.scale_linear", 0.0))  # scale_linear: files of 2023
     if scaling in ("linear", "yarn") and factor:
         header["rope_scaling"] = {
             "rope_type": scaling,
@@ -142,12 +146,12 @@ def _common(source: Source, meta: Source) -> Header:
 
 
 def _named(theirs: str, tensor: Tensor, names: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
-    """A tensor under Hugging Face's name, or its parts where each has its own; nothing for what has none."""
+    """A tensor under Hugging Face's name, or its parts (experts, heads) under theirs; nothing if it has none."""
     place = re.fullmatch(r"(?:(blk)\.(\d+)\.)?(\w+?)(?:\.(\d+))?\.(weight|bias)", theirs)
     if not place:
         return
     block, layer, name, expert, kind = place.groups()
-    ours = names.get(f"{name}_exps" if expert else name)  # an expert was once a tensor of its own
+    ours = names.get(f"{name}_exps" if expert else name)  # old files have a tensor for each expert
     if ours is None:
         return
     if block:
@@ -162,7 +166,11 @@ def _named(theirs: str, tensor: Tensor, names: dict[str, str]) -> Iterator[tuple
 
 
 def _rotated(source: Source, found: Recipe, *, interleaved: bool) -> Recipe:
-    """Rows of queries and keys in the half-split order again, and frequencies divided by the file's factors."""
+    """The recipe with rotations as in the file.
+
+    interleaved: whether queries and keys have pairs (2i, 2i + 1), whose rows half_split reorders. rope_freqs.weight: by
+    which frequencies are divided (Llama 3.1's scaling).
+    """
     import numpy
 
     matrices, vectors, config = dict(found.matrices), dict(found.vectors), found.config
@@ -187,7 +195,7 @@ def _rotated(source: Source, found: Recipe, *, interleaved: bool) -> Recipe:
 
 
 def _with_embedding(source: Source, found: Recipe, pooling: int) -> Recipe:
-    """The recipe, with what the file says of vectors: the pooling by llama.cpp's number, and layers after it."""
+    """The recipe with the file's embedding. pooling: llama.cpp's number; its layers follow the pooling."""
     if pooling not in (_UNPOOLED, *_POOLINGS):
         what = "a reranker" if pooling == _RANK else "a model"
         refused = f"{source.path} is {what} with pooling_type {pooling}, whose vectors fastllm cannot make"

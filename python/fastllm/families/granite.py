@@ -1,4 +1,7 @@
-"""Granite 3 (Granite Team, 2024): Llama with factors of embeddings, attention, residuals and logits."""
+"""Granite 3 (Granite Team, 2024), GraniteForCausalLM: Llama with factors of embeddings, attention, residuals, logits.
+
+https://github.com/ibm-granite/granite-3.0-language-models
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from fastllm.families.source import Recipe, Source
 
 
 def granite(source: Source) -> Recipe:
-    """Granite 3 (IBM, 2024): factors of embeddings, attention, residuals and logits."""
+    """GraniteForCausalLM."""
     source.defaults = LLAMA
     config = settings(
         source,

@@ -1,4 +1,7 @@
-"""Helium (Kyutai, 2025): Llama whose rotary pairs are neighbours."""
+"""Helium (Kyutai, 2025), HeliumForCausalLM: Llama with rotary pairs (2i, 2i + 1) and no bias in attention's output.
+
+https://huggingface.co/kyutai/helium-1-preview-2b
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from fastllm.families.source import Recipe, Source
 
 
 def helium(source: Source) -> Recipe:
-    """Helium (Kyutai, 2025): pairs (2i, 2i + 1) rotate, the output has no bias."""
+    """HeliumForCausalLM."""
     source.defaults = {
         "hidden_size": 2560,
         "intermediate_size": 7040,

@@ -1,11 +1,15 @@
-"""Llama 1 to 3.3 (Touvron et al., 2023; Grattafiori et al., 2024) and what shares its class."""
+"""Llama 1 to 3.3 (Touvron et al., 2023; Grattafiori et al., 2024), LlamaForCausalLM, and models that share the class.
+
+https://arxiv.org/abs/2302.13971, https://arxiv.org/abs/2307.09288, https://arxiv.org/abs/2407.21783. Meta's own files
+are in meta_llama.py.
+"""
 
 from __future__ import annotations
 
 from fastllm.families._decoder import attention, decoder, feed_forward, settings
 from fastllm.families.source import Recipe, Source
 
-# What configs leave out where it is the default of transformers' class; so in each family.
+# The defaults of transformers' class, which configs may leave out. Each family has those of its own class.
 LLAMA: dict[str, object] = {
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -17,6 +21,6 @@ LLAMA: dict[str, object] = {
 
 
 def llama(source: Source) -> Recipe:
-    """Llama (Touvron et al., 2023), with biases where the config has them."""
+    """LlamaForCausalLM."""
     source.defaults = LLAMA
     return decoder(source, settings(source), attention, feed_forward)

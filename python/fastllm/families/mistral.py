@@ -1,4 +1,7 @@
-"""Mistral 7B and what followed (Jiang et al., 2023): Llama with a sliding window in all layers."""
+"""Mistral 7B and its successors (Jiang et al., 2023), MistralForCausalLM: Llama with a sliding window in all layers.
+
+https://arxiv.org/abs/2310.06825
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ MISTRAL: dict[str, object] = {
 
 
 def mistral(source: Source) -> Recipe:
-    """Mistral (Jiang et al., 2023): a sliding window in all layers."""
+    """MistralForCausalLM."""
     source.defaults = MISTRAL
     source.refuse("layer_types")
     return decoder(source, settings(source, windows=same_window(source, 4096)), attention, feed_forward)

@@ -1,4 +1,7 @@
-"""OLMo 2 (OLMo Team, 2024): norms after the blocks, and of all queries and of all keys of a token."""
+"""OLMo 2 (OLMo Team, 2024), Olmo2ForCausalLM: norms after each block, and one over all queries and one over all keys.
+
+https://arxiv.org/abs/2501.00656
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""SmolLM3 (Hugging Face, 2025): Llama in which every fourth layer does not rotate."""
+"""SmolLM3 (Bakouch et al., 2025), SmolLM3ForCausalLM: Llama in which every fourth layer does not rotate (NoPE).
+
+https://huggingface.co/blog/smollm3
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from fastllm.families.source import Recipe, Source
 
 
 def smollm3(source: Source) -> Recipe:
-    """SmolLM3 (Hugging Face, 2025): every fourth layer does not rotate."""
+    """SmolLM3ForCausalLM."""
     source.defaults = {
         **LLAMA,
         "hidden_size": 2048,

@@ -1,4 +1,7 @@
-"""StableLM (Bellagente et al., 2024): LayerNorm, a part of each head rotates."""
+"""StableLM (Bellagente et al., 2024), StableLmForCausalLM: LayerNorm, and a quarter of each head rotates.
+
+https://arxiv.org/abs/2402.17834
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def stablelm(source: Source) -> Recipe:
 
 
 def _qk_norm(source: Source, config: Config, i: int) -> None:
-    """A tensor for each head, end to end."""
+    """The norms of queries and keys, whose weights are in a tensor for each head."""
     if config.qk_norm == "none":
         return
     for name, heads in (("q", config.n_heads), ("k", config.n_kv_heads)):
