@@ -70,7 +70,7 @@ def esm(source: Source) -> Recipe:
 
 
 def _frequencies(source: Source, head_dim: int, max_seq: int) -> None:
-    """Names the rotary frequencies: the file's if it has any, since the released models were trained with rounded ones."""
+    """Names the rotary frequencies: the file's if it has any, as released models were trained with rounded ones."""
     stored = next((name for name in source.tensors if name.endswith("rotary_embeddings.inv_freq")), None)
     if stored is None:
         source.vectors["rope.freqs"] = rotation(parameters(source), head_dim, max_seq).freqs
