@@ -1,7 +1,7 @@
 """llama.cpp's architectures: the class of the transformers library that each is, and what only it has.
 
 https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/constants.py lists their names and tensors. A new one
-takes a line in _ARCHITECTURES and a line "gguf:NAME" in the table of architectures.py.
+takes a line in _ARCHITECTURES and its name in the table of architectures.py.
 """
 
 from __future__ import annotations

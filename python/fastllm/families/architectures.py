@@ -12,9 +12,33 @@ from importlib import import_module
 
 from fastllm.families.source import Recipe, Source
 
+# GGUF's general.architecture.
+_GGUF = (
+    "bert",
+    "cohere2",
+    "command-r",
+    "gemma",
+    "gemma-embedding",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "gptneox",
+    "granite",
+    "llama",
+    "olmo2",
+    "olmoe",
+    "phi3",
+    "qwen2",
+    "qwen2moe",
+    "qwen3",
+    "qwen3moe",
+    "smollm3",
+    "stablelm",
+)
 # Family -> the module of this folder and the function in it. A family is named by the model_type of transformers'
-# configs; by "gguf:" and general.architecture in GGUF; or by its format, where that has one family only.
+# configs; by "gguf:" and the architecture in GGUF; or by its format, where that has one family only.
 FAMILIES: dict[str, tuple[str, str]] = {
+    **{f"gguf:{name}": ("gguf", "gguf") for name in _GGUF},
     "AMPLIFY": ("amplify", "amplify"),
     "bert": ("bert", "bert"),
     "camembert": ("bert", "roberta"),
@@ -26,26 +50,6 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "gemma": ("gemma", "gemma"),
     "gemma2": ("gemma", "gemma2"),
     "gemma3_text": ("gemma", "gemma3"),
-    "gguf:bert": ("gguf", "gguf"),
-    "gguf:cohere2": ("gguf", "gguf"),
-    "gguf:command-r": ("gguf", "gguf"),
-    "gguf:gemma": ("gguf", "gguf"),
-    "gguf:gemma-embedding": ("gguf", "gguf"),
-    "gguf:gemma2": ("gguf", "gguf"),
-    "gguf:gemma3": ("gguf", "gguf"),
-    "gguf:gpt2": ("gguf", "gguf"),
-    "gguf:gptneox": ("gguf", "gguf"),
-    "gguf:granite": ("gguf", "gguf"),
-    "gguf:llama": ("gguf", "gguf"),
-    "gguf:olmo2": ("gguf", "gguf"),
-    "gguf:olmoe": ("gguf", "gguf"),
-    "gguf:phi3": ("gguf", "gguf"),
-    "gguf:qwen2": ("gguf", "gguf"),
-    "gguf:qwen2moe": ("gguf", "gguf"),
-    "gguf:qwen3": ("gguf", "gguf"),
-    "gguf:qwen3moe": ("gguf", "gguf"),
-    "gguf:smollm3": ("gguf", "gguf"),
-    "gguf:stablelm": ("gguf", "gguf"),
     "gpt2": ("gpt2", "gpt2"),
     "gpt_neo": ("gpt_neo", "gpt_neo"),
     "gpt_neox": ("gpt_neox", "gpt_neox"),

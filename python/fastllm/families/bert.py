@@ -71,15 +71,7 @@ def _encoder(
         second_segment=second_segment,
         attn_scale=head_dim**-0.5,
     )
-    table = source.tensor(f"{prefix}embeddings.position_embeddings.weight")
-    kinds = source.tensor(f"{prefix}embeddings.token_type_embeddings.weight")
-    if kinds.rows <= second_segment or kinds.width != table.width:
-        raise source.error(
-            f"has token types of {kinds.rows} x {kinds.width}, positions of {table.rows} x {table.width}"
-        )
-    positions = part(table, first, first + longest)
-    segments = [_plus_row(positions, kinds, i) for i in range(1 + second_segment)]
-    source.matrix("positions", joined_rows(segments))
+    _positions(source, f"{prefix}embeddings", first, config)
     source.norm("embed_norm", f"{prefix}embeddings.LayerNorm", bias=True)
     for i in range(config.n_layers):
         theirs, ours = f"{prefix}encoder.layer.{i}", f"layers.{i}"
@@ -94,14 +86,30 @@ def _encoder(
     if not config.head:
         source.matrix("embed", embed)
     else:
-        decoder = f"{head}.decoder"
-        source.embedding(embed, f"{decoder}.weight", tied=True, needed=True)
+        source.embedding(embed, f"{head}.decoder.weight", tied=True, needed=True)
         source.linear("head.dense", transform[0], bias=True)
         source.norm("head.norm", transform[1], bias=True)
         # Two names of one parameter; some files have both.
         bias = source.tensors.get(f"{head}.bias")
-        source.vector("head.bias", f"{decoder}.bias" if bias is None or f"{decoder}.bias" in source.tensors else bias)
+        decoder = f"{head}.decoder.bias"
+        source.vector("head.bias", decoder if bias is None or decoder in source.tensors else bias)
     return source.recipe(config)
+
+
+def _positions(source: Source, theirs: str, first: int, config: Config) -> None:
+    """Names the table of positions: rows `first` and on of the file's, with the token type of the text added to each.
+
+    With a second segment the table follows once more, with the second token type.
+    """
+    table = source.tensor(f"{theirs}.position_embeddings.weight")
+    kinds = source.tensor(f"{theirs}.token_type_embeddings.weight")
+    if kinds.rows <= config.second_segment or kinds.width != table.width:
+        raise source.error(
+            f"has token types of {kinds.rows} x {kinds.width}, positions of {table.rows} x {table.width}"
+        )
+    positions = part(table, first, first + config.positions)
+    segments = [_plus_row(positions, kinds, i) for i in range(1 + config.second_segment)]
+    source.matrix("positions", joined_rows(segments))
 
 
 def _plus_row(table: Tensor, kinds: Tensor, kind: int) -> Tensor:

@@ -63,8 +63,8 @@ class Source:
     """A checkpoint as a family reads it, and the tensors that the family has named so far.
 
     header: the config. defaults: values for keys that the header lacks, or has as null. tensors: by the names that the
-    family has for them (names.py). task: what the model is for, one of architectures.TASKS. matrices, vectors, dense:
-    the Recipe's.
+    family has for them (names.py). task: what the model is for, one of architectures.TASKS. matrices, vectors: the
+    Recipe's.
 
     Every value and tensor is checked when it is asked for: methods raise a CheckpointError that names the checkpoint.
     """
@@ -76,7 +76,6 @@ class Source:
         self.defaults: Mapping[str, object] = {}
         self.matrices: dict[str, Weight] = {}
         self.vectors: dict[str, Bytes] = {}
-        self.dense: dict[str, Sequence[Layer]] = {}
 
     # ---- the config
 
@@ -196,11 +195,14 @@ class Source:
         if f"{source}.bias" in self.tensors if bias is None else bias:
             self.vector(f"{name}.bias", f"{source}.bias", rows=rows)
 
-    def norm(self, name: str, source: str, *, bias: bool = False, add: float = 0.0, repeat: int = 1) -> None:
-        """Names a norm: `source`.weight is the canonical vector `name`, with `bias` `source`.bias is `name`.bias."""
-        self.vector(name, f"{source}.weight", add=add, repeat=repeat)
+    def norm(self, name: str, source: str, *, bias: bool = False, add: float = 0.0) -> None:
+        """Names a norm: `source`.weight is the canonical vector `name`, `source`.bias the vector `name`.bias.
+
+        bias: whether the architecture has one. add: added to the weights.
+        """
+        self.vector(name, f"{source}.weight", add=add)
         if bias:
-            self.vector(f"{name}.bias", f"{source}.bias", repeat=repeat)
+            self.vector(f"{name}.bias", f"{source}.bias")
 
     def embedding(self, embed: str, head: str, *, tied: bool, needed: bool = False) -> bool:
         """Names embedding and head, the tensors `embed` and `head`; returns whether the model has a head.
@@ -235,17 +237,16 @@ class Source:
         """The recipe of what was named so far. chat_stop: None for the same as `stop`."""
         ends = tuple(dict.fromkeys(stop))
         chat_ends = ends if chat_stop is None else tuple(chat_stop)
-        return Recipe(config, self.matrices, self.vectors, bos, ends, chat_ends, self.dense)
+        return Recipe(config, self.matrices, self.vectors, bos, ends, chat_ends)
 
 
-def half_split(heads: int, head_dim: int, rotary_dim: int | None = None) -> array[int]:
-    """Weight.rows of a matrix whose heads rotate pairs (2i, 2i + 1): the core rotates (i, i + rotary_dim / 2).
+def half_split(heads: int, head_dim: int) -> array[int]:
+    """Weight.rows of a matrix whose heads rotate pairs (2i, 2i + 1): the core rotates pairs (i, i + head_dim / 2).
 
-    rotary_dim: channels of a head that rotate, None for all. For a head of 8:
+    For a head of 8 channels:
 
         canonical row   0  1  2  3  4  5  6  7
         tensor's row    0  2  4  6  1  3  5  7
     """
-    r = head_dim if rotary_dim is None else rotary_dim
-    order = [*range(0, r, 2), *range(1, r, 2), *range(r, head_dim)]
+    order = [*range(0, head_dim, 2), *range(1, head_dim, 2)]
     return array("i", [head * head_dim + i for head in range(heads) for i in order])
