@@ -51,7 +51,7 @@ class CheckpointWarning(UserWarning):
 
 @contextmanager
 def about(text: int) -> Iterator[None]:
-    """Sets `text` of every FastLLMError that leaves the block: the index of the text that the block works on."""
+    """A with block that works on one of several texts: errors that leave it have its index as their `text`."""
     try:
         yield
     except FastLLMError as error:

@@ -54,9 +54,10 @@ _reading: ContextVar[Reading | None] = ContextVar("reading", default=None)
 
 @contextmanager
 def reading() -> Iterator[Reading]:
-    """Records the files that are opened in the block; they must not change before its end, or a model would be mixed.
+    """Records the files that are opened in a with block; they must not change before its end.
 
-    Raises CheckpointError when one has changed, also in place of another error of the block, which the change caused.
+    Otherwise a model could be a mixture of two. Raises CheckpointError when one has changed, also in place of another error in the
+    block, which the change caused.
     """
     read = Reading()
     before = _reading.set(read)
@@ -191,7 +192,7 @@ def check_target(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, nbytes: int) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path`, synced to disk, when the block ends without an error.
+    """A new file that takes the place of `path`, synced to disk, when the with block ends without an error.
 
     After an error, `path` is as it was. A symbolic link stays, and its target is replaced. The new file gets the old
     one's permissions. Space for nbytes is reserved first, so that a full disk is noticed at once. Temporary files that

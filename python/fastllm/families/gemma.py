@@ -65,7 +65,7 @@ def gemma(source: Source) -> Recipe:
 
 
 def gemma2(source: Source) -> Recipe:
-    """Gemma2ForCausalLM: norms before and after each block, soft caps, a window in every second layer."""
+    """Gemma2ForCausalLM: norms before and after each sublayer, soft caps, a window in every second layer."""
     source.defaults = _GEMMA2
     config = _settings(
         source,
@@ -121,11 +121,13 @@ def _windows(source: Source, sliding: Callable[[int], bool]) -> tuple[int, ...]:
 
 
 def _settings(source: Source, **flags: Any) -> Config:
+    """What all Gemmas share: heads of 256 channels by default, and embeddings scaled by the root of the width."""
     config = settings(source, head_dim=256, **flags)
     return config._replace(embed_scale=math.sqrt(config.dim))
 
 
 def _act(source: Source, key: str) -> str:
+    """The activation, with the default of Gemma's classes."""
     return act(source, key, "gelu_pytorch_tanh")
 
 

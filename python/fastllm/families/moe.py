@@ -193,10 +193,10 @@ def experts(
     if not config.layer_moe(i):
         feed_forward(source, config, i)
         return
-    ours, block, n, width = f"layers.{i}", f"model.layers.{i}.{theirs}", config.n_experts, config.expert_dim
-    source.matrix(f"{ours}.router", f"{block}.gate.weight")
-    if f"{block}.experts.gate_up_proj" in source.tensors:
-        both, down = (source.tensor(f"{block}.experts.{name}") for name in ("gate_up_proj", "down_proj"))
+    ours, module, n, width = f"layers.{i}", f"model.layers.{i}.{theirs}", config.n_experts, config.expert_dim
+    source.matrix(f"{ours}.router", f"{module}.gate.weight")
+    if f"{module}.experts.gate_up_proj" in source.tensors:
+        both, down = (source.tensor(f"{module}.experts.{name}") for name in ("gate_up_proj", "down_proj"))
         if turned and both.shape[1:] != (2 * width, config.dim):
             both = transposed(both)
         if turned and down.shape[1:] != (config.dim, width):
@@ -208,8 +208,8 @@ def experts(
         source.matrix(f"{ours}.experts.w2", down)
     else:
         for w, name in zip(("w1", "w3", "w2"), names, strict=True):
-            each = [source.tensor(f"{block}.experts.{e}.{name}.weight") for e in range(n)]
+            each = [source.tensor(f"{module}.experts.{e}.{name}.weight") for e in range(n)]
             source.matrix(f"{ours}.experts.{w}", stacked(each))
     if shared:
         feed_forward(source, config, i, theirs=f"{theirs}.shared_expert")
-        source.matrix(f"{ours}.ffn.gate", f"{block}.shared_expert_gate.weight")
+        source.matrix(f"{ours}.ffn.gate", f"{module}.shared_expert_gate.weight")

@@ -137,9 +137,9 @@ class Embedding(_Fields):
                 dim = rows
         return min(dim, self.dimensions or dim)
 
-    def vector(self, stream: Floats, chain: Sequence[_core.Dense], *, skip: int = 0, isa: str | None = None) -> Floats:
+    def vector(self, hidden: Floats, chain: Sequence[_core.Dense], *, skip: int = 0, isa: str | None = None) -> Floats:
         """The vector of a text's hidden states [T, dim]. skip: how many tokens, fewer than T, to leave out in front."""
-        rows, layers = stream, iter(chain)
+        rows, layers = hidden, iter(chain)
         for step in self.steps:
             if step == "pool":
                 rows = _pooled(rows, self.pooling, skip)

@@ -97,7 +97,7 @@ def _is_sensitive(config: Config, name: str) -> bool:
 
 
 def _kept_dtype(tensor: Tensor) -> str:
-    """The type that holds a tensor's values exactly: its own, but f32 for q8_f32 whose groups are not made of ours."""
+    """The type that holds a tensor's values exactly: its own, or f32 for q8_f32 with groups of no multiple of 32."""
     if tensor.dtype == "q8_f32" and (tensor.group % _core.GROUP or tensor.shape[-1] % tensor.group):
         return "f32"
     return tensor.dtype
