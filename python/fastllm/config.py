@@ -82,7 +82,7 @@ class Config(_Fields):
     variance). norm_after: norms follow each addition to the stream (BERT); otherwise they precede each sublayer.
     qk_norm: a norm of queries and keys: "none", over each "head", or over the "row" of all heads. causal: a token
     attends to itself and those before it, else to all. parallel: both sublayers read the same stream, and both outputs
-    are added to it. gated: the feed-forward is w2(act(w1 x) * w3 x), else w2(act(w1 x)). head: whether there are logits.
+    are added to it. gated: the feed-forward is w2(act(w1 x) * w3 x), else w2(act(w1 x)). head: whether it has logits.
 
     Factors. attn_scale: of query . key. attn_softcap, logit_softcap: cap of cap * tanh(x / cap), 0 for none.
     logit_scale, embed_scale: of logits and embeddings. residual_scale: of what a sublayer adds to the stream.

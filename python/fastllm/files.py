@@ -56,8 +56,8 @@ _reading: ContextVar[Reading | None] = ContextVar("reading", default=None)
 def reading() -> Iterator[Reading]:
     """Records the files that are opened in a with block; they must not change before its end.
 
-    Otherwise a model could be a mixture of two. Raises CheckpointError when one has changed, also in place of another error in the
-    block, which the change caused.
+    Otherwise a model could be a mixture of two. Raises CheckpointError when one has changed, also in place of another
+    error in the block, which the change caused.
     """
     read = Reading()
     before = _reading.set(read)
