@@ -104,8 +104,8 @@ def _linear(rope: Source, dim: int) -> Rotation:
 def _llama3(rope: Source, dim: int) -> Rotation:
     """Llama 3.1 (Grattafiori et al., 2024, https://arxiv.org/abs/2407.21783).
 
-    Waves longer than old / low_freq_factor positions are slowed down by `factor`, those shorter than
-    old / high_freq_factor kept, and those between interpolated.
+    With old = original_max_position_embeddings, waves longer than old / low_freq_factor positions are slowed down by
+    `factor`, those shorter than old / high_freq_factor are kept, and those between are interpolated.
     """
     import numpy
 
