@@ -1,4 +1,4 @@
-"""Converting a checkpoint to the file that is mapped and run as it lies on disk (store), or to llama2.c's (llama2c)."""
+"""Converts a checkpoint to the file that is mapped and run as it lies on disk (store), or to llama2.c's (_llama2c)."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def convert(
         watched = read.watched(progress)
         try:
             if format == "llama2c":
-                from fastllm.weights import llama2c
+                from fastllm.weights import _llama2c
 
-                llama2c.write(target, opened.recipe, version or 0, progress=watched)
+                _llama2c.write(target, opened.recipe, version or 0, progress=watched)
             else:
                 plans = plan(opened.recipe, dtype or opened.dtype)
                 seen = None if text is None else _calibration(opened, text, count)

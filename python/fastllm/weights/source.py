@@ -54,9 +54,9 @@ def find_source(name: str | os.PathLike[str], revision: str | None) -> tuple[Pat
         if revision is not None:
             raise OptionError(f"{path} is not a name of the hub: only those have revisions")
         return path, False
-    from fastllm.weights import hub
+    from fastllm.weights import _hub
 
-    return hub.fetch(path.as_posix(), revision), True
+    return _hub.fetch(path.as_posix(), revision), True
 
 
 def find_adapters(names: Adapters | None) -> list[Path]:
@@ -118,9 +118,9 @@ def open_source(
         except TokenizerError as error:
             words = error
             if from_hub and vocab_size == _LLAMA_WORDS and checkpoint.format.startswith("llama2.c"):
-                from fastllm.weights import hub
+                from fastllm.weights import _hub
 
-                words = read(hub.llama_tokenizer(), vocab_size)
+                words = read(_hub.llama_tokenizer(), vocab_size)
     about = f"{checkpoint.format}, {checkpoint.architecture}"
     return Opened(about, recipe, words, dtype)
 

@@ -228,6 +228,7 @@ class _File(NamedTuple):
         return self.data[begin:end]
 
     def vector(self, name: str, size: int) -> _core.Vector:
+        """A vector of `size` values."""
         values = self.part(name)
         if len(values) < size * 4:
             raise CheckpointError(f"{name} has {len(values) // 4} values, the config needs {size}")

@@ -10,7 +10,7 @@ from fastllm.errors import CheckpointError
 from fastllm.formats import Checkpoint
 from fastllm.tensors import Tensor, floats, transposed
 from fastllm.weights.lora import _options
-from fastllm.weights.lora.product import Factors, added
+from fastllm.weights.lora._product import Factors, added
 
 # The name of a LoRA tensor: module.part[.adapter name][.weight]; saving mostly drops the adapter's name.
 _PART = re.compile(
@@ -67,12 +67,13 @@ class Merge:
         )
 
     def error(self, what: str) -> CheckpointError:
+        """An error to raise: "ADAPTER what"."""
         return CheckpointError(f"{self.adapter.path} {what}")
 
     def without_classifier(self, whole: dict[str, str]) -> dict[str, str]:
-        """`whole` without the classifier that the adapter brings to a model that has none, once that is added.
+        """Adds the classifier that an adapter brings to a model that has none, and returns the rest of `whole`.
 
-        An adapter does not name its labels.
+        The adapter does not name the classifier's labels.
         """
         task = _TASKS.get(str(self.adapter.header.get("task_type")))
         brought = {target: name for target, name in whole.items() if target.partition(".")[0] in _CLASSIFIERS}
