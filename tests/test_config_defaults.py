@@ -51,7 +51,7 @@ def configured(model_type, header, monkeypatch):
     def found(**values):
         raise Found(Config(**values))
 
-    for module in ("llama", FAMILIES[model_type][0]):
+    for module in ("_decoder", FAMILIES[model_type][0]):
         monkeypatch.setattr(import_module(f"fastllm.families.{module}"), "Config", found, raising=False)
     try:
         recipe(Checkpoint(Path("none"), "", model_type, header, dict.fromkeys(map(str, range(64)))))

@@ -19,7 +19,20 @@ from fastllm.tensors import Tensor, columns, part
 from fastllm.weights.packing import assemble, plan
 from reference import torch, transformers
 
-MODULES = ("llama", "qwen", "moe", "gemma", "phi", "olmo", "cohere", "stablelm")
+MODULES = (
+    "cohere",
+    "gemma",
+    "granite",
+    "helium",
+    "llama",
+    "mistral",
+    "moe",
+    "olmo",
+    "phi",
+    "qwen",
+    "smollm3",
+    "stablelm",
+)
 SIZES = {
     "vocab_size": 131,
     "hidden_size": 40,

@@ -8,7 +8,7 @@ import pytest
 
 import fastllm
 from fastllm import CheckpointError, OptionError
-from fastllm.weights.lora.product import product
+from fastllm.weights.lora._product import product
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

@@ -1,4 +1,4 @@
-"""What a model is, apart from its weights: the dimensions and constants that the C core reads."""
+"""What a model is, apart from its weights: the dimensions, constants and flags that the C core reads."""
 
 import math
 import struct
@@ -11,7 +11,7 @@ NORMS = ("rms", "layer")
 ACTS = ("silu", "gelu_tanh", "gelu_erf", "quick_gelu", "relu")
 QK_NORMS = ("none", "head", "row")
 
-# More than any model has; small enough that no product of three overflows. The C core has the same bounds.
+# More than any model has, and so small that no product of three overflows 64 bits. The C core has the same bounds.
 _MOST = {
     "dim": 1 << 20,
     "hidden_dim": 1 << 20,
@@ -71,33 +71,37 @@ class _Fields(NamedTuple):
 
 
 class Config(_Fields):
-    """The mirror of csrc/fastllm.h's fl_config. Not a dataclass: those take a fifth of the time to the first token.
+    """A model's dimensions, constants and flags: the mirror of fl_config in csrc/fastllm.h.
 
-    dim: width of the residual stream; hidden_dim: inside the feed-forward (of a layer with experts: of the expert that
-    every token passes, 0 without); max_seq: positions the model was made for; rotary_dim: how many channels of a head
-    rotate, as pairs (i, i + rotary_dim / 2); attn_scale: of query . key.
+    Sizes. dim: width of the residual stream. hidden_dim: width inside the feed-forward; in a layer with experts, inside
+    the shared expert, 0 if there is none. head_dim: channels of a head. n_heads: query heads. n_kv_heads: heads of keys
+    and values. max_seq: positions that the model was made for. positions: rows of the table of learned positions, 0 for
+    none. second_segment: whether that table has as many rows again, for a second text's tokens (BERT's token type 1).
 
-    norm: rms or layer (mean and variance); norm_after: norms follow the additions to the stream (BERT) instead of going
-    before each block; qk_norm: a norm of queries and keys, of each head or of the row of all heads; causal: a token
-    sees those before it, else all; gated: w3 goes beside w1; parallel: attention and feed-forward read the same stream;
-    head: False where there are no logits.
+    Layers, each of two sublayers, attention and feed-forward. norm: "rms" or "layer" (LayerNorm, with mean and
+    variance). norm_after: norms follow each addition to the stream (BERT); otherwise they precede each sublayer.
+    qk_norm: a norm of queries and keys: "none", over each "head", or over the "row" of all heads. causal: a token
+    attends to itself and those before it, else to all. parallel: both sublayers read the same stream, and both outputs
+    are added to it. gated: the feed-forward is w2(act(w1 x) * w3 x), else w2(act(w1 x)). head: whether it has logits.
 
-    rope_scale: of the rotation's cosines and sines (YaRN, LongRoPE); attn_softcap, logit_softcap: cap * tanh(x / cap),
-    0 for none; logit_scale, embed_scale: factors of logits and embeddings; residual_scale: of what a block adds to the
-    stream.
+    Factors. attn_scale: of query . key. attn_softcap, logit_softcap: cap of cap * tanh(x / cap), 0 for none.
+    logit_scale, embed_scale: of logits and embeddings. residual_scale: of what a sublayer adds to the stream.
 
-    n_experts, n_experts_used, expert_dim (width inside an expert): mixture of experts; moe_renormalize: the chosen
-    experts' probabilities are made to sum to 1, which is the same as a softmax of the chosen only.
+    Rotation (RoPE, Su et al., 2021, https://arxiv.org/abs/2104.09864). rotary_dim: channels of a head that rotate, as
+    pairs (i, i + rotary_dim / 2). rope_scale: factor of the cosines and sines (YaRN, LongRoPE). rope_switch: contexts
+    longer than this rotate by rope.freqs_long instead of rope.freqs (LongRoPE), 0 for never.
 
-    positions: rows of a learned table of positions, 0 for none; second_segment: it has as many rows again, for a second
-    text's tokens (BERT's token type 1); mask_token: the token whose embedding is zero while the others of its text are
-    scaled up for it (ESM-2); pad_token: the token that no token sees (Grok-1); -1 for none.
-    rope_switch: beyond so many positions of context the frequencies rope.freqs_long hold (LongRoPE), 0 for none.
+    Experts. n_experts, n_experts_used: of a layer, and for a token. expert_dim: width inside an expert.
+    moe_renormalize: whether the chosen experts' probabilities are scaled to sum to 1, which equals a softmax over them.
 
-    Per layer, empty for the same everywhere: windows: a token sees those less than so many positions away, 0 for all;
-    ropes: 0 no rotation, 1 rope.freqs, 2 rope.freqs_local; moe: whether it has experts.
+    Tokens, -1 for none. mask_token: its embedding is zero, and a text's other embeddings are scaled up to make up for
+    it (ESM-2). pad_token: no token attends to it (Grok-1).
 
-    Raises CheckpointError for what cannot be a model.
+    One value for each layer, or empty where all layers are alike. windows: a token attends to those less than so many
+    positions away, 0 for all. ropes: 0 no rotation, 1 by rope.freqs, 2 by rope.freqs_local. moe: 1 with experts.
+
+    Raises CheckpointError for values that no model can have. (It is no dataclass: importing those takes a fifth of the
+    time to the first token.)
     """
 
     __slots__ = ()
@@ -149,19 +153,22 @@ class Config(_Fields):
                 raise CheckpointError(f"{name} has {len(values)} values, not one between 0 and {most} for each layer")
 
     def layer_window(self, layer: int) -> int:
+        """The window of a layer, 0 for none."""
         return self.windows[layer] if self.windows else 0
 
     def layer_rope(self, layer: int) -> int:
+        """The rotation of a layer, as `ropes` has it."""
         return 0 if not self.rotary_dim else self.ropes[layer] if self.ropes else 1
 
     def layer_moe(self, layer: int) -> bool:
+        """Whether a layer has experts."""
         return bool(self.n_experts and (not self.moe or self.moe[layer]))
 
     def matrices(self) -> Iterator[tuple[str, tuple[int, ...], bool]]:
-        """The canonical names and shapes of all matrices a model may have, and whether it must.
+        """The canonical name, shape and whether it is required of each matrix that a model of this Config may have.
 
-        In the order a token reads them; the embedding comes late, since it is the head where there is no other. Shapes
-        are (rows, columns), of experts (experts, rows, columns).
+        Shapes are (outputs, inputs), of experts (experts, outputs, inputs). They come in the order in which a forward
+        reads them; the embedding comes late because a tied one is read as the head.
         """
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         for i in range(self.n_layers):
@@ -191,9 +198,9 @@ class Config(_Fields):
             yield "head", (self.vocab_size, self.dim), False
 
     def vectors(self) -> Iterator[tuple[str, int, bool]]:
-        """The canonical names and lengths of all vectors a model may have, and whether it must.
+        """The canonical name, length and whether it is required of each vector that a model of this Config may have.
 
-        Norms have a weight (name) and may have a bias (name.bias); matrices may have one too.
+        A norm's weight has the norm's name, its bias name.bias; a matrix may have a name.bias too.
         """
         dim, q, kv = self.dim, self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         ropes = {self.layer_rope(i) for i in range(self.n_layers)}
@@ -225,7 +232,7 @@ class Config(_Fields):
             yield "head.bias", self.vocab_size, False
 
     def to_json(self) -> dict[str, object]:
-        """The fields that are not what they are by default."""
+        """The fields that differ from their defaults."""
         defaults = _Fields._field_defaults
         return {k: v for k, v in self._asdict().items() if k not in defaults or v != defaults[k]}
 
@@ -253,7 +260,7 @@ class Config(_Fields):
 
 
 def _is_f32(x: float) -> bool:
-    """Whether a finite f32 is nearest to x, one that is not 0 unless x is."""
+    """Whether x rounds to a finite f32, and to 0 only if it is 0."""
     try:
         return math.isfinite(x) and (_f32(x) == 0) == (x == 0)
     except OverflowError:
@@ -265,6 +272,9 @@ def _f32(x: float) -> float:
 
 
 def rope_freqs(theta: float, rotary_dim: int) -> bytes:
-    """Inverse frequencies theta^(-2i / rotary_dim) as f32 bytes, rounded step by step as the references do in f32."""
+    """The frequencies theta^(-2i / rotary_dim), i < rotary_dim / 2, in radians per position, as f32 bytes.
+
+    Each step is rounded to f32, as in the references.
+    """
     freqs = [1.0 / _f32(theta ** _f32(2 * i / rotary_dim)) for i in range(rotary_dim // 2)]
     return struct.pack(f"<{len(freqs)}f", *freqs)

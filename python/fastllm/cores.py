@@ -1,4 +1,4 @@
-"""How many cores this process has, by what the system grants it."""
+"""How many physical cores this process may use."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 
 def core_count() -> tuple[int, str]:
-    """How many threads may run at once, and why: physical cores, but no more than this process may use.
+    """How many threads can run at the same time, and the reason for that number, for people.
 
-    More threads than the affinity mask or the cgroup's quota allow would wait for each other at every barrier.
+    It is the number of physical cores in the process's affinity mask, or the cgroup's CPU quota where that is smaller.
+    With more threads than that, all would wait at every barrier for one that is not scheduled.
     """
     cores, quota = _physical_cores(_allowed_cpus()), _cgroup_quota()
     if quota < cores:
@@ -19,13 +20,14 @@ def core_count() -> tuple[int, str]:
 
 
 def _allowed_cpus() -> set[int]:
+    """The CPUs of the affinity mask; all of the machine's where the system has no masks (macOS)."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
 
 
 def _physical_cores(cpus: set[int]) -> int:
-    """Of hardware threads that share a core, one counts. Without Linux's topology every CPU does."""
+    """The number of cores that these CPUs (hardware threads) are on. Without Linux's sysfs every CPU is a core."""
     cores = set()
     for cpu in cpus:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
@@ -37,7 +39,10 @@ def _physical_cores(cpus: set[int]) -> int:
 
 
 def _cgroup_quota() -> float:
-    """CPUs' worth of time that the cgroup, or one above it, grants; infinity where nothing limits it."""
+    """CPU seconds per second that the process's cgroup and those above it grant; infinity without a limit.
+
+    /proc/self/cgroup has a line hierarchy:controllers:path for each hierarchy; version 2's has no controllers.
+    """
     quota = inf
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
@@ -60,6 +65,7 @@ def _cgroup_quota() -> float:
 
 
 def _quota_of(folder: Path) -> float:
+    """The quota of one cgroup, of version 2 (cpu.max: "max 100000") or 1 (cfs_quota_us, -1 for none)."""
     try:
         if (folder / "cpu.max").exists():
             granted, period = (folder / "cpu.max").read_text().split()

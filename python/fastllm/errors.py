@@ -1,4 +1,7 @@
-"""What can go wrong, by what the user can do about it. Each message is one sentence that names the cause."""
+"""The errors that fastllm raises, a class for each thing that a user can do about one.
+
+Each message is one sentence that names the cause.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,35 +10,35 @@ from contextlib import contextmanager
 class FastLLMError(Exception):
     """The base of all errors that fastllm raises on purpose; the command line exits with 2.
 
-    text: of an error about one of several texts, which one, from 0; it calls it so too.
+    text: the index, from 0, of the text that the error is about, where a call was given several; else None.
     """
 
     text: int | None = None
 
 
 class CheckpointError(FastLLMError):
-    """A model file that is missing, truncated, inconsistent, or of no known kind."""
+    """A model file is missing, truncated, inconsistent, or of no known kind."""
 
 
 class LibraryError(FastLLMError):
-    """A library that is installed and cannot be loaded: it is broken, or needs more memory or files than there are."""
+    """An installed library cannot be loaded: it is broken, or memory or open files have run out."""
 
 
 class TokenizerError(FastLLMError):
-    """A tokenizer that is missing, broken, or not the model's."""
+    """A tokenizer is missing, broken, or not the model's."""
 
 
 class NumericError(FastLLMError):
-    """Numbers that are not finite where a text or vector should come of them: a broken model, or one that overflows.
+    """Logits or vectors are not finite: the model is broken, or its activations overflow.
 
-    texts: from generate_batch, what became of each prompt; None for those that ended in this error.
+    texts: set by generate_batch: the finished text (or ids) of each prompt, None for a prompt that ended in this error.
     """
 
     texts: list[str | None] | list[list[int] | None] | None = None
 
 
 class OptionError(FastLLMError, ValueError):
-    """An option or argument outside what is possible."""
+    """An option or argument is outside what is possible."""
 
 
 class ContextError(FastLLMError, ValueError):
@@ -43,12 +46,12 @@ class ContextError(FastLLMError, ValueError):
 
 
 class CheckpointWarning(UserWarning):
-    """A part of a model file that has no effect on what is computed, though it might be expected to have one."""
+    """A part of a model file is not used, though a user might expect it to be."""
 
 
 @contextmanager
 def about(text: int) -> Iterator[None]:
-    """Errors in the block say which of several texts they are about."""
+    """A with block that works on one of several texts: errors that leave it have its index as their `text`."""
     try:
         yield
     except FastLLMError as error:
@@ -57,7 +60,7 @@ def about(text: int) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """What it was that made an import fail, in a line: libraries wrap the cause in advice."""
+    """The innermost cause of a failed import, in one line. (Libraries wrap it in lines of advice.)"""
     while isinstance(cause := error.__cause__ or error.__context__, (ImportError, OSError, MemoryError)):
         error = cause
     said = error.strerror if isinstance(error, OSError) else str(error)
@@ -65,9 +68,9 @@ def reason(error: BaseException) -> str:
 
 
 def import_error(error: ImportError | OSError, package: str, missing: FastLLMError) -> FastLLMError:
-    """What an import's failure means: `missing` where the package is not installed, else a LibraryError with the cause.
+    """The error to raise for a failed import of `package`: `missing` if it is not installed, else a LibraryError.
 
-    Too few open files and too little memory look like a package that is not there: OSError, ImportError.
+    The two must be told apart because running out of memory or open files also ends in an ImportError or OSError.
     """
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] == package:
         return missing

@@ -1,4 +1,9 @@
-"""Files while they are read and written: a change meanwhile is an error, a new file is there whole or not at all."""
+"""Reading and writing files safely: a file that changes while it is read is an error, a new one appears whole or not.
+
+Reading maps a file (map_file) or copies a small one (read_file); a `reading` block checks at its end that all files it
+mapped are unchanged. Writing goes to a temporary file in the target's folder, which then takes the target's name
+(replacing).
+"""
 
 from __future__ import annotations
 
@@ -15,26 +20,26 @@ from typing import BinaryIO
 from fastllm import _core
 from fastllm.errors import CheckpointError
 
-_TEMPORARY = ".fastllm-{}.part"  # short whatever the name of the file will be: names have 255 bytes at most
-_BINARY = getattr(os, "O_BINARY", 0)  # Windows
+_TEMPORARY = ".fastllm-{}.part"  # not made from the target's name, which may have all 255 bytes that a name may have
+_BINARY = getattr(os, "O_BINARY", 0)  # without it Windows translates line ends
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
 class Reading:
-    """The files that were opened since it began."""
+    """The files that were opened in a `reading` block."""
 
     def __init__(self) -> None:
         self.maps: list[_core.MappedFile] = []
         self.identities: set[tuple[int, int]] = set()  # device and inode
 
     def check(self) -> None:
-        """Raises CheckpointError when one of them has changed."""
+        """Raises CheckpointError when one of them has changed since it was opened."""
         for file in self.maps:
             file.check()
 
     def watched(self, progress: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
-        """A progress that checks, and reports to another."""
+        """A progress callback that checks the files, then calls `progress`."""
 
         def watch(done: int, total: int) -> None:
             self.check()
@@ -49,9 +54,10 @@ _reading: ContextVar[Reading | None] = ContextVar("reading", default=None)
 
 @contextmanager
 def reading() -> Iterator[Reading]:
-    """The files that are opened inside the block, which must be at its end what they were: one model in one state.
+    """Records the files that are opened in a with block; they must not change before its end.
 
-    Raises CheckpointError when one has changed, also in place of another error, which then follows from it.
+    Otherwise a model could be a mixture of two. Raises CheckpointError when one has changed, also in place of another
+    error in the block, which the change caused.
     """
     read = Reading()
     before = _reading.set(read)
@@ -66,6 +72,7 @@ def reading() -> Iterator[Reading]:
 
 
 def _check_first(read: Reading) -> None:
+    """Like read.check(), in place of the exception that is being handled."""
     try:
         read.check()
     except CheckpointError as cause:
@@ -73,7 +80,7 @@ def _check_first(read: Reading) -> None:
 
 
 def map_file(path: Path) -> memoryview:
-    """The bytes of a file, mapped read-only. Raises CheckpointError when it cannot be read."""
+    """The bytes of a file, mapped read-only. Raises CheckpointError when it cannot be read, or is empty."""
     file, about = _open(path)
     try:
         if about.st_size == 0:
@@ -91,7 +98,7 @@ def map_file(path: Path) -> memoryview:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a small file. Raises CheckpointError when it cannot be read, or changes meanwhile."""
+    """The bytes of a small file. Raises CheckpointError when it cannot be read, or changes while it is."""
     file, about = _open(path)
     try:
         with open(file, "rb") as opened:
@@ -105,19 +112,21 @@ def read_file(path: Path) -> bytes:
     return blob
 
 
-_HEAD = 64
+_HEAD = 64  # bytes that tell a stand-in from a file
+# https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md; hawser was its first name
 _LFS_POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 _XET_POINTER = b"# xet version "
 _PAGES = (b"<!doctype html", b"<html", b"<?xml")
-# What programs that download call a file that is not there yet; aria2 has the list of what misses beside the file.
+# How downloaders name a file that is not complete; aria2 keeps a list of the missing pieces beside the file instead.
 _UNFINISHED = (".incomplete", ".part", ".crdownload", ".aria2")
 
 
 class StandInError(CheckpointError):
-    """In a file's place is something else, after a download or a clone that brought no file."""
+    """The file is a stand-in, such as a Git LFS pointer or a web page, left by a clone or download of nothing more."""
 
 
 def _check_head(path: Path, head: bytes) -> None:
+    """Raises StandInError where a file's first bytes are those of a stand-in."""
     if head.startswith(_LFS_POINTERS):
         raise StandInError(f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in its folder")
     if head.startswith(_XET_POINTER):
@@ -128,13 +137,13 @@ def _check_head(path: Path, head: bytes) -> None:
 
 
 def unfinished(path: Path) -> Path | None:
-    """What there is of a file whose download has not ended; None where nothing says so."""
+    """The file beside `path` that shows that its download has not ended; None if there is none."""
     beside = (f"{path}{suffix}" for suffix in _UNFINISHED if path.suffix not in _UNFINISHED)
     return next((Path(part) for part in beside if os.path.exists(part)), None)
 
 
 def _open(path: Path) -> tuple[int, os.stat_result]:
-    """A descriptor of a regular file, and what the system says of it."""
+    """A descriptor of a regular file, and its os.fstat. Raises CheckpointError for anything else."""
     try:
         about = os.stat(path)
         if stat.S_ISDIR(about.st_mode):
@@ -163,9 +172,9 @@ def _open(path: Path) -> tuple[int, os.stat_result]:
 
 
 def check_target(path: Path) -> None:
-    """Raises CheckpointError unless a new file may take the place of `path`: a new name, or a regular file.
+    """Raises CheckpointError unless a file may be written at `path`, where nothing or a regular file must be.
 
-    A symbolic link is what it points to. What is being read, under whatever name, is not written over.
+    Symbolic links are followed. A file that the present `reading` block has opened, under any name, is refused.
     """
     try:
         about = os.stat(path)
@@ -183,11 +192,11 @@ def check_target(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, nbytes: int) -> Iterator[BinaryIO]:
-    """A new file that takes `path`'s place, synced, when the block ends well. Otherwise nothing changes there.
+    """A new file that takes the place of `path`, synced to disk, when the with block ends without an error.
 
-    A symbolic link stays: the file that it points to is replaced, or made. A file that is replaced hands on its
-    permissions. Room for nbytes is reserved first, so that a disk too small says so at once. What a process that was
-    killed has left in the folder goes away. Raises CheckpointError.
+    After an error, `path` is as it was. A symbolic link stays, and its target is replaced. The new file gets the old
+    one's permissions. Space for nbytes is reserved first, so that a full disk is noticed at once. Temporary files that
+    a killed process left in the folder are removed. Raises CheckpointError.
     """
     check_target(path)
     target = Path(os.path.realpath(path))
@@ -201,9 +210,9 @@ def replacing(path: Path, nbytes: int) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
                 if (read := _reading.get()) is not None:
-                    read.check()  # or what was written may be anything
+                    read.check()  # a source that changed makes what was written worthless
                 if os.name != "nt":
-                    os.replace(temporary, target)  # while the lock is held
+                    os.replace(temporary, target)  # before the file is closed, which gives up its lock
             if os.name == "nt":  # an open file cannot be renamed
                 os.replace(temporary, target)
         except BaseException:
@@ -217,21 +226,21 @@ def replacing(path: Path, nbytes: int) -> Iterator[BinaryIO]:
 
 
 def _permissions(target: Path) -> int | None:
-    """Those of the file that is there; None for a new one's."""
+    """The permissions of the file that will be replaced; None if there is none."""
     with suppress(FileNotFoundError):
         return stat.S_IMODE(os.stat(target).st_mode)
     return None
 
 
 def _create(path: Path, permissions: int | None) -> int:
-    """A descriptor of a new file, locked for as long as it is open, so that others see that its owner lives."""
+    """A descriptor of a new file. It is locked while it is open: a lock shows other processes that its owner lives."""
     mode = 0o666 if permissions is None else permissions & 0o777
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, mode)
         try:
             if permissions is not None and hasattr(os, "fchmod"):
                 os.fchmod(file, permissions)
-            # Before the lock was ours, another conversion may have taken the file for an abandoned one.
+            # Until it was locked, another process may have taken the file for an abandoned one and removed it.
             if not _lock(file, wait=True) or _is_at(file, path):
                 return file
         except BaseException:
@@ -241,7 +250,10 @@ def _create(path: Path, permissions: int | None) -> int:
 
 
 def _lock(file: int, *, wait: bool) -> bool:
-    """Locks an open file until it is closed. False where another has it, unless that is waited for, or has no locks."""
+    """Locks an open file until it is closed.
+
+    False where the system or file system has no locks, and, unless `wait`, where another process has locked it.
+    """
     try:
         import fcntl
 
@@ -252,20 +264,21 @@ def _lock(file: int, *, wait: bool) -> bool:
 
 
 def _is_at(file: int, path: Path) -> bool:
+    """Whether `path` is the open file."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file), os.stat(path))
     return False
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Removes temporary files of ours whose owner is dead, as after kill -9: its lock went with it."""
+    """Removes fastllm's temporary files that no process has locked: their owner was killed."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if not fnmatchcase(entry.name, _TEMPORARY.format("[0-9a-f]" * 16)) or not entry.is_file(
                 follow_symlinks=False
             ):
                 continue
-            with suppress(OSError):  # another user's
+            with suppress(OSError):  # a file of another user cannot be opened
                 file = os.open(entry.path, os.O_RDWR | _BINARY)
                 try:
                     if _lock(file, wait=False):
@@ -275,10 +288,11 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _reserve(file: BinaryIO, nbytes: int) -> None:
-    if not hasattr(os, "posix_fallocate"):  # macOS
+    """Takes disk space for nbytes, where the system can."""
+    if not hasattr(os, "posix_fallocate"):  # macOS, Windows
         return
     try:
         os.posix_fallocate(file.fileno(), 0, nbytes)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # not every file system can
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # the file system cannot
             raise

@@ -1,4 +1,4 @@
-"""What this machine gives: threads, and how fast its memory reads."""
+"""What this machine can do: threads, read bandwidth, and the peak of its int8 instructions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fastllm.cores import core_count
 from fastllm.errors import OptionError
 
 MOST_THREADS = 1024
-_LEAST_READ, _MOST_READ = 64 << 20, 512 << 20  # bytes read to measure memory
+_LEAST_READ, _MOST_READ = 64 << 20, 512 << 20  # bytes that one pass over memory reads
 
 
 def thread_count() -> tuple[int, str]:
-    """How many threads to run, and why: as OMP_NUM_THREADS says, or else one for each core.
+    """The default number of threads, and the reason for it, for people: OMP_NUM_THREADS, else one for each core.
 
-    Raises OptionError for an OMP_NUM_THREADS that is no number of threads.
+    Raises OptionError where OMP_NUM_THREADS is not a number of threads.
     """
     if not _core.has_threads():
         return 1, "built without OpenMP"
@@ -27,7 +27,7 @@ def thread_count() -> tuple[int, str]:
 
 
 def _omp_num_threads() -> int:
-    """OMP_NUM_THREADS, of a list (a number for each level of nesting) the first; 0 where it is absent or empty."""
+    """OMP_NUM_THREADS, or its first number if it is a list (one for each nesting level); 0 if absent or empty."""
     value = os.environ.get("OMP_NUM_THREADS", "").strip()
     if not value:
         return 0
@@ -38,9 +38,10 @@ def _omp_num_threads() -> int:
 
 
 def check_threads(threads: int | None) -> int:
-    """A thread count that was asked for, or the default. Raises OptionError when it is impossible.
+    """`threads`, or the default for None, once the system has started so many.
 
-    Also where the system refuses so many: it may limit the threads of a user, and each takes memory for its stack.
+    Raises OptionError for a number out of range, and where the system refuses: it may limit a user's threads, and each
+    takes memory for its stack.
     """
     if threads is None:
         threads = thread_count()[0]
@@ -54,12 +55,14 @@ def check_threads(threads: int | None) -> int:
 
 
 def read_bandwidth(threads: int, *, data: memoryview | None = None, repeats: int = 3) -> float:
-    """GB/s at which `threads` threads read: the best of a few passes over `data`, or else over so much memory that
-    caches do not hold it, twice the largest."""
+    """GB/s at which `threads` threads read `data`: the best of `repeats` passes.
+
+    None: read from memory, over a buffer twice as large as the largest cache (64 to 512 MiB).
+    """
     if data is None:
         nbytes = min(max(_LEAST_READ, 2 * _largest_cache()), _MOST_READ)
         data = memoryview(_core.Buffer(nbytes))
-        data[::4096] = bytes([1]) * len(range(0, nbytes, 4096))  # pages of their own, not the zero page
+        data[::4096] = bytes([1]) * len(range(0, nbytes, 4096))  # else all would map the system's one page of zeros
     best = inf
     for _ in range(repeats):
         start = time.perf_counter()
@@ -69,7 +72,7 @@ def read_bandwidth(threads: int, *, data: memoryview | None = None, repeats: int
 
 
 def _largest_cache() -> int:
-    """Bytes of this machine's largest cache; 0 where Linux's files about it are missing."""
+    """Bytes of the largest cache; 0 where the system does not say (only Linux's sysfs is read)."""
     files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
     try:
         return max((int(file.read_text().strip().removesuffix("K")) << 10 for file in files), default=0)
@@ -78,9 +81,11 @@ def _largest_cache() -> int:
 
 
 def int8_peak(threads: int, *, isa: str | None = None, seconds: float = 0.02, repeats: int = 3) -> float:
-    """Billions of int8 multiply-adds a second that `threads` threads do at most: the best of a few runs of about
-    `seconds` with nothing but the best such instruction of `isa` (None: of the machine). Raises OptionError for an
-    instruction set that is not there."""
+    """The most int8 multiply-adds that `threads` threads do, in billions a second.
+
+    It is the best of `repeats` runs, of `seconds` at least, of nothing but the widest int8 dot product of the
+    instruction set `isa` (None: the machine's best). Raises OptionError for an instruction set the machine lacks.
+    """
     rounds, best, took = 64, 0.0, 0.0
     while repeats > 0:
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A bar for what takes long, where somebody watches."""
+"""A progress bar on the terminal for long work on many bytes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
-_PATIENCE = 1.0  # seconds before a bar appears
+_PATIENCE = 1.0  # seconds of work before the bar appears
 
 
 class Bar:
-    """Called with the bytes done and in all, shows them and the time left: on a terminal, after a second.
+    """A progress callback, bar(bytes done, bytes in all), that shows both and the time left.
 
-    Needs rich, and stays silent without it.
+    It appears after a second, and only where stderr is a terminal and the rich library is installed.
     """
 
     def __init__(self, text: str) -> None:

@@ -1,8 +1,8 @@
-"""Tensors of a checkpoint, read when they are asked for, some rows at a time.
+"""The tensors of a checkpoint, read from its file a few rows at a time, when they are needed.
 
-A tensor is seen as rows of its last axis, (rows, width), however many axes it has; a vector is one row. Formats make
-tensors, families cut and turn them; nothing is read before `read`, and never more than the rows it is asked for, unless
-the way the file stores them leaves no choice.
+A tensor of any shape is read as a matrix [rows, width] whose width is the last axis; a vector is one row. Formats make
+tensors. Families cut, join and transpose them with the functions below, each of which returns a tensor with a new
+`read` and reads nothing itself. `read` reads no more rows than it is asked for, unless the file's layout forces it to.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SIZES = {"f32": 4, "f16": 2, "bf16": 2, "q8_f32": 1}
+SIZES = {"f32": 4, "f16": 2, "bf16": 2, "q8_f32": 1}  # bytes of a value
 
-_COMPARED = 1 << 18  # values that are compared at once
+_COMPARED = 1 << 18  # values that `equal` reads at once
 
 Bytes = Any  # anything with the buffer protocol, contiguous: memoryview, bytes, a numpy array
 
 
 class Raw(NamedTuple):
-    """The values of a tensor as its file has them, where fastllm has no type for them and reads them as f32.
+    """A tensor's values in the file's own type, which Tensor.dtype has no name for: they are read as f32 otherwise.
 
-    kind: numpy's name of the type, such as int32, little-endian, or float8_e4m3, float8_e5m2, float8_e8m0. read(begin,
-    end): rows as contiguous bytes.
+    kind: the type by numpy's name, such as int32 (little-endian), or float8_e4m3, float8_e5m2, float8_e8m0 (OCP MX).
+    read(begin, end): rows as contiguous bytes.
     """
 
     kind: str
@@ -50,12 +50,13 @@ class Raw(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A tensor somewhere in a checkpoint.
+    """A tensor of a checkpoint.
 
-    dtype: f32, f16, bf16, or q8_f32: int8 values, one f32 of `scales` for each `group` consecutive ones of the whole
-    flattened tensor. read(begin, end): rows begin .. end as contiguous bytes, row-major; end is at most `rows`.
-    stored: what the file calls its own type, where that takes fewer bits than what it is read as. raw: where the file's
-    own values have another type.
+    dtype: the type it is read as: f32, f16, bf16, or q8_f32: int8 values with a scale for each group, here `group`
+    consecutive values of the whole flattened tensor. scales: those f32 scales. read(begin, end): rows begin .. end as
+    contiguous bytes, row-major; end is at most `rows`.
+    stored: the file's name for its own type, if it takes fewer bits than dtype (quantized weights), else None.
+    raw: the values in the file's own type, where that is an integer or float8, else None.
     """
 
     dtype: str
@@ -68,18 +69,21 @@ class Tensor(NamedTuple):
 
     @property
     def rows(self) -> int:
+        """How many rows of the last axis there are."""
         return prod(self.shape[:-1])
 
     @property
     def width(self) -> int:
+        """Values of a row."""
         return self.shape[-1] if self.shape else 1
 
     @property
     def nbytes(self) -> int:
-        """What the values would take if they were stored one after the other."""
+        """Bytes of the values in `dtype`, and of the scales."""
         return prod(self.shape) * SIZES[self.dtype] + (len(self.scales) if self.scales is not None else 0)
 
     def all(self) -> Bytes:
+        """The bytes of all rows."""
         return self.read(0, self.rows)
 
 
@@ -90,12 +94,13 @@ def mapped(dtype: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
 
 
 class Reader:
-    """Cuts a mapped file into tensors, front to back. Raises CheckpointError where it ends too early."""
+    """Takes tensors from a mapped file one after the other, from `offset` on."""
 
     def __init__(self, path: Path, data: memoryview, offset: int) -> None:
         self.path, self.data, self.offset = path, data, offset
 
     def take(self, nbytes: int, what: str) -> memoryview:
+        """The next bytes. Raises CheckpointError, which calls them `what`, where the file ends before they do."""
         end = self.offset + nbytes
         if end > len(self.data):
             raise CheckpointError(
@@ -106,6 +111,7 @@ class Reader:
         return part
 
     def tensor(self, dtype: str, shape: tuple[int, ...], what: str) -> Tensor:
+        """The next bytes as a tensor. Raises CheckpointError as `take` does."""
         return mapped(dtype, shape, self.take(prod(shape) * SIZES[dtype], what))
 
 
@@ -125,13 +131,13 @@ def floats(tensor: Tensor, begin: int = 0, end: int | None = None) -> NDArray[np
         first = begin * tensor.width
         scales = numpy.frombuffer(tensor.scales, numpy.float32)  # type: ignore[arg-type]  # q8_f32 always has scales
         groups = numpy.arange(first, end * tensor.width) // tensor.group
-        with numpy.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused where weights are packed
+        with numpy.errstate(over="ignore", invalid="ignore"):  # packing refuses values that are not finite
             values = numpy.frombuffer(data, numpy.int8).astype(numpy.float32) * scales[groups]
     return values.reshape(end - begin, tensor.width)
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same values: read piece by piece, as far as the first that differs."""
+    """Whether two tensors hold the same values. Both are read in pieces, up to the first that differs."""
     if a is b or a.shape != b.shape:
         return a is b
     step = max(1, _COMPARED // max(1, a.width))
@@ -147,7 +153,7 @@ def equal(a: Tensor, b: Tensor) -> bool:
 
 
 def raw_values(tensor: Tensor, begin: int = 0, end: int | None = None) -> NDArray[Any]:
-    """Rows of a tensor that has raw values, [rows, width], as they are; the 8 bits of float8 as uint8."""
+    """Rows of tensor.raw, [rows, width], in the file's own type; float8 as the uint8 of its bits."""
     import numpy
 
     assert tensor.raw is not None
@@ -158,7 +164,7 @@ def raw_values(tensor: Tensor, begin: int = 0, end: int | None = None) -> NDArra
 
 
 def _raw(tensor: Tensor, begin: int, end: int) -> NDArray[Any]:
-    """Rows as an array of the tensor's own items; bf16 as 16 bits that nobody computes with."""
+    """Rows as an array of the tensor's dtype, to be moved but not computed with: bf16 is an array of uint16."""
     import numpy
 
     kinds = {"f32": numpy.float32, "f16": numpy.float16, "bf16": numpy.uint16}
@@ -166,14 +172,14 @@ def _raw(tensor: Tensor, begin: int, end: int) -> NDArray[Any]:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Without group scales: q8_f32 becomes f32. What is made of it is not what the file has."""
+    """The tensor to cut or join: q8_f32 is read as f32, whose rows need no scales, and `raw`, of other rows, goes."""
     if tensor.dtype != "q8_f32":
         return tensor._replace(raw=None)
     return Tensor("f32", tensor.shape, lambda begin, end: floats(tensor, begin, end))
 
 
 def part(tensor: Tensor, begin: int, end: int) -> Tensor:
-    """Rows begin .. end of a matrix: one of several that were stored as one."""
+    """Rows begin .. end of a matrix."""
     tensor = _plain(tensor)
     if len(tensor.shape) != 2 or not 0 <= begin <= end <= tensor.rows:
         raise CheckpointError(f"rows {begin} to {end} of a tensor of {_text(tensor.shape)}")
@@ -182,14 +188,14 @@ def part(tensor: Tensor, begin: int, end: int) -> Tensor:
 
 
 def parted(tensor: Tensor, *rows: int) -> list[Tensor]:
-    """A matrix as several, of so many rows each. Raises CheckpointError unless they are all that it has."""
+    """A matrix cut into several, of these numbers of rows. Raises CheckpointError unless they add up to its own."""
     if len(tensor.shape) != 2 or sum(rows) != tensor.rows:
         raise CheckpointError(f"a tensor of {_text(tensor.shape)} is not one of {' and '.join(map(str, rows))} rows")
     return [part(tensor, sum(rows[:i]), sum(rows[: i + 1])) for i in range(len(rows))]
 
 
 def at(tensor: Tensor, index: int) -> Tensor:
-    """tensor[index]: a matrix of a stack, a row of a matrix."""
+    """tensor[index]: a matrix of a stack, or a row of a matrix."""
     tensor = _plain(tensor)
     if len(tensor.shape) < 2 or not 0 <= index < tensor.shape[0]:
         raise CheckpointError(f"no part {index} of a tensor of {_text(tensor.shape)}")
@@ -199,7 +205,7 @@ def at(tensor: Tensor, index: int) -> Tensor:
 
 
 def reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The same values in the same order under another shape whose last axis is as long."""
+    """The same values in the same order in another shape, whose last axis must be as long."""
     tensor = _plain(tensor)
     if prod(shape) != prod(tensor.shape) or shape[-1:] != tensor.shape[-1:]:
         raise CheckpointError(f"a tensor of {_text(tensor.shape)} cannot be one of {_text(shape)}")
@@ -217,7 +223,7 @@ def columns(tensor: Tensor, begin: int, end: int) -> Tensor:
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """Matrices of one shape as one tensor (how many, rows, columns)."""
+    """n matrices of one shape as one tensor (n, rows, columns)."""
     joined = joined_rows(tensors)
     if len({t.shape for t in tensors}) != 1:
         raise CheckpointError(f"tensors of {_text(tensors[0].shape)} and of other shapes cannot be one stack")
@@ -225,7 +231,7 @@ def stacked(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def joined_rows(tensors: Sequence[Tensor]) -> Tensor:
-    """Matrices of equal width, one below the other (vectors: end to end, when there are several)."""
+    """Tensors of equal width, one below the other; vectors end to end."""
     if len(tensors) == 1:
         return tensors[0]
     parts = _alike(tensors)
@@ -254,7 +260,7 @@ def joined_rows(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def joined_columns(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors with equal rows, side by side."""
+    """Tensors with as many rows, side by side."""
     if len(tensors) == 1:
         return tensors[0]
     parts = _alike(tensors)
@@ -270,7 +276,7 @@ def joined_columns(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def transposed(tensor: Tensor) -> Tensor:
-    """The last two axes exchanged: what was stored (..., inputs, outputs) as (..., outputs, inputs)."""
+    """The last two axes exchanged: (..., inputs, outputs) becomes (..., outputs, inputs)."""
     tensor = _plain(tensor)
     if len(tensor.shape) < 2:
         raise CheckpointError(f"a tensor of {_text(tensor.shape)} cannot be transposed")
@@ -280,12 +286,12 @@ def transposed(tensor: Tensor) -> Tensor:
         import numpy
 
         out = []
-        while begin < end:  # row r of matrix m is column r of the stored one
+        while begin < end:  # row r of matrix m is column r of the stored matrix m
             m, row = divmod(begin, d)
             stop = min(d, row + end - begin)
             matrix = _raw(tensor, m * n, (m + 1) * n)[:, row:stop]
             turned = numpy.empty((stop - row, n), matrix.dtype)
-            for i in range(0, n, 64):  # in blocks: columns a power of two apart push each other out of the cache
+            for i in range(0, n, 64):  # 64 rows at a time: else values a power of two apart evict each other
                 turned[:, i : i + 64] = _contiguous(matrix[i : i + 64]).T
             out.append(turned)
             begin += stop - row
@@ -295,7 +301,7 @@ def transposed(tensor: Tensor) -> Tensor:
 
 
 def _alike(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """In one dtype: their own, or f32 where they differ."""
+    """The tensors in one dtype: their common one, or f32."""
     parts = [_plain(t) for t in tensors]
     if len({t.dtype for t in parts}) == 1:
         return parts

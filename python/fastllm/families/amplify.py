@@ -1,21 +1,25 @@
-"""AMPLIFY (Fournier et al., 2024): a protein encoder built like Llama, with full attention."""
+"""AMPLIFY (Fournier et al., 2024): a protein encoder built like Llama, with attention in both directions.
+
+https://doi.org/10.1101/2024.09.23.614603; the reference is the repositories' own amplify.py.
+"""
 
 from __future__ import annotations
 
 from fastllm.config import Config, rope_freqs
-from fastllm.families import Recipe, Source, half_split
-from fastllm.families.huggingface import ACTS, head_width
+from fastllm.families._huggingface import ACTS, head_width
+from fastllm.families.source import Recipe, Source, half_split
 from fastllm.tensors import columns, parted
 
 
-def recipe(source: Source) -> Recipe:
+def amplify(source: Source) -> Recipe:
+    """AMPLIFY, with all options of its config."""
     dim, heads = source.integer("hidden_size"), source.integer("num_attention_heads")
     head_dim = head_width(source, dim, heads)
     kind, hidden = source.text("hidden_act", "SwiGLU").lower(), source.integer("intermediate_size")
     gated = kind == "swiglu"
     if not gated and kind not in ("relu", "gelu"):
         raise source.error(f"has hidden_act {kind!r}; known are SwiGLU, ReLU and GELU")
-    if gated:  # as many weights as two matrices of intermediate_size, the width a multiple of 8
+    if gated:  # three matrices with as many weights as two of intermediate_size; a multiple of 8
         hidden = -(-int(2 * hidden / 3) // 8) * 8
     config = Config(
         dim=dim,
@@ -61,7 +65,7 @@ def recipe(source: Source) -> Recipe:
 
 
 def _split(source: Source, ours: str, theirs: str, hidden: int, *, bias: bool) -> None:
-    """The gate, which goes through silu, above what it multiplies, in one matrix of (2 * hidden, dim)."""
+    """Names w1, which goes through silu, and w3, which are one matrix of (2 * hidden, dim)."""
     values = source.tensor(f"{theirs}.bias") if bias else None
     weights = parted(source.tensor(f"{theirs}.weight"), hidden, hidden)
     for n, (name, weight) in enumerate(zip(("w1", "w3"), weights, strict=True)):

@@ -1,60 +1,68 @@
-"""From what a checkpoint calls itself to the family that reads it, and what the model is for.
+"""The table of families, and from the name that a checkpoint gives itself to a line of that table.
 
-A class of the transformers library is a family and a task: "Qwen3ForSequenceClassification". As there, the config's
-"model_type" names the family where it is known, and the class where it is not.
+The name of a class of the transformers library is a family and a task: "Qwen3ForSequenceClassification". As there, the
+family is what the config's "model_type" says, or if that is not in the table, the class.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
+from importlib import import_module
 
-# Family -> module of this package and function in it, imported when a checkpoint of that family is met. A family is
-# called by the model type of transformers' configs, or by its format's own name where all of that is one family.
+from fastllm.families.source import Recipe, Source
+
+# GGUF's general.architecture.
+_GGUF = (
+    "bert",
+    "cohere2",
+    "command-r",
+    "gemma",
+    "gemma-embedding",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "gptneox",
+    "granite",
+    "llama",
+    "olmo2",
+    "olmoe",
+    "phi3",
+    "qwen2",
+    "qwen2moe",
+    "qwen3",
+    "qwen3moe",
+    "smollm3",
+    "stablelm",
+)
+# Family -> the module of this folder and the function in it. A family is named by the model_type of transformers'
+# configs; by "gguf:" and the architecture in GGUF; or by its format, where that has one family only.
 FAMILIES: dict[str, tuple[str, str]] = {
-    "AMPLIFY": ("amplify", "recipe"),
-    "bert": ("bert", "recipe"),
+    **{f"gguf:{name}": ("gguf", "gguf") for name in _GGUF},
+    "AMPLIFY": ("amplify", "amplify"),
+    "bert": ("bert", "bert"),
     "camembert": ("bert", "roberta"),
-    "clip": ("clip", "recipe"),
-    "clip_text_model": ("clip", "recipe"),
+    "clip": ("clip", "clip"),
+    "clip_text_model": ("clip", "clip"),
     "cohere": ("cohere", "cohere"),
     "cohere2": ("cohere", "cohere2"),
-    "esm": ("esm", "recipe"),
+    "esm": ("esm", "esm"),
     "gemma": ("gemma", "gemma"),
     "gemma2": ("gemma", "gemma2"),
     "gemma3_text": ("gemma", "gemma3"),
-    "gguf:bert": ("gguf", "recipe"),
-    "gguf:cohere2": ("gguf", "recipe"),
-    "gguf:command-r": ("gguf", "recipe"),
-    "gguf:gemma": ("gguf", "recipe"),
-    "gguf:gemma-embedding": ("gguf", "recipe"),
-    "gguf:gemma2": ("gguf", "recipe"),
-    "gguf:gemma3": ("gguf", "recipe"),
-    "gguf:gpt2": ("gguf", "recipe"),
-    "gguf:gptneox": ("gguf", "recipe"),
-    "gguf:granite": ("gguf", "recipe"),
-    "gguf:llama": ("gguf", "recipe"),
-    "gguf:olmo2": ("gguf", "recipe"),
-    "gguf:olmoe": ("gguf", "recipe"),
-    "gguf:phi3": ("gguf", "recipe"),
-    "gguf:qwen2": ("gguf", "recipe"),
-    "gguf:qwen2moe": ("gguf", "recipe"),
-    "gguf:qwen3": ("gguf", "recipe"),
-    "gguf:qwen3moe": ("gguf", "recipe"),
-    "gguf:smollm3": ("gguf", "recipe"),
-    "gguf:stablelm": ("gguf", "recipe"),
-    "gpt2": ("gpt2", "recipe"),
-    "gpt_neo": ("gpt_neo", "recipe"),
-    "gpt_neox": ("gpt_neox", "recipe"),
-    "granite": ("llama", "granite"),
-    "grok-1": ("grok", "recipe"),
-    "helium": ("llama", "helium"),
+    "gpt2": ("gpt2", "gpt2"),
+    "gpt_neo": ("gpt_neo", "gpt_neo"),
+    "gpt_neox": ("gpt_neox", "gpt_neox"),
+    "granite": ("granite", "granite"),
+    "grok-1": ("grok", "grok"),
+    "helium": ("helium", "helium"),
     "llama": ("llama", "llama"),
-    "meta.llama": ("meta_llama", "recipe"),
-    "mindformers.llama": ("mindformers", "recipe"),
-    "minGPT": ("mingpt", "recipe"),
-    "mistral": ("llama", "mistral"),
+    "meta.llama": ("meta_llama", "meta_llama"),
+    "mindformers.llama": ("mindformers", "mindformers"),
+    "minGPT": ("mingpt", "mingpt"),
+    "mistral": ("mistral", "mistral"),
     "mixtral": ("moe", "mixtral"),
-    "nanoGPT": ("mingpt", "recipe"),
+    "nanoGPT": ("mingpt", "mingpt"),
     "olmo2": ("olmo", "olmo2"),
     "olmoe": ("moe", "olmoe"),
     "phi3": ("phi", "phi3"),
@@ -67,12 +75,12 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "qwen3_vl_moe_text": ("moe", "qwen3_vl_moe"),
     "qwen3_vl_text": ("qwen", "qwen3_vl"),
     "roberta": ("bert", "roberta"),
-    "smollm3": ("llama", "smollm3"),
+    "smollm3": ("smollm3", "smollm3"),
     "stablelm": ("stablelm", "stablelm"),
     "xlm-roberta": ("bert", "roberta"),
 }
 
-# How a class's name ends -> what the model is for; the first that fits counts.
+# The end of a class's name -> the model's task. The first that fits counts.
 _TASKS = {
     "ForCausalLM": "causal lm",
     "ForConditionalGeneration": "causal lm",
@@ -88,11 +96,18 @@ _TASKS = {
 TASKS = (*dict.fromkeys(_TASKS.values()), "other", "")
 
 
-def split(architecture: str, model_type: object = None) -> tuple[str, str]:
-    """An architecture's name as (family, task); model_type: what the config says beside it.
+def family(name: str) -> Callable[[Source], Recipe]:
+    """The function of a family in FAMILIES; its module is imported only now."""
+    module, function = FAMILIES[name]
+    found: Callable[[Source], Recipe] = getattr(import_module(f"fastllm.families.{module}"), function)
+    return found
 
-    The family is "" where none is known; the task one of TASKS: "other" for one that has no name here (question
-    answering, multiple choice), "" where the name says none.
+
+def split(architecture: str, model_type: object = None) -> tuple[str, str]:
+    """The family and the task of an architecture, the name of a class or of a family. model_type: the config's.
+
+    The family is a key of FAMILIES, or "" if it is not known. The task is one of TASKS: "other" for one that fastllm
+    has no use for (question answering, multiple choice), "" where the name has none.
     """
     if architecture in FAMILIES or architecture.startswith("gguf:"):
         return architecture if architecture in FAMILIES else "", ""
@@ -101,19 +116,19 @@ def split(architecture: str, model_type: object = None) -> tuple[str, str]:
     task = _TASKS[end] if end else "other" if rest else ""
     if isinstance(model_type, str) and model_type in FAMILIES and not model_type.startswith("gguf:"):
         return model_type, task
-    if end == "ForCausalLM" and _plain(f"{stem}Text") in _FAMILIES:  # Gemma3ForCausalLM sees no images
+    if end == "ForCausalLM" and _plain(f"{stem}Text") in _FAMILIES:  # Gemma3ForCausalLM is the text model, gemma3_text
         stem += "Text"
     return _FAMILIES.get(_plain(stem), ""), task
 
 
 def nearest(name: str) -> list[str]:
-    """The families whose names are most like one that is not known."""
+    """The families whose names are most like `name`, a class that is not known."""
     stem = name.partition("For")[0].removesuffix("Model")
     return [_FAMILIES[n] for n in difflib.get_close_matches(_plain(stem), list(_FAMILIES), cutoff=0.6)]
 
 
 def _plain(name: str) -> str:
-    """A family's name however it is spelled: GPTNeoX is gpt_neox, LLaMA is llama."""
+    """A name without case and separators, so that GPTNeoX is gpt_neox and LLaMA is llama."""
     return "".join(c for c in name.lower() if c.isalnum())
 
 

@@ -1,32 +1,35 @@
-"""BERT (Devlin et al., 2019) and what shares its blocks: norms after each addition, learned positions, full attention.
+"""BERT (Devlin et al., 2019) and its relatives: norms after each addition, learned positions, both directions.
 
-MiniLM and AntiBERTy (Ruffolo et al., 2021) are BERTs; RoBERTa (Liu et al., 2019) differs in names and in where its
-positions begin.
+https://arxiv.org/abs/1810.04805. MiniLM and AntiBERTy (Ruffolo et al., 2021, https://arxiv.org/abs/2112.07782) are
+BERTs; RoBERTa (Liu et al., 2019, https://arxiv.org/abs/1907.11692) has other names, and its positions begin later.
 """
 
 from __future__ import annotations
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.huggingface import act, head_width
+from fastllm.families._huggingface import act, head_width
+from fastllm.families.source import Recipe, Source
 from fastllm.tensors import Tensor, floats, joined_rows, part
 
 
-def recipe(source: Source) -> Recipe:
-    """BertModel, BertForMaskedLM, BertForPreTraining, AntiBERTy. A pooler is a part of a classifier, else left out."""
+def bert(source: Source) -> Recipe:
+    """BertModel, BertForMaskedLM, BertForPreTraining, AntiBERTy. The pooler is read as part of a classifier only."""
     head = "cls.predictions"
     transform = (f"{head}.transform.dense", f"{head}.transform.LayerNorm")
-    return _recipe(source, "bert.", head, transform, pairs=True)
+    return _encoder(source, "bert.", head, transform, pairs=True)
 
 
 def roberta(source: Source) -> Recipe:
-    """RobertaModel, RobertaForMaskedLM, their XLM and Camembert names. Positions start after the padding token's id."""
-    source.refuse("hidden_act", "gelu")  # the head's is, whatever the blocks' may be
+    """RobertaModel, RobertaForMaskedLM, and the same for XLM-R and CamemBERT.
+
+    Positions begin at the row after the padding token's id.
+    """
+    source.refuse("hidden_act", "gelu")  # the head has gelu always, and the core one activation for all
     first = source.integer("pad_token_id", 1) + 1
-    return _recipe(source, "roberta.", "lm_head", ("lm_head.dense", "lm_head.layer_norm"), first=first)
+    return _encoder(source, "roberta.", "lm_head", ("lm_head.dense", "lm_head.layer_norm"), first=first)
 
 
-def _recipe(
+def _encoder(
     source: Source,
     prefix: str,
     head: str,
@@ -35,9 +38,11 @@ def _recipe(
     first: int = 0,
     pairs: bool = False,
 ) -> Recipe:
-    """head: where the masked-token head is, if there is one; transform: the matrix and norm it begins with.
+    """The recipe of an encoder whose modules are under `prefix`.
 
-    pairs: whether a classifier's texts come in pairs whose second has a token type of its own, where there are two.
+    head: the module that predicts masked tokens, if there is one. transform: the matrix and the norm it begins with.
+    first: the row of the first position. pairs: whether the second of a pair of texts has a token type of its own,
+    where the model has two types.
     """
     source.refuse("is_decoder", False)
     source.refuse("position_embedding_type", "absolute")
@@ -66,15 +71,7 @@ def _recipe(
         second_segment=second_segment,
         attn_scale=head_dim**-0.5,
     )
-    table = source.tensor(f"{prefix}embeddings.position_embeddings.weight")
-    kinds = source.tensor(f"{prefix}embeddings.token_type_embeddings.weight")
-    if kinds.rows <= second_segment or kinds.width != table.width:
-        raise source.error(
-            f"has token types of {kinds.rows} x {kinds.width}, positions of {table.rows} x {table.width}"
-        )
-    positions = part(table, first, first + longest)
-    segments = [_plus_row(positions, kinds, i) for i in range(1 + second_segment)]
-    source.matrix("positions", joined_rows(segments))
+    _positions(source, f"{prefix}embeddings", first, config)
     source.norm("embed_norm", f"{prefix}embeddings.LayerNorm", bias=True)
     for i in range(config.n_layers):
         theirs, ours = f"{prefix}encoder.layer.{i}", f"layers.{i}"
@@ -89,16 +86,32 @@ def _recipe(
     if not config.head:
         source.matrix("embed", embed)
     else:
-        decoder = f"{head}.decoder"
-        source.embedding(embed, f"{decoder}.weight", tied=True, needed=True)
+        source.embedding(embed, f"{head}.decoder.weight", tied=True, needed=True)
         source.linear("head.dense", transform[0], bias=True)
         source.norm("head.norm", transform[1], bias=True)
-        # The two are one parameter, and both are in some files.
+        # Two names of one parameter; some files have both.
         bias = source.tensors.get(f"{head}.bias")
-        source.vector("head.bias", f"{decoder}.bias" if bias is None or f"{decoder}.bias" in source.tensors else bias)
+        decoder = f"{head}.decoder.bias"
+        source.vector("head.bias", decoder if bias is None or decoder in source.tensors else bias)
     return source.recipe(config)
 
 
+def _positions(source: Source, theirs: str, first: int, config: Config) -> None:
+    """Names the table of positions: rows `first` and on of the file's, with the token type of the text added to each.
+
+    With a second segment the table follows once more, with the second token type.
+    """
+    table = source.tensor(f"{theirs}.position_embeddings.weight")
+    kinds = source.tensor(f"{theirs}.token_type_embeddings.weight")
+    if kinds.rows <= config.second_segment or kinds.width != table.width:
+        raise source.error(
+            f"has token types of {kinds.rows} x {kinds.width}, positions of {table.rows} x {table.width}"
+        )
+    positions = part(table, first, first + config.positions)
+    segments = [_plus_row(positions, kinds, i) for i in range(1 + config.second_segment)]
+    source.matrix("positions", joined_rows(segments))
+
+
 def _plus_row(table: Tensor, kinds: Tensor, kind: int) -> Tensor:
-    """Positions with the vector of a token type added to each."""
+    """A table of positions with the vector of token type `kind` added to each row."""
     return Tensor("f32", table.shape, lambda begin, end: floats(table, begin, end) + floats(kinds, kind, kind + 1))

@@ -1,14 +1,17 @@
-"""The text tower of CLIP (Radford et al., 2021): a causal transformer that gives hidden states, not tokens."""
+"""The text tower of CLIP (Radford et al., 2021): a causal transformer without a head, for vectors of texts.
+
+https://arxiv.org/abs/2103.00020
+"""
 
 from __future__ import annotations
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.huggingface import act, head_width
+from fastllm.families._huggingface import act, head_width
+from fastllm.families.source import Recipe, Source
 
 
-def recipe(source: Source) -> Recipe:
-    """CLIPTextModel, CLIPTextModelWithProjection, and the tower of a CLIPModel, whose projections are left out."""
+def clip(source: Source) -> Recipe:
+    """CLIPTextModel, CLIPTextModelWithProjection, and the tower of a CLIPModel; projections are left out."""
     if source.get("text_config") is not None:
         source = source.section("text_config")
     dim, heads = source.integer("hidden_size", 512), source.integer("num_attention_heads", 8)

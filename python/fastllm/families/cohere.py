@@ -1,4 +1,7 @@
-"""Command R (Cohere, 2024, 2025): LayerNorm without bias, blocks side by side, rotary pairs (2i, 2i + 1)."""
+"""Command R and A (Cohere, 2024, 2025): LayerNorm without bias, parallel sublayers, pairs (2i, 2i + 1) rotate.
+
+CohereForCausalLM and Cohere2ForCausalLM; https://arxiv.org/abs/2504.00698 describes Command A.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ from functools import partial
 from typing import Any
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.llama import ONE_BEFORE, attention, decoder, feed_forward, layer_windows, qk_norm, settings
+from fastllm.families._decoder import ONE_BEFORE, attention, decoder, feed_forward, layer_windows, qk_norm, settings
+from fastllm.families.source import Recipe, Source
 
 _PARTS = (partial(attention, interleaved=True), partial(qk_norm, interleaved=True), feed_forward)
 _COHERE: dict[str, object] = {
@@ -22,21 +25,23 @@ _COHERE: dict[str, object] = {
 
 def cohere(source: Source) -> Recipe:
     """CohereForCausalLM: Command R and R+."""
-    return _decoder(source, _settings(source, theta=500000.0, qk_norm="head" if source.flag("use_qk_norm") else "none"))
+    return _recipe(source, _settings(source, theta=500000.0, qk_norm="head" if source.flag("use_qk_norm") else "none"))
 
 
 def cohere2(source: Source) -> Recipe:
-    """Cohere2ForCausalLM: Command R7B and A. Layers with a window rotate, the others do not."""
+    """Cohere2ForCausalLM: Command R7B and A. Only the layers with a window rotate."""
     source.defaults = _COHERE
     every = source.integer("sliding_window_pattern", 4) or 4
     windows = layer_windows(source, 4096, lambda i: bool((i + 1) % every))
-    return _decoder(source, _settings(source, windows=windows, ropes=tuple(int(w > 0) for w in windows)))
+    return _recipe(source, _settings(source, windows=windows, ropes=tuple(int(w > 0) for w in windows)))
 
 
 def _settings(source: Source, **flags: Any) -> Config:
+    """What both classes share."""
     source.defaults = _COHERE
     return settings(source, norm="layer", parallel=True, logit_scale=source.number("logit_scale", 0.0625), **flags)
 
 
-def _decoder(source: Source, config: Config) -> Recipe:
+def _recipe(source: Source, config: Config) -> Recipe:
+    """The recipe of both classes."""
     return decoder(source, config, *_PARTS, norms=ONE_BEFORE, tied=True)

@@ -1,22 +1,25 @@
-"""ESM-2 (Lin et al., 2023) and ESM-1b: protein encoders, norms before each block."""
+"""ESM-2 (Lin et al., 2023) and ESM-1b (Rives et al., 2021): protein encoders with norms before each sublayer.
+
+https://doi.org/10.1126/science.ade2574, https://doi.org/10.1073/pnas.2016239118
+"""
 
 from __future__ import annotations
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.huggingface import head_width
-from fastllm.families.rope import parameters, rotation
+from fastllm.families._huggingface import head_width
+from fastllm.families._rope import parameters, rotation
+from fastllm.families.source import Recipe, Source
 from fastllm.tensors import part
 
 
-def recipe(source: Source) -> Recipe:
-    """EsmForMaskedLM, EsmModel. The activation is the erf GELU, whatever the config says: the reference's too."""
+def esm(source: Source) -> Recipe:
+    """EsmForMaskedLM, EsmModel. As in the reference, the activation is the erf GELU whatever the config says."""
     source.refuse("is_decoder", False)
     source.refuse("position_embedding_type", "absolute", "rotary")
     dim, heads = source.integer("hidden_size", 768), source.integer("num_attention_heads", 12)
     head_dim = head_width(source, dim, heads)
     rotary = source.text("position_embedding_type", "absolute") == "rotary"
-    # Learned positions are counted from the one after the padding token's id.
+    # Learned positions begin at the row after the padding token's id.
     first = 0 if rotary else source.integer("pad_token_id", 1) + 1
     longest = source.integer("max_position_embeddings", 1026) - first
     config = Config(
@@ -67,7 +70,7 @@ def recipe(source: Source) -> Recipe:
 
 
 def _frequencies(source: Source, head_dim: int, max_seq: int) -> None:
-    """As the checkpoint has them, where it does: the released models were trained with some that had been rounded."""
+    """Names the rotary frequencies: the file's if it has any, as released models were trained with rounded ones."""
     stored = next((name for name in source.tensors if name.endswith("rotary_embeddings.inv_freq")), None)
     if stored is None:
         source.vectors["rope.freqs"] = rotation(parameters(source), head_dim, max_seq).freqs

@@ -1,4 +1,7 @@
-"""Gemma 1, 2 and 3 (Gemma Team, 2024, 2025): norms that lack 1, scaled embeddings, a tied head."""
+"""Gemma 1, 2 and 3 (Gemma Team, 2024, 2025): norms with weights 1 + w, scaled embeddings, a tied head.
+
+https://arxiv.org/abs/2403.08295, https://arxiv.org/abs/2408.00118, https://arxiv.org/abs/2503.19786
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ from functools import partial
 from typing import Any
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.huggingface import act
-from fastllm.families.llama import (
+from fastllm.families._decoder import (
     BEFORE,
     attention,
     decoder,
@@ -21,7 +22,9 @@ from fastllm.families.llama import (
     qk_norm,
     settings,
 )
-from fastllm.families.rope import rotation
+from fastllm.families._huggingface import act
+from fastllm.families._rope import rotation
+from fastllm.families.source import Recipe, Source
 
 _AROUND = {
     "attn_norm": "input_layernorm",
@@ -55,14 +58,14 @@ _GEMMA3: dict[str, object] = {
 
 
 def gemma(source: Source) -> Recipe:
-    """GemmaForCausalLM. Where its config says "gelu", the approximation by tanh is meant."""
+    """GemmaForCausalLM. Its configs say "gelu" and mean the approximation by tanh."""
     source.defaults = _GEMMA
     config = _settings(source, act="gelu_tanh" if source.get("hidden_act") == "gelu" else _act(source, "hidden_act"))
     return decoder(source, config, attention, feed_forward, norms=BEFORE, norm_add=1.0, tied=True)
 
 
 def gemma2(source: Source) -> Recipe:
-    """Gemma2ForCausalLM: norms before and after, capped logits, a window in every second layer."""
+    """Gemma2ForCausalLM: norms before and after each sublayer, soft caps, a window in every second layer."""
     source.defaults = _GEMMA2
     config = _settings(
         source,
@@ -76,16 +79,16 @@ def gemma2(source: Source) -> Recipe:
 
 
 def gemma3(source: Source) -> Recipe:
-    """Gemma3ForCausalLM: norms of queries and keys, five layers with a window and a slower rotation to one without.
+    """Gemma3ForCausalLM: norms of queries and keys; of six layers five have a window and a rotation of their own.
 
-    EmbeddingGemma (2025) is one that sees to both sides.
+    EmbeddingGemma (https://arxiv.org/abs/2509.20354) is a Gemma 3 that attends in both directions.
     """
     source.defaults = _GEMMA3
     source.refuse("attn_logit_softcapping")
     every = source.integer("sliding_window_pattern", 6) or depth(source) + 1
     windows = _windows(source, lambda i: bool((i + 1) % every))
     causal = not source.flag("use_bidirectional_attention")
-    if not causal:  # the size is that of both sides together
+    if not causal:  # sliding_window counts the positions on both sides together
         windows = tuple(window and window // 2 + 1 for window in windows)
     whole, local = _ropes(source)
     config = _settings(
@@ -111,28 +114,30 @@ def gemma3(source: Source) -> Recipe:
 
 
 def _windows(source: Source, sliding: Callable[[int], bool]) -> tuple[int, ...]:
-    """Layers that slide have a window: null is the default, not none."""
+    """Config.windows. Unlike in other families, a sliding_window of null is the default, not none."""
     size = source.integer("sliding_window", 4096)
     source.header = {**source.header, "sliding_window": size}
     return layer_windows(source, None, sliding)
 
 
 def _settings(source: Source, **flags: Any) -> Config:
+    """What all Gemmas share: heads of 256 channels by default, and embeddings scaled by the root of the width."""
     config = settings(source, head_dim=256, **flags)
     return config._replace(embed_scale=math.sqrt(config.dim))
 
 
 def _act(source: Source, key: str) -> str:
+    """The activation, with the default of Gemma's classes."""
     return act(source, key, "gelu_pytorch_tanh")
 
 
 def _softcap(source: Source, key: str, default: float) -> float:
-    """null is none, and `default` is meant where the key is missing."""
+    """A soft cap: null is none (0), a missing key is `default`."""
     return source.number(key, 0.0 if key in source.header else default)
 
 
 def _ropes(source: Source) -> tuple[Source, Source]:
-    """The rotary parameters of layers without and with a window."""
+    """The rotary parameters of the layers without a window, and of those with one."""
     both = source.section("rope_parameters")
     whole, local = both.section("full_attention"), both.section("sliding_attention")
     if source.get("rope_scaling"):

@@ -1,24 +1,24 @@
-"""GGUF's models: llama.cpp's names of settings and tensors as those of Hugging Face, whose families then read them.
+"""GGUF files: llama.cpp's names of settings and tensors become those of Hugging Face, whose families then read them.
 
-llama.cpp's converter (convert_hf_to_gguf.py) also changes some values, which is undone here: rows of queries
-and keys in the order of interleaved rotary pairs where llama.cpp rotates so, norms of Gemma with 1 added, GPT-2's
-matrices turned, GPT-NeoX's queries, keys and values sorted.
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md lists the names. llama.cpp's converter (convert_hf_to_gguf.py)
+changes some tensors as well, which is undone: it reorders rows of queries and keys where llama.cpp rotates pairs
+(2i, 2i + 1) (_rotated), adds 1 to Gemma's norms, transposes GPT-2's matrices, and sorts GPT-NeoX's queries, keys and
+values (_gguf_architectures.py, with all that only one architecture has).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
 
-from fastllm import families
-from fastllm.families import Recipe, Source, Weight, half_split
+from fastllm.families._gguf_architectures import Header, architecture, head_dim
+from fastllm.families._translation import translated
+from fastllm.families.source import Recipe, Source, Weight, half_split
 from fastllm.formats import Checkpoint
 from fastllm.heads import Embedding, Layer
-from fastllm.tensors import Tensor, at, columns, floats, joined_rows, part, reshaped, transposed
+from fastllm.tensors import Tensor, at, floats
 
-Header = dict[str, object]
-
+# Hugging Face's keys -> llama.cpp's, after the architecture's name.
 _HEADER = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -38,12 +38,14 @@ _HEADER = {
     "clip_qkv": "attention.clamp_kqv",
     "use_parallel_residual": "use_parallel_residual",
 }
+# enum llama_pooling_type of llama.h.
 _POOLINGS = {1: "mean", 2: "cls", 3: "last"}
 _UNPOOLED, _RANK = 0, 4
-# sentence-transformers' layers after pooling, by llama.cpp's names and by Ollama's.
+# sentence-transformers' dense layers after pooling, as llama.cpp and as Ollama name them.
 _DENSE = ("dense_2.weight", "dense_3.weight"), ("dense.0.weight", "dense.1.weight")
 _MOST_PARTS = 1 << 16  # experts or heads in one tensor
 _NEEDED = ("embedding_length", "feed_forward_length", "block_count", "attention.head_count", "context_length")
+# llama.cpp's names of modules -> Hugging Face's in Llama and its relatives; {} is the index of an expert.
 _NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -74,29 +76,11 @@ _NAMES = {
 }
 
 
-class _Kind(NamedTuple):
-    """What one of llama.cpp's architectures is in Hugging Face's terms.
-
-    header: what its config has beside what all have; names: its tensors that are called otherwise; interleaved: whether
-    rotary pairs were made (2i, 2i + 1); turn: of a tensor that the converter changed, by its name here.
-    """
-
-    name: str
-    header: Callable[[Source], Header] = lambda _: {}
-    names: dict[str, str] = {}  # noqa: RUF012  # never changed
-    interleaved: bool = False
-    turn: Callable[[str, Tensor, Source], Tensor] = lambda _, tensor, __: tensor
-
-
-def recipe(source: Source) -> Recipe:
-    """Translates the checkpoint, and asks the family of the translation."""
+def gguf(source: Source) -> Recipe:
+    """Any family of a GGUF file, by translation to the names of its class in transformers."""
     name = source.architecture.removeprefix("gguf:")
     meta = Source(Checkpoint(source.path, "", source.architecture, _settings(source, name), source.tensors))
-    if name == "llama" and meta.integer("expert_count", 0):
-        name = "mixtral"
-    if name == "gemma3" and _DENSE[1][0] in source.tensors:
-        name = "gemma-embedding"
-    kind = KINDS[name]
+    kind = architecture(name, meta)
     for key in _NEEDED:
         meta.integer(key)
     meta.number("attention.layer_norm_rms_epsilon", meta.get("attention.layer_norm_epsilon"))
@@ -110,14 +94,16 @@ def recipe(source: Source) -> Recipe:
         named = dict(_named(theirs, turned, _NAMES | kind.names))
         tensors |= named
         origins |= dict.fromkeys(named, theirs)
-    found = families.recipe(Checkpoint(source.path, "", kind.name, header, tensors))
-    source.tensors.mark(*(theirs for ours, theirs in origins.items() if ours not in found.unused))
+    found = translated(source, kind.name, header, tensors, origins)
     found = _rotated(source, found, interleaved=kind.interleaved)
     return _with_embedding(source, found, meta.integer("pooling_type", _UNPOOLED))
 
 
 def _settings(source: Source, name: str) -> Header:
-    """The metadata of the architecture. What is a list with a value for each layer is one value, the same for all."""
+    """The metadata under the architecture's name, without it. Lists of a value for each layer become that value.
+
+    Raises CheckpointError where layers differ.
+    """
     values = {}
     for key, value in source.header.items():
         if not key.startswith(f"{name}."):
@@ -129,13 +115,14 @@ def _settings(source: Source, name: str) -> Header:
 
 
 def _common(source: Source, meta: Source) -> Header:
+    """What takes more than a new name: keys that tensors tell, tokens, the rotation."""
     header: Header = {
         "vocab_size": source.tensor("token_embd.weight").shape[0],
         "tie_word_embeddings": "output.weight" not in source.tensors,
         "attention_bias": any(f"blk.0.{name}.bias" in source.tensors for name in ("attn_q", "attn_qkv")),
         "attention_out_bias": "blk.0.attn_output.bias" in source.tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in source.tensors,
-        "head_dim": _head_dim(meta),
+        "head_dim": head_dim(meta),
         "num_key_value_heads": meta.integer("attention.head_count_kv", meta.integer("attention.head_count")),
         "rope_theta": meta.number("rope.freq_base", 10000.0),
     }
@@ -146,7 +133,7 @@ def _common(source: Source, meta: Source) -> Header:
     if not meta.flag("attention.causal", True):
         header["is_causal"] = False
     scaling = meta.text("rope.scaling.type", "linear")
-    factor = meta.number("rope.scaling.factor", meta.number("rope.scale_linear", 0.0))  # the second is of 2023
+    factor = meta.number("rope.scaling.factor", meta.number("rope.scale_linear", 0.0))  # scale_linear: files of 2023
     if scaling in ("linear", "yarn") and factor:
         header["rope_scaling"] = {
             "rope_type": scaling,
@@ -159,12 +146,12 @@ def _common(source: Source, meta: Source) -> Header:
 
 
 def _named(theirs: str, tensor: Tensor, names: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
-    """A tensor under Hugging Face's name, or its parts where each has its own; nothing for what has none."""
+    """A tensor under Hugging Face's name, or its parts (experts, heads) under theirs; nothing if it has none."""
     place = re.fullmatch(r"(?:(blk)\.(\d+)\.)?(\w+?)(?:\.(\d+))?\.(weight|bias)", theirs)
     if not place:
         return
     block, layer, name, expert, kind = place.groups()
-    ours = names.get(f"{name}_exps" if expert else name)  # an expert was once a tensor of its own
+    ours = names.get(f"{name}_exps" if expert else name)  # old files have a tensor for each expert
     if ours is None:
         return
     if block:
@@ -179,7 +166,11 @@ def _named(theirs: str, tensor: Tensor, names: dict[str, str]) -> Iterator[tuple
 
 
 def _rotated(source: Source, found: Recipe, *, interleaved: bool) -> Recipe:
-    """Rows of queries and keys in the half-split order again, and frequencies divided by the file's factors."""
+    """The recipe with rotations as in the file.
+
+    interleaved: whether queries and keys have pairs (2i, 2i + 1), whose rows half_split reorders. rope_freqs.weight: by
+    which frequencies are divided (Llama 3.1's scaling).
+    """
     import numpy
 
     matrices, vectors, config = dict(found.matrices), dict(found.vectors), found.config
@@ -204,7 +195,7 @@ def _rotated(source: Source, found: Recipe, *, interleaved: bool) -> Recipe:
 
 
 def _with_embedding(source: Source, found: Recipe, pooling: int) -> Recipe:
-    """The recipe, with what the file says of vectors: the pooling by llama.cpp's number, and layers after it."""
+    """The recipe with the file's embedding. pooling: llama.cpp's number; its layers follow the pooling."""
     if pooling not in (_UNPOOLED, *_POOLINGS):
         what = "a reranker" if pooling == _RANK else "a model"
         refused = f"{source.path} is {what} with pooling_type {pooling}, whose vectors fastllm cannot make"
@@ -213,199 +204,3 @@ def _with_embedding(source: Source, found: Recipe, pooling: int) -> Recipe:
     layers = tuple(Layer(source.tensor(name)) for name in named)
     embedding = Embedding(pooling=(_POOLINGS.get(pooling, "mean"),), steps=("pool", *("dense" for _ in layers)))
     return found._replace(embedding=embedding, dense={**found.dense, **({"embedding": layers} if layers else {})})
-
-
-# ---- what is special to one architecture
-
-
-def _head_dim(meta: Source) -> int:
-    heads = meta.integer("attention.head_count")
-    return meta.integer("attention.key_length", meta.integer("embedding_length") // max(heads, 1))
-
-
-def _whole(meta: Source) -> Header:
-    """Heads that rotate as a whole."""
-    meta.refuse("rope.dimension_count", _head_dim(meta))
-    return {}
-
-
-def _partial(meta: Source) -> Header:
-    """Heads of which a part may rotate."""
-    head_dim = _head_dim(meta)
-    return {"partial_rotary_factor": meta.integer("rope.dimension_count", head_dim) / max(head_dim, 1)}
-
-
-def _mixtral(meta: Source) -> Header:
-    return _whole(meta) | {"num_local_experts": meta.integer("expert_count")}
-
-
-def _gemma2(meta: Source) -> Header:
-    return {"query_pre_attn_scalar": _query_scalar(meta, 46)}
-
-
-def _gemma3(meta: Source) -> Header:
-    return {
-        "query_pre_attn_scalar": _query_scalar(meta, 62),
-        "rope_theta": meta.number("rope.freq_base", 1000000.0),
-        "rope_local_base_freq": meta.number("rope.freq_base_swa", 10000.0),
-    }
-
-
-def _gemma_embedding(meta: Source) -> Header:
-    return _gemma3(meta) | {"is_causal": None, "use_bidirectional_attention": True}
-
-
-def _query_scalar(meta: Source, layers: int) -> int:
-    """Attention is scaled by the width of a head, but in the models of 27B parameters, told by their layers."""
-    if meta.integer("block_count") == layers:
-        return meta.integer("embedding_length") // max(meta.integer("attention.head_count"), 1)
-    return _head_dim(meta)
-
-
-def _phi3(meta: Source) -> Header:
-    header = {**_partial(meta), "original_max_position_embeddings": meta.get("rope.scaling.original_context_length")}
-    if "rope_factors_long.weight" not in meta.tensors:
-        return header
-    factors = {}
-    for length in ("short", "long"):
-        table = meta.tensor(f"rope_factors_{length}.weight")
-        if table.shape != (meta.integer("rope.dimension_count", _head_dim(meta)) // 2,) or table.width > 2048:
-            raise meta.error(f"has rope_factors_{length}.weight of {table.shape}, not one for each pair that rotates")
-        factors[f"{length}_factor"] = floats(table).reshape(-1).tolist()
-    scaling = {
-        **factors,
-        "rope_type": "longrope",
-        "original_max_position_embeddings": meta.integer("rope.scaling.original_context_length"),
-        "attention_factor": meta.get("rope.scaling.attn_factor"),
-    }
-    return header | {"rope_scaling": scaling}
-
-
-def _granite(meta: Source) -> Header:
-    return _whole(meta) | {
-        "embedding_multiplier": meta.number("embedding_scale", 1.0),
-        "attention_multiplier": meta.number("attention.scale", max(_head_dim(meta), 1) ** -0.5),
-        "residual_multiplier": meta.number("residual_scale", 1.0),
-        "logits_scaling": meta.number("logit_scale", 1.0),
-    }
-
-
-def _stablelm(meta: Source) -> Header:
-    return _partial(meta) | {
-        "qk_layernorm": "blk.0.attn_q_norm.weight" in meta.tensors,
-        "use_qkv_bias": "blk.0.attn_q.bias" in meta.tensors,
-        "use_parallel_residual": "blk.0.ffn_norm.weight" not in meta.tensors,
-    }
-
-
-def _cohere(meta: Source) -> Header:
-    return {"use_qk_norm": "blk.0.attn_q_norm.weight" in meta.tensors}
-
-
-def _gpt2(meta: Source) -> Header:
-    return {
-        "n_embd": meta.integer("embedding_length"),
-        "n_inner": meta.integer("feed_forward_length"),
-        "n_head": meta.integer("attention.head_count"),
-        "n_layer": meta.integer("block_count"),
-        "n_positions": meta.integer("context_length"),
-        "layer_norm_epsilon": meta.number("attention.layer_norm_epsilon"),
-    }
-
-
-def _gptneox(meta: Source) -> Header:
-    theta = meta.number("rope.freq_base", 10000.0)
-    return {"rotary_pct": _partial(meta)["partial_rotary_factor"], "rotary_emb_base": theta}
-
-
-def _less_one(name: str, tensor: Tensor, _: Source) -> Tensor:
-    """Gemma's norms, to which the converter has added 1."""
-    if not name.endswith("norm.weight"):
-        return tensor
-    return Tensor("f32", tensor.shape, lambda begin, end: floats(tensor, begin, end) - 1)
-
-
-def _turned(name: str, tensor: Tensor, _: Source) -> Tensor:
-    """GPT-2's matrices of the layers, which it has as (inputs, outputs)."""
-    return transposed(tensor) if name.startswith("blk.") and len(tensor.shape) == 2 else tensor
-
-
-def _by_head(name: str, tensor: Tensor, meta: Source) -> Tensor:
-    """GPT-NeoX's (3, heads, head_dim) rows as (heads, 3, head_dim)."""
-    if ".attn_qkv." not in name:
-        return tensor
-    heads, width = meta.integer("attention.head_count"), _head_dim(meta)
-    if tensor.shape[0] != 3 * heads * width:
-        raise meta.error(f"has {name} of {tensor.shape}, which are not 3 x {heads} heads of {width}")
-    starts = [width * (heads * n + head) for head in range(heads) for n in range(3)]
-    cut = part if len(tensor.shape) == 2 else columns
-    return joined_rows([cut(tensor, start, start + width) for start in starts])
-
-
-def _one_row(name: str, tensor: Tensor, _: Source) -> Tensor:
-    """The gate of Qwen2-MoE's shared expert, stored as a vector."""
-    return reshaped(tensor, (1, tensor.width)) if name.endswith("ffn_gate_inp_shexp.weight") else tensor
-
-
-_GEMMA = {"ffn_norm": "pre_feedforward_layernorm"}
-_STABLELM = {"attn_q_norm": "self_attn.q_layernorm.norms.{}", "attn_k_norm": "self_attn.k_layernorm.norms.{}"}
-_GPT2 = {
-    "token_embd": "transformer.wte",
-    "position_embd": "transformer.wpe",
-    "output_norm": "transformer.ln_f",
-    "blk": "transformer.h",
-    "attn_norm": "ln_1",
-    "attn_qkv": "attn.c_attn",
-    "attn_output": "attn.c_proj",
-    "ffn_norm": "ln_2",
-    "ffn_up": "mlp.c_fc",
-    "ffn_down": "mlp.c_proj",
-}
-_GPTNEOX = {
-    "token_embd": "gpt_neox.embed_in",
-    "output_norm": "gpt_neox.final_layer_norm",
-    "output": "embed_out",
-    "blk": "gpt_neox.layers",
-    "attn_qkv": "attention.query_key_value",
-    "attn_output": "attention.dense",
-    "ffn_up": "mlp.dense_h_to_4h",
-    "ffn_down": "mlp.dense_4h_to_h",
-}
-_BERT = {
-    "token_embd": "embeddings.word_embeddings",
-    "position_embd": "embeddings.position_embeddings",
-    "token_types": "embeddings.token_type_embeddings",
-    "token_embd_norm": "embeddings.LayerNorm",
-    "blk": "encoder.layer",
-    "attn_q": "attention.self.query",
-    "attn_k": "attention.self.key",
-    "attn_v": "attention.self.value",
-    "attn_output": "attention.output.dense",
-    "attn_output_norm": "attention.output.LayerNorm",
-    "ffn_up": "intermediate.dense",
-    "ffn_down": "output.dense",
-    "layer_output_norm": "output.LayerNorm",
-}
-KINDS = {
-    "bert": _Kind("BertModel", names=_BERT),
-    "cohere2": _Kind("Cohere2ForCausalLM"),
-    "command-r": _Kind("CohereForCausalLM", _cohere),
-    "gemma": _Kind("GemmaForCausalLM", turn=_less_one),
-    "gemma-embedding": _Kind("Gemma3ForCausalLM", _gemma_embedding, _GEMMA, turn=_less_one),
-    "gemma2": _Kind("Gemma2ForCausalLM", _gemma2, _GEMMA, turn=_less_one),
-    "gemma3": _Kind("Gemma3ForCausalLM", _gemma3, _GEMMA, turn=_less_one),
-    "gpt2": _Kind("GPT2LMHeadModel", _gpt2, _GPT2, turn=_turned),
-    "gptneox": _Kind("GPTNeoXForCausalLM", _gptneox, _GPTNEOX, turn=_by_head),
-    "granite": _Kind("GraniteForCausalLM", _granite, interleaved=True),
-    "llama": _Kind("LlamaForCausalLM", _whole, interleaved=True),
-    "mixtral": _Kind("MixtralForCausalLM", _mixtral, interleaved=True),
-    "olmo2": _Kind("Olmo2ForCausalLM", _whole),
-    "olmoe": _Kind("OlmoeForCausalLM", _whole),
-    "phi3": _Kind("Phi3ForCausalLM", _phi3, {"ffn_up": "mlp.gate_up_proj"}),
-    "qwen2": _Kind("Qwen2ForCausalLM", _whole),
-    "qwen2moe": _Kind("Qwen2MoeForCausalLM", _whole, turn=_one_row),
-    "qwen3": _Kind("Qwen3ForCausalLM", _whole),
-    "qwen3moe": _Kind("Qwen3MoeForCausalLM", lambda meta: _whole(meta) | {"norm_topk_prob": True}),
-    "smollm3": _Kind("SmolLM3ForCausalLM", _whole, interleaved=True),
-    "stablelm": _Kind("StableLmForCausalLM", _stablelm, _STABLELM),
-}

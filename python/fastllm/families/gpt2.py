@@ -1,14 +1,17 @@
-"""GPT-2 (Radford et al., 2019): learned positions, LayerNorm, matrices stored (inputs, outputs), a tied head."""
+"""GPT-2 (Radford et al., 2019): learned positions, LayerNorm, matrices stored (inputs, outputs), a tied head.
+
+https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf
+"""
 
 from __future__ import annotations
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.huggingface import act, eos, head_width
+from fastllm.families._huggingface import act, eos, head_width
+from fastllm.families.source import Recipe, Source
 from fastllm.tensors import Tensor, columns, floats, parted, transposed
 
 
-def recipe(source: Source) -> Recipe:
+def gpt2(source: Source) -> Recipe:
     """GPT2LMHeadModel, GPT2Model."""
     source.refuse("add_cross_attention", False)
     dim, heads = source.integer("n_embd", 768), source.integer("n_head", 12)
@@ -40,7 +43,7 @@ def recipe(source: Source) -> Recipe:
         weights = parted(weight, dim, dim, dim)
         for n, name in enumerate(("wq", "wk", "wv")):
             rows, values = weights[n], columns(bias, n * dim, (n + 1) * dim)
-            if name == "wq" and by_layer:  # scores / (i + 1), as part of the queries
+            if name == "wq" and by_layer:  # divides scores by i + 1
                 rows, values = _scaled(rows, 1 / (i + 1)), _scaled(values, 1 / (i + 1))
             source.matrix(f"{ours}.attn.{name}", rows)
             source.vector(f"{ours}.attn.{name}.bias", values)
@@ -55,7 +58,7 @@ def recipe(source: Source) -> Recipe:
 
 
 def _outputs_first(tensor: Tensor) -> Tensor:
-    """A matrix as (outputs, inputs), which one that was quantized is already: it took the place of a linear layer."""
+    """A matrix (inputs, outputs) as (outputs, inputs). A quantized one is so already: quantizers replace Conv1D."""
     return tensor if tensor.stored else transposed(tensor)
 
 

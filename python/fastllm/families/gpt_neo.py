@@ -1,13 +1,16 @@
-"""GPT-Neo (EleutherAI, 2021): GPT-2 with scores that are not scaled and every other layer local."""
+"""GPT-Neo (Black et al., 2021): GPT-2 without a scale of attention's scores, and a window in every second layer.
+
+https://doi.org/10.5281/zenodo.5297715
+"""
 
 from __future__ import annotations
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.huggingface import act, eos, head_width
+from fastllm.families._huggingface import act, eos, head_width
+from fastllm.families.source import Recipe, Source
 
 
-def recipe(source: Source) -> Recipe:
+def gpt_neo(source: Source) -> Recipe:
     """GPTNeoForCausalLM, GPTNeoModel."""
     dim, heads = source.integer("hidden_size", 2048), source.integer("num_heads", 16)
     layers = source.integer("num_layers", 24)
@@ -45,7 +48,7 @@ def recipe(source: Source) -> Recipe:
 
 
 def _windows(source: Source, layers: int) -> tuple[int, ...]:
-    """attention_types: [[kinds, times], ...]: the kinds, one a layer, are repeated so many times."""
+    """Config.windows, by attention_types: [[kinds, n], ...], each a list of "global" or "local", repeated n times."""
     types = source.get("attention_types", [[["global", "local"], layers // 2]])
     window = {"global": 0, "local": source.integer("window_size", 256)}
     try:

@@ -1,15 +1,18 @@
-"""GPT-NeoX (Black et al., 2022) and Pythia: partial rotation, attention and feed-forward side by side."""
+"""GPT-NeoX (Black et al., 2022) and Pythia (Biderman et al., 2023): a part of each head rotates, parallel sublayers.
+
+https://arxiv.org/abs/2204.06745, https://arxiv.org/abs/2304.01373
+"""
 
 from __future__ import annotations
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.huggingface import act, eos, head_width
-from fastllm.families.rope import parameters, rotation
+from fastllm.families._huggingface import act, eos, head_width
+from fastllm.families._rope import parameters, rotation
+from fastllm.families.source import Recipe, Source
 from fastllm.tensors import at, columns, joined_rows, reshaped
 
 
-def recipe(source: Source) -> Recipe:
+def gpt_neox(source: Source) -> Recipe:
     """GPTNeoXForCausalLM, GPTNeoXModel."""
     dim, heads = source.integer("hidden_size", 6144), source.integer("num_attention_heads", 64)
     head_dim = head_width(source, dim, heads)
@@ -49,7 +52,7 @@ def recipe(source: Source) -> Recipe:
 
 
 def _split(source: Source, ours: str, theirs: str, config: Config, *, bias: bool) -> None:
-    """Queries, keys and values out of one matrix whose rows are (heads, 3, head_dim)."""
+    """Names queries, keys and values, which are one matrix with rows (heads, 3, head_dim)."""
     heads, width = config.n_heads, config.head_dim
     weight = reshaped(source.tensor(f"{theirs}.weight"), (3 * heads, width, config.dim))
     values = source.tensor(f"{theirs}.bias") if bias else None

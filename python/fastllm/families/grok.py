@@ -1,16 +1,17 @@
-"""Grok-1 (github.com/xai-org/grok-1, model.py), with the names and constants of the released code.
+"""Grok-1 (xAI, 2024), with the names and constants of the released code.
 
-Norms before and after both blocks; 30 * tanh(x / 30) of attention's logits; of 8 experts the 2 most probable, weighted
-by the softmax over all 8 as it is. Matrices are stored (inputs, outputs).
+https://github.com/xai-org/grok-1/blob/main/model.py. Norms before and after both sublayers; a soft cap of attention's
+scores; 2 of 8 experts for each token, weighted by the softmax over all 8. Matrices are stored (inputs, outputs).
 """
 
 from __future__ import annotations
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.rope import rotation
+from fastllm.families._rope import rotation
+from fastllm.families.source import Recipe, Source
 from fastllm.tensors import transposed
 
+# The matrices and norms of a layer, by canonical name.
 _MATRICES = {
     "attn.wq": "multi_head_attention/query",
     "attn.wk": "multi_head_attention/key",
@@ -24,8 +25,8 @@ _MATRICES = {
 _NORMS = ("attn_norm", "post_attn_norm", "ffn_norm", "post_ffn_norm")
 
 
-def recipe(source: Source) -> Recipe:
-    """Reads what run.py gives LanguageModelConfig and, under model, TransformerConfig."""
+def grok(source: Source) -> Recipe:
+    """The config is what run.py passes to LanguageModelConfig and, under "model", to TransformerConfig."""
     model = source.section("model")
     heads, kv_heads, head_dim = (model.integer(key) for key in ("num_q_heads", "num_kv_heads", "key_size"))
     experts = "transformer/decoder_layer_0/moe/linear/w"
@@ -63,5 +64,5 @@ def recipe(source: Source) -> Recipe:
             source.vector(f"{ours}.{name}", f"{theirs}/rms_norm{f'_{j}' if j else ''}/scale")
     source.vector("final_norm", "language_model/rms_norm/scale")
     source.matrix("embed", "language_model/in_out_embed/embeddings")
-    # runners.py gives the tokenizer's ids to the model as they are, without BOS.
+    # runners.py puts no BOS before a text.
     return source.recipe(config, stop=(source.integer("eos_token", 2),))

@@ -1,22 +1,22 @@
-"""Llama in Meta's names and layout (Touvron et al., 2023), which llama2.c shares: rotary pairs (2i, 2i + 1).
+"""Llama in Meta's own files (Touvron et al., 2023), and llama2.c's, with their names: rotary pairs (2i, 2i + 1).
 
-Meta's params.json (github.com/meta-llama/llama-models) says nothing of the width inside the feed-forward, which the
-tensors tell, nor of the context, nor by how much Llama 3.1 and 3.2 slow rotations down.
+https://github.com/meta-llama/llama-models, https://github.com/karpathy/llama2.c. Meta's params.json lacks the width of
+the feed-forward, which the tensors tell, the context, and the factor by which Llama 3.1 and 3.2 slow rotations down.
 """
 
 from __future__ import annotations
 
 from fastllm.config import Config, rope_freqs
-from fastllm.families import Recipe, Source, half_split
-from fastllm.families.huggingface import head_width
+from fastllm.families._huggingface import head_width
+from fastllm.families.source import Recipe, Source, half_split
 
-_CONTEXTS = {500000.0: 8192, 1000000.0: 16384}  # of Llama 3 and Code Llama, by rope_theta; else Llama 2's
+_CONTEXTS = {500000.0: 8192, 1000000.0: 16384}  # by rope_theta: Llama 3, Code Llama; all others are Llama 1 and 2
 _LLAMA_2_CONTEXT, _LLAMA_3_1_CONTEXT = 4096, 131072
 _LLAMA_3_BOS = 128000
 
 
-def recipe(source: Source) -> Recipe:
-    """Reads llama2.c's header (with hidden_dim and max_seq_len) or params.json."""
+def meta_llama(source: Source) -> Recipe:
+    """The config is params.json, or llama2.c's header, which also has hidden_dim and max_seq_len."""
     for key in ("moe_args", "quantization_args", "lora_args", "vision_args"):
         source.refuse(key)
     source.refuse("vision_chunk_size", -1)
@@ -53,27 +53,29 @@ def recipe(source: Source) -> Recipe:
     source.norm("final_norm", "norm")
     source.embedding("tok_embeddings.weight", "output.weight", tied=True)
     if "hidden_dim" in source.header:
-        # llama2.c ends a text at BOS, which its stories were separated by, and a turn of a chat at EOS.
+        # llama2.c ends a text at BOS, which separated stories in training, and a turn of a chat also at EOS.
         return source.recipe(config, bos=1, stop=(1,), chat_stop=(1, 2))
     if vocab_size >= _LLAMA_3_BOS:
-        # end_of_text, and what Llama 3 ends a message and a turn with: eom_id, eot_id.
+        # Llama 3's end_of_text, eom_id (end of message) and eot_id (end of turn).
         return source.recipe(config, bos=_LLAMA_3_BOS, stop=(128001, 128008, 128009))
     return source.recipe(config, bos=1, stop=(2,))
 
 
 def _context(source: Source) -> int:
+    """The context, max_seq."""
     if source.flag("use_scaled_rope"):
         return _LLAMA_3_1_CONTEXT
     return _CONTEXTS.get(source.number("rope_theta", 10000.0), _LLAMA_2_CONTEXT)
 
 
 def _freqs(source: Source, dim: int, head_dim: int, max_seq: int) -> bytes:
+    """The rotary frequencies as f32 bytes."""
     if "rope_theta" not in source.header:
         return rope_freqs(10000.0, head_dim)
-    from fastllm.families.rope import rotation
+    from fastllm.families._rope import rotation
 
-    # 3.2's small models slow down by 32, all others by 8: in Hugging Face's configs, while Meta's code has 8 for all
-    # (llama-models issue 241). Only the small ones are narrower than 3.1's 8B.
+    # By Hugging Face's configs the small models of 3.2 (1B, 3B) slow down by 32 and all others by 8. Meta's code has 8
+    # for all: https://github.com/meta-llama/llama-models/issues/241. Only the small ones have dim < 4096.
     factor = source.number("rope_scaling_factor", 8.0 if dim >= 4096 else 32.0)
     rope = source.section(
         "rope_scaling",

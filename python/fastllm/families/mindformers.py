@@ -1,15 +1,14 @@
-"""Llama as MindSpore's mindformers saves it: Meta's names, with the order of rows and the rotation of Hugging Face's.
+"""Llama as MindSpore's mindformers saves it: Meta's names with the rows and the rotation of transformers' class.
 
-So it is translated to Hugging Face's names and config, and read as such.
+https://gitee.com/mindspore/mindformers. So it is translated to that class's names and config.
 """
 
 from __future__ import annotations
 
 import re
 
-from fastllm import families
-from fastllm.families import Recipe, Source
-from fastllm.formats import Checkpoint
+from fastllm.families._translation import translated
+from fastllm.families.source import Recipe, Source
 
 _NAMES = {
     "attention_norm": "input_layernorm",
@@ -25,12 +24,12 @@ _NAMES = {
     "model.norm_out.weight": "model.norm.weight",
     "lm_head.weight": "lm_head.weight",
 }
-# Without a config: the width and the width inside of the released Llama 1 and 2, whose heads are of 128.
+# dim and hidden_dim of the released Llama 1 and 2, whose heads have 128 channels; they are read without a config.
 _LLAMA_2 = {(4096, 11008), (5120, 13824), (6656, 17920), (8192, 22016), (8192, 28672)}
 
 
-def recipe(source: Source) -> Recipe:
-    """Reads model.model_config of mindformers' yaml. What an optimizer keeps is left where it is."""
+def mindformers(source: Source) -> Recipe:
+    """The config is model.model_config of mindformers' yaml. The state of an optimizer in the file is ignored."""
     if not source.header:
         source.header = _llama_2(source)
     source.refuse("qkv_concat", False)
@@ -55,13 +54,11 @@ def recipe(source: Source) -> Recipe:
     header["attention_bias"] = "model.layers.0.self_attn.q_proj.bias" in tensors
     header["attention_out_bias"] = "model.layers.0.self_attn.o_proj.bias" in tensors
     header["mlp_bias"] = "model.layers.0.mlp.up_proj.bias" in tensors
-    found = families.recipe(Checkpoint(source.path, "", "LlamaForCausalLM", header, tensors))
-    source.tensors.mark(*(theirs for ours, theirs in origins.items() if ours not in found.unused))
-    return found
+    return translated(source, "LlamaForCausalLM", header, tensors, origins)
 
 
 def _name(theirs: str) -> str | None:
-    """Hugging Face's name of a tensor; None for what is not the model's."""
+    """Hugging Face's name of a tensor; None if it is not part of the model."""
     place = re.fullmatch(r"(model\.layers\.\d+\.)(.+)(\.weight|\.bias)", theirs)
     if place and place[2] in _NAMES:
         return f"{place[1]}{_NAMES[place[2]]}{place[3]}"
@@ -69,7 +66,7 @@ def _name(theirs: str) -> str | None:
 
 
 def _hidden_dim(source: Source, dim: int) -> int:
-    """Inside the feed-forward: given, or 8/3 of the width times a factor, rounded up to a multiple."""
+    """The width of the feed-forward: intermediate_size, or 8/3 dim times a factor, rounded up to a multiple."""
     if source.get("intermediate_size") is not None:
         return source.integer("intermediate_size")
     hidden = 4 * dim
@@ -82,7 +79,7 @@ def _hidden_dim(source: Source, dim: int) -> int:
 
 
 def _rope(source: Source) -> dict[str, object]:
-    """theta, and how it is extended to longer contexts: scaling_factor is a number, or Llama 3.1's four."""
+    """Hugging Face's keys of the rotation. scaling_factor is a number, or for LLAMA3 a section of four."""
     theta, method, factor = source.number("theta", 10000.0), source.text("extend_method", "None"), "scaling_factor"
     if method == "None":
         return {"rope_theta": theta}
@@ -99,7 +96,7 @@ def _rope(source: Source) -> dict[str, object]:
 
 
 def _llama_2(source: Source) -> dict[str, object]:
-    """What the shapes say, when they are those of the released Llama 1 and 2."""
+    """A config by the tensors' shapes. Raises CheckpointError unless they are a released Llama 1 or 2's."""
     shape = source.tensor("model.tok_embeddings.embedding_weight").shape
     hidden = source.tensor("model.layers.0.feed_forward.w1.weight").shape[0]
     if shape[0] != 32000 or (shape[-1], hidden) not in _LLAMA_2:

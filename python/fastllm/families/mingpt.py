@@ -1,7 +1,8 @@
-"""minGPT (Karpathy, 2020), known by its tensors' names, since its files hold no config: learned positions, LayerNorm.
+"""minGPT and nanoGPT (Karpathy, 2020, 2022): GPT-2 in plain PyTorch, in files that hold tensors and no config.
 
-Three spellings: the first generation (separate queries, keys and values, erf GELU), that of the tch crate's example,
-which follows the first, and the second generation (GPT-2's names, one matrix for the three, tanh GELU).
+https://github.com/karpathy/minGPT, https://github.com/karpathy/nanoGPT. Files are known by their tensors' names, of
+which there are three sets: the first version's (three matrices for queries, keys and values, erf GELU), those of the
+example in the tch crate, which follows it, and the second version's (GPT-2's names, one matrix, tanh GELU).
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.huggingface import head_width
+from fastllm.families._huggingface import head_width
+from fastllm.families.source import Recipe, Source
 from fastllm.tensors import columns, parted, reshaped
 
 
 class _Names(NamedTuple):
-    """Where one of the spellings has what; blocks are at `block` followed by their number."""
+    """One set of tensor names. Layer i is `block` followed by i; norms, qkv, wo and ffn are below it."""
 
     embed: str
     positions: str
@@ -68,7 +69,7 @@ _SPELLINGS = (
     ),
 )
 
-# Heads of the sizes that minGPT has names for.
+# Attention heads by minGPT's model_type.
 _HEADS = {
     "openai-gpt": 12,
     "gpt2": 12,
@@ -83,11 +84,12 @@ _HEADS = {
 
 
 def matches(tensors: Iterable[str]) -> bool:
-    """Whether the tensors' names are minGPT's."""
+    """Whether tensors of these names are minGPT's."""
     return _spelling(frozenset(tensors)) is not None
 
 
 def _spelling(tensors: Iterable[str]) -> _Names | None:
+    """The set that the names of these tensors are from, or None."""
     for names in _SPELLINGS:
         needed = (names.embed, names.positions, f"{names.head}.weight", f"{names.block}0.{names.qkv[0]}.weight")
         if all(name in tensors for name in needed):
@@ -95,15 +97,15 @@ def _spelling(tensors: Iterable[str]) -> _Names | None:
     return None
 
 
-def recipe(source: Source) -> Recipe:
-    """Everything but the number of heads follows from the shapes."""
+def mingpt(source: Source) -> Recipe:
+    """minGPT or nanoGPT. All but the number of heads follows from the tensors' shapes."""
     names = _spelling(source.tensors)
     if names is None:
         raise source.error("has not the tensors of minGPT")
     nano = source.architecture == "nanoGPT"
     embed = source.tensor(names.embed)
     table = source.tensor(names.positions)
-    table = reshaped(table, table.shape[-2:])  # (1, positions, dim) in the first generation
+    table = reshaped(table, table.shape[-2:])  # (1, positions, dim) in the first version
     heads = _heads(source)
     head_dim = head_width(source, embed.width, heads)
     block = re.compile(rf"{re.escape(names.block)}(\d+)\.{re.escape(names.qkv[0])}\.weight")
@@ -124,7 +126,7 @@ def recipe(source: Source) -> Recipe:
         gated=False,
         attn_scale=head_dim**-0.5,
     )
-    biases = f"{names.final_norm}.bias" in source.tensors  # nanoGPT has none where it was asked not to
+    biases = f"{names.final_norm}.bias" in source.tensors  # nanoGPT has an option for none
     for i in range(config.n_layers):
         theirs, ours = f"{names.block}{i}", f"layers.{i}"
         source.norm(f"{ours}.attn_norm", f"{theirs}.{names.norms[0]}", bias=biases)
@@ -141,7 +143,7 @@ def recipe(source: Source) -> Recipe:
 
 
 def _attention(source: Source, ours: str, theirs: str, qkv: tuple[str, ...], dim: int, *, biases: bool) -> None:
-    """Queries, keys and values: three matrices, or one of (3 * dim, dim)."""
+    """Names queries, keys and values, which are three matrices, or one of (3 * dim, dim)."""
     names = ("wq", "wk", "wv")
     if len(qkv) == 3:
         for name, theirs_name in zip(names, qkv, strict=True):
@@ -156,7 +158,7 @@ def _attention(source: Source, ours: str, theirs: str, qkv: tuple[str, ...], dim
 
 
 def _heads(source: Source) -> int:
-    """From a config.json, flat or as minGPT writes it ({"model": {"n_head": ..., "model_type": ...}, ...})."""
+    """The number of heads by a config.json: flat, or as minGPT saves it ({"model": {"n_head": ..., ...}, ...})."""
     for values in (source.header, source.get("model")):
         if isinstance(values, dict):
             heads = values.get("n_head") or _HEADS.get(str(values.get("model_type")).lower())

@@ -1,4 +1,8 @@
-"""Decoders with a mixture of experts: Mixtral, OLMoE, Qwen 2 and 3."""
+"""Decoders with a mixture of experts: Mixtral, OLMoE, Qwen 2 and 3.
+
+A part, `experts`, takes the place of feed_forward: a router, the experts' three matrices as stacks (experts, rows,
+columns), and perhaps an expert that every token passes, which is the layer's feed-forward in Config's terms.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,7 @@ from functools import partial
 from typing import Any
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.llama import (
-    MISTRAL,
+from fastllm.families._decoder import (
     attention,
     decoder,
     depth,
@@ -19,12 +21,14 @@ from fastllm.families.llama import (
     same_window,
     settings,
 )
+from fastllm.families.mistral import MISTRAL
 from fastllm.families.qwen import multimodal_rope
+from fastllm.families.source import Recipe, Source
 from fastllm.tensors import at, parted, stacked, transposed
 
 
 def mixtral(source: Source) -> Recipe:
-    """MixtralForCausalLM (Jiang et al., 2024)."""
+    """MixtralForCausalLM (Jiang et al., 2024, https://arxiv.org/abs/2401.04088)."""
     source.defaults = {**MISTRAL, "rms_norm_eps": 1e-5}
     config = settings(
         source,
@@ -36,14 +40,14 @@ def mixtral(source: Source) -> Recipe:
         expert_dim=source.integer("intermediate_size"),
         moe_renormalize=True,
     )
-    if "model.layers.0.mlp.gate.weight" in source.tensors:  # as in memory since transformers 5
+    if "model.layers.0.mlp.gate.weight" in source.tensors:  # names of transformers 5, in memory
         return decoder(source, config, attention, experts)
     named = partial(experts, theirs="block_sparse_moe", names=("w1", "w3", "w2"))
     return decoder(source, config, attention, named)
 
 
 def olmoe(source: Source) -> Recipe:
-    """OlmoeForCausalLM (Muennighoff et al., 2024): norms of all queries and of all keys of a token."""
+    """OlmoeForCausalLM (Muennighoff et al., 2024, https://arxiv.org/abs/2409.02060): norms over all queries, keys."""
     source.defaults = {
         "hidden_size": 2048,
         "intermediate_size": 2048,
@@ -65,7 +69,7 @@ def olmoe(source: Source) -> Recipe:
 
 
 def qwen2_moe(source: Source) -> Recipe:
-    """Qwen2MoeForCausalLM (Qwen Team, 2024): an expert that every token passes, with a gate of its own."""
+    """Qwen2MoeForCausalLM (Qwen Team, 2024): a shared expert, which every token passes, with a gate."""
     source.defaults = {
         "hidden_size": 2048,
         "intermediate_size": 5632,
@@ -102,7 +106,7 @@ def qwen2_moe(source: Source) -> Recipe:
 
 
 def qwen3_moe(source: Source) -> Recipe:
-    """Qwen3MoeForCausalLM (Qwen Team, 2025)."""
+    """Qwen3MoeForCausalLM (Qwen Team, 2025, https://arxiv.org/abs/2505.09388)."""
     source.defaults = {
         "hidden_size": 2048,
         "intermediate_size": 6144,
@@ -120,7 +124,7 @@ def qwen3_moe(source: Source) -> Recipe:
 
 
 def qwen3_vl_moe(source: Source) -> Recipe:
-    """The language model of a Qwen3-VL with experts, whose matrices its files have as (inputs, outputs)."""
+    """The language model of Qwen3VLMoeForConditionalGeneration, whose files have experts as (inputs, outputs)."""
     source.defaults = {
         "hidden_size": 2048,
         "intermediate_size": 5632,
@@ -139,6 +143,7 @@ def qwen3_vl_moe(source: Source) -> Recipe:
 
 
 def _qwen3_settings(source: Source, **flags: Any) -> Config:
+    """What the two Qwen 3 have in common."""
     moe = _sparse_layers(source)
     return settings(
         source,
@@ -151,6 +156,7 @@ def _qwen3_settings(source: Source, **flags: Any) -> Config:
 
 
 def _routing(source: Source, *, used: int) -> dict[str, Any]:
+    """Config's numbers of experts. used: the class's default of experts a token."""
     named = [key for key in ("num_experts", "num_local_experts") if source.header.get(key) is not None]
     return {
         "n_experts": source.integer(named[0] if named else "num_experts"),
@@ -160,7 +166,7 @@ def _routing(source: Source, *, used: int) -> dict[str, Any]:
 
 
 def _sparse_layers(source: Source) -> tuple[int, ...]:
-    """Which layers have experts, as Config.moe."""
+    """Config.moe, by decoder_sparse_step and mlp_only_layers."""
     step, dense = source.integer("decoder_sparse_step", 1), source.get("mlp_only_layers", [])
     if step < 1 or not isinstance(dense, list) or not all(type(i) is int for i in dense):
         raise source.error(f"has decoder_sparse_step {step} and mlp_only_layers {dense!r}")
@@ -178,18 +184,19 @@ def experts(
     shared: bool = False,
     turned: bool = False,
 ) -> None:
-    """A layer's experts, each on its own or all in one tensor; or the feed-forward it has instead of them.
+    """The part of a layer's experts, or of the feed-forward in a layer without experts.
 
-    theirs, names: of the block and of an expert's three matrices; shared: with the expert that every token passes;
-    turned: whether those in one tensor may be stored (inputs, outputs), which their shape then tells.
+    A file has a tensor for each matrix of each expert, or all gates and ups in one and all downs in another.
+    theirs: the module that they are in. names: of w1, w3 and w2 of an expert. shared: whether there is a shared expert.
+    turned: whether experts in one tensor may be (inputs, outputs), which their shape then tells.
     """
     if not config.layer_moe(i):
         feed_forward(source, config, i)
         return
-    ours, block, n, width = f"layers.{i}", f"model.layers.{i}.{theirs}", config.n_experts, config.expert_dim
-    source.matrix(f"{ours}.router", f"{block}.gate.weight")
-    if f"{block}.experts.gate_up_proj" in source.tensors:
-        both, down = (source.tensor(f"{block}.experts.{name}") for name in ("gate_up_proj", "down_proj"))
+    ours, module, n, width = f"layers.{i}", f"model.layers.{i}.{theirs}", config.n_experts, config.expert_dim
+    source.matrix(f"{ours}.router", f"{module}.gate.weight")
+    if f"{module}.experts.gate_up_proj" in source.tensors:
+        both, down = (source.tensor(f"{module}.experts.{name}") for name in ("gate_up_proj", "down_proj"))
         if turned and both.shape[1:] != (2 * width, config.dim):
             both = transposed(both)
         if turned and down.shape[1:] != (config.dim, width):
@@ -201,8 +208,8 @@ def experts(
         source.matrix(f"{ours}.experts.w2", down)
     else:
         for w, name in zip(("w1", "w3", "w2"), names, strict=True):
-            each = [source.tensor(f"{block}.experts.{e}.{name}.weight") for e in range(n)]
+            each = [source.tensor(f"{module}.experts.{e}.{name}.weight") for e in range(n)]
             source.matrix(f"{ours}.experts.{w}", stacked(each))
     if shared:
         feed_forward(source, config, i, theirs=f"{theirs}.shared_expert")
-        source.matrix(f"{ours}.ffn.gate", f"{block}.shared_expert_gate.weight")
+        source.matrix(f"{ours}.ffn.gate", f"{module}.shared_expert_gate.weight")

@@ -1,8 +1,8 @@
-"""A checkpoint's tensors by the names that a family has for them, whatever wraps the model in the file.
+"""Finds a checkpoint's tensors by a family's names for them, whatever modules the model was wrapped in when saved.
 
-Classes nest the same layers in different ways ("layers.0...", "model.layers.0...", "model.language_model.layers.0..."),
-and so do those who save them ("module.", "_orig_mod.", "base_model.model."). A name that the file does not have as it
-is stands for the one tensor that is called the same apart from such wrappers, on either side.
+Classes nest the same layers differently ("layers.0...", "model.layers.0...", "model.language_model.layers.0..."), and
+training adds wrappers ("module.", "_orig_mod.", "base_model.model."). A name that is not in the file stands for the one
+tensor whose name is equal to it once both are stripped of such wrappers.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from fastllm.errors import CheckpointError
 from fastllm.tensors import Tensor, floats
 
-# Names of modules that hold a whole model and do nothing: before a tensor's own name any of them may come, or none; so
-# with every module that holds an embedding of tokens.
+# Modules that only hold a whole model. Any number of them, in any order, may stand before a tensor's own name; so may
+# every module around an embedding of tokens (_around_embeddings).
 _WRAPPERS = frozenset(
     (
         "_forward_module",
@@ -36,13 +36,15 @@ _WRAPPERS = frozenset(
         "transformer",
     )
 )
+# Wrappers of torch.compile, FSDP and activation checkpointing, which stand anywhere in a name.
 _INSIDE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 _EMBEDDING = re.compile(
     r"(.+)\.(?:embed_tokens|embed_in|wte|tok_embeddings|embeddings\.(?:word_embeddings|token_embedding))\.weight"
 )
 
-# What a model computes with without having learned it, statistics and heads of training only: nothing is lost.
+# Tensors that a model does without: buffers that follow from the config, statistics of optimizers, heads that only
+# training uses.
 _HARMLESS = re.compile(
     r"""(^|\.)(
         rotary\w*\.(inv_freq|cos_cached|sin_cached|original_inv_freq) | freqs_cis | rope\.freqs
@@ -56,6 +58,7 @@ _HARMLESS = re.compile(
     | ^(adam_[mv]|moment[12]|moments|accum)\. | ^(global_step|learning_rate|epoch_num|step_num|scale_sense)$""",
     re.VERBOSE,
 )
+# The parts of multimodal models that are left out.
 _TOWERS = {
     "the vision tower": re.compile(
         r"(^|\.)(vision\w*|visual\w*|image_\w+|img_\w+|patch_\w+|multi_modal_projector|mm_projector|multimodal_projector"
@@ -67,9 +70,9 @@ _SHOWN, _SHOWN_CHARACTERS = 3, 120
 
 
 class Tensors(Mapping[str, Tensor]):
-    """Tensors by a family's names, which remember those that were asked for. Iterating gives the file's own names.
+    """Tensors by a family's names. Remembers which were asked for. Iterating gives the file's own names.
 
-    file: the tensors by the file's own names, for looks that use nothing.
+    file: the tensors by the file's own names; looking there does not count as use.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -94,11 +97,11 @@ class Tensors(Mapping[str, Tensor]):
         return len(self.file)
 
     def mark(self, *names: str) -> None:
-        """The file's tensors of these names are used."""
+        """Counts the tensors with these names in the file as used."""
         self._used.update(names)
 
     def unused(self) -> tuple[str, ...]:
-        """The file's names of what was never asked for and might have mattered, in the file's order."""
+        """The file's names of tensors that were never asked for, but for harmless ones, in the file's order."""
         return tuple(
             name
             for name, tensor in self.file.items()
@@ -106,7 +109,7 @@ class Tensors(Mapping[str, Tensor]):
         )
 
     def _find(self, name: str) -> str | None:
-        """The file's name for it. Raises CheckpointError where there are two: which is meant cannot be known."""
+        """The file's name of a tensor, None if it has none. Raises CheckpointError where two fit."""
         if name in self.file:
             return name
         if not self._inner:
@@ -120,12 +123,12 @@ class Tensors(Mapping[str, Tensor]):
 
 
 def _adds_nothing(name: str, tensor: Tensor) -> bool:
-    """Whether it is a bias of zeros, which AutoGPTQ makes for layers that have none."""
+    """Whether it is a bias of zeros: AutoGPTQ saves those for layers without a bias."""
     return name.endswith(".bias") and len(tensor.shape) == 1 and tensor.raw is None and not floats(tensor).any()
 
 
 def _inner(name: str, wrappers: frozenset[str]) -> str:
-    """A tensor's name without wrappers; norms as PyTorch names them, not TensorFlow."""
+    """A tensor's name without wrappers, and with PyTorch's weight and bias of norms for TensorFlow's gamma and beta."""
     name = _INSIDE.sub("", name)
     first, dot, rest = name.partition(".")
     while dot and first in wrappers:
@@ -135,7 +138,7 @@ def _inner(name: str, wrappers: frozenset[str]) -> str:
 
 
 def _around_embeddings(names: Iterable[str]) -> frozenset[str]:
-    """Modules that hold an embedding of tokens, whatever they are called: a model is in them."""
+    """The names of all modules around an embedding of tokens, which must hold the language model."""
     found = [match[1] for name in names if (match := _EMBEDDING.fullmatch(name))]
     return frozenset(module for around in found if not _is_tower(around) for module in around.split("."))
 
@@ -145,7 +148,7 @@ def _is_tower(name: str) -> bool:
 
 
 def unused_sentence(path: Path, names: Sequence[str]) -> str:
-    """One sentence about a checkpoint's tensors that nothing uses: towers as a whole, of the others the first few."""
+    """A sentence about tensors that nothing uses: each tower is named as a whole, the others by the first few names."""
     said, rest = [], list(names)
     for tower, pattern in _TOWERS.items():
         count = sum(pattern.search(name) is not None for name in rest)
@@ -161,6 +164,6 @@ def unused_sentence(path: Path, names: Sequence[str]) -> str:
 
 
 def _shown(name: str) -> str:
-    """A tensor's name in a sentence of one line: names may be of any length, and hold line breaks and escapes."""
+    """A tensor's name for a message: cut, and escaped if it has characters that a terminal would obey."""
     short = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..."
     return short if short.isprintable() else repr(short)

@@ -1,9 +1,13 @@
-"""OLMo 2 (OLMo Team, 2024): norms after the blocks, and of all queries and of all keys of a token."""
+"""OLMo 2 (OLMo Team, 2024), Olmo2ForCausalLM: norms after each sublayer, over all queries, and over all keys.
+
+https://arxiv.org/abs/2501.00656
+"""
 
 from __future__ import annotations
 
-from fastllm.families import Recipe, Source
-from fastllm.families.llama import LLAMA, attention, decoder, feed_forward, qk_norm, settings
+from fastllm.families._decoder import attention, decoder, feed_forward, qk_norm, settings
+from fastllm.families.llama import LLAMA
+from fastllm.families.source import Recipe, Source
 
 _AFTER = {"post_attn_norm": "post_attention_layernorm", "post_ffn_norm": "post_feedforward_layernorm"}
 

@@ -1,16 +1,21 @@
-"""Phi-3, 3.5 and 4-mini (Abdin et al., 2024): queries, keys and values in one matrix, gate and up in another."""
+"""Phi-3, 3.5 and 4-mini (Abdin et al., 2024), Phi3ForCausalLM: one matrix for queries, keys and values, one for gate
+and up.
+
+https://arxiv.org/abs/2404.14219, https://arxiv.org/abs/2503.01743
+"""
 
 from __future__ import annotations
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.llama import LLAMA, decoder, same_window, settings
-from fastllm.families.rope import parameters
+from fastllm.families._decoder import decoder, same_window, settings
+from fastllm.families._rope import parameters
+from fastllm.families.llama import LLAMA
+from fastllm.families.source import Recipe, Source
 from fastllm.tensors import parted
 
 
 def phi3(source: Source) -> Recipe:
-    """Phi3ForCausalLM. Its LongRoPE was once called "su", or "yarn"."""
+    """Phi3ForCausalLM. The first configs call LongRoPE "su" or "yarn"."""
     source.defaults = {
         **LLAMA,
         "hidden_size": 3072,

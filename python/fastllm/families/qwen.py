@@ -1,13 +1,16 @@
-"""Qwen 2, 2.5 and 3 (Qwen Team, 2024, 2025) without experts; those with experts are in moe.py."""
+"""Qwen 2, 2.5 and 3 (Qwen Team, 2024, 2025), and the language models of Qwen-VL; those with experts are in moe.py.
+
+https://arxiv.org/abs/2407.10671, https://arxiv.org/abs/2412.15115, https://arxiv.org/abs/2505.09388
+"""
 
 from __future__ import annotations
 
 from functools import partial
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.llama import attention, decoder, feed_forward, layer_windows, qk_norm, settings
-from fastllm.families.rope import parameters
+from fastllm.families._decoder import attention, decoder, feed_forward, layer_windows, qk_norm, settings
+from fastllm.families._rope import parameters
+from fastllm.families.source import Recipe, Source
 
 _QWEN: dict[str, object] = {
     "hidden_size": 4096,
@@ -27,7 +30,7 @@ def qwen2(source: Source) -> Recipe:
 
 
 def qwen2_vl(source: Source) -> Recipe:
-    """The language model of Qwen2-VL and Qwen2.5-VL."""
+    """The language model of Qwen2VLForConditionalGeneration and Qwen2_5_VLForConditionalGeneration."""
     source.defaults = {
         "hidden_size": 8192,
         "intermediate_size": 29568,
@@ -46,21 +49,21 @@ def _qwen2(source: Source, config: Config) -> Recipe:
 
 
 def qwen3(source: Source) -> Recipe:
-    """Qwen3ForCausalLM: norms of queries and keys."""
+    """Qwen3ForCausalLM: norms of queries and keys, no biases."""
     source.defaults = _QWEN
     config = settings(source, head_dim=128, qk_norm="head", windows=_windows(source))
     return decoder(source, config, attention, qk_norm, feed_forward, bos=False)
 
 
 def qwen3_vl(source: Source) -> Recipe:
-    """The language model of Qwen3-VL."""
+    """The language model of Qwen3VLForConditionalGeneration."""
     source.defaults = {**_QWEN, "max_position_embeddings": 128000}
     config = settings(source, rope=multimodal_rope(source, 500000.0), head_dim=128, qk_norm="head")
     return decoder(source, config, attention, qk_norm, feed_forward, bos=False)
 
 
 def multimodal_rope(source: Source, theta: float) -> Source:
-    """Rotary parameters with a kind that differs from the default for images only."""
+    """The rotary parameters of a model that sees: M-RoPE is plain RoPE for text (see _multimodal.py)."""
     rope = parameters(source, theta=theta)
     if rope.get("rope_type", rope.get("type")) == "mrope":
         rope.header = {**rope.header, "rope_type": "default"}
@@ -68,7 +71,7 @@ def multimodal_rope(source: Source, theta: float) -> Source:
 
 
 def _windows(source: Source, first: int = 28) -> tuple[int, ...]:
-    """first: the first layer with a window where the config does not say."""
+    """Config.windows. first: the class's default of the first layer with a window."""
     if not source.flag("use_sliding_window"):
         return ()
     first = source.integer("max_window_layers", first)

@@ -1,13 +1,16 @@
-"""StableLM (Bellagente et al., 2024): LayerNorm, a part of each head rotates."""
+"""StableLM (Bellagente et al., 2024), StableLmForCausalLM: LayerNorm, and a quarter of each head rotates.
+
+https://arxiv.org/abs/2402.17834
+"""
 
 from __future__ import annotations
 
 from functools import partial
 
 from fastllm.config import Config
-from fastllm.families import Recipe, Source
-from fastllm.families.llama import BEFORE, ONE_BEFORE, attention, decoder, feed_forward, settings
-from fastllm.families.rope import parameters
+from fastllm.families._decoder import BEFORE, ONE_BEFORE, attention, decoder, feed_forward, settings
+from fastllm.families._rope import parameters
+from fastllm.families.source import Recipe, Source
 from fastllm.tensors import joined_rows
 
 
@@ -35,7 +38,7 @@ def stablelm(source: Source) -> Recipe:
 
 
 def _qk_norm(source: Source, config: Config, i: int) -> None:
-    """A tensor for each head, end to end."""
+    """The norms of queries and keys, whose weights are in a tensor for each head."""
     if config.qk_norm == "none":
         return
     for name, heads in (("q", config.n_heads), ("k", config.n_kv_heads)):

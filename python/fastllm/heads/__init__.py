@@ -1,4 +1,8 @@
-"""What a model makes of its stream besides logits: dense layers, labels of texts and tokens, and vectors of texts."""
+"""What a model makes of its last hidden states besides logits: vectors of texts, labels of texts and tokens.
+
+dense: the layers that compute them; embedding: one vector for a text; labels: scores of labels, and of pairs of texts.
+Embedding, Classifier and Ranking are plain data, which converted files keep as JSON.
+"""
 
 from fastllm.heads import dense
 from fastllm.heads.dense import Layer

@@ -1,6 +1,6 @@
-"""What a checkpoint computes from the stream besides logits: chains of dense layers, of classifiers and embeddings.
+"""Chains of dense layers, through which hidden states become a classifier's scores or an embedding's vector.
 
-They are few and small, so they are kept in the type they have, whatever the model's weights become.
+These layers are few and small, so they keep the type that the checkpoint has, whatever the model's weights become.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Layer(NamedTuple):
-    """A layer as a checkpoint has it: act(weight x + bias). weight: (d, n); bias: d f32; act: of _core.DENSE_ACTS."""
+    """A layer of a checkpoint, act(weight x + bias). weight: (d, n). bias: d f32. act: one of _core.DENSE_ACTS."""
 
     weight: Tensor
     bias: Bytes | None = None
@@ -28,7 +28,7 @@ class Layer(NamedTuple):
 
 
 def pack(chains: Mapping[str, Sequence[Layer]]) -> dict[str, tuple[_core.Dense, ...]]:
-    """The layers of each chain as the core computes with them. Raises CheckpointError for those that do not fit."""
+    """Chains by name, packed for the core. Raises CheckpointError for layers that do not fit each other."""
     return {
         chain: bind(chain, [_packed(f"{chain}.{i}", layer) for i, layer in enumerate(chains[chain])])
         for chain in chains
@@ -36,7 +36,10 @@ def pack(chains: Mapping[str, Sequence[Layer]]) -> dict[str, tuple[_core.Dense, 
 
 
 def bind(chain: str, layers: Sequence[tuple[_core.Matrix, _core.Vector | None, str]]) -> tuple[_core.Dense, ...]:
-    """A chain of matrices, biases and activations. Raises CheckpointError where one does not fit the one before."""
+    """A chain of layers, each (matrix, bias, activation).
+
+    Raises CheckpointError where a layer does not take as many channels as the one before it gives.
+    """
     for (before, *_), (matrix, *_) in pairwise(layers):
         if matrix.shape[-1] != before.shape[0]:
             raise CheckpointError(
@@ -46,6 +49,7 @@ def bind(chain: str, layers: Sequence[tuple[_core.Matrix, _core.Vector | None, s
 
 
 def _packed(name: str, layer: Layer) -> tuple[_core.Matrix, _core.Vector | None, str]:
+    """A layer's matrix in panels, its bias and activation, as bind takes them; name: for messages."""
     from fastllm.tensors import floats
 
     weight = layer.weight
@@ -60,9 +64,10 @@ def _packed(name: str, layer: Layer) -> tuple[_core.Matrix, _core.Vector | None,
 
 
 def apply(chain: Sequence[_core.Dense], x: NDArray[np.float32], *, isa: str | None = None) -> NDArray[np.float32]:
-    """Rows [t, n] through the layers of a chain, [t, d]: the same bits on any machine, whatever rows are beside them.
+    """Rows [t, n] through the layers of a chain: [t, d].
 
-    Raises CheckpointError where the first layer takes rows of another width.
+    A row's result has the same bits on any machine and beside any other rows. isa: the instruction set, None for the
+    best. Raises CheckpointError where the first layer takes rows of another width.
     """
     import numpy
 

@@ -1,7 +1,7 @@
-"""What becomes of the stream where a text is to be one vector: prompts, pooling, layers after it, lengths.
+"""How a text becomes one vector: prompts, pooling of its hidden states, layers after that, lengths.
 
-The words are those of sentence-transformers (Reimers and Gurevych, 2019), whose files say it for most models; see
-formats/sentence_transformers.py. Sums are in double precision.
+The terms are those of sentence-transformers (Reimers and Gurevych, 2019, https://arxiv.org/abs/1908.10084), whose files
+describe it for most models (formats/sentence_transformers.py reads them). Sums are computed in float64.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 POOLINGS = ("mean", "cls", "last", "max", "weighted_mean", "mean_sqrt_len")
 STEPS = ("pool", "dense", "residual", "standardize", "normalize")
-_EPSILON = 1e-5  # of torch's LayerNorm
+_EPSILON = 1e-5  # the default of torch.nn.LayerNorm
 
 
 class _Fields(NamedTuple):
@@ -42,24 +42,24 @@ class _Fields(NamedTuple):
 
 
 class Embedding(_Fields):
-    """How a text's hidden states become its vector; by default their mean.
+    """How a text's hidden states [T, dim] become its vector; by default their mean.
 
-    pooling: of POOLINGS: the mean, the first token's, the last one's, the largest of each channel, the mean in which
-    token i, from 1, counts i times, the sum over the square root of the count; several one after the other.
-    include_prompt: whether the prompt's tokens are pooled.
+    pooling: one of POOLINGS, or several whose results are concatenated: "mean"; "cls", the first token's; "last", the
+    last token's; "max", of each channel; "weighted_mean", where token i, counted from 1, has the weight i;
+    "mean_sqrt_len", the sum divided by the square root of T. include_prompt: whether the prompt's tokens are pooled.
 
-    steps: what is done, in order: "pool"; "dense": the next layer of the chain "embedding"; "residual": that layer,
-    plus what goes into it; "standardize": to mean 0 and variance 1; "normalize": to length 1. What stands before "pool"
-    is done to every token. dimensions: how many channels of the vector are kept, 0 for all. similarity: how vectors are
-    meant to be compared, for people.
+    steps: what is computed, in order: "pool"; "dense", the next layer of the chain "embedding"; "residual", that layer
+    plus its input; "standardize", to mean 0 and variance 1; "normalize", to length 1. Steps before "pool" apply to each
+    token. dimensions: how many channels of the vector are kept, 0 for all (Matryoshka, Kusupati et al., 2022).
+    similarity: how vectors are meant to be compared, for people.
 
-    max_tokens: of a text with what belongs around it, 0 for as many as the model has positions; truncate_left: what is
-    too long loses its beginning, not its end. lower_case: texts are made lower case first. prompts: what may go before
-    a text, by name; default_prompt: the name of the one that does, "" for none.
+    max_tokens: the longest text, special tokens included, 0 for as many as the model has positions. truncate_left:
+    whether a text that is too long loses its beginning instead of its end. lower_case: whether texts are lowercased.
+    prompts: name -> text to put before a text. default_prompt: the name of the one that is used, "" for none.
 
-    refused: why vectors cannot be made as the checkpoint's files say; "" where they can.
+    refused: why fastllm cannot make the vectors that the checkpoint's files describe; "" if it can.
 
-    Raises CheckpointError for what cannot be.
+    Raises CheckpointError for values that no embedding can have.
     """
 
     __slots__ = ()
@@ -79,13 +79,14 @@ class Embedding(_Fields):
 
     @property
     def layers(self) -> int:
-        """How many layers its steps have."""
+        """How many layers of the chain "embedding" the steps use."""
         return sum(step in ("dense", "residual") for step in self.steps)
 
     def chosen(self, pooling: str | None, normalize: bool | None) -> Embedding:
-        """It with what a call asks for in place of what the files say. Raises OptionError, CheckpointError.
+        """The Embedding of a call, whose options replace the files' own values; None and True keep them.
 
-        A pooling that is asked for also makes plain vectors where the files' own cannot be made.
+        A pooling that is asked for makes vectors also where the files' own are `refused`. Raises OptionError for a
+        pooling that is not known, CheckpointError for a refused embedding.
         """
         if pooling is not None and pooling not in POOLINGS:
             raise OptionError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
@@ -100,7 +101,7 @@ class Embedding(_Fields):
         return found
 
     def prompt(self, prompt: str | None, name: str | None) -> str:
-        """What goes before each text: a prompt that is given, one by name, or the default. Raises OptionError."""
+        """What goes before each text: the given prompt, the one of that name, or the default. Raises OptionError."""
         if prompt is not None and name is not None:
             raise OptionError("a prompt is given by its text or by its name, not by both")
         if prompt is not None:
@@ -110,9 +111,9 @@ class Embedding(_Fields):
         return self.prompts[name or self.default_prompt] if name or self.default_prompt else ""
 
     def lowered(self, text: str, special: Iterable[str] = ()) -> str:
-        """The text as the tokenizer gets it, with the special tokens in it as they are.
+        """The text in lower case where the model wants that, but for the special tokens in it.
 
-        Lower case goes character by character, as in the tokenizers library.
+        Characters are lowercased one by one, as in the tokenizers library: str.lower looks at their neighbours too.
         """
         if not self.lower_case:
             return text
@@ -121,7 +122,10 @@ class Embedding(_Fields):
         return "".join(part if i % 2 else "".join([c.lower() for c in part]) for i, part in enumerate(parts))
 
     def width(self, dim: int, chain: Sequence[_core.Dense]) -> int:
-        """Channels of the vectors of a stream of `dim`. Raises CheckpointError where its layers take others."""
+        """Channels of the vector of hidden states of `dim` channels.
+
+        Raises CheckpointError where a layer of the chain takes another number of channels.
+        """
         layers = iter(chain)
         for step in self.steps:
             if step == "pool":
@@ -133,9 +137,9 @@ class Embedding(_Fields):
                 dim = rows
         return min(dim, self.dimensions or dim)
 
-    def vector(self, stream: Floats, chain: Sequence[_core.Dense], *, skip: int = 0, isa: str | None = None) -> Floats:
-        """The vector of a text's hidden states [T, dim], without the first `skip` tokens, which are fewer than T."""
-        rows, layers = stream, iter(chain)
+    def vector(self, hidden: Floats, chain: Sequence[_core.Dense], *, skip: int = 0, isa: str | None = None) -> Floats:
+        """The vector of a text's hidden states [T, dim]. skip: how many tokens, fewer than T, to leave out in front."""
+        rows, layers = hidden, iter(chain)
         for step in self.steps:
             if step == "pool":
                 rows = _pooled(rows, self.pooling, skip)
@@ -150,7 +154,7 @@ class Embedding(_Fields):
         return rows[0, : self.dimensions or None]
 
     def to_json(self) -> dict[str, object]:
-        """The fields that are not what they are by default."""
+        """The fields that differ from their defaults."""
         values = self._asdict() | {"prompts": dict(self.prompts)}
         defaults = _Fields()._asdict() | {"prompts": {}}
         return {name: value for name, value in values.items() if value != defaults[name]}
@@ -175,7 +179,7 @@ class Embedding(_Fields):
 
 
 def prompts_by_name(prompts: Mapping[Any, Any]) -> dict[str, str]:
-    """Prompts by name; null is an empty one. Raises CheckpointError for what is no text."""
+    """Prompts of a JSON object; null is "". Raises CheckpointError for one that is not a string."""
     if not all(isinstance(value, str) or value is None for value in prompts.values()):
         raise CheckpointError("a prompt is not a text")
     return {str(name): value or "" for name, value in prompts.items()}
@@ -186,7 +190,7 @@ def _names(prompts: Mapping[str, str]) -> str:
 
 
 def _pooled(rows: Floats, pooling: Sequence[str], skip: int) -> Floats:
-    """The vectors of rows [T, n], one after the other: [1, n * poolings]."""
+    """Rows [T, n] pooled in each of these ways, concatenated: [1, n * len(pooling)]."""
     import numpy
 
     kept, parts = rows[skip:], []
@@ -207,6 +211,7 @@ def _pooled(rows: Floats, pooling: Sequence[str], skip: int) -> Floats:
 
 
 def _standardized(rows: Floats) -> Floats:
+    """Rows with mean 0 and variance 1: LayerNorm without weights."""
     import numpy
 
     wide = rows.astype(numpy.float64)
@@ -216,7 +221,7 @@ def _standardized(rows: Floats) -> Floats:
 
 
 def normalized(rows: Floats) -> Floats:
-    """Rows of length 1; zeros stay."""
+    """Rows scaled to length 1; a row of zeros stays."""
     import numpy
 
     lengths = numpy.sqrt((rows.astype(numpy.float64) ** 2).sum(axis=1, keepdims=True))

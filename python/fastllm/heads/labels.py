@@ -1,4 +1,4 @@
-"""What a classifier's rows mean, and how a query and a document become a score: data that converted files keep."""
+"""What a classifier's scores mean (Classifier), and how a query and a document become one score (Ranking)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-POOLINGS = ("cls", "last", "each")
-ACTIVATIONS = ("identity", "relu", "sigmoid", "softmax", "tanh")
+_POOLINGS = ("cls", "last", "each")
+_ACTIVATIONS = ("identity", "relu", "sigmoid", "softmax", "tanh")
 
 
 class Classifier(NamedTuple):
-    """The head of a model that labels texts, or their tokens: a chain of dense layers, a row of scores for each.
+    """The head of a model that labels texts or tokens: the chain "classifier" gives a score for each label.
 
-    pooling: what of the last hidden states goes in: that of the first token ("cls"), that of the last ("last"), or each
-    ("each"), for a row a token. labels: one for each score. activation: makes probabilities of scores. pad: the token
-    that is never the last.
+    pooling: which hidden states go into the chain: the first token's ("cls"), the last token's ("last"), or every
+    token's ("each"), for a row of scores a token. labels: their names, one for each score. activation: what turns
+    scores into probabilities. pad: the padding token, which "last" skips.
     """
 
     pooling: str
@@ -29,30 +29,33 @@ class Classifier(NamedTuple):
     pad: int | None = None
 
     def probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Scores [..., labels] as probabilities of the same shape; of a regression, the scores themselves."""
+        """Scores [..., labels] as probabilities of the same shape; a regression's scores stay as they are."""
         return activate(self.activation, scores)
 
     @classmethod
     def from_json(cls, data: object) -> Classifier:
-        """From the list that json makes of it. Raises CheckpointError for anything else."""
+        """From its JSON, a list of the fields. Raises CheckpointError for anything else."""
         if not isinstance(data, list) or len(data) != len(cls._fields) or not isinstance(data[1], list):
             raise CheckpointError("its classifier is broken")
         self = cls(data[0], tuple(data[1]), *data[2:])
         texts = all(isinstance(label, str) for label in self.labels) and isinstance(self.pooling, str)
-        if not texts or self.pooling not in POOLINGS or self.activation not in ACTIVATIONS or not _is_id(self.pad):
+        if not texts or self.pooling not in _POOLINGS or self.activation not in _ACTIVATIONS or not _is_id(self.pad):
             raise CheckpointError("its classifier is broken")
         return self
 
 
 class Ranking(NamedTuple):
-    """What sentence-transformers' CrossEncoder keeps beside a model that scores a query and a document.
+    """How a model scores a query and a document: what sentence-transformers' CrossEncoder keeps in its files.
 
-    activation: of the one label's score. max_length: tokens that a text, or a pair, is cut to;
-    truncate_left: what is too long loses its beginning. prompt: goes before the
-    query; in a chat template it is what the system says. messages: whether query and document go through the chat
-    template, as messages of these roles; None where the files do not say. variables: what the template is given.
-    words: the tokens of a judge, a model whose logits are the answer: for a document that fits, and for one that does
-    not, where there is one. refused: why there are no scores as the files say; "" where there are.
+    See https://sbert.net/docs/package_reference/cross_encoder/cross_encoder.html.
+
+    activation: of the score. max_length: how many tokens a text or pair is cut to, None for no limit. truncate_left:
+    whether it is cut at its beginning instead of its end. prompt: put before the query; in a chat template, the
+    system's message. messages: whether query and document go through the chat template, as messages with these roles;
+    None where the files do not say. variables: the template's.
+    words: of a judge, a language model whose next token is the answer: the id of the token for a document that fits,
+    and of that for one that does not, or None. refused: why fastllm cannot compute the scores that the files describe;
+    "" if it can.
     """
 
     activation: str = "sigmoid"
@@ -66,7 +69,7 @@ class Ranking(NamedTuple):
 
     @classmethod
     def from_json(cls, data: object) -> Ranking:
-        """From the list that json makes of it. Raises CheckpointError for anything else."""
+        """From its JSON, a list of the fields. Raises CheckpointError for anything else."""
         if not isinstance(data, list) or len(data) != len(cls._fields):
             raise CheckpointError("its ranking is broken")
         values: dict[str, Any] = dict(zip(cls._fields, data, strict=True))
@@ -74,7 +77,7 @@ class Ranking(NamedTuple):
         self = cls(**(values | {"words": None if words is None else tuple(words)}))
         right = (
             isinstance(self.activation, str)
-            and self.activation in ACTIVATIONS
+            and self.activation in _ACTIVATIONS
             and isinstance(self.prompt, str)
             and isinstance(self.variables, dict)
         )
@@ -86,11 +89,12 @@ class Ranking(NamedTuple):
 
 
 def _is_id(value: object) -> bool:
+    """Whether it is None or a whole number that a token id can be."""
     return value is None or (type(value) is int and 0 <= value < 1 << 31)
 
 
 def activate(activation: str, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores [..., labels] through an activation, computed in float64; softmax over the labels."""
+    """Scores [..., labels] through an activation, computed in float64; softmax is over the labels."""
     import numpy
 
     x = scores.astype(numpy.float64)

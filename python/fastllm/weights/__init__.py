@@ -1,5 +1,13 @@
 """From the name of a checkpoint to packed weights, in memory or in a file.
 
-source: what a name leads to (hub: on the Hugging Face hub), with lora's adapters added; packing: panels, by what
-calibration found; store: the converted file; convert: from one to the other, or to llama2c's files.
+    name -> source -> (lora) -> Recipe -> packing -> Stored: a model in memory
+                                             |
+                                          convert -> store: the converted file, which is mapped and run
+                                                  -> _llama2c: llama2.c's own files
+
+source: from a name, here or on the Hugging Face hub (_hub), to a recipe and a tokenizer. lora: adapters added to a
+checkpoint's weights. packing: from a recipe's tensors to panels; calibration: by how much each of their errors matters.
+store: the converted file. convert: writes one, or llama2.c's (_llama2c).
+
+All are imported from their own modules: a converted file needs store and source alone.
 """

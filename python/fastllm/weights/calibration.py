@@ -1,4 +1,23 @@
-"""What a text says of a model's weights: which of their errors the outputs would show."""
+"""Calibration: which errors of four-bit weights a model's outputs show, learned from the inputs that a text gives.
+
+A row w of a matrix is to be rounded to q such that the outputs w . x of the text's inputs x change least:
+
+    sum over x of ((w - q) . x)^2  =  (w - q) H (w - q)^T,        H = sum over x of x x^T   [n, n]
+
+With H = U D U^T, U unit upper triangular and D diagonal, that is the sum over columns k of
+
+    D_k * (w_k + sum over j < k of e_j U_jk  -  q_k)^2,           e = w - q
+
+so columns are rounded in order, each to the value nearest to its weight plus the feedback of the errors before it:
+
+    column     0 ... k - 1          k                       k + 1 ... n - 1
+               rounded, errors e    w_k + e . U[:k, k]      still to come
+
+This is GPTQ (Frantar et al., 2022, https://arxiv.org/abs/2210.17323) in the form of LDLQ (Chee et al., 2023,
+https://arxiv.org/abs/2307.13304). csrc/q4.c does the rounding, with D as the weights of the search for scales, and then
+improves q column by column, with H itself. Before, a little is added to H's diagonal (damping), since a text does not
+show all inputs that there are; it also makes D positive.
+"""
 
 from __future__ import annotations
 
@@ -16,41 +35,45 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_LEAST, _MOST = 256, 8192  # tokens of a text: what says anything at all, and where more says little more
-_PIECE = 256  # tokens that are read as one text
-_BATCH = 1024  # tokens in one forward
-_MEMORY = 2 << 30  # bytes of sums over inputs that are gathered at once, if they are those of one layer at least
-_DAMPING = 0.01  # of the mean on a diagonal, added to it: a text does not say all
+_LEAST, _MOST = 256, 8192  # tokens of a text: fewer say nothing, more say little more and are sampled
+_PIECE = 256  # tokens of a sequence
+_BATCH = 1024  # tokens of a forward
+_MEMORY = 2 << 30  # bytes of the sums H that are gathered in one pass over the text; those of one layer always are
+_DAMPING = 0.01  # of the mean of H's diagonal, added to the diagonal
+# A matrix's name in its layer -> which of the layer's four inputs it reads: those of attention, of wo, of the
+# feed-forward, of w2.
 _INPUTS = {"attn.wq": 0, "attn.wk": 0, "attn.wv": 0, "attn.wo": 1, "ffn.w1": 2, "ffn.w3": 2, "ffn.w2": 3}
 
 
 class Factors(NamedTuple):
-    """The sum h of x x^T over a matrix's inputs x, damped, as U diag(importance) U^T: see fl_source."""
+    """A matrix's damped H = U D U^T, as fl_source in csrc/fastllm.h takes it."""
 
-    importance: NDArray[np.float32]  # [n]
-    feedback: NDArray[np.float32]  # [n, n], U^T below the diagonal
-    products: NDArray[np.float32]  # [n, n], h
+    importance: NDArray[np.float32]  # [n], D
+    feedback: NDArray[np.float32]  # [n, n], U^T, of which what lies below the diagonal is read
+    products: NDArray[np.float32]  # [n, n], H
 
 
 class Calibration:
-    """The inputs of a model's matrices while it reads a text: for each the sum of x x^T, by which q4 is packed.
+    """The H of a model's matrices, from the inputs they get while the model reads a text.
 
-    Of a long text, pieces from all over it are read. Layers are gathered in order, some at a time. Every sum has one
-    order, so the same model and text give the same bits on any machine. Experts are not looked at.
+    The text is read in pieces of _PIECE tokens; of one longer than _MOST, every n-th piece. As many layers as _MEMORY
+    allows are gathered in one pass, so `factors` is fast for matrices in the order of layers. Every sum has a fixed
+    order: the same model and text give the same bits on any machine. Experts, which see few tokens each, are left out.
 
     Raises OptionError for a text of too few tokens.
     """
 
     def __init__(self, stored: store.Stored, begin: Sequence[int], tokens: Sequence[int], *, threads: int) -> None:
-        """stored: the model, packed as something finer than q4. begin: what its texts begin with; tokens: the text."""
+        """stored: the model, packed as something finer than q4. begin: the tokens that its texts begin with, such as
+        BOS. tokens: the text."""
         self._config, self._threads = stored.config, threads
         self._model = _core.Model(stored.config, dict(stored.tensors))
         self._pieces = _pieces(begin, tokens, min(_PIECE, stored.config.max_seq))
-        self._sums: dict[int, NDArray[np.float64]] = {}
+        self._sums: dict[int, NDArray[np.float64]] = {}  # 4 * layer + input -> H
         self._last: tuple[int, Factors] | None = None
 
     def factors(self, name: str) -> Factors | None:
-        """What is known of a matrix's inputs; None: nothing."""
+        """The factors of the matrix of that canonical name; None for one whose inputs are not gathered."""
         import numpy
 
         found = re.fullmatch(r"layers\.(\d+)\.(.*)", name)
@@ -72,7 +95,7 @@ class Calibration:
         return self._last[1]
 
     def _widths(self, layer: int) -> dict[int, int]:
-        """The places of a layer where inputs are seen, and how wide they are."""
+        """The places, 4 * layer + input, where a layer's inputs are gathered, and their widths."""
         c = self._config
         widths = {4 * layer: c.dim, 4 * layer + 1: c.n_heads * c.head_dim}
         if not c.layer_moe(layer):
@@ -80,7 +103,7 @@ class Calibration:
         return widths
 
     def _gather(self, layer: int) -> dict[int, NDArray[np.float64]]:
-        """The sums of as many layers from `layer` on as memory is meant for."""
+        """The H of `layer` and of as many layers after it as _MEMORY allows."""
         import numpy
 
         widths = self._widths(layer)
@@ -103,7 +126,7 @@ class Calibration:
 
 
 def _pieces(begin: Sequence[int], tokens: Sequence[int], longest: int) -> list[list[int]]:
-    """Pieces of a text from all over it, each after what texts begin with."""
+    """Pieces from all over a text, each after `begin`, of `longest` tokens at most. Raises OptionError."""
     if len(tokens) < _LEAST:
         raise OptionError(f"the calibration text has {len(tokens)} tokens: it needs {_LEAST} at least")
     room = longest - len(begin)
@@ -115,13 +138,14 @@ def _pieces(begin: Sequence[int], tokens: Sequence[int], longest: int) -> list[l
 
 
 def _batches(pieces: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    """The pieces of each forward."""
     count = max(1, _BATCH // len(pieces[0]))
     for at in range(0, len(pieces), count):
         yield list(pieces[at : at + count])
 
 
 def _products(x: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
-    """x^T x of (t, n), each value summed over t in ascending order: the core's own matrix product."""
+    """x^T x of x [t, n], by the core's matrix product, which sums over t in ascending order."""
     import numpy
 
     t, n = x.shape

@@ -1,4 +1,4 @@
-"""Converting a checkpoint: to the file that is mapped and run as it lies on disk, or to llama2.c's."""
+"""Converts a checkpoint to the file that is mapped and run as it lies on disk (store), or to llama2.c's (_llama2c)."""
 
 from __future__ import annotations
 
@@ -48,28 +48,20 @@ def convert(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> TokenizerError | None:
-    """Converts a checkpoint, which load would take, to the file `out`.
+    """Converts a checkpoint, anything that fastllm.load takes, to the file `out`.
 
-    dtype, tokenizer, revision, lora, threads, progress: as for load. format: "fastllm", which has the tokenizer inside,
-    or "llama2c", whose version (0) is 0 or 1, in f32, or 2, in int8; it has no other dtype. The same input gives the
-    same bytes on any machine; the file appears whole or not at all, and memory is needed for one piece of a matrix.
+    dtype, tokenizer, revision, lora, threads, progress: as for load. format: "fastllm", with the tokenizer inside, or
+    "llama2c", whose version (default 0) says the type: 0 and 1 are f32, 2 is int8. The same input gives the same bytes
+    on any machine. The file appears whole or not at all. Only a piece of a matrix is in memory at a time.
 
-    calibrate: a file of UTF-8 text, 256 to some thousand tokens of the kind the model is for; q4 is packed for the
-    least error in what the model computes while it reads that (see fastllm.weights.calibration), which takes minutes
-    rather than seconds, and memory for the model as q8.
+    calibrate: a file of UTF-8 text, 256 to some thousand tokens of the kind that the model is for. q4 is then packed
+    for the least error in what the model computes on that text (fastllm.weights.calibration). That takes minutes
+    instead of seconds, and memory for the model as q8.
 
-    Returns why there is no tokenizer inside, where there is none. Raises CheckpointError, TokenizerError (a tokenizer
-    that was named does not fit), OptionError.
+    Returns the reason why there is no tokenizer inside, or None if there is one. Raises CheckpointError, OptionError,
+    and TokenizerError for a `tokenizer` that does not fit.
     """
-    store.check_dtype(dtype)
-    if format not in FORMATS:
-        raise OptionError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
-    if format == "llama2c" and dtype is not None:
-        raise OptionError("llama2.c's version says the dtype: 0 and 1 are f32, 2 is int8")
-    if format != "llama2c" and version is not None:
-        raise OptionError("a version is llama2.c's: it goes with the format llama2c")
-    if calibrate is not None and (dtype != "q4" or format != "fastllm"):
-        raise OptionError("a calibration text is for the dtype q4")
+    _check_options(dtype, format, version, calibrate)
     count = check_threads(threads)
     path, from_hub = find_source(source, revision)
     adapters = find_adapters(lora)
@@ -84,13 +76,13 @@ def convert(
         else:
             opened = open_source(path, tokenizer, from_hub=from_hub, adapters=adapters)
         text = None if calibrate is None else _text(Path(calibrate))
-        check_target(target)  # now that it is known what is read
+        check_target(target)  # again: now the files that are read are known, which must not be overwritten
         watched = read.watched(progress)
         try:
             if format == "llama2c":
-                from fastllm.weights import llama2c
+                from fastllm.weights import _llama2c
 
-                llama2c.write(target, opened.recipe, version or 0, progress=watched)
+                _llama2c.write(target, opened.recipe, version or 0, progress=watched)
             else:
                 plans = plan(opened.recipe, dtype or opened.dtype)
                 seen = None if text is None else _calibration(opened, text, count)
@@ -102,7 +94,21 @@ def convert(
     return opened.tokenizer if isinstance(opened.tokenizer, TokenizerError) and format == "fastllm" else None
 
 
+def _check_options(dtype: str | None, form: str, version: int | None, calibrate: object) -> None:
+    """Raises OptionError for a value that is not known, or does not go with the others."""
+    store.check_dtype(dtype)
+    if form not in FORMATS:
+        raise OptionError(f"format must be one of {', '.join(FORMATS)}, not {form!r}")
+    if form == "llama2c" and dtype is not None:
+        raise OptionError("llama2.c's version says the dtype: 0 and 1 are f32, 2 is int8")
+    if form != "llama2c" and version is not None:
+        raise OptionError("a version is llama2.c's: it goes with the format llama2c")
+    if calibrate is not None and (dtype != "q4" or form != "fastllm"):
+        raise OptionError("a calibration text is for the dtype q4")
+
+
 def _text(path: Path) -> str:
+    """A calibration text."""
     try:
         return read_file(path).decode("utf-8")
     except (CheckpointError, UnicodeDecodeError) as error:
@@ -110,7 +116,7 @@ def _text(path: Path) -> str:
 
 
 def _calibration(opened: Opened, text: str, threads: int) -> Calibration:
-    """What the model's inputs are while it reads a text."""
+    """The calibration of a checkpoint by a text, which the model reads as q8."""
     from fastllm.weights.calibration import Calibration
 
     recipe, words = opened.recipe, opened.tokenizer
@@ -125,7 +131,7 @@ def _calibration(opened: Opened, text: str, threads: int) -> Calibration:
 def _parts(
     recipe: Recipe, plans: dict[str, Plan], threads: int, progress: Progress, calibration: Calibration | None
 ) -> dict[str, store.Part]:
-    """What the file holds; a matrix is packed when its part is written."""
+    """The file's tensors. A matrix is packed piece by piece, while the file is written."""
     total, done = sum(p.nbytes for p in plans.values()), 0
 
     def packed(name: str, matrix: Plan) -> Iterator[Bytes]:
@@ -143,11 +149,8 @@ def _parts(
     return parts
 
 
-# ---- from a converted file -------------------------------------------------------------------------------------------
-
-
 def _reopened(path: Path, stored: store.Stored, tokenizer: str | os.PathLike[str] | None) -> Opened:
-    """A converted file's floats as a source again."""
+    """A converted file whose weights are floats, as a checkpoint to convert."""
     have = stored.dtypes
     if not set(have) <= {"f32", "f16", "bf16"}:
         raise OptionError(f"{path} is already converted to {', '.join(have)}: convert the checkpoint it was made from")
@@ -160,23 +163,13 @@ def _reopened(path: Path, stored: store.Stored, tokenizer: str | os.PathLike[str
         ]
         for chain, layers in stored.dense.items()
     }
-    recipe = Recipe(
-        stored.config,
-        matrices,
-        values,
-        stored.bos,
-        stored.stop,
-        stored.chat_stop,
-        chains,
-        stored.embedding,
-        stored.classifier,
-        stored.ranking,
-    )
+    recipe = Recipe(**store.shared(stored), matrices=matrices, vectors=values, dense=chains)
     words = stored_tokenizer(stored, path, tokenizer)
     return Opened(stored.source, recipe, words, have[0] if len(have) == 1 else None)
 
 
 def _unpacked(matrix: _core.Matrix) -> Tensor:
+    """A matrix, or a stack of them, read as f32 from its panels."""
     *_, d, n = matrix.shape
     size = _core.matrix_bytes(matrix.dtype, d, n)
     stack = [_core.Matrix(matrix.dtype, d, n, matrix.data[at : at + size]) for at in range(0, len(matrix.data), size)]
@@ -192,10 +185,7 @@ def _unpacked(matrix: _core.Matrix) -> Tensor:
     return Tensor("f32", matrix.shape, read)
 
 
-# ---- what must not happen --------------------------------------------------------------------------------------------
-
-
 def _check_apart(source: Path, target: Path) -> None:
-    """Nothing that lies in the checkpoint's folder is written over, though nothing be read of it."""
+    """Raises CheckpointError where `target` is a file in the checkpoint's folder, even one that is not read."""
     if target.exists() and source.resolve() in target.resolve().parents:
         raise CheckpointError(f"{target} cannot be written: it is what would be converted, or a part of it")

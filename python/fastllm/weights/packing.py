@@ -1,4 +1,4 @@
-"""From a recipe's tensors to the panels the core computes with, some rows at a time."""
+"""From a recipe's tensors to the panels that the core computes with, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]  # bytes packed so far, bytes in all
 
-_NARROW = 768  # width below which four bits cost a model too much
-_CHUNK = 2 << 20  # bytes of a source matrix that are read and packed at once: what the caches hold
+_NARROW = 768  # models with fewer channels keep more matrices than others as q8 in q4: see _is_sensitive
+_CHUNK = 2 << 20  # bytes of a tensor that are read and packed at once: the caches hold them
 
 
 class Plan(NamedTuple):
-    """A matrix, or a stack of them, as it will be packed."""
+    """How a matrix, or a stack of them, will be packed."""
 
     weight: Weight
     dtype: str
@@ -31,18 +31,21 @@ class Plan(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its panels."""
         *stack, d, n = self.shape
         return _core.matrix_bytes(self.dtype, d, n) * prod(stack)
 
     def bind(self, data: memoryview) -> _core.Matrix:
+        """The matrix whose panels lie in `data`."""
         *stack, d, n = self.shape
         return _core.Matrix(self.dtype, d, n, data, count=stack[0] if stack else None)
 
 
 def plan(recipe: Recipe, dtype: str | None) -> dict[str, Plan]:
-    """How each matrix is packed, in the order a token reads them; dtype None is what holds its values exactly.
+    """How each matrix of a recipe is packed, in the order in which a forward reads them.
 
-    Raises CheckpointError for a matrix that is missing, of a wrong shape, or without a place in the config.
+    dtype: one of store.DTYPES; None chooses for each matrix the type that holds its values exactly. Raises
+    CheckpointError for a matrix that is missing, has a wrong shape, or has no place in the config.
     """
     _check_names(recipe.matrices, {name for name, *_ in recipe.config.matrices()})
     plans = {}
@@ -59,14 +62,14 @@ def plan(recipe: Recipe, dtype: str | None) -> dict[str, Plan]:
 
 
 def _check_names(found: Iterable[str], known: set[str]) -> None:
-    """What the core would not look at would be left out in silence."""
+    """Raises CheckpointError for a name that the core does not look for, and so would ignore."""
     for name in found:
         if name not in known:
             raise CheckpointError(f"{name} has no place in a model of its config")
 
 
 def _packed_dtype(config: Config, name: str, tensor: Tensor, dtype: str | None) -> str:
-    """What a matrix is stored as. Routers and gates are always f32; a table of positions is never int8."""
+    """The type that a matrix is packed as. Routers and gates are always f32, and positions are never quantized."""
     if name.endswith((".router", ".ffn.gate")):
         return "f32"
     kept = _kept_dtype(tensor)
@@ -78,10 +81,11 @@ def _packed_dtype(config: Config, name: str, tensor: Tensor, dtype: str | None) 
 
 
 def _is_sensitive(config: Config, name: str) -> bool:
-    """Whether q4 keeps a matrix as q8: head and embedding, and the last layer's wv and w2.
+    """Whether a q4 model keeps this matrix as q8, because the errors of four bits in it would be seen in the logits.
 
-    In models narrower than 768, which suffer most, all of the last layer, every wv, and w2 of the first layer and of
-    the last but one.
+    In all models those are head, embedding, and wv and w2 of the last layer; in models of fewer than 768 channels,
+    which lose more by four bits, also the rest of the last layer, wv of all layers, and w2 of the first and the last
+    but one.
     """
     if not name.startswith("layers."):
         return True
@@ -93,18 +97,14 @@ def _is_sensitive(config: Config, name: str) -> bool:
 
 
 def _kept_dtype(tensor: Tensor) -> str:
-    """The type that holds a tensor's values exactly.
-
-    int8 with float scales stays as it is where its groups are whole groups of ours; otherwise f32 holds the same
-    weights.
-    """
+    """The type that holds a tensor's values exactly: its own, or f32 for q8_f32 with groups of no multiple of 32."""
     if tensor.dtype == "q8_f32" and (tensor.group % _core.GROUP or tensor.shape[-1] % tensor.group):
         return "f32"
     return tensor.dtype
 
 
 class Rows(NamedTuple):
-    """Rows begin .. end of a matrix, which make whole panels (but for the last), and the bytes they take packed."""
+    """Rows begin .. end of a matrix or stack, whole panels but for a matrix's last, and the bytes of their panels."""
 
     begin: int
     end: int
@@ -112,7 +112,10 @@ class Rows(NamedTuple):
 
 
 def chunks(matrix: Plan) -> Iterator[Rows]:
-    """A matrix or stack in pieces of its rows that are packed at once. Their bytes lie one after the other."""
+    """The pieces in which a matrix or stack is packed; their panels lie one after the other.
+
+    A matrix whose rows are reordered, or whose scales belong to the whole tensor, is one piece.
+    """
     tensor = matrix.weight.tensor
     *stack, d, n = matrix.shape
     most = max(_core.LANES, _CHUNK // (n * SIZES[tensor.dtype]) // _core.LANES * _core.LANES)
@@ -127,7 +130,7 @@ def chunks(matrix: Plan) -> Iterator[Rows]:
 def pack(
     matrix: Plan, rows: Rows, out: memoryview, *, threads: int, name: str, calibration: Calibration | None = None
 ) -> None:
-    """Packs some rows into `out`; four-bit ones by what a calibration says of the matrix."""
+    """Packs rows of a matrix into `out`; q4 for the least error by `calibration`. name: of the matrix, canonical."""
     tensor = matrix.weight.tensor
     factors = calibration.factors(name) if calibration and matrix.dtype == "q4" else None
     _core.pack(
@@ -147,7 +150,10 @@ def pack(
 
 
 def assemble(recipe: Recipe, *, dtype: str | None, threads: int, progress: Progress | None = None) -> store.Stored:
-    """Packs a recipe's weights into one stretch of memory, in the order a token reads them."""
+    """Packs a recipe's weights into one buffer, in the order in which a forward reads them.
+
+    Raises CheckpointError as plan and vectors do, and for values that are not finite.
+    """
     plans = plan(recipe, dtype)
     total, done = sum(p.nbytes for p in plans.values()), 0
     memory = memoryview(_core.Buffer(total))
@@ -164,10 +170,9 @@ def assemble(recipe: Recipe, *, dtype: str | None, threads: int, progress: Progr
 
 
 def vectors(recipe: Recipe) -> dict[str, _core.Vector]:
-    """The vectors, in the config's order.
+    """A recipe's vectors, in the config's order.
 
-    Raises CheckpointError for a vector that is missing, not finite, of a wrong length, or without a place in the
-    config.
+    Raises CheckpointError for a vector that is missing, not finite, has a wrong length, or has no place in the config.
     """
     _check_names(recipe.vectors, {name for name, *_ in recipe.config.vectors()})
     found = {}

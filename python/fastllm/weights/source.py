@@ -1,4 +1,4 @@
-"""From what a user names to a checkpoint, its recipe and its tokenizer."""
+"""From what a user names, a path or a name on the hub, to a checkpoint's recipe and tokenizer."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 Adapters = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-_LLAMA_WORDS = 32000  # llama2.c's files with so many have Llama's
-_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/[\w./-]+)?")  # ./owner/name is a path
+_LLAMA_WORDS = 32000  # the vocabulary of Llama 1 and 2; llama2.c's files with that size have their tokenizer
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/[\w./-]+)?")  # owner/name or owner/name/file; ./owner/name is a path
 
 
 class Opened(NamedTuple):
     """A checkpoint, opened.
 
-    about: its format and architecture, for people. dtype: what its weights become where nobody says, None for what they
-    are.
+    about: its format and architecture, for people. tokenizer: or why there is none. dtype: the type that weights are
+    packed as unless the user asks for another; None keeps the type of each.
     """
 
     about: str
@@ -37,26 +37,30 @@ class Opened(NamedTuple):
     dtype: str | None
 
     def stored(self) -> store.Stored:
-        """What a converted file says of it, without tensors."""
+        """Its converted file, still without tensors."""
         words = self.tokenizer
         blob = None if isinstance(words, TokenizerError) else (words.kind, words.blob)
         return store.Stored.of(self.recipe, {}, tokenizer=blob, source=self.about)
 
 
 def find_source(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, bool]:
-    """The file or folder of that name, and whether it came from the hub, which is asked where nothing is here."""
+    """The file or folder of that name, and whether it came from the hub.
+
+    The hub is asked for names of the form owner/name that are no path here. Raises CheckpointError where it has no such
+    model, OptionError for a revision of a path.
+    """
     path = Path(name)
     if path.exists() or not _HUB_NAME.fullmatch(os.fspath(name).replace(os.sep, "/")) or ".." in path.parts:
         if revision is not None:
             raise OptionError(f"{path} is not a name of the hub: only those have revisions")
         return path, False
-    from fastllm.weights import hub
+    from fastllm.weights import _hub
 
-    return hub.fetch(path.as_posix(), revision), True
+    return _hub.fetch(path.as_posix(), revision), True
 
 
 def find_adapters(names: Adapters | None) -> list[Path]:
-    """The adapters of those names, here or on the hub."""
+    """The paths of the adapters of these names, here or on the hub. Raises as find_source does."""
     if names is None:
         return []
     several = [names] if isinstance(names, (str, os.PathLike)) else list(names)
@@ -67,7 +71,7 @@ def find_adapters(names: Adapters | None) -> list[Path]:
 
 
 def check_not_converted(path: Path, adapters: Sequence[Path]) -> None:
-    """Raises OptionError for adapters beside a file whose weights are packed."""
+    """Raises OptionError for adapters to a converted file, whose weights are packed already."""
     if adapters:
         raise OptionError(f"{path} is already converted: apply {adapters[0]} to the checkpoint it was made from")
 
@@ -75,10 +79,11 @@ def check_not_converted(path: Path, adapters: Sequence[Path]) -> None:
 def open_source(
     path: Path, tokenizer: str | os.PathLike[str] | None, *, from_hub: bool = False, adapters: Sequence[Path] = ()
 ) -> Opened:
-    """Opens a checkpoint and finds its tokenizer, the one that is named if one is.
+    """Opens a checkpoint and its tokenizer: `tokenizer` if it is not None, else the checkpoint's own.
 
-    adapters: to add to its weights. Warns (CheckpointWarning) of tensors that have no effect. Raises CheckpointError,
-    and TokenizerError for a tokenizer that was named and does not fit.
+    adapters: LoRA adapters to add to its weights. from_hub: whether the hub may be asked for Llama's tokenizer. Warns
+    (CheckpointWarning) of tensors that nothing uses. Raises CheckpointError, and TokenizerError for a `tokenizer` that
+    does not fit; a broken one of the checkpoint's own leaves a model that takes token ids.
     """
     from fastllm import families
     from fastllm.families.names import unused_sentence
@@ -113,15 +118,15 @@ def open_source(
         except TokenizerError as error:
             words = error
             if from_hub and vocab_size == _LLAMA_WORDS and checkpoint.format.startswith("llama2.c"):
-                from fastllm.weights import hub
+                from fastllm.weights import _hub
 
-                words = read(hub.llama_tokenizer(), vocab_size)
+                words = read(_hub.llama_tokenizer(), vocab_size)
     about = f"{checkpoint.format}, {checkpoint.architecture}"
     return Opened(about, recipe, words, dtype)
 
 
 def _with_sentences(path: Path, checkpoint: Checkpoint, recipe: Recipe) -> Recipe:
-    """The recipe, with what sentence-transformers' files beside a checkpoint's config.json say."""
+    """The recipe with the embedding and ranking that sentence-transformers' files beside a config.json describe."""
     from fastllm.formats import cross_encoder, sentence_transformers
 
     if checkpoint.format.startswith("GGUF") or not (path.is_dir() or (path.parent / "config.json").exists()):
@@ -138,7 +143,7 @@ def _with_sentences(path: Path, checkpoint: Checkpoint, recipe: Recipe) -> Recip
 def stored_tokenizer(
     stored: store.Stored, path: Path, tokenizer: str | os.PathLike[str] | None
 ) -> Tokenizer | TokenizerError:
-    """The tokenizer of a converted file, the one that is named if one is."""
+    """The tokenizer of a converted file: `tokenizer` if it is not None, else the one inside, else one beside it."""
     vocab_size = stored.config.vocab_size
     if tokenizer is not None:
         return read(Path(tokenizer), vocab_size)
@@ -151,7 +156,7 @@ def stored_tokenizer(
 
 
 def _from_blob(path: Path, kind: str, blob: bytes) -> Tokenizer | TokenizerError:
-    """A tokenizer inside a checkpoint; one that cannot be used leaves the model with token ids."""
+    """A tokenizer inside a checkpoint, or the reason why it cannot be used."""
     try:
         return from_blob(kind, blob)
     except TokenizerError as error:
@@ -159,11 +164,11 @@ def _from_blob(path: Path, kind: str, blob: bytes) -> Tokenizer | TokenizerError
 
 
 def _natural_dtype(checkpoint: Checkpoint) -> str | None:
-    """q8 for weights of a few bits, which are read as floats: as floats they would take several times the memory."""
+    """q8 for quantized checkpoints: packed as the floats they are read as, they would take several times the memory."""
     return "q8" if any(tensor.stored for tensor in checkpoint.tensors.values()) else None
 
 
 def _common_dtype(checkpoint: Checkpoint) -> str | None:
-    """The type of all matrices, which sums with adapters are rounded to as well; None where they differ."""
+    """The type that all matrices have, or None. Sums with adapters, which are f32, are rounded to it as well."""
     found = {tensor.dtype for tensor in checkpoint.tensors.values() if len(tensor.shape) == 2 and tensor.raw is None}
     return found.pop() if len(found) == 1 and found <= {"f32", "f16", "bf16"} else None

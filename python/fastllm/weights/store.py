@@ -1,8 +1,17 @@
-"""The converted file: a .safetensors of packed panels that is mapped and run as it lies on disk.
+"""The converted file: a .safetensors file of packed panels, which is mapped and run as it lies on disk.
 
-The header's metadata key "fastllm" holds JSON: format version, layout, config, the tensors' types and shapes, stop
-tokens, and the kind of the tokenizer, whose bytes are a tensor too. Data starts at a multiple of 64 bytes and every
-tensor is one long, so that panels lie aligned in the map.
+https://github.com/huggingface/safetensors#format describes the frame:
+
+    8 bytes           the length of the header, little-endian
+    header            JSON: for each tensor its dtype (U8 for panels, F32 for vectors), shape and data_offsets, and
+                      "__metadata__": {"fastllm": JSON of what is not in tensors}; spaces, up to a multiple of 64 bytes
+    data              the tensors one after the other, each padded with zeros to a multiple of 64 bytes, so that the
+                      panels are aligned in memory: matrices and vectors of Config, the layers of dense chains
+                      ("classifier.0", "classifier.0.bias", ...), the bytes of the tokenizer
+
+The JSON under "fastllm": version, layout, config, matrices (name -> [dtype, *shape], since a matrix is U8 for
+safetensors), bos, stop, chat_stop, source, and where the model has them dense (chain -> activations), embedding,
+classifier, ranking, tokenizer (kind, bytes).
 """
 
 from __future__ import annotations
@@ -12,12 +21,12 @@ import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastllm import _core
 from fastllm.config import Config
 from fastllm.errors import CheckpointError, OptionError
-from fastllm.files import map_file
+from fastllm.files import map_file, replacing
 from fastllm.formats import is_safetensors
 from fastllm.heads import Classifier, Embedding, Ranking, dense
 
@@ -26,16 +35,19 @@ if TYPE_CHECKING:
     from fastllm.tensors import Bytes
 
 VERSION = 1
-LAYOUT = "panels16x32"
-DTYPES = ("f32", "f16", "bf16", "q8", "q4")  # that weights may be converted to
+LAYOUT = "panels16x32"  # 16 rows x groups of 32 channels; see csrc/fastllm.h
+DTYPES = ("f32", "f16", "bf16", "q8", "q4")  # types that weights may be converted to
+
+# The fields that a Recipe and a Stored share as they are: all but tensors, and what only one of them has.
+_SHARED = ("config", "bos", "stop", "chat_stop", "embedding", "classifier", "ranking")
 
 
 class Stored(NamedTuple):
-    """What a converted file holds: a Recipe's fields, its tensors packed, and the tokenizer's.
+    """What a converted file holds: a Recipe with its tensors packed, and the tokenizer.
 
-    tokenizer: its kind and its files' bytes (see tokenizer). source: the format and architecture it was made from, for
-    people. dense: chains of layers after the stream, by what they are for. embedding: how a text becomes one vector.
-    classifier, ranking: a Recipe's.
+    tensors: matrices and vectors by canonical name. dense: chains of layers after the last hidden states, by purpose.
+    tokenizer: its kind and bytes, as fastllm.tokenizer.from_blob takes them. source: the format and architecture that
+    the file was made from, for people. The other fields are the Recipe's.
     """
 
     config: Config
@@ -59,34 +71,29 @@ class Stored(NamedTuple):
         tokenizer: tuple[str, bytes] | None = None,
         source: str = "",
     ) -> Stored:
-        """What a file made of a recipe holds. Raises CheckpointError for dense layers that do not fit each other."""
-        return cls(
-            recipe.config,
-            tensors,
-            recipe.bos,
-            recipe.stop,
-            recipe.chat_stop,
-            tokenizer,
-            source,
-            dense.pack(recipe.dense),
-            recipe.embedding,
-            recipe.classifier,
-            recipe.ranking,
-        )
+        """A recipe's file. Raises CheckpointError for dense layers that do not fit each other."""
+        chains = dense.pack(recipe.dense)
+        return cls(**shared(recipe), tensors=tensors, tokenizer=tokenizer, source=source, dense=chains)
 
     @property
     def dtypes(self) -> list[str]:
-        """What the weights are stored as. Routers and positions, which are few and kept more exactly, do not count.
+        """The types of the weights, sorted, for people: ["q4"] for a model converted to q4.
 
-        Nor do the int8 matrices of q4.
+        Left out are those of the few matrices that are kept more exactly than asked for: routers, positions, and in a
+        q4 model those that stay q8.
         """
         matrices = {name: t.dtype for name, t in self.tensors.items() if isinstance(t, _core.Matrix)}
         dtypes = {dtype for name, dtype in matrices.items() if not name.endswith(".router") and name != "positions"}
         return sorted(dtypes - {"q8"} if "q4" in dtypes else dtypes)
 
 
+def shared(model: Recipe | Stored) -> dict[str, Any]:
+    """The fields of a Recipe or a Stored that the other takes as they are, as keyword arguments."""
+    return {name: getattr(model, name) for name in _SHARED}
+
+
 class Part(NamedTuple):
-    """A tensor to be written, in pieces. dtype: a matrix's; None is a vector of f32."""
+    """A tensor to be written, as an iterable of pieces. dtype: a matrix's; None for a vector of f32."""
 
     dtype: str | None
     shape: tuple[int, ...]
@@ -95,12 +102,13 @@ class Part(NamedTuple):
 
 
 def check_dtype(dtype: str | None) -> None:
+    """Raises OptionError unless weights may be converted to `dtype`; None keeps their own type."""
     if dtype is not None and dtype not in DTYPES:
         raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
 
 
 def save(path: Path, stored: Stored) -> None:
-    """Writes a converted file. The same content gives the same bytes; a failure leaves nothing at `path`."""
+    """Writes a converted file. The same content gives the same bytes; a failure leaves `path` as it was."""
     write(
         path,
         stored,
@@ -112,13 +120,29 @@ def save(path: Path, stored: Stored) -> None:
 
 
 def write(path: Path, stored: Stored, parts: Mapping[str, Part]) -> None:
-    """Writes a converted file of `parts`, which need not exist before they are written, in place of stored.tensors."""
+    """Writes a converted file with `parts` in place of stored.tensors: their pieces are made while they are written."""
     parts = {**parts, **_dense_parts(stored.dense)}
+    about = _about(stored, parts)
+    if stored.tokenizer:
+        kind, blob = stored.tokenizer
+        about["tokenizer"] = {"kind": kind, "bytes": len(blob)}
+        parts["tokenizer"] = Part("u8", (len(blob),), len(blob), (blob,))
+    header, nbytes = _header(about, parts)
+    with replacing(path, len(header) + nbytes) as file:
+        file.write(header)
+        for part in parts.values():
+            for piece in part.pieces:
+                file.write(piece)
+            file.write(bytes(-part.nbytes % _core.ALIGN))
+
+
+def _about(stored: Stored, parts: Mapping[str, Part]) -> dict[str, object]:
+    """The JSON under the header's key "fastllm", but for the tokenizer's entry."""
     about: dict[str, object] = {
         "version": VERSION,
         "layout": LAYOUT,
         "config": stored.config.to_json(),
-        "matrices": {name: [part.dtype, *part.shape] for name, part in parts.items() if part.dtype},
+        "matrices": {name: [p.dtype, *p.shape] for name, p in parts.items() if p.dtype},
         "bos": stored.bos,
         "stop": stored.stop,
         "chat_stop": stored.chat_stop,
@@ -132,10 +156,11 @@ def write(path: Path, stored: Stored, parts: Mapping[str, Part]) -> None:
         about["classifier"] = stored.classifier
     if stored.ranking != Ranking():
         about["ranking"] = stored.ranking
-    if stored.tokenizer:
-        kind, blob = stored.tokenizer
-        parts = {**parts, "tokenizer": Part("u8", (len(blob),), len(blob), (blob,))}
-        about["tokenizer"] = {"kind": kind, "bytes": len(blob)}
+    return about
+
+
+def _header(about: Mapping[str, object], parts: Mapping[str, Part]) -> tuple[bytes, int]:
+    """The bytes before the data, and how many bytes of data follow."""
     header: dict[str, object] = {"__metadata__": {"fastllm": json.dumps(about, sort_keys=True)}}
     offset = 0
     for name, part in parts.items():
@@ -148,18 +173,11 @@ def write(path: Path, stored: Stored, parts: Mapping[str, Part]) -> None:
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _core.ALIGN)
-    from fastllm.files import replacing
-
-    with replacing(path, 8 + len(text) + offset) as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for part in parts.values():
-            for piece in part.pieces:
-                file.write(piece)
-            file.write(bytes(-part.nbytes % _core.ALIGN))
+    return struct.pack("<Q", len(text)) + text, offset
 
 
 def _dense_parts(chains: Mapping[str, tuple[_core.Dense, ...]]) -> dict[str, Part]:
-    """Layer i of a chain as its matrix, "chain.i", and its bias, "chain.i.bias"."""
+    """The layers of chains: layer i's matrix is "chain.i", its bias "chain.i.bias"."""
     parts = {}
     for chain, layers in chains.items():
         for i, layer in enumerate(layers):
@@ -171,12 +189,12 @@ def _dense_parts(chains: Mapping[str, tuple[_core.Dense, ...]]) -> dict[str, Par
 
 
 def is_store(data: memoryview) -> bool:
-    """Whether a file's bytes begin like a converted file: a .safetensors header with our key."""
+    """Whether a file's bytes are a .safetensors header with the key "fastllm"."""
     return is_safetensors(data) and b'"fastllm"' in bytes(data[8 : 8 + int.from_bytes(data[:8], "little")])
 
 
 def open_file(path: Path) -> Stored | None:
-    """A converted file, or None for anything else. Raises CheckpointError for what cannot be read, or is broken."""
+    """A converted file, or None for a file of another kind. Raises CheckpointError if it is broken or unreadable."""
     if path.is_dir():
         return None
     data = map_file(path)
@@ -184,13 +202,62 @@ def open_file(path: Path) -> Stored | None:
 
 
 def load(path: Path, data: memoryview) -> Stored:
-    """Opens a mapped converted file; tensors point into the map. Raises CheckpointError for anything amiss."""
+    """Opens a mapped converted file; tensors point into the map. Raises CheckpointError for a broken one."""
     try:
         return _load(data)
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not a usable converted file: {error}") from None
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError):
         raise CheckpointError(f"{path} is not a usable converted file: its header is broken") from None
+
+
+class _File(NamedTuple):
+    """The tensors of a converted file. header: its JSON; matrices: name -> [dtype, *shape]; data: what follows."""
+
+    header: Mapping[str, Any]
+    matrices: Mapping[str, Any]
+    data: memoryview
+
+    def part(self, name: str) -> memoryview:
+        """The bytes of a tensor, with those that pad it."""
+        if name not in self.header:
+            raise CheckpointError(f"it has no tensor {name}")
+        begin, end = self.header[name]["data_offsets"]
+        if not 0 <= begin <= end <= len(self.data):
+            raise CheckpointError(f"it is truncated: {name} ends past the end of the file")
+        return self.data[begin:end]
+
+    def vector(self, name: str, size: int) -> _core.Vector:
+        """A vector of `size` values."""
+        values = self.part(name)
+        if len(values) < size * 4:
+            raise CheckpointError(f"{name} has {len(values) // 4} values, the config needs {size}")
+        return _core.Vector(values[: size * 4], name=name)
+
+    def layer(self, name: str, act: str) -> tuple[_core.Matrix, _core.Vector | None, str]:
+        """A dense layer, as dense.bind takes it."""
+        dtype, d, n = self.matrices[name]
+        bias = self.vector(f"{name}.bias", d) if f"{name}.bias" in self.header else None
+        return _core.Matrix(dtype, d, n, self.part(name)), bias, act
+
+
+def _tensors(config: Config, file: _File) -> dict[str, _core.Matrix | _core.Vector]:
+    """The matrices and vectors that a model of this config has."""
+    tensors: dict[str, _core.Matrix | _core.Vector] = {}
+    for name, shape, required in config.matrices():
+        if name not in file.matrices:
+            if required:
+                raise CheckpointError(f"it has no matrix {name}")
+            continue
+        dtype, *found = file.matrices[name]
+        if tuple(found) != shape:
+            raise CheckpointError(f"{name} is {found}, the config needs {list(shape)}")
+        *stack, d, n = shape
+        tensors[name] = _core.Matrix(dtype, d, n, file.part(name), count=stack[0] if stack else None)
+    for name, size, required in config.vectors():
+        if name in file.header or required:
+            tensors[name] = file.vector(name, size)
+    return tensors
 
 
 def _load(data: memoryview) -> Stored:
@@ -205,44 +272,10 @@ def _load(data: memoryview) -> Stored:
             f"this fastllm reads {VERSION}, {LAYOUT}: convert the model again"
         )
     config = Config.from_json(about["config"])
-    body = data[8 + length :]
-
-    def part(name: str) -> memoryview:
-        if name not in header:
-            raise CheckpointError(f"it has no tensor {name}")
-        begin, end = header[name]["data_offsets"]
-        if not 0 <= begin <= end <= len(body):
-            raise CheckpointError(f"it is truncated: {name} ends past the end of the file")
-        return body[begin:end]
-
-    def vector(name: str, size: int) -> _core.Vector:
-        values = part(name)
-        if len(values) < size * 4:
-            raise CheckpointError(f"{name} has {len(values) // 4} values, the config needs {size}")
-        return _core.Vector(values[: size * 4], name=name)
-
-    tensors: dict[str, _core.Matrix | _core.Vector] = {}
-    for name, shape, required in config.matrices():
-        if name not in about["matrices"]:
-            if required:
-                raise CheckpointError(f"it has no matrix {name}")
-            continue
-        dtype, *found = about["matrices"][name]
-        if tuple(found) != shape:
-            raise CheckpointError(f"{name} is {found}, the config needs {list(shape)}")
-        *stack, d, n = shape
-        tensors[name] = _core.Matrix(dtype, d, n, part(name), count=stack[0] if stack else None)
-    for name, size, required in config.vectors():
-        if name in header or required:
-            tensors[name] = vector(name, size)
-
-    def layer(name: str, act: str) -> tuple[_core.Matrix, _core.Vector | None, str]:
-        dtype, d, n = about["matrices"][name]
-        bias = vector(f"{name}.bias", d) if f"{name}.bias" in header else None
-        return _core.Matrix(dtype, d, n, part(name)), bias, act
-
+    file = _File(header, about["matrices"], data[8 + length :])
+    tensors = _tensors(config, file)
     chains = {
-        chain: dense.bind(chain, [layer(f"{chain}.{i}", act) for i, act in enumerate(acts)])
+        chain: dense.bind(chain, [file.layer(f"{chain}.{i}", act) for i, act in enumerate(acts)])
         for chain, acts in about.get("dense", {}).items()
     }
     embedding = Embedding.from_json(about.get("embedding", {}))
@@ -251,7 +284,7 @@ def _load(data: memoryview) -> Stored:
     tokenizer = None
     if "tokenizer" in about:
         kind, size = about["tokenizer"]["kind"], about["tokenizer"]["bytes"]
-        tokenizer = (str(kind), bytes(part("tokenizer")[:size]))
+        tokenizer = (str(kind), bytes(file.part("tokenizer")[:size]))
     bos = about["bos"]
     return Stored(
         config=config,
@@ -260,7 +293,7 @@ def _load(data: memoryview) -> Stored:
         stop=tuple(int(i) for i in about["stop"]),
         chat_stop=tuple(int(i) for i in about["chat_stop"]),
         tokenizer=tokenizer,
-        source=str(about.get("source", "")),  # which the first files did not have
+        source=str(about.get("source", "")),  # the first files have none
         dense=chains,
         embedding=embedding,
         classifier=Classifier.from_json(about["classifier"]) if "classifier" in about else None,

@@ -1,4 +1,4 @@
-"""The sum of a matrix and a product of thin factors, the same on every machine."""
+"""A matrix plus the product of two thin factors, W + s B A, with the same bits on every machine."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_PIECE = 1 << 19  # values that are computed at once
+_PIECE = 1 << 19  # values of the sum that are computed at once
 
 
 class Factors(NamedTuple):
-    """A (rank, inputs) and B (outputs, rank), whose product is added `scale` times; turned: its transpose."""
+    """The product scale * B A to add. a: A (rank, inputs). b: B (outputs, rank). path, name: of A, for messages.
+
+    turned: whether the transpose is added, to a matrix that is stored (inputs, outputs).
+    """
 
     path: Path
     name: str
@@ -26,7 +29,7 @@ class Factors(NamedTuple):
     turned: bool = False
 
     def arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Left and right factor, [rows, rank] and [rank, columns], of the matrix that is added."""
+        """The left and the right factor, [rows, rank] and [rank, columns]. Raises CheckpointError unless finite."""
         import numpy
 
         a, b = floats(self.a).astype(numpy.float64), floats(self.b).astype(numpy.float64)
@@ -38,7 +41,10 @@ class Factors(NamedTuple):
 
 
 def added(weight: Tensor, factors: Factors, *, magnitude: Tensor | None) -> Tensor:
-    """weight + scale * (left @ right), in f64 and rounded once to f32; with a magnitude, rows of that length."""
+    """weight + scale * (left @ right), computed in f64 and rounded once to f32.
+
+    magnitude: of DoRA, the length that each row of the sum is scaled to; None for plain LoRA.
+    """
     found: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
 
     def read(begin: int, end: int) -> Bytes:
@@ -54,9 +60,9 @@ def added(weight: Tensor, factors: Factors, *, magnitude: Tensor | None) -> Tens
             total = product(left[first:last], right)
             total *= factors.scale
             total += floats(weight, first, last)
-            with numpy.errstate(all="ignore"):  # what is not finite is refused where weights are packed
+            with numpy.errstate(all="ignore"):  # packing refuses values that are not finite
                 if magnitude is not None:
-                    lengths = numpy.square(numpy.ascontiguousarray(total.T)).sum(axis=0)  # inputs in order
+                    lengths = numpy.square(numpy.ascontiguousarray(total.T)).sum(axis=0)  # sums over inputs, in order
                     total *= (floats(magnitude).reshape(-1)[first:last] / numpy.sqrt(lengths))[:, None]
                 out[first - begin : last - begin] = total
         return out
@@ -65,15 +71,19 @@ def added(weight: Tensor, factors: Factors, *, magnitude: Tensor | None) -> Tens
 
 
 def product(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """left @ right, the same bits on every machine, whatever order its library sums in.
+    """left @ right in f64 with the same bits on every machine, in whatever order the BLAS library sums.
 
-    Factors are rounded to whole numbers of so few bits, relative to the largest of their row, that every sum of
-    products is exact in f64: 24 bits at rank 16, as many as f32 has. left: [rows, rank]; right: [rank, columns].
+    left: [rows, rank]; right: [rank, columns]. Both are scaled by powers of two and rounded to integers of so few bits
+    that all sums of products fit f64's 53 bits and are exact, so their order does not matter: with rank r, integers of
+    (53 - bits of r) / 2 bits, 24 at rank 16, as many as an f32 has. The scales:
+
+        2^inner[j]    above the largest value of row j of right; moved into column j of left, which multiplies it
+        2^outer[i]    above the largest value of row i of left after that
     """
     import numpy
 
     bits = (53 - left.shape[1].bit_length()) // 2
-    _, inner = numpy.frexp(numpy.abs(right).max(axis=1))  # of each index that is summed over
+    _, inner = numpy.frexp(numpy.abs(right).max(axis=1))  # for each index that is summed over
     _, outer = numpy.frexp(numpy.abs(numpy.ldexp(left, inner)).max(axis=1, keepdims=True))
     q_left = numpy.rint(numpy.ldexp(left, inner - outer + bits))
     q_right = numpy.rint(numpy.ldexp(right, bits - inner[:, None]))

@@ -1,4 +1,7 @@
-"""Models by their name on the Hugging Face hub, through huggingface_hub: its cache, tokens and offline mode."""
+"""Models by their name on the Hugging Face hub, by the huggingface_hub library, with its cache, tokens, offline mode.
+
+https://huggingface.co/docs/huggingface_hub. Of a repository only the files that fastllm reads are downloaded.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from pathlib import Path, PurePosixPath
 
 from fastllm.errors import CheckpointError, import_error
 
-# llama2.c's files of 32,000 words come without a tokenizer: it is Llama's, of which this is a copy open to everybody.
+# llama2.c's files with a vocabulary of 32,000 come without their tokenizer, Llama's. This copy of it is not gated.
 LLAMA_TOKENIZER = ("hf-internal-testing/llama-tokenizer", "tokenizer.model")
 
-# What a folder's weights may be, the best first: the first pattern that anything matches is taken, and nothing else.
+# The files of a repository that may be its weights, best first: those of the first pattern that matches any are taken.
 _WEIGHTS = (
     "model*.safetensors",
     "*.safetensors",
@@ -26,18 +29,18 @@ _WEIGHTS = (
     "ckpt-0/*",
     "*.gguf",
 )
-# Configs, tokenizers, templates, indexes.
+# The files beside the weights: configs, tokenizers, templates, indexes.
 _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "additional_chat_templates/*.jinja", "*.yaml", "tok*.bin")
-# What sentence-transformers keeps in a folder for each module, such as 1_Pooling and 2_Dense.
+# sentence-transformers has a folder for each module after the model, such as 1_Pooling and 2_Dense.
 _MODULE = re.compile(r"[1-9]\d*_\w+/(?:config\.json|model\.safetensors|pytorch_model\.bin)")
 _PATIENCE = 10  # seconds for the hub to answer
-_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")  # one of the files of a GGUF model that is split
 
 
 def fetch(name: str, revision: str | None) -> Path:
-    """The folder of owner/name, or the file of owner/name/file, in the cache, downloaded when it is not there.
+    """The folder of owner/name, or the file of owner/name/file, in the cache; downloads it if it is not there.
 
-    Raises CheckpointError.
+    Without a network, what the cache has of it counts. Raises CheckpointError where there is none, in one sentence.
     """
     owner, repo, *rest = name.split("/")
     repo, file = f"{owner}/{repo}", "/".join(rest)
@@ -45,12 +48,12 @@ def fetch(name: str, revision: str | None) -> Path:
         from huggingface_hub import HfApi, errors, snapshot_download
 
         try:
-            # One request, which is not repeated for half a minute where there is no network.
+            # This request does not retry. snapshot_download would, for half a minute where there is no network.
             about = HfApi(library_name="fastllm").model_info(repo, revision=revision, timeout=_PATIENCE)
             names = [file.rfilename for file in about.siblings or ()]
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
             raise
-        except Exception:  # offline, by wish or not
+        except Exception:  # offline, wanted or not
             if (known := _cached(repo, file, revision)) is None:
                 raise
             return known
@@ -61,18 +64,18 @@ def fetch(name: str, revision: str | None) -> Path:
 
 
 def _cached(repo: str, file: str, revision: str | None) -> Path | None:
-    """What an earlier run has chosen, which lies together in the cache."""
+    """The files of an earlier run in the cache, or None."""
     from huggingface_hub import snapshot_download
 
     try:
         found = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=["/"])
-    except Exception:  # the cache has nothing of it; why the hub has nothing either is what is worth saying
+    except Exception:  # not in the cache either; the hub's own error says more, and the caller raises it
         return None
     return Path(found) / file if (Path(found) / file).exists() else None
 
 
 def llama_tokenizer() -> Path:
-    """Llama's tokenizer.model. Raises CheckpointError."""
+    """The path of Llama's tokenizer.model. Raises CheckpointError."""
     repo, file = LLAMA_TOKENIZER
     with _one_sentence(f"{repo}/{file}", repo, None):
         from huggingface_hub import hf_hub_download
@@ -81,7 +84,7 @@ def llama_tokenizer() -> Path:
 
 
 def _of_folder(repo: str, names: Sequence[str]) -> list[str]:
-    """Of a model's files, those that it takes to run it."""
+    """Of the names of a repository's files, those that it takes to run the model. Raises CheckpointError."""
     home, modules = _modules(names) if "modules.json" in names else ("", [])
     weights = next((found for p in _WEIGHTS if (found := [n for n in names if _matches(n, home + p)])), [])
     single = [n for n in weights if n.endswith(".gguf") and not _PART.search(n)]
@@ -94,7 +97,7 @@ def _of_folder(repo: str, names: Sequence[str]) -> list[str]:
 
 
 def _modules(names: Sequence[str]) -> tuple[str, list[str]]:
-    """Of sentence-transformers' files: the model's own folder, where it has one, and what the other modules need."""
+    """Of sentence-transformers' files: the folder of the model, "" for the top, and the files of the other modules."""
     first = [n.removesuffix("config.json") for n in names if re.fullmatch(r"0_\w+/config\.json", n)]
     home = first[0] if first and "config.json" not in names else ""
     better = {n.replace("model.safetensors", "pytorch_model.bin") for n in names if n.endswith("/model.safetensors")}
@@ -102,7 +105,7 @@ def _modules(names: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _of_file(repo: str, names: Sequence[str], file: str) -> list[str]:
-    """A file, the others of its model when it is one of several, and what may belong to it in its folder."""
+    """A file, the other parts of its model if it is split, and configs and tokenizers of its folder."""
     if file not in names:
         raise CheckpointError(f"{repo} has no file {file} on the hub")
     parts = _PART.sub(r"-?????-of-\1.gguf", escape(file))
@@ -114,13 +117,13 @@ def _of_file(repo: str, names: Sequence[str], file: str) -> list[str]:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Like a shell's, where a star matches no slash."""
+    """As in a shell, where a star matches no slash."""
     return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
 
 
 @contextmanager
 def _one_sentence(name: str, repo: str, revision: str | None) -> Iterator[None]:
-    """Turns what huggingface_hub raises into a CheckpointError."""
+    """Turns the errors of huggingface_hub into a CheckpointError of one sentence."""
     try:
         from huggingface_hub import errors
         from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -146,6 +149,6 @@ def _one_sentence(name: str, repo: str, revision: str | None) -> Iterator[None]:
         raise CheckpointError(f"{repo} has no revision {revision!r} on the hub") from None
     except errors.HFValidationError:
         raise CheckpointError(f"{name} does not exist") from None
-    except Exception as error:  # its HTTP library's, which depends on its version
+    except Exception as error:  # of the HTTP library, which differs between versions
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{name}{at} is not here, and the hub cannot be reached: {reason}") from None

@@ -1,4 +1,12 @@
-"""llama2.c's checkpoints as an output, as its export.py writes them: version 0 and 1 in f32, version 2 in q8_0."""
+"""Writes llama2.c's checkpoints, as its export.py does: versions 0 and 1 in f32, version 2 in int8 (q8_0).
+
+https://github.com/karpathy/llama2.c/blob/master/export.py. The order of tensors, each written for all layers:
+
+    version 0   header of 28 bytes, embed, attn_norm, wq, wk, wv, wo, ffn_norm, w1, w2, w3, final_norm,
+                cosines and sines, [head]
+    version 1   header of 256 bytes, attn_norm, ffn_norm, final_norm, embed, wq, wk, wv, wo, w1, w2, w3, [head]
+    version 2   as version 1, each matrix as int8 values followed by an f32 scale for every `group` of them
+"""
 
 from __future__ import annotations
 
@@ -22,13 +30,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 VERSIONS = (0, 1, 2)
-_GROUP = 64
+_GROUP = 64  # of int8, or the largest power of two below it that divides the width
 _ATTENTION = ("attn.wq", "attn.wk", "attn.wv", "attn.wo")
 _FFN = ("ffn.w1", "ffn.w2", "ffn.w3")
 
 
 def write(path: Path, recipe: Recipe, version: int, *, progress: Progress | None = None) -> None:
-    """Writes a plain Llama. Raises CheckpointError naming what llama2.c cannot hold, or why it cannot be written."""
+    """Writes a plain Llama.
+
+    Raises OptionError for a version that is not known, and CheckpointError for a model that llama2.c cannot hold, or
+    where the file cannot be written.
+    """
     if version not in VERSIONS:
         raise OptionError(f"llama2.c's versions are {', '.join(map(str, VERSIONS))}, not {version!r}")
     problem = next(_not_llama(recipe), None)
@@ -36,17 +48,7 @@ def write(path: Path, recipe: Recipe, version: int, *, progress: Progress | None
         raise CheckpointError(f"llama2.c cannot hold this model: {problem}")
     config, shapes = recipe.config, {name: shape for name, shape, _ in recipe.config.matrices()}
     tail = ["head"] if "head" in recipe.matrices else []
-    layers, group = range(config.n_layers), 0
-    order = ["embed"]
-    if version == 0:
-        blocks = ("attn_norm", *_ATTENTION, "ffn_norm", *_FFN)
-        order += [f"layers.{i}.{name}" for name in blocks for i in layers]
-        order += ["final_norm", "rotations", *tail]
-    else:
-        norms = [f"layers.{i}.{name}" for name in ("attn_norm", "ffn_norm") for i in layers]
-        order = [*norms, "final_norm", *order]
-        order += [f"layers.{i}.{name}" for name in (*_ATTENTION, *_FFN) for i in layers]
-        order += tail
+    order, group = [*_order(config.n_layers, version), *tail], 0
     if version == 2:
         group = _GROUP
         while config.dim % group:  # every matrix has rows or columns of that many
@@ -72,8 +74,20 @@ def write(path: Path, recipe: Recipe, version: int, *, progress: Progress | None
                 progress(done, total)
 
 
+def _order(n_layers: int, version: int) -> list[str]:
+    """The canonical names of the tensors before the head, and "rotations", as a file has them."""
+
+    def of_layers(*names: str) -> list[str]:
+        return [f"layers.{i}.{name}" for name in names for i in range(n_layers)]
+
+    if version == 0:
+        layers = of_layers("attn_norm", *_ATTENTION, "ffn_norm", *_FFN)
+        return ["embed", *layers, "final_norm", "rotations"]
+    return [*of_layers("attn_norm", "ffn_norm"), "final_norm", "embed", *of_layers(*_ATTENTION, *_FFN)]
+
+
 def _not_llama(recipe: Recipe) -> Iterator[str]:
-    """What a model has that llama2.c does not compute."""
+    """What a model has that llama2.c does not compute, each as part of a message."""
     config = recipe.config
     head_dim = config.dim // config.n_heads
     theirs = {"head_dim": head_dim, "rotary_dim": head_dim, "norm_eps": 1e-5, "attn_scale": head_dim**-0.5}
@@ -105,6 +119,7 @@ def _not_llama(recipe: Recipe) -> Iterator[str]:
 
 
 def _header(config: Config, version: int, *, tied: bool, group: int) -> bytes:
+    """The header. Version 0 says that there is a head by a negative vocabulary size."""
     vocab = config.vocab_size if version or tied else -config.vocab_size
     heads = (config.n_heads, config.n_kv_heads)
     fields = struct.pack("<7i", config.dim, config.hidden_dim, config.n_layers, *heads, vocab, config.max_seq)
@@ -115,6 +130,7 @@ def _header(config: Config, version: int, *, tied: bool, group: int) -> bytes:
 
 
 def _pieces(recipe: Recipe, name: str, group: int) -> Iterator[Any]:
+    """The bytes of a tensor in pieces; group: of int8, 0 for f32. Raises CheckpointError for non-finite values."""
     import numpy
 
     if name == "rotations":
@@ -129,7 +145,7 @@ def _pieces(recipe: Recipe, name: str, group: int) -> Iterator[Any]:
 
 
 def _rotations(config: Config) -> Iterator[NDArray[np.float32]]:
-    """Cosines, then sines [max_seq, head_dim / 2]; llama2.c's programs compute their own."""
+    """Cosines, then sines [max_seq, head_dim / 2], which llama2.c's programs skip: they compute their own."""
     import numpy
 
     freqs = numpy.frombuffer(rope_freqs(10000.0, config.head_dim), numpy.float32)
@@ -139,7 +155,7 @@ def _rotations(config: Config) -> Iterator[NDArray[np.float32]]:
 
 
 def _interleaved(weight: Weight, config: Config, name: str) -> NDArray[np.float32]:
-    """A matrix in f32 [d, n], of queries and keys with rotary pairs (2i, 2i + 1) again."""
+    """A matrix in f32 [d, n]; the rows of wq and wk go back from rotary pairs (i, i + head_dim / 2) to (2i, 2i + 1)."""
     import numpy
 
     values = floats(weight.tensor)
@@ -154,7 +170,7 @@ def _interleaved(weight: Weight, config: Config, name: str) -> NDArray[np.float3
 
 
 def _q80(values: NDArray[np.float32], group: int) -> Iterator[Any]:
-    """int8 values, then an f32 scale for each group of them."""
+    """int8 values, then an f32 scale, max|w| / 127, for each `group` of them."""
     import numpy
 
     runs = values.reshape(-1, group)

@@ -1,4 +1,4 @@
-"""One adapter on top of one checkpoint: which of its tensors belongs to which of the model's."""
+"""Adds an adapter to a checkpoint: finds for each of the adapter's tensors the one of the model that it changes."""
 
 from __future__ import annotations
 
@@ -9,34 +9,39 @@ from collections.abc import Mapping, Sequence
 from fastllm.errors import CheckpointError
 from fastllm.formats import Checkpoint
 from fastllm.tensors import Tensor, floats, transposed
-from fastllm.weights.lora import options
-from fastllm.weights.lora.product import Factors, added
+from fastllm.weights.lora import _options
+from fastllm.weights.lora._product import Factors, added
 
-# A LoRA tensor's name: module, part, and the adapter's own name, which saving mostly drops.
+# The name of a LoRA tensor: module.part[.adapter name][.weight]; saving mostly drops the adapter's name.
 _PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<kind>weight|bias))?"
 )
+# What PEFT puts around modules that were trained whole.
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save(\.(?!weight$|bias$)[^.]+)?)(?=\.)")
 
 _CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")  # GPT-2's matrices, which are stored (inputs, outputs)
-_HEADS = ("lm_head", "embed_out")  # the second is GPT-NeoX's, in files and by older versions of the library
-_EMBEDDINGS = ("embed_tokens", "wte", "embed_in")
-# What an adapter's task makes of the model's class, and the modules that are then trained whole.
+_HEADS = {"embed_tokens": "lm_head", "wte": "lm_head", "embed_in": "embed_out"}  # embedding -> head; the last, GPT-NeoX
+# PEFT's task types -> the class of the model that the adapter was trained in, and the heads of such a class.
 _TASKS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
 _CLASSIFIERS = ("classifier", "score")
 
 
 class Merge:
-    """One adapter on top of one checkpoint."""
+    """One adapter on top of one checkpoint.
+
+    base, adapter: the two; header, tensors, architecture: those of the merged checkpoint, as far as it is made. lost,
+    added: the prefix that the adapter's names have and the base's have not, and the other way round.
+    """
 
     def __init__(self, base: Checkpoint, adapter: Checkpoint) -> None:
         self.base, self.adapter = base, adapter
-        self.options = options.read(adapter)
+        self.options = _options.read(adapter)
         self.tensors, self.header, self.architecture = dict(base.tensors), dict(base.header), base.architecture
-        self.lost, self.added = "", ""  # what names in the base have less and more in front than the adapter's
+        self.lost, self.added = "", ""
 
     def result(self) -> Checkpoint:
+        """The merged checkpoint. Raises CheckpointError."""
         modules: dict[str, dict[str, str]] = {}  # module -> part -> tensor
         whole: dict[str, str] = {}  # name in the model -> tensor
         for name in self.adapter.tensors:
@@ -62,10 +67,14 @@ class Merge:
         )
 
     def error(self, what: str) -> CheckpointError:
+        """An error to raise: "ADAPTER what"."""
         return CheckpointError(f"{self.adapter.path} {what}")
 
     def without_classifier(self, whole: dict[str, str]) -> dict[str, str]:
-        """The rest of `whole`, where the adapter brings a classifier, of labels without names, to a model of none."""
+        """Adds the classifier that an adapter brings to a model that has none, and returns the rest of `whole`.
+
+        The adapter does not name the classifier's labels.
+        """
         task = _TASKS.get(str(self.adapter.header.get("task_type")))
         brought = {target: name for target, name in whole.items() if target.partition(".")[0] in _CLASSIFIERS}
         if task is None or not brought or any(name.partition(".")[0] in _CLASSIFIERS for name in self.tensors):
@@ -76,12 +85,15 @@ class Merge:
         return {target: name for target, name in whole.items() if target not in brought}
 
     def target(self, name: str, tensor: str) -> str:
-        """The base's name of what the adapter calls `name`: that, or the only one that ends alike."""
+        """The base's name of what the adapter calls `name`: the same, or the only one with the same end.
+
+        Classes of the library nest a model differently, so that prefixes differ. tensor: the adapter's, for messages.
+        """
         moved = self.added + name.removeprefix(self.lost) if name.startswith(self.lost) else name
         for known in (moved, name):
             if known in self.tensors:
                 return known
-        tail = name.rpartition("language_model.")[2]  # which libraries have before or behind "model"
+        tail = name.rpartition("language_model.")[2]  # some versions have it before "model.", some after
         found = [
             t
             for t in self.tensors
@@ -90,39 +102,33 @@ class Merge:
             or (tail != name and t.endswith(f".{tail}") and "language_model." in t)
         ]
         if len(found) != 1:
-            if name.removesuffix(".weight").rpartition(".")[2] in _HEADS and self.embedding():
-                return self.head()
+            if _module(name) in _HEADS.values() and (embedding := self.embedding()):
+                return self.head(embedding)
             where = "several places" if found else "no place"
             raise self.error(f"has {tensor}, for which {self.base.path} has {where}")
         common = next(t for t in (name, found[0], tail) if name.endswith(t) and found[0].endswith(t))
         self.lost, self.added = name.removesuffix(common), found[0].removesuffix(common)
         return found[0]
 
-    def head(self) -> str:
-        """The head's name, also of one that is the embedding until it differs."""
-        there = [n for n in self.tensors if n.removesuffix(".weight").rpartition(".")[2] in _HEADS]
-        return (
-            there[0]
-            if there
-            else "embed_out.weight"
-            if self.header.get("model_type") == "gpt_neox"
-            else "lm_head.weight"
-        )
+    def head(self, embedding: str) -> str:
+        """The head's name; of a tied head, the name it gets once it differs from the embedding."""
+        there = [name for name in self.tensors if _module(name) in _HEADS.values()]
+        return there[0] if there else f"{_HEADS[_module(embedding)]}.weight"
 
     def embedding(self) -> str | None:
-        """The name of the tensor that a tied head is."""
-        names = [n for n in self.base.tensors if n.removesuffix(".weight").rpartition(".")[2] in _EMBEDDINGS]
+        """The name of the embedding, None unless there is one."""
+        names = [name for name in self.base.tensors if _module(name) in _HEADS]
         return names[0] if len(names) == 1 else None
 
     def weight(self, name: str) -> Tensor:
-        """A matrix of the model; a tied head's is the embedding."""
+        """A matrix of the model; for a tied head the embedding."""
         embedding = self.embedding()
         if name not in self.tensors and embedding is not None:
             return self.base.tensors[embedding]
         return self.tensors[name]
 
     def replace(self, name: str, tensor: str) -> str:
-        """A module that was trained whole, or a bias."""
+        """Replaces a tensor that was trained whole, and returns its name in the base."""
         target, new = self.target(name, tensor), self.adapter.tensors[tensor]
         if new.shape != self.weight(target).shape:
             there = self.weight(target).shape
@@ -131,7 +137,7 @@ class Merge:
         return target
 
     def add(self, module: str, parts: Mapping[str, str]) -> str:
-        """The product of two factors to a matrix."""
+        """Adds the product of a module's two factors to its matrix, and returns that matrix's name in the base."""
         kind = "lora_embedding_" if "lora_embedding_A" in parts else "lora_"
         known = {f"{kind}A", f"{kind}B", "lora_magnitude_vector", "lora_B.bias"}
         if not {f"{kind}A", f"{kind}B"} <= parts.keys() or not parts.keys() <= known:
@@ -165,11 +171,11 @@ class Merge:
         return target
 
     def is_conv1d(self, module: str, weight: Tensor) -> bool:
-        """Whether a matrix is stored (inputs, outputs), which one that was quantized is not."""
+        """Whether a square matrix is stored (inputs, outputs): a Conv1D of GPT-2, unless it was quantized."""
         return self.header.get("model_type") == "gpt2" and module.rpartition(".")[2] in _CONV1D and not weight.stored
 
     def magnitude(self, module: str, parts: Mapping[str, str], outputs: int, kind: str) -> Tensor | None:
-        """What a row's length becomes where the adapter is DoRA (Liu et al., 2024)."""
+        """The lengths of the merged rows, where the adapter is DoRA (Liu et al., 2024); None where it is not."""
         name = parts.get("lora_magnitude_vector")
         if (name is not None) != self.options.dora:
             what = "no lora_magnitude_vector" if name is None else "a lora_magnitude_vector"
@@ -186,6 +192,7 @@ class Merge:
         return tensor
 
     def add_bias(self, module: str, name: str, scale: float) -> None:
+        """Adds the bias of a module's second factor to the module's."""
         target = self.target(f"{module}.bias", name)
         old, new = self.tensors[target], self.adapter.tensors[name]
         if old.shape != new.shape:
@@ -193,7 +200,7 @@ class Merge:
         self.tensors[target] = Tensor("f32", old.shape, lambda b, e: floats(old, b, e) + floats(new, b, e) * scale)
 
     def untie(self, changed: Sequence[str]) -> None:
-        """A head of its own for a model whose head was its embedding, where only one of them changes."""
+        """Gives a model whose head is its embedding a head of its own, where the adapter changes only one of them."""
         embedding = self.embedding()
         if embedding is None:
             masked = self.base.architecture.endswith(("ForMaskedLM", "ForPreTraining"))
@@ -202,7 +209,7 @@ class Merge:
                     "changes the embedding of a model whose head it is, too: merge it into its model with peft"
                 )
             return
-        head = self.head()
+        head = self.head(embedding)
         if head in changed:
             self.header["tie_word_embeddings"] = False
         elif embedding in changed and not self.options.keep_tied:
@@ -210,3 +217,8 @@ class Merge:
             if tied is True or (tied is None and head not in self.base.tensors):
                 self.tensors[head] = self.base.tensors[embedding]
                 self.header["tie_word_embeddings"] = False
+
+
+def _module(tensor: str) -> str:
+    """The module's own name, "lm_head" of "model.lm_head.weight"."""
+    return tensor.removesuffix(".weight").rpartition(".")[2]

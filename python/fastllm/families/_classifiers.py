@@ -1,16 +1,19 @@
-"""Heads that label texts or tokens, as the transformers library names them."""
+"""Heads that label texts or tokens, as the transformers library names them.
+
+They go with any family: transformers' ForSequenceClassification and ForTokenClassification classes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
 
-from fastllm.families import Recipe, Source
+from fastllm.families.source import Recipe, Source
 from fastllm.heads import Classifier, Layer
 from fastllm.tensors import floats
 
 _TOKENS = "token classification"
 _HEADS = ("score", "classifier", "classifier.dense", "classifier.out_proj")
-# The layers of each kind of head that labels texts, and of those that make logits.
+# The layers of each kind of head that labels texts; modules of heads that make logits.
 _TEXT_HEADS = (("score",), ("classifier.dense", "classifier.out_proj"), ("bert.pooler.dense", "classifier"))
 _WORD_HEADS = ("lm_head", "embed_out", "lm_head.dense", "cls.predictions.transform.dense", "output")
 _MOST_LABELS = 1 << 20
@@ -18,9 +21,10 @@ _PROBLEMS = ("regression", "multi_label_classification", "single_label_classific
 
 
 def task_by_tensors(names: Container[str]) -> str:
-    """What a model is for whose class says nothing: to label texts, where its file has all of such a head and no other.
+    """The task of a checkpoint without a class: to label texts, if it has the tensors of such a head and of no other.
 
-    Heads that label tokens are called the same; as sentence-transformers' CrossEncoder does it, texts come first.
+    A head that labels tokens has the same names as one that labels texts; both are taken to label texts, as they are by
+    sentence-transformers' CrossEncoder.
     """
     whole = any(all(f"{name}.weight" in names for name in head) for head in _TEXT_HEADS)
     words = any(f"{name}.weight" in names for name in _WORD_HEADS)
@@ -28,9 +32,9 @@ def task_by_tensors(names: Container[str]) -> str:
 
 
 def with_classifier(source: Source, recipe: Recipe) -> Recipe:
-    """A recipe with the classifier that is in its checkpoint in place of the head that makes logits.
+    """The recipe with its checkpoint's classifier in place of the head that makes logits.
 
-    A checkpoint without one, whatever its class, has vectors to give.
+    A checkpoint without a classifier, whatever its class says, is left as it is: it can still make vectors.
     """
     if not any(f"{name}.weight" in source.tensors for name in _HEADS):
         return recipe
@@ -50,7 +54,7 @@ def with_classifier(source: Source, recipe: Recipe) -> Recipe:
 
 
 def _layers(source: Source) -> tuple[list[Layer], str]:
-    """The dense layers of a head, and the pooling before them."""
+    """The dense layers of the classifier, and its pooling, as Classifier has it."""
     if source.task == _TOKENS:
         return [_layer(source, "score" if "score.weight" in source.tensors else "classifier")], "each"
     if "score.weight" in source.tensors:  # decoders
@@ -61,13 +65,13 @@ def _layers(source: Source) -> tuple[list[Layer], str]:
 
 
 def _layer(source: Source, name: str, act: str = "identity", *, bias: bool = True) -> Layer:
-    """bias: whether the architecture has one, whatever the file has."""
+    """The dense layer of a module. bias: whether the architecture has one, whatever the file has."""
     weight = source.tensor(f"{name}.weight")
     return Layer(weight, floats(source.tensor(f"{name}.bias")).tobytes() if bias else None, act)
 
 
 def _labels(source: Source, rows: int) -> tuple[str, ...]:
-    """The names of the labels, one for each row of the last layer."""
+    """The names of the labels, by id2label or LABEL_i, one for each of `rows` rows of the last layer."""
     if not 1 <= rows <= _MOST_LABELS:
         raise source.error(f"has a classifier of {rows:,} labels")
     names = source.get("id2label")
@@ -86,7 +90,7 @@ def _labels(source: Source, rows: int) -> tuple[str, ...]:
 
 
 def _activation(source: Source, labels: int) -> str:
-    """What makes probabilities of scores, as transformers' pipelines choose it."""
+    """What turns scores into probabilities, as in transformers' pipelines. labels: how many there are."""
     if source.task == _TOKENS:
         return "softmax"
     source.refuse("problem_type", *_PROBLEMS)

@@ -1,4 +1,7 @@
-"""What an adapter's config says."""
+"""An adapter's adapter_config.json: the rank, alpha and kind of its sums.
+
+https://huggingface.co/docs/peft/package_reference/lora describes the keys.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any, NamedTuple
 from fastllm.errors import CheckpointError
 from fastllm.formats import Checkpoint
 
-# Options that say how an adapter was made, or that names and shapes of its tensors say as well.
+# Keys that say how an adapter was trained, or repeat what the names and shapes of its tensors say.
 _NO_EFFECT = {
     *("auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config"),
     *("exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern"),
@@ -19,23 +22,23 @@ _NO_EFFECT = {
     *("alpha_pattern", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_dora"),
     *("use_rslora", "inference_framework", "torch_dtype", "unsloth_fixed"),
 }
-# With any other the base's weights changed as training began, so that it no longer is the model that is named.
+# Values of init_lora_weights that leave the base as it was; others (PiSSA, OLoRA, LoftQ) change it before training.
 _INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 class Options(NamedTuple):
-    """What an adapter's config says of its sum; patterns: regular expression of a module -> its own value."""
+    """How an adapter's products are added. ranks, alphas: regular expression of a module's name -> its own value."""
 
     rank: int
     alpha: float
     ranks: Mapping[str, Any]
     alphas: Mapping[str, Any]
-    root: bool  # alpha / sqrt(r) instead of alpha / r: rsLoRA (Kalajdzievski, 2023)
-    dora: bool
-    keep_tied: bool
+    root: bool  # scale alpha / sqrt(r), not alpha / r: rsLoRA (Kalajdzievski, 2023, https://arxiv.org/abs/2312.03732)
+    dora: bool  # rows get lengths of their own: DoRA (Liu et al., 2024, https://arxiv.org/abs/2402.09353)
+    keep_tied: bool  # whether a tied head follows its embedding when the adapter changes that
 
     def scale(self, adapter: Checkpoint, module: str, rank: int, tensor: str) -> float:
-        """What a module's product is multiplied with."""
+        """The factor of a module's product B A. rank: that of `tensor`, A. Raises CheckpointError if it is another."""
         told, alpha = _of_module(self.ranks, module, self.rank), _of_module(self.alphas, module, self.alpha)
         if told != rank:
             raise CheckpointError(f"{adapter.path} is broken: {tensor} has the rank {rank}, its config says {told}")
@@ -45,7 +48,7 @@ class Options(NamedTuple):
 
 
 def _of_module(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
-    """A pattern's value for a module: that of the first key that its name ends with."""
+    """The value of a module: that of the first regular expression that the end of its name matches, or `default`."""
     for key, value in pattern.items():
         if key == module or re.match(rf"(.*\.)?({key})$", module):
             return value
@@ -53,6 +56,7 @@ def _of_module(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
 
 
 def read(adapter: Checkpoint) -> Options:
+    """The options of an adapter. Raises CheckpointError for those that fastllm does not support, or that are broken."""
     header = adapter.header
 
     def error(what: str) -> CheckpointError:
@@ -96,7 +100,10 @@ def read(adapter: Checkpoint) -> Options:
 
 
 def _check_pattern(adapter: Checkpoint, key: str, expression: str) -> None:
-    """Expressions that take no time to match: with two repetitions at most, and none of a group."""
+    """Raises CheckpointError for an expression that may be slow to match (ReDoS).
+
+    Allowed are 512 characters with two repetitions, none of them of a group.
+    """
     try:
         re.compile(expression)
         slow = len(re.findall(r"[*+?{]", expression)) > 2 or re.search(r"\)[*+?{]", expression) or len(expression) > 512

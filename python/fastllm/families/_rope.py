@@ -1,7 +1,9 @@
-"""Rotary frequencies as configs of the transformers library describe them (its modeling_rope_utils).
+"""Rotary frequencies (RoPE, Su et al., 2021, https://arxiv.org/abs/2104.09864) by the configs of transformers.
 
-Frequencies are computed in the same f32 steps as there. A config has them in rope_parameters since version 5, before
-that in rope_theta and rope_scaling.
+A head's channels rotate in pairs: pair i of r / 2 by position * freqs[i] radians, freqs[i] = theta^(-2i / r). Models
+with longer contexts slow down some of the frequencies; the kinds below are those of transformers' modeling_rope_utils,
+computed in the same f32 steps. A config has their parameters in rope_parameters (version 5 of the library), or in
+rope_theta and rope_scaling.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastllm.families import Source
+from fastllm.families.source import Source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,9 +19,10 @@ if TYPE_CHECKING:
 
 
 class Rotation(NamedTuple):
-    """freqs: f32 bytes, rotary_dim / 2 radians per position; beyond `switch` positions (0: never) `long` holds.
+    """The frequencies of a rotation.
 
-    scale: of cosines and sines.
+    freqs: rotary_dim / 2 radians per position, as f32 bytes. long: those of contexts longer than `switch` positions;
+    switch 0 means never. scale: factor of cosines and sines.
     """
 
     freqs: bytes
@@ -35,10 +38,10 @@ def parameters(
     partial: float | None = None,
     keys: tuple[str, str] = ("rope_theta", "partial_rotary_factor"),
 ) -> Source:
-    """The rotary parameters of a config.
+    """The rotary parameters of a config, with keys as in rope_parameters.
 
-    partial: the share of a head that rotates; None for all, and no other. keys: where the config itself, not its
-    rotary parameters, has theta and that share.
+    theta: the class's default. partial: the class's default of the share of a head that rotates; None for a class whose
+    whole heads rotate. keys: what the config, outside of its rotary parameters, calls theta and that share.
     """
     rope = source.section(
         "rope_scaling" if source.get("rope_scaling") else "rope_parameters",
@@ -56,7 +59,10 @@ def parameters(
 
 
 def rotation(rope: Source, rotary_dim: int, max_seq: int) -> Rotation:
-    """The frequencies of rotary parameters. Raises CheckpointError for a kind that is not known."""
+    """The frequencies by rotary parameters. max_seq: the model's context.
+
+    Raises CheckpointError for a kind that is not known, and for parameters that give no finite frequencies.
+    """
     kind = rope.text("rope_type", rope.text("type", "default"))
     kinds = {"default": _default, "dynamic": _default, "linear": _linear, "llama3": _llama3, "yarn": _yarn}
     if kind not in (*kinds, "longrope"):
@@ -76,7 +82,7 @@ def rotation(rope: Source, rotary_dim: int, max_seq: int) -> Rotation:
 
 
 def _periods(rope: Source, dim: int) -> NDArray[np.float32]:
-    """theta^(2i / dim), rounded to f32 step by step; by Python's pow, which is the same everywhere."""
+    """1 / freqs: theta^(2i / dim), each step rounded to f32. By Python's pow: numpy's differs between machines."""
     import numpy
 
     theta = rope.number("rope_theta")
@@ -84,19 +90,23 @@ def _periods(rope: Source, dim: int) -> NDArray[np.float32]:
 
 
 def _default(rope: Source, dim: int) -> Rotation:
-    # "dynamic" changes theta beyond max_position_embeddings only, where no text of ours gets.
+    """Plain RoPE; also "dynamic", which changes theta beyond max_position_embeddings, where fastllm takes no text."""
     return Rotation((1 / _periods(rope, dim)).tobytes())
 
 
 def _linear(rope: Source, dim: int) -> Rotation:
-    """Position interpolation (Chen et al., 2023)."""
+    """Position interpolation (Chen et al., 2023, https://arxiv.org/abs/2306.15595): all frequencies / factor."""
     import numpy
 
     return Rotation((1 / _periods(rope, dim) / numpy.float32(rope.number("factor"))).tobytes())
 
 
 def _llama3(rope: Source, dim: int) -> Rotation:
-    """Llama 3.1's: long waves are slowed down, short ones kept, those between interpolated."""
+    """Llama 3.1 (Grattafiori et al., 2024, https://arxiv.org/abs/2407.21783).
+
+    With old = original_max_position_embeddings, waves longer than old / low_freq_factor positions are slowed down by
+    `factor`, those shorter than old / high_freq_factor are kept, and those between are interpolated.
+    """
     import numpy
 
     factor, low, high = (rope.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
@@ -111,14 +121,18 @@ def _llama3(rope: Source, dim: int) -> Rotation:
 
 
 def _yarn(rope: Source, dim: int) -> Rotation:
-    """YaRN (Peng et al., 2023)."""
+    """YaRN (Peng et al., 2023, https://arxiv.org/abs/2309.00071).
+
+    Frequencies that turn more than beta_fast times within the original context are kept, those that turn less than
+    beta_slow times divided by `factor`, with a linear ramp over the channels between.
+    """
     import numpy
 
     theta, factor = rope.number("rope_theta"), rope.number("factor")
     old = rope.integer("original_max_position_embeddings")
 
     def turns(count: float) -> float:
-        """The channel whose wave turns `count` times within the original context."""
+        """The channel, as a real number, that turns `count` times within the original context."""
         return dim * math.log(old / (count * 2 * math.pi)) / (2 * math.log(theta))
 
     first = turns(rope.number("beta_fast", 0) or 32)
@@ -136,6 +150,8 @@ def _yarn(rope: Source, dim: int) -> Rotation:
 
 
 def _yarn_scale(rope: Source, factor: float) -> float:
+    """YaRN's factor of cosines and sines, 0.1 ln(factor) + 1, or DeepSeek's quotient of two such (mscale)."""
+
     def scale(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
@@ -144,7 +160,10 @@ def _yarn_scale(rope: Source, factor: float) -> float:
 
 
 def _longrope(rope: Source, dim: int, max_seq: int) -> Rotation:
-    """LongRoPE (Ding et al., 2024): a factor for each frequency, others for long contexts."""
+    """LongRoPE (Ding et al., 2024, https://arxiv.org/abs/2402.13753): each frequency is divided by a factor of its own.
+
+    There are two lists of factors, for contexts up to the original length and for longer ones.
+    """
     import numpy
 
     old = rope.integer("original_max_position_embeddings")
