@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import writers
-from conftest import SMALL
 from fastllm import CheckpointError, ContextError, OptionError, _core
 from fastllm.decoding import Sampling
 from fastllm.errors import FastLLMError
+from helpers import writers
+from helpers.writers import SMALL
 
 VOCAB = SMALL.vocab_size
 TYPED = (FastLLMError, TypeError, ValueError, OverflowError, MemoryError, AttributeError, BufferError)

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 import fastllm
-from conftest import DATA, run
 from fastllm import CheckpointError, OptionError, cli
 from fastllm.files import map_file, read_file, reading
 from fastllm.weights.convert import convert
+from helpers.calls import run
+from helpers.data import DATA
 
 BUILT_IN = Path(fastllm.__file__).parent / "demo" / "stories.safetensors"
 FORMATS = ("amplify_tiny", "grok1_deep12", "llama2c_untied/model_v0.bin", "meta_llama3_mp2", "mindspore_llama3")

@@ -7,10 +7,10 @@ from math import inf
 
 import pytest
 
-from conftest import run
 from fastllm import _core, cores, machine
 from fastllm.cli import main
 from fastllm.errors import OptionError
+from helpers.calls import run
 
 openmp = pytest.mark.skipif(not _core.has_threads(), reason="built without OpenMP")
 

@@ -1,0 +1,451 @@
+"""Conversations: against transformers' apply_chat_template, and templates and messages that mean harm."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastllm import OptionError, TokenizerError
+from fastllm.chat import ChatTemplate, Llama2Chat, TemplateChat, start_chat
+from fastllm.tokenizer import decode, find, from_blob
+from helpers import vocabularies, writers
+from helpers.calls import soon
+
+transformers = pytest.importorskip("transformers")
+jinja2 = pytest.importorskip("jinja2")
+
+CHATML = """{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content | trim + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+HEADERS = """{{ bos_token }}{% if tools %}{{ tools | tojson(indent=2) }}{% endif %}
+{% for m in messages %}{% if m['role'] == 'user' and loop.last %}[{{ loop.index0 ~ '/' ~ loop.length }}]{% endif %}
+<|im_start|>{{ m['role'] | upper }}<|im_end|>
+
+{{ m['content'].split('#')[-1].lstrip() }}{% generation %}{{ eos_token }}{% endgeneration %}{% endfor %}"""
+ALTERNATING = """{% set ns = namespace(system='') %}
+{% if messages[0].role == 'system' %}
+{% set ns.system = messages[0].content %}{% set messages = messages[1:] %}
+{% endif %}
+{{ bos_token }}
+{%- for m in messages -%}
+{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns must alternate') }}{% endif %}
+{%- if m.role == 'user' %}[INST] {{ ns.system if loop.first }}{{ m.content }} [/INST]
+{%- else %} {{ m.content }}{{ eos_token }}{% endif %}
+{%- if loop.last %}{% break %}{% endif %}
+{%- endfor -%}"""
+TEMPLATES = {"chatml": CHATML, "headers": HEADERS, "alternating": ALTERNATING}
+CONFIG = {"bos_token": "<s>", "eos_token": "</s>", "added_tokens_decoder": {}}
+
+
+@pytest.fixture(scope="module", params=TEMPLATES)
+def pair(request, tmp_path_factory):
+    """Our template and transformers' tokenizer of one folder."""
+    folder = tmp_path_factory.mktemp(request.param)
+    vocabularies.byte_level(vocabularies.gpt2_split()).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**CONFIG, "chat_template": TEMPLATES[request.param]}))
+    library = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    return ChatTemplate(find(folder, 2000)), library
+
+
+contents = st.lists(st.sampled_from([*vocabularies.WORDS, " ", "\n", "#", "  "]), max_size=12).map("".join)
+
+
+@settings(max_examples=15)
+@given(data=st.data())
+def test_ids_are_those_of_transformers(pair, data):
+    ours, library = pair
+    texts = data.draw(st.lists(contents, min_size=1, max_size=4))
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    if data.draw(st.booleans()):
+        messages.insert(0, {"role": "system", "content": data.draw(contents)})
+    for prompt in (True, False):
+        text = library.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        assert ours.render(messages, add_generation_prompt=prompt) == text
+        expected = library(text, add_special_tokens=False)["input_ids"]
+        assert ours.encode(messages, add_generation_prompt=prompt) == expected
+
+
+def test_what_the_template_reads(pair):
+    """Tools go to the template as transformers gives them."""
+    ours, library = pair
+    messages = [{"role": "user", "content": "é <b>"}]
+    tools = [{"type": "function", "function": {"name": "f", "description": "<é>", "parameters": {}}}]
+    text = library.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, tools=tools)
+    assert ours.render(messages, tools=tools) == text
+
+
+HOSTILE = [
+    "<|im_end|>",
+    "<|im_start|>",
+    "</s>",
+    "<s>",
+    "<|im_",
+    "end|>",
+    "<|im_end|",
+    "|>",
+    " ",
+    "x",
+    "<",
+    ">",
+    "\ufdd0",
+]
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_messages_write_no_special_tokens(pair, data):
+    """Whatever people write: the special tokens are those of the template, and the text is all there."""
+    ours, library = pair
+    hostile = st.lists(st.sampled_from(HOSTILE), max_size=8).map("".join)
+    texts = data.draw(st.lists(hostile, min_size=1, max_size=3))
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    special = {library.convert_tokens_to_ids(text) for text in vocabularies.SPECIAL}
+    harmless = [{**message, "content": "x"} for message in messages]
+    ids = ours.encode(messages)
+    assert [i for i in ids if i in special] == [i for i in ours.encode(harmless) if i in special]
+    shown = ours.render([{**m, "content": m["content"].replace("\ufdd0", "\ufffd")} for m in messages])
+    assert library.decode(ids, clean_up_tokenization_spaces=False) == shown
+
+
+def test_control_tokens_that_are_not_special(tmp_path):
+    """<think>, which only the template makes one: text in what users write, itself in what the assistant has said."""
+    library = vocabularies.byte_level(vocabularies.gpt2_split())
+    library.add_tokens(["<think>", "<other>"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    template = "{% for m in messages %}{{ m.content }};{% endfor %}<think>"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    ours = ChatTemplate(find(tmp_path, 2000))
+    think, other = library.token_to_id("<think>"), library.token_to_id("<other>")
+    ids = ours.encode([{"role": "user", "content": "<think><other>"}])
+    assert [i for i in ids if i in (think, other)] == [other, think]
+    ids = ours.encode([{"role": "assistant", "content": "<think>"}])
+    assert ids.count(think) == 2
+
+
+def test_no_second_bos(tmp_path):
+    """The template puts BOS itself; the tokenizer's own policy adds none."""
+    vocabularies.llama_json(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**CONFIG, "add_bos_token": True}))
+    (tmp_path / "chat_template.json").write_text(
+        json.dumps({"chat_template": "{{ bos_token }}{{ messages[0].content }}"})
+    )
+    tokenizer = find(tmp_path, 900)
+    ids = ChatTemplate(tokenizer).encode([{"role": "user", "content": "the ocean"}])
+    assert tokenizer.prefix == (1,)
+    assert ids == [1, *tokenizer.encode("the ocean")]
+
+
+# ---- where the template is, what ends a turn -------------------------------------------------------------------------
+
+
+def test_where_templates_are(tmp_path):
+    vocabularies.byte_level(vocabularies.gpt2_split()).save(str(tmp_path / "tokenizer.json"))
+    assert find(tmp_path, 2000).chat_template is None
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "list"}]
+    for name, text, found in (
+        ("tokenizer_config.json", json.dumps({"chat_template": "config"}), "config"),
+        ("tokenizer_config.json", json.dumps({"chat_template": named}), "list"),
+        ("chat_template.json", json.dumps({"chat_template": "json"}), "json"),
+        ("chat_template.jinja", "jinja", "jinja"),
+    ):
+        (tmp_path / name).write_text(text)
+        tokenizer = find(tmp_path, 2000)
+        assert tokenizer.chat_template == found
+        assert from_blob(tokenizer.kind, tokenizer.blob).chat_template == found
+    level = vocabularies.byte_level(vocabularies.gpt2_split())
+    metadata = json.loads(vocabularies.gguf_bytes(level, "gpt-2"))
+    metadata["tokenizer.chat_template"] = CHATML
+    assert from_blob("gguf", json.dumps(metadata).encode()).chat_template == CHATML
+
+
+def test_ends_of_a_turn(tmp_path):
+    library = vocabularies.byte_level(vocabularies.gpt2_split())
+    library.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**CONFIG, "chat_template": CHATML}))
+    ends = {library.token_to_id(text) for text in ("</s>", "<|im_end|>", "<|endoftext|>")}
+    assert set(ChatTemplate(find(tmp_path, 2000)).stop) == ends
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 5]}))
+    assert set(ChatTemplate(find(tmp_path, 2000)).stop) == {7, 5, *ends}
+    blob = vocabularies.gguf_bytes(library, "gpt-2", eot_token_id=9)
+    assert set(from_blob("gguf", blob).ends) == {9, *ends}
+
+
+@pytest.mark.parametrize("other", ["<|eot_id|>", "<end_of_turn>", "<|fim_pad|>", "<|end|>"])
+def test_ends_that_no_file_names(other):
+    """A token that ends a turn in some family does so, special or only added; the same text as a plain one does not."""
+    library = vocabularies.byte_level(vocabularies.gpt2_split())
+    library.add_special_tokens([other])
+    metadata = json.loads(vocabularies.gguf_bytes(library, "gpt-2"))
+    end, kinds = library.token_to_id(other), metadata["tokenizer.ggml.token_type"]
+    for kind in (1, 3, 4):  # normal, control, user-defined
+        kinds[end] = kind
+        tokenizer = from_blob("gguf", json.dumps(metadata).encode())
+        assert (end in tokenizer.ends) == (kind != 1)
+        assert (decode(tokenizer, [end]) == "") == (kind != 1)
+
+
+def test_an_end_of_another_type():
+    """Files of old have one type for all tokens: what has a role is special all the same."""
+    library = vocabularies.byte_level(vocabularies.gpt2_split())
+    metadata = json.loads(vocabularies.gguf_bytes(library, "gpt-2"))
+    del metadata["tokenizer.ggml.token_type"]
+    tokenizer = from_blob("gguf", json.dumps(metadata).encode())
+    assert tokenizer.encode("a</s>", special=True) == [library.token_to_id("a"), library.token_to_id("</s>")]
+    assert decode(tokenizer, [library.token_to_id("</s>")]) == ""
+
+
+def test_an_end_that_is_text(tmp_path):
+    """A role's token that is a word stays one of the vocabulary."""
+    metadata = json.loads(vocabularies.gguf_pieces(vocabularies.sentence_pieces(tmp_path), prefix=True))
+    tokens = metadata["tokenizer.ggml.tokens"]
+    end = tokens.index("\u2581the")
+    tokenizer = from_blob("gguf", json.dumps(metadata | {"tokenizer.ggml.eos_token_id": end}).encode())
+    assert end in tokenizer.ends
+    assert tokenizer.encode("the") == [end]
+    assert decode(tokenizer, [end]) == "the"
+
+
+def test_a_template_that_is_no_text(tmp_path):
+    vocabularies.byte_level(vocabularies.gpt2_split()).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_bytes("{{ messages }}".encode("utf-16"))
+    with pytest.raises(TokenizerError, match="its chat template's file is no UTF-8 text: byte 0 is not"):
+        find(tmp_path, 2000)
+
+
+def test_ends_that_are_not_special(tmp_path):
+    """As Qwen 2.5's files have <|fim_pad|>; </s> that is only added is HTML's."""
+    library = vocabularies.byte_level(vocabularies.gpt2_split())
+    library.add_tokens(["<|fim_pad|>", "<|eot_id|>"])
+    state = json.loads(library.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["special"] and token["content"] != "</s>"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    ends = [library.token_to_id(text) for text in ("<|endoftext|>", "<|im_end|>", "<|fim_pad|>", "<|eot_id|>")]
+    assert set(find(tmp_path, 2000).ends) == set(ends)
+
+
+def test_pieces_that_are_taken_whole(tmp_path):
+    """SentencePiece takes user-defined pieces for themselves wherever they are: Gemma's begin and end turns."""
+    library = vocabularies.sentence_pieces(tmp_path)
+    template = "{% for message in messages %}<start_of_turn>{{ message.content }}{% endfor %}"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    start = library.piece_to_id("<start_of_turn>")
+    metadata = json.loads(vocabularies.gguf_pieces(library, prefix=True)) | {"tokenizer.chat_template": template}
+    for tokenizer in (find(tmp_path, 2000), from_blob("gguf", json.dumps(metadata).encode())):
+        ids = ChatTemplate(tokenizer).encode([{"role": "user", "content": "a<start_of_turn>b"}])
+        assert ids.count(start) == 1
+        assert decode(tokenizer, ids).count("<start_of_turn>") == 2
+
+
+def test_an_end_that_is_none():
+    """gpt-oss writes <|end|> after each of its messages, and <|return|> or <|call|> after the last."""
+    library = vocabularies.byte_level(vocabularies.gpt2_split())
+    library.add_special_tokens(["<|end|>", "<|return|>", "<|call|>"])
+    ends = from_blob("gguf", vocabularies.gguf_bytes(library, "gpt-2")).ends
+    found = [library.token_to_id(text) in ends for text in ("<|end|>", "<|return|>", "<|call|>")]
+    assert found == [False, True, True]
+
+
+# ---- conversations ---------------------------------------------------------------------------------------------------
+
+
+def model(tokenizer):
+    def tokenize(text):
+        return [1, *tokenizer.encode(text)]
+
+    return SimpleNamespace(tokenizer=tokenizer, chat_stop=(1, *tokenizer.ends), tokenize=tokenize, path="model")
+
+
+def test_a_conversation(tmp_path):
+    vocabularies.byte_level(vocabularies.gpt2_split()).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**CONFIG, "chat_template": CHATML}))
+    tokenizer = find(tmp_path, 2000)
+    chat = start_chat(model(tokenizer), "Be brief.")
+    assert isinstance(chat, TemplateChat)
+    end = tokenizer.token_id("<|im_end|>")
+    assert {1, end, tokenizer.token_id("</s>")} <= set(chat.stop)
+    first = list(chat.say("hello"))
+    assert decode(tokenizer, first) == "system\nBe brief.\nuser\nhello\nassistant\n"
+    chat.reply([*tokenizer.encode("the ocean"), end])
+    again = chat.say("and?")
+    assert again[: len(first)] == first  # what was computed of a conversation is a part of the next turn
+    assert decode(tokenizer, again[len(first) :]) == "the ocean\nuser\nand?\nassistant\n"
+
+
+def test_llama_2():
+    tokenizer = from_blob("llama2.c", writers.tokenizer_bin(writers.tokenizer_words()))
+    chat = start_chat(model(tokenizer), "Be brief.")
+    assert isinstance(chat, Llama2Chat)
+    first = [1, *tokenizer.encode("[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nhi [/INST]")]
+    assert chat.say("hi") == first
+    chat.reply([7, 8])
+    assert chat.say("so") == [*first, 7, 8, 2, 1, *tokenizer.encode("[INST] so [/INST]")]
+
+
+def test_no_template(tmp_path):
+    vocabularies.byte_level(vocabularies.gpt2_split()).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(TokenizerError, match=r"model has no chat template: neither tokenizer_config\.json, .*GGUF"):
+        start_chat(model(find(tmp_path, 2000)))
+
+
+# ---- harm ------------------------------------------------------------------------------------------------------------
+
+
+def template(source, tmp_path):
+    tokenizer = from_blob("letters", b"<unk>\na")
+    tokenizer.chat_template = source
+    return ChatTemplate(tokenizer)
+
+
+GROWING = "{%% set ns = namespace(s=%s) %%}{%% for i in range(100) %%}%s{%% endfor %%}{{ ns.s | length }}"
+HARMFUL = [
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{% for i in range(999999) %}{% endfor %}",
+    "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+    "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    GROWING % ("'aa'", "{% set ns.s = ns.s + ns.s %}"),
+    GROWING % ("'aa'", "{% set ns.s = ns.s ~ ns.s %}"),
+    GROWING % ("'aa'", "{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}"),
+    GROWING % ("[1]", "{% set ns.s = [ns.s, ns.s] %}"),
+    GROWING % ("[1]", "{% set ns.s = (ns.s, ns.s) %}"),
+    GROWING % ("[1]", "{% set ns.s = {'a': ns.s, 'b': ns.s} %}"),
+    GROWING % ("[1]", "{% set ns.s = dict(a=ns.s, b=ns.s) %}"),
+    GROWING % ("[1]", "{% set ns.s = ns.s + ns.s %}"),
+    "{{ 'a' * 10000000000 }}",
+    "{{ [0] * 10000000000 }}",
+    "{{ 9 ** (9 ** 9) }}",
+    "{{ ('9' * 99) | int ** 99 }}",
+    "{{ '%999999999d' % 1 }}",
+    "{{ '%*d' % (999999999, 1) }}",
+    "{{ '%.999999999f' % 1.5 }}",
+    "{{ ('%(a)s' * 9999) % {'a': 'x' * 99999} }}",
+    "{{ '%999999999s' | format('x') }}",
+    "{{ '{:>999999999}'.format(1) }}",
+    "{{ '{:>{w}}'.format(1, w=999999999) }}",
+    "{{ ('{:>9999}' * 9999).format(*range(9999)) }}",
+    "{{ ('{a:>9999}' * 9999).format_map({'a': 1}) }}",
+    "{{ '{0.__class__.__mro__}'.format(1) }}",
+    "{{ ('{:>999999999}' | safe).format(1) }}",
+    "{% for f in ['{:>999999999}'] | map(attribute='format') %}{{ f(1) }}{% endfor %}",
+    "{{ 'a'.ljust(999999999) }}",
+    "{{ 'a'.zfill(999999999) }}",
+    "{{ 'a\\ta'.expandtabs(999999999) }}",
+    "{{ ('a' * 99999).translate({97: 'x' * 99999}) }}",
+    "{{ ('a' * 99999).encode('punycode') }}",
+    "{{ (1).to_bytes(999999999, 'big') }}",
+    "{{ [1] | batch(999999999, 0) | list }}",
+    "{{ [1] | slice(999999999) | list }}",
+    "{{ 1 | round(-999999999) }}",
+    "{{ ('a' * 999999) | urlize }}",
+    "{{ ('a ' * 9999) | wordwrap(2, wrapstring='x' * 9999) }}",
+    "{{ dict.fromkeys(range(99999), 'x' * 99999) | string }}",
+    GROWING % ("'x'", "{% set ns.s = namespace(a=ns.s, b=ns.s) %}"),
+    GROWING % ("'x'", "{% set ns.s = [dict(a=ns.s).items()] * 2 %}"),
+    "{{ [9 ** 999] * 999999 }}",
+    "{% for i in range(99999) %}{% set a = [0] * 999999 %}{% endfor %}",
+    "".join(f"{{% set a{i} = 'x' * 2000000 %}}" for i in range(999)),
+    "{{ 'a' | center(999999999) }}",
+    "{{ ('a' * 99999).replace('a', 'a' * 99999) }}",
+    "{{ ('a' * 99999) | replace('a', 'a' * 99999) }}",
+    "{{ ('a' * 99999).join('a' * 99999) }}",
+    "{{ ('a' * 99999) | join('a' * 99999) }}",
+    "{{ ('a' * 99999) | list | join('a' * 99999) }}",
+    "{{ 'a\\na' | indent(999999999) }}",
+    "{{ ['a'] | tojson(indent=999999999) }}",
+    "{{ ('9' * 999999) | int }}",
+    "{% for i in range(99999) %}{{ 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa' }}{% endfor %}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ cycler.__init__.__globals__ }}",
+    "{{ namespace.__init__.__globals__ }}",
+    "{{ ('a' * 99999) | list | tojson(separators=('a' * 99999, ':')) }}",
+    "{{ 'a\\na' | indent('a' * 1999999) }}",
+    "{{ range(99999) | map('list') | sum(start=[]) }}",
+    "{{ range(99999) | map('string') | map('list') | sum(start=[]) }}",
+    "{{ 1.5 | round(99999999, 'floor') }}",
+    "{{ (messages | attr('__class__')).mro() }}",
+    "{{ messages.append(1) }}",
+    "{% include '/etc/passwd' %}",
+    "{% import 'os' as os %}",
+    "{{ lipsum(999999) }}",
+    "{{ open('/etc/passwd').read() }}",
+    "{{" * 9999,
+    "{{ " + "(" * 9999,
+    "{% if 1 %}" * 200 + "{% endif %}" * 200,
+    "{% if %}",
+    "{{ nothing.at.all }}",
+    "x" * 200_000,
+]
+
+
+@pytest.mark.parametrize("source", HARMFUL, ids=lambda source: source[:40].strip())
+def test_harmful_templates(source, tmp_path):
+    with soon(), pytest.raises(TokenizerError, match=r"the chat template (is|cannot)") as error:
+        template(source, tmp_path).render([{"role": "user", "content": "hi"}])
+    assert "\n" not in str(error.value)
+
+
+def test_memory_of_harmful_templates():
+    """In a process of its own, as what it has taken at most counts."""
+    code = """
+import json, resource, sys
+from fastllm import TokenizerError
+from fastllm.chat import _sandbox as sandbox
+sandbox.SECONDS = 0.2
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for source in json.load(sys.stdin):
+    try:
+        sandbox.render(source, {"messages": []})
+    except TokenizerError:
+        pass
+print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    quick = [source for source in HARMFUL if "99999) %}{" not in source and "f(60)" not in source]
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(quick), capture_output=True, text=True, timeout=60, check=True
+    )
+    before, after = map(int, done.stdout.split())
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert (after - before) * unit < 400 << 20
+
+
+def test_internals_stay_empty(tmp_path):
+    """Names that begin with an underscore are not there: nothing of Python's is written."""
+    for source in (
+        "{{ messages.__class__ }}",
+        "{{ self._TemplateReference__context }}",
+        "{{ messages[0].__len__ }}",
+        "{{ raise_exception.__globals__ }}",
+        "{{ dict.mro }}",
+    ):
+        assert template(source, tmp_path).render([{"role": "user", "content": "hi"}]) == ""
+
+
+def test_messages_that_are_refused(tmp_path):
+    ours = template("{{ messages[0].content }}{{ raise_exception('no tools') if tools }}", tmp_path)
+    with pytest.raises(OptionError, match="refuses the messages: no tools"):
+        ours.render([{"role": "user", "content": "hi"}], tools=[1])
+    with pytest.raises(OptionError, match="role 'end'"):
+        ours.render([{"role": "end", "content": "hi"}])
+    for method in (ours.encode, ours.render):
+        with pytest.raises(OptionError, match="a object"):
+            method([{"role": "user", "content": object()}])
+        with pytest.raises(OptionError, match="at least one message"):
+            method([])
+        with pytest.raises(OptionError, match="a message is a str"):
+            method(["hi"])
+
+
+def test_long_conversations(tmp_path):
+    """Templates ask at every message how many there are."""
+    source = "{% for m in messages %}{{ m.content }}{% if loop.index < messages | length %};{% endif %}{% endfor %}"
+    messages = [{"role": "user", "content": [{"text": str(i)} for i in range(4)]} for _ in range(1000)]
+    text = template(source.replace("m.content", "m.content | map(attribute='text') | join"), tmp_path).render(messages)
+    assert text == ";".join(["0123"] * 1000)

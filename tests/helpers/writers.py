@@ -1,0 +1,203 @@
+"""Random models, as files and as bound models: written from the formats' descriptions, not by the package."""
+
+import re
+import struct
+
+import numpy as np
+
+from fastllm import _core
+from fastllm.config import Config
+
+ATTENTION = ("attn.wq", "attn.wk", "attn.wv", "attn.wo")
+FFN = ("ffn.w1", "ffn.w2", "ffn.w3")
+
+
+def config(dim, hidden_dim, n_heads, n_kv_heads, vocab_size, *, n_layers=2, max_seq=256, rotary_dim=None, **more):
+    head_dim = more.pop("head_dim", dim // n_heads)
+    return Config(
+        **{
+            "dim": dim,
+            "hidden_dim": hidden_dim,
+            "head_dim": head_dim,
+            "n_layers": n_layers,
+            "n_heads": n_heads,
+            "n_kv_heads": n_kv_heads,
+            "vocab_size": vocab_size,
+            "max_seq": max_seq,
+            "rotary_dim": head_dim if rotary_dim is None else rotary_dim,
+            "norm_eps": 1e-5,
+            "attn_scale": head_dim**-0.5,
+            **more,
+        }
+    )
+
+
+LLAMA = ("head", "attn_norm", "ffn_norm", "final_norm")
+
+
+def random_weights(cfg, seed=0, *, tied=False, optional=LLAMA):
+    """f32 weights by canonical name; rows of wq and wk in llama2.c's order, rotary pairs (2i, 2i + 1).
+
+    optional: which tensors of those a model need not have, by the name within a layer; "bias" is every bias.
+    """
+    rng = np.random.default_rng(seed)
+
+    def wanted(name, required):
+        short = re.sub(r"layers\.\d+\.", "", name)
+        return required or short in optional or (short.endswith(".bias") and "bias" in optional)
+
+    weights = {}
+    for name, shape, required in cfg.matrices():
+        if wanted(name, required) and not (name == "head" and tied):
+            # Wide enough that attention looks somewhere in particular and the logits tell tokens apart.
+            weights[name] = (1.5 * rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+    for name, n, required in cfg.vectors():
+        if wanted(name, required) and not name.startswith("rope."):
+            middle = 0 if name.endswith(".bias") else 1
+            weights[name] = (middle + 0.2 * rng.standard_normal(n)).astype(np.float32)
+    return {k: w for k, w in weights.items() if not k.endswith(".bias") or k.removesuffix(".bias") in weights}
+
+
+# ---- llama2.c's files, as its export.py writes them ------------------------------------------------------------------
+
+
+def _each(cfg, *parts):
+    return [f"layers.{i}.{part}" for part in parts for i in range(cfg.n_layers)]
+
+
+def _dims(cfg):
+    heads = (cfg.n_layers, cfg.n_heads, cfg.n_kv_heads)
+    return [cfg.dim, cfg.hidden_dim, *heads, cfg.vocab_size, cfg.max_seq]
+
+
+def v0(cfg, weights):
+    dims, tail = _dims(cfg), ["head"] if "head" in weights else []
+    dims[5] *= -1 if tail else 1
+    norms_and_layers = _each(cfg, "attn_norm", *ATTENTION, "ffn_norm", *FFN)
+    parts = [weights[name].tobytes() for name in ["embed", *norms_and_layers, "final_norm"]]
+    rotations = bytes(cfg.max_seq * cfg.head_dim * 4)
+    return b"".join([struct.pack("<7i", *dims), *parts, rotations, *(weights[n].tobytes() for n in tail)])
+
+
+def _header(cfg, weights, version, group):
+    fields = struct.pack("<Ii7iBi", 0x616B3432, version, *_dims(cfg), int("head" not in weights), group)
+    norms = [*_each(cfg, "attn_norm", "ffn_norm"), "final_norm"]
+    return fields.ljust(256, b"\0") + b"".join(weights[name].tobytes() for name in norms)
+
+
+def _matrices(cfg, weights):
+    tail = ["head"] if "head" in weights else []
+    return [weights[name] for name in ["embed", *_each(cfg, *ATTENTION, *FFN), *tail]]
+
+
+def v1(cfg, weights):
+    matrices = [w.tobytes() for w in _matrices(cfg, weights)]
+    return _header(cfg, weights, 1, 0) + b"".join(matrices)
+
+
+def q80(w, group):
+    """int8 values and f32 scales of runs of `group` weights."""
+    runs = w.reshape(-1, group)
+    scales = (np.abs(runs).max(axis=1) / np.float32(127)).astype(np.float32)
+    steps = np.where(scales > 0, scales, 1)[:, None]
+    return np.round(runs / steps).astype(np.int8).reshape(w.shape), scales
+
+
+def v2(cfg, weights, group):
+    parts = [part.tobytes() for w in _matrices(cfg, weights) for part in q80(w, group)]
+    return _header(cfg, weights, 2, group) + b"".join(parts)
+
+
+def tokenizer_bin(words):
+    """llama2.c's tokenizer.bin of (text, score)."""
+    blobs = [(text.encode(), score) for text, score in words]
+    parts = [struct.pack("<fi", score, len(blob)) + blob for blob, score in blobs]
+    return struct.pack("<i", max(len(blob) for blob, _ in blobs)) + b"".join(parts)
+
+
+def tokenizer_words(size=300):
+    """A small vocabulary as SentencePiece trains them: special, bytes, merges by score, characters."""
+    merges = [" t", "he", " a", "in", " the", "on", "er", "an", "\u00e9t", " o", "nce", "ce", "ing"]
+    characters = " tehainorgsdlcupm.,!?\u00e9\u00e7\u4e16\U0001f600"
+    words = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{b:02X}>" for b in range(256))]
+    words += [*merges, *characters]
+    words += [f"filler{i}" for i in range(size - len(words))]
+    return [(word, -float(max(0, i - 259))) for i, word in enumerate(words[:size])]
+
+
+# ---- bound models ----------------------------------------------------------------------------------------------------
+
+
+def half_split(heads, head_dim, rotary_dim):
+    """Where the core's row r of wq or wk is among llama2.c's: pairs (2i, 2i + 1) go to (i, i + half)."""
+    order = [*range(0, rotary_dim, 2), *range(1, rotary_dim, 2), *range(rotary_dim, head_dim)]
+    return (np.arange(heads)[:, None] * head_dim + order).astype(np.int32).ravel()
+
+
+def pack(dtype, w, rows=None):
+    d, n = w.shape
+    if dtype != "q8_f32":
+        return _core.pack(dtype, d, n, "f32", w.tobytes(), rows=rows)
+    values, scales = q80(w, 32)
+    return _core.pack(dtype, d, n, dtype, values.tobytes(), scales=scales.tobytes(), group=32, rows=rows)
+
+
+def core_model(cfg, weights, dtype, *, kv_dtype="f32", isa=None):
+    """Unpaced: a test that asks for threads gets them, on any machine."""
+    return _core.Model(cfg, core_tensors(cfg, weights, dtype), kv_dtype=kv_dtype, isa=isa, paced=False)
+
+
+def core_tensors(cfg, weights, dtype):
+    """Of weights as random_weights makes them, with the rotary pairs (2i, 2i + 1) that the core wants apart."""
+    rows = {
+        "wq": half_split(cfg.n_heads, cfg.head_dim, cfg.rotary_dim),
+        "wk": half_split(cfg.n_kv_heads, cfg.head_dim, cfg.rotary_dim),
+    }
+    turned = {"q_norm": "wq", "k_norm": "wk", "wq.bias": "wq", "wk.bias": "wk"}
+    tensors = {}
+    for name, w in weights.items():
+        short = name.partition(".attn.")[2]
+        if w.ndim == 1:
+            tensors[name] = _core.Vector((w[rows[turned[short]]] if short in turned else w).tobytes())
+        elif w.ndim == 2:
+            exact = name.endswith((".router", "ffn.gate")) or name == "positions"
+            tensors[name] = pack("f32" if exact else dtype, w, rows.get(short))
+        else:
+            count, d, n = w.shape
+            data = b"".join(bytes(pack(dtype, one).data) for one in w)
+            buffer = _core.Buffer(len(data))
+            memoryview(buffer)[:] = data
+            tensors[name] = _core.Matrix(dtype, d, n, buffer, count=count)
+    for name in ("rope.freqs", "rope.freqs_local"):
+        tensors[name] = _core.Vector(rope_freqs(cfg, name).astype(np.float32).tobytes())
+    return tensors
+
+
+def rope_freqs(cfg, name="rope.freqs"):
+    """Angles per position of the rotary pairs; the other table turns faster."""
+    theta = {"rope.freqs": 10000.0, "rope.freqs_local": 100.0}[name]
+    r = max(cfg.rotary_dim, 2)
+    return theta ** (-np.arange(0, r, 2) / r)
+
+
+def read_logits(model, buffer, rows, vocab_size):
+    return np.frombuffer(buffer, np.float32).reshape(-1, model.logits_stride)[:rows, :vocab_size]
+
+
+def append(model, sequence, tokens, vocab_size, *, chunk=None, threads=1):
+    """Runs tokens through the model, `chunk` at a time, and returns the logits after each."""
+    rows = []
+    for at in range(0, len(tokens), chunk or len(tokens)):
+        part = tokens[at : at + (chunk or len(tokens))]
+        buffer = model.logits(len(part))
+        model.forward([(sequence, part, len(part))], buffer, threads=threads)
+        rows.append(read_logits(model, buffer, len(part), vocab_size))
+    return np.concatenate(rows)
+
+
+def logits(model, tokens, vocab_size, *, chunk=None, threads=1):
+    sequence = _core.KVCache(model).sequence()
+    return append(model, sequence, tokens, vocab_size, chunk=chunk, threads=threads)
+
+
+SMALL = config(40, 57, 4, 2, 300, max_seq=160)
