@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from fastllm import CheckpointError, OptionError, _core, tensors
 from helpers import oracle, writers
 from helpers.calls import run
+from helpers.writers import rows
 
 shapes = st.tuples(st.integers(1, 50), st.integers(1, 100))
 
@@ -21,13 +22,6 @@ def matrices(draw):
     w = rng.standard_normal((d, n)) * 10.0 ** np.where(rng.random((d, 1)) < 0.5, exponents[:, :1], exponents)
     w[rng.random((d, n)) < draw(st.sampled_from([0, 0.5, 0.99]))] = 0
     return w.astype(np.float32)
-
-
-def rows(matrix):
-    out = np.empty(matrix.shape, np.float32)
-    for r in range(len(out)):
-        matrix.row(r, out[r])
-    return out
 
 
 def same_bits(a, b):

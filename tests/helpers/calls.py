@@ -39,3 +39,6 @@ def refusal(call, kind):
     with pytest.raises(kind) as error:
         call()
     return str(error.value)
+
+
+SANITIZED = "ASAN_OPTIONS" in os.environ

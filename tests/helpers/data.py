@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
-DATA = Path(__file__).parents[1] / "data"
+import fastllm
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests" / "data"
 
 # What others published, and what is too large, lies beside the repository, on machines that have it.
-SHARED = Path(__file__).parents[3] / "shared" / "fixtures"
+SHARED = ROOT.parent / "shared" / "fixtures"
 STORIES = SHARED / "stories260K"
 needs_stories = pytest.mark.skipif(not STORIES.exists(), reason="stories260K is not here")
 
@@ -19,3 +22,10 @@ def checkpoints(*names):
         pytest.param(folder, id=name, marks=pytest.mark.skipif(not folder.exists(), reason=f"{name} is not here"))
         for name, folder in folders.items()
     ]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+BUILT_IN = Path(fastllm.__file__).parent / "demo" / "stories.safetensors"

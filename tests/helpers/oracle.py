@@ -273,3 +273,9 @@ def runc_encode(words, text):
             return ids
         at = -max(scored)[1]
         ids[at : at + 2] = [pairs[at]]
+
+
+def damped(x):
+    """The sum of x x^T, with a hundredth of its diagonal's mean added to that."""
+    h = x.astype(np.float64).T @ x
+    return h + 0.01 * np.trace(h) / len(h) * np.eye(len(h))

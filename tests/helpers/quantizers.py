@@ -4,7 +4,17 @@ Each function takes a float matrix w [outputs, inputs] and returns its tensors b
 arrays (uint8 for FP8), and the matrix that they stand for.
 """
 
+import json
+
 import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from fastllm import CheckpointError
+from fastllm.files import map_file
+from fastllm.formats import Checkpoint, safetensors
+from fastllm.formats.quantized import dequantized
+from fastllm.tensors import floats
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which of eight neighbours lies in each of a word's places, the lowest first
 
@@ -109,3 +119,76 @@ def int8(w, *, asymmetric=False):
     q = np.clip(np.round(w / scales) + zeros, -128, 127).astype(np.int8)
     tensors = {"weight": q, "weight_scale": scales} | ({"weight_zero_point": zeros} if asymmetric else {})
     return tensors, (q.astype(np.float32) - zeros) * scales
+
+
+W = (np.random.default_rng(0).standard_normal((64, 96)) * 0.1).astype(np.float32)
+SMALL = {"head_dim": 8, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def checkpoint(tmp_path, tensors, header=None, base="model.layers.0.mlp.up_proj"):
+    """A folder's tensors, written and read."""
+    save_file({f"{base}.{k}": np.ascontiguousarray(v) for k, v in tensors.items()}, tmp_path / "model.safetensors")
+    found = safetensors.tensors(tmp_path / "model.safetensors", map_file(tmp_path / "model.safetensors"))
+    return Checkpoint(tmp_path, "Hugging Face safetensors", "LlamaForCausalLM", header or {}, found)
+
+
+def matrix(tmp_path, tensors, header=None, base="model.layers.0.mlp.up_proj"):
+    found = dequantized(checkpoint(tmp_path, tensors, header, base))
+    assert [*found.tensors] == [f"{base}.weight"]  # nothing else is left that could be overlooked
+    tensor = found.tensors[f"{base}.weight"]
+    assert tensor.stored
+    return tensor
+
+
+def check(tensor, expected):
+    """All rows at once, and in pieces that no group or word ends with."""
+    assert tensor.shape == expected.shape
+    assert np.array_equal(floats(tensor), expected)
+    pieces = [floats(tensor, begin, min(begin + 7, tensor.rows)) for begin in range(0, tensor.rows, 7)]
+    assert np.array_equal(np.concatenate(pieces), expected)
+
+
+def llama_folder(tmp_path, change, **config):
+    """A tiny Llama whose tensors `change` returns anew."""
+    dim, hidden, vocab = 32, 64, 20
+    shapes = {"q_proj": (dim, dim), "k_proj": (16, dim), "v_proj": (16, dim), "o_proj": (dim, dim)}
+    tensors = {"model.embed_tokens.weight": (vocab, dim), "lm_head.weight": (vocab, dim), "model.norm.weight": (dim,)}
+    layer = "model.layers.0"
+    tensors |= {f"{layer}.self_attn.{name}.weight": shape for name, shape in shapes.items()}
+    tensors |= {f"{layer}.mlp.{name}.weight": (hidden, dim) for name in ("gate_proj", "up_proj")}
+    tensors |= {f"{layer}.mlp.down_proj.weight": (dim, hidden)}
+    tensors |= {f"{layer}.{name}.weight": (dim,) for name in ("input_layernorm", "post_attention_layernorm")}
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(shape).astype(np.float16) for name, shape in tensors.items()}
+    save_file(change(arrays), tmp_path / "model.safetensors")
+    settings = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": vocab,
+        "num_hidden_layers": 1,
+        "rms_norm_eps": 1e-5,
+    }
+    settings |= {"max_position_embeddings": 64, **SMALL}
+    (tmp_path / "config.json").write_text(json.dumps(settings | config))
+    return tmp_path
+
+
+# ---- whole models
+
+
+def quantize_all(tensors, scheme, skip=("embed", "lm_head")):
+    """A model's tensors with its matrices quantized, but for those with a word of `skip`, and what they stand for."""
+    stored, plain = {}, {}
+    for name, w in tensors.items():
+        if w.ndim == 2 and not any(part in name for part in skip):
+            made, plain[name] = scheme(w)
+            stored |= {name.removesuffix("weight") + part: np.ascontiguousarray(t) for part, t in made.items()}
+        else:
+            stored[name] = plain[name] = w
+    return stored, plain
+
+
+def refusal(tmp_path, tensors, header=None):
+    """Why a matrix cannot be read, at once or as it is read."""
+    with pytest.raises(CheckpointError) as caught:
+        floats(matrix(tmp_path, tensors, header))
+    return str(caught.value)

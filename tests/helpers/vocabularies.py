@@ -236,3 +236,39 @@ def gguf_bytes(tokenizer, pre, **values):
     types = [3 if token in special else 1 for token in tokens]
     merges = [" ".join(merge) for merge in merges_of(tokenizer)]
     return gguf("gpt2", tokens, types, merges=merges, pre=pre, bos_token_id=1, eos_token_id=2, **values)
+
+
+MASKS = [
+    "a <mask> b",
+    "a<mask>b",
+    " <mask>",
+    "<mask>\n",
+    "x [MASK] y",
+    "[MASK]",
+    "\t[MASK]z",
+    "é <mask><mask> b",
+    "<unk> .",
+]
+
+
+def same(ours, library, texts):
+    """The same ids with special tokens taken, what is put around a text included; and with special tokens as text."""
+    taken = [(t, [*ours.prefix, *ours.encode(t, special=True), *ours.suffix], library.encode(clean(t))) for t in texts]
+    assert [(text, got, want) for text, got, want in taken if got != want][:3] == []
+    options = {"add_special_tokens": False, "split_special_tokens": True}
+    plain = [(t, ours.encode(t), library.encode(clean(t), **options)) for t in texts]
+    assert [(text, got, want) for text, got, want in plain if got != want][:3] == []
+
+
+# ---- vocab.json and merges.txt ---------------------------------------------------------------------------------------
+
+BART = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+def save_bytes(folder, specials, config):
+    tokenizer = byte_level(gpt2_split(), vocab_size=600)
+    state = json.loads(tokenizer.to_str())["model"]
+    vocabulary = {token: i for i, token in enumerate([*specials, *(t for t in state["vocab"] if t not in specials)])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, state["merges"])) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))

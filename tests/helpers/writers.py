@@ -1,9 +1,11 @@
 """Random models, as files and as bound models: written from the formats' descriptions, not by the package."""
 
+import json
 import re
 import struct
 
 import numpy as np
+import safetensors.numpy
 
 from fastllm import _core
 from fastllm.config import Config
@@ -201,3 +203,40 @@ def logits(model, tokens, vocab_size, *, chunk=None, threads=1):
 
 
 SMALL = config(40, 57, 4, 2, 300, max_seq=160)
+
+
+HF_NAMES = {
+    "attn_norm": "input_layernorm", "attn.wq": "self_attn.q_proj", "attn.wk": "self_attn.k_proj",
+    "attn.wv": "self_attn.v_proj", "attn.wo": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
+    "ffn.w1": "mlp.gate_proj", "ffn.w2": "mlp.down_proj", "ffn.w3": "mlp.up_proj",
+    "embed": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head",
+}  # fmt: skip
+
+
+def write_folder(folder, cfg, weights):
+    """A Llama as transformers saves it: rotary pairs are half a head apart."""
+    tensors = {}
+    for name, w in weights.items():
+        start, _, rest = name.partition(".")
+        number, _, short = rest.partition(".")
+        theirs = f"model.layers.{number}.{HF_NAMES[short]}" if start == "layers" else HF_NAMES[name]
+        heads = {"attn.wq": cfg.n_heads, "attn.wk": cfg.n_kv_heads}.get(short)
+        tensors[f"{theirs}.weight"] = w[half_split(heads, cfg.head_dim, cfg.head_dim)] if heads else w
+    folder.mkdir()
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": cfg.dim,
+        "intermediate_size": cfg.hidden_dim, "num_hidden_layers": cfg.n_layers, "num_attention_heads": cfg.n_heads,
+        "num_key_value_heads": cfg.n_kv_heads, "vocab_size": cfg.vocab_size, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": cfg.max_seq, "rope_theta": 10000.0, "hidden_act": "silu", "bos_token_id": 1,
+        "eos_token_id": 2, "tie_word_embeddings": "head" not in weights,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def rows(matrix):
+    out = np.empty(matrix.shape, np.float32)
+    for r in range(len(out)):
+        matrix.row(r, out[r])
+    return out

@@ -1,6 +1,5 @@
 """Vocabularies without a tokenizer.json: ids equal to those of the transformers class that their files are for."""
 
-import itertools
 import json
 
 import pytest
@@ -11,23 +10,12 @@ from fastllm import TokenizerError
 from fastllm.tokenizer import classes, decode, find, from_blob, read
 from helpers import vocabularies
 from helpers.calls import failure
-from helpers.vocabularies import clean
+from helpers.vocabularies import BART, MASKS, same, save_bytes
 
 transformers = pytest.importorskip("transformers")
 sentencepiece = vocabularies.sentencepiece
 
 LINES = vocabularies.lines(700, seed=5)
-MASKS = [
-    "a <mask> b",
-    "a<mask>b",
-    " <mask>",
-    "<mask>\n",
-    "x [MASK] y",
-    "[MASK]",
-    "\t[MASK]z",
-    "é <mask><mask> b",
-    "<unk> .",
-]
 TEXTS = st.lists(
     st.one_of(
         st.sampled_from([*vocabularies.WORDS, *vocabularies.SPACES, *MASKS, "</s>", "<s>", "[SEP]", "<pad>"]),
@@ -35,20 +23,6 @@ TEXTS = st.lists(
     ),
     max_size=12,
 ).map("".join)
-
-
-def same(ours, library, texts):
-    """The same ids with special tokens taken, what is put around a text included; and with special tokens as text."""
-    taken = [(t, [*ours.prefix, *ours.encode(t, special=True), *ours.suffix], library.encode(clean(t))) for t in texts]
-    assert [(text, got, want) for text, got, want in taken if got != want][:3] == []
-    options = {"add_special_tokens": False, "split_special_tokens": True}
-    plain = [(t, ours.encode(t), library.encode(clean(t), **options)) for t in texts]
-    assert [(text, got, want) for text, got, want in plain if got != want][:3] == []
-
-
-# ---- vocab.json and merges.txt ---------------------------------------------------------------------------------------
-
-BART = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 MASK = {"content": "<mask>", "lstrip": True, "rstrip": False, "single_word": False, "normalized": False}
 # Class, model type, special tokens that the vocabulary has, tokenizer_config.json.
 BYTES = [
@@ -65,15 +39,6 @@ BYTES = [
     ("DebertaTokenizer", "deberta", ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"], {}),
     ("WhisperTokenizer", "whisper", ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"], {}),
 ]
-
-
-def save_bytes(folder, specials, config):
-    tokenizer = vocabularies.byte_level(vocabularies.gpt2_split(), vocab_size=600)
-    state = json.loads(tokenizer.to_str())["model"]
-    vocabulary = {token: i for i, token in enumerate([*specials, *(t for t in state["vocab"] if t not in specials)])}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, state["merges"])) + "\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def reference(name, folder):
@@ -265,199 +230,3 @@ def test_settings_that_cannot_be(tmp_path, name, value):
     error = failure(lambda: find(tmp_path, 1000).encode("the ocean"))
     assert error is None or (isinstance(error, TokenizerError) and "spiece.model" in str(error))
     assert error is not None or name == "additional_special_tokens"
-
-
-# ---- WordPiece -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "specials", "config"),
-    [
-        ("BertTokenizer", "bert", ["[PAD]", "[UNK]", "[CLS]", "[SEP]"], {"never_split": ["ocean"]}),
-        ("BertTokenizer", "distilbert", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"], {"tokenize_chinese_chars": False}),
-        (
-            "BertTokenizer",
-            "electra",
-            ["[UNK]", "<s>", "</s>", "<m>"],
-            {
-                "cls_token": "<s>",
-                "mask_token": "<m>",
-                "sep_token": {"content": "</s>", "lstrip": True, "__type": "AddedToken", "normalized": False},
-            },
-        ),
-        ("MPNetTokenizer", "mpnet", ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"], {"strip_accents": True}),
-        ("FunnelTokenizer", "funnel", ["<unk>", "<sep>", "<pad>", "<cls>", "<mask>"], {"do_lower_case": False}),
-    ],
-    ids=["bert", "distilbert", "roles", "mpnet", "funnel"],
-)
-def test_word_pieces(tmp_path, name, kind, specials, config):
-    tokens = [t for t in vocabularies.by_id(vocabularies.word_pieces(lower=True))[5:] if t not in specials]
-    # White space behind a token is none of it.
-    (tmp_path / "vocab.txt").write_text("\n".join([*specials, *tokens[:9], f"{tokens[9]} \u3000", *tokens[10:]]) + "\n")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    library = getattr(transformers, name).from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
-    ours = find(tmp_path, len(library))
-    same(ours, library, [*LINES, *MASKS, "a<m>b </s> c"])
-    assert from_blob(ours.kind, ours.blob).encode("<mask>", special=True) == ours.encode("<mask>", special=True)
-
-
-def test_special_tokens_map(tmp_path):
-    """It says roles where tokenizer_config.json lists no tokens by id, and then the config does not."""
-    save_bytes(tmp_path, [*BART, "<m>"], {"mask_token": "<mask>", "cls_token": "<s>"})
-    named = {"mask_token": {"content": "<m>", "lstrip": True, "rstrip": False}, "cls_token": "</s>"}
-    (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
-    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
-    texts = [*LINES[:100], *MASKS, "the <m> ocean"]
-    same(find(tmp_path, 700), transformers.RobertaTokenizer.from_pretrained(tmp_path), texts)
-    listed = {str(i): {"content": token, "special": True} for i, token in enumerate(BART)}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": listed, "cls_token": "<pad>"}))
-    same(find(tmp_path, 700), transformers.RobertaTokenizer.from_pretrained(tmp_path), texts)
-
-
-def test_a_vocabulary_of_another_class_is_no_text(tmp_path):
-    """Of lines without an unknown token, as PhoBERT's: not the characters of a text."""
-    (tmp_path / "vocab.txt").write_text("the 10\nocean@@ 7\n")
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PhobertTokenizer"}')
-    with pytest.raises(TokenizerError, match="how 'PhobertTokenizer' splits a text is not known"):
-        find(tmp_path, 1000)
-
-
-def test_word_pieces_of_another_class(tmp_path):
-    (tmp_path / "vocab.txt").write_text("\n".join(vocabularies.by_id(vocabularies.word_pieces(lower=True))))
-    for config in ({"tokenizer_class": "BertJapaneseTokenizer"}, {"tokenizer_class": "RoFormerTokenizerFast"}):
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-        with pytest.raises(TokenizerError, match=r"splits a text is not known here without a tokenizer\.json"):
-            find(tmp_path, 1000)
-
-
-# ---- tekken ----------------------------------------------------------------------------------------------------------
-
-
-def test_tekken(tmp_path):
-    mistral = pytest.importorskip("mistral_common.tokens.tokenizers.tekken")
-    for name, config in (("tekken.json", {}), ("tekken_2.json", {"version": "v3", "default_vocab_size": 700})):
-        path = tmp_path / name
-        path.write_bytes(vocabularies.tekken(**config))
-        library = mistral.Tekkenizer.from_file(path)
-        ours = read(path, library.n_words)
-        assert (ours.kind, ours.size, ours.ends) == ("tekken", library.n_words, (library.eos_id,))
-        texts = [clean(line) for line in LINES]
-        wrong = [
-            t for t in texts if [*ours.prefix, *ours.encode(t), *ours.suffix] != library.encode(t, bos=True, eos=False)
-        ]
-        assert wrong == []
-        assert [decode(ours, ours.encode(text)) for text in texts] == texts
-        assert decode(ours, range(library.n_words)) == library.decode(list(range(library.n_words)))
-        assert all(ours.token_id(library.id_to_piece(i)) == i for i in range(10))
-        assert ours.encode("[INST]a<SPECIAL_9>", special=True) == [3, *ours.encode("a"), 9]
-    assert find(tmp_path, len(ours.stream().pieces) + 1000).kind == "tekken"
-
-
-def test_tekken_without_special_tokens(tmp_path):
-    mistral = pytest.importorskip("mistral_common.tokens.tokenizers.tekken")
-    path = tmp_path / "tekken.json"
-    content = json.loads(vocabularies.tekken(default_num_special_tokens=25, default_vocab_size=500))
-    del content["special_tokens"]
-    path.write_text(json.dumps(content))
-    library = mistral.Tekkenizer.from_file(path)
-    ours = read(path, 500)
-    assert ours.encode("a [TOOL_CALLS]") == library.encode("a [TOOL_CALLS]", bos=False, eos=False)
-    assert [ours.token_id(library.id_to_piece(i)) for i in range(25)] == list(range(25))
-    content["config"]["version"] = "v11"
-    path.write_text(json.dumps(content))
-    with pytest.raises(TokenizerError, match="has no special_tokens, which its version 'v11' needs"):
-        read(path, 500)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda c: c.pop("config"),
-        lambda c: c["config"].pop("pattern"),
-        lambda c: c["config"].update(pattern="("),
-        lambda c: c["config"].update(default_vocab_size=1 << 40),
-        lambda c: c["config"].update(default_num_special_tokens=1 << 40),
-        lambda c: c["config"].update(default_num_special_tokens=2),
-        lambda c: c["config"].update(default_num_special_tokens=True),
-        lambda c: c.update(vocab={}),
-        lambda c: c["vocab"].pop(3),
-        lambda c: c["vocab"][300].update(token_bytes="?"),
-        lambda c: c["vocab"][300].update(token_bytes=c["vocab"][299]["token_bytes"]),
-        lambda c: c["vocab"].__setitem__(5, 7),
-        lambda c: c["special_tokens"].pop(0),
-        lambda c: c["special_tokens"][3].update(rank=1),
-        lambda c: c["special_tokens"][3].update(token_str="<s>"),
-        lambda c: c["special_tokens"][1].update(token_str="<begin>"),
-        lambda c: c.update(special_tokens=[7]),
-    ],
-)
-def test_broken_tekken(tmp_path, change):
-    content = json.loads(vocabularies.tekken(400))
-    change(content)
-    (tmp_path / "tekken.json").write_text(json.dumps(content))
-    with pytest.raises(TokenizerError, match=r"tekken\.json is no usable tokenizer: "):
-        read(tmp_path / "tekken.json", 1000)
-
-
-# ---- letters ---------------------------------------------------------------------------------------------------------
-
-PROTEINS = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>"]
-KMERS = ["".join(letters) for letters in itertools.product("ACGT", repeat=3)]
-NUCLEOTIDES = ["<unk>", "<pad>", "<mask>", "<cls>", *KMERS, *"ATCGN", "<eos>", "<bos>"]
-LETTERS = st.lists(
-    st.one_of(
-        st.sampled_from(
-            [*PROTEINS, "ACG", "CGTA", "<MASK>", "<mask", "mask>", " ", "  ", "\n", "j", "é", "1", "[MASK]"]
-        ),
-        st.text(max_size=2),
-    ),
-    max_size=12,
-).map("".join)
-
-
-@pytest.fixture(scope="module", params=["proteins", "nucleotides"])
-def letters(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("letters")
-    proteins = request.param == "proteins"
-    (folder / "vocab.txt").write_text("\n".join(PROTEINS if proteins else NUCLEOTIDES))
-    config = {} if proteins else {"eos_token": None, "bos_token": None, "tokenizer_class": "EsmTokenizer"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    (folder / "config.json").write_text(json.dumps({"model_type": "esm"}))
-    return transformers.EsmTokenizer.from_pretrained(folder), find(folder, 200)
-
-
-@settings(max_examples=300)
-@given(text=LETTERS)
-def test_letters(letters, text):
-    library, ours = letters
-    assert [*ours.prefix, *ours.encode(text, special=True), *ours.suffix] == library.encode(clean(text))
-
-
-@pytest.mark.parametrize("lower", [True, False])
-@pytest.mark.parametrize(
-    "config",
-    [
-        None,
-        {},
-        {"do_lower_case": False},
-        {"tokenizer_class": "BertTokenizer"},
-        {"tokenizer_class": "BertTokenizerFast", "do_lower_case": True, "strip_accents": False},
-        {"tokenizer_class": "ElectraTokenizer", "do_lower_case": False, "strip_accents": True},
-        {"tokenizer_class": "DistilBertTokenizer", "tokenize_chinese_chars": False},
-        {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True},
-    ],
-)
-def test_the_case_of_a_tokenizer_json(tmp_path, config, lower):
-    """BERT's class goes by tokenizer_config.json, whatever the file itself does to case and accents."""
-    library = vocabularies.word_pieces(lower=lower)
-    library.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    if config is not None:
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    ours, options = find(tmp_path, 4000), {"add_special_tokens": False}
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    again = from_blob(ours.kind, ours.blob)
-    for text in LINES[:200]:
-        expected = theirs.encode(clean(text), **options)
-        assert ours.encode(text, special=True) == again.encode(text, special=True) == expected
