@@ -20,17 +20,16 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import peers_report
 from fastllm.weights.store import DTYPES
-from peers_models import SHAPES, write_folder
+from peers_files import Files, output
+from peers_kinds import GGUF, KINDS, Peer, Variant
+from peers_models import SHAPES
 from peers_report import Result, Sample
 
 HERE = Path(__file__).resolve().parent
-SEQUENCES = 16  # of "batch"
-FAR = 8000  # tokens before those of "long" and "long-q8"
-TEXTS = 5  # of theirs, one after the other in one process
 DISTURBED = 0.1  # of a core, taken by other processes: more, and a figure is measured again
 TRIES = 4
 
@@ -44,188 +43,6 @@ WORKS = {
     "start": ("1.1B", "stories15M"),
     "busy": ("1.1B", "stories15M"),
 }
-
-
-class Variant(NamedTuple):
-    name: str
-    bits: float  # a weight, scales included; files that say it themselves are asked
-
-
-class Kind(NamedTuple):
-    """A peer: its formats and the settings that are tried."""
-
-    title: str
-    variants: tuple[Variant, ...]
-    settings: tuple[dict[str, Any], ...] = ({},)
-    far: tuple[dict[str, Any], ...] = ({},)  # tried with a long context, each with all of those
-    without: tuple[str, ...] = ()  # works
-
-
-GGUF = (Variant("Q8_0", 8.5), Variant("Q4_0", 4.5), Variant("Q4_K_M", 4.8))
-KINDS = {
-    "fastllm": Kind("fastllm", (Variant("q8", 8.5), Variant("q4", 4.5))),
-    "llama.cpp": Kind("llama.cpp", GGUF, ({"repack": True}, {"repack": False}), far=({"flash": 1}, {"flash": 0})),
-    "ik_llama.cpp": Kind("ik_llama.cpp", GGUF, ({"rtr": 1}, {"rtr": 0}), without=("start",)),
-    "ctranslate2": Kind("CTranslate2", (Variant("int8", 8),), ({"compute": "int8"},)),
-    "ort": Kind("ORT GenAI", (Variant("int8", 9), Variant("int4", 5))),
-    "openvino": Kind(
-        "OpenVINO GenAI",
-        (Variant("int8", 8), Variant("int4", 4.2)),
-        ({}, {"INFERENCE_PRECISION_HINT": "f32"}, {"ATTENTION_BACKEND": "SDPA"}),
-        without=("batch",),
-    ),
-    "torch": Kind("transformers", (Variant("f32", 32), Variant("bf16", 16), Variant("int8", 8))),
-    "llama2.c": Kind("llama2.c runq", (Variant("int8", 9),), without=("prefill", "batch", "long", "long-q8")),
-}
-
-# How libraries that choose their instructions as they start are kept to those of an instruction set.
-LIMITS = {
-    "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "MKL_ENABLE_INSTRUCTIONS": "AVX512_E1"},
-    "avxvnni": {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI", "MKL_ENABLE_INSTRUCTIONS": "AVX2_E1", "CT2_FORCE_CPU_ISA": "AVX2"},
-    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "CT2_FORCE_CPU_ISA": "AVX2"},
-}
-
-
-class Peer:
-    """One variant of one kind, on one shape."""
-
-    def __init__(self, name: str, variant: Variant, shape: str, where: str) -> None:
-        self.kind, _, self.tag = name.partition("@")
-        self.variant, self.shape, self.where = variant, shape, where
-        self.label = f"{KINDS[self.kind].title} {variant.name}" + (f" ({self.tag})" if self.tag else "")
-        self.model = self.scratch = Path()
-        self.token_bytes = SHAPES[shape].weights * variant.bits / 8
-
-    @property
-    def is_binary(self) -> bool:
-        """Not a Python package: what is started is the folder's programs."""
-        return self.kind in ("ik_llama.cpp", "llama2.c")
-
-    def settings(self, work: str) -> list[dict[str, Any]]:
-        """Those that are tried."""
-        kind = KINDS[self.kind]
-        return [some | more for some in kind.settings for more in (kind.far if work.startswith("long") else ({},))]
-
-    def python(self) -> str:
-        return sys.executable if self.is_binary else self.where
-
-    def environment(self) -> dict[str, str]:
-        extra = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        if self.tag:
-            extra |= {"FASTLLM_ISA": self.tag, **LIMITS.get(self.tag, {})}
-        return os.environ | extra
-
-    def spec(self, work: str, threads: int, settings: dict[str, Any]) -> dict[str, Any]:
-        shape = SHAPES[self.shape]
-        count = {"prefill": shape.prompt, "decode": shape.tokens, "busy": min(shape.tokens, 64)}.get(work, 16)
-        before = FAR if work.startswith("long") else 8
-        return {
-            "peer": self.kind,
-            "where": self.where,
-            "model": str(self.model),
-            "scratch": str(self.scratch),
-            "variant": self.variant.name,
-            "work": work,
-            "kv": "q8" if work == "long-q8" else "f16",
-            "threads": threads,
-            "count": count,
-            "before": before,
-            "texts": TEXTS if work.startswith("long") else 1,
-            "room": before + count + 16,
-            "batch": SEQUENCES if work == "batch" else 1,
-            "vocab": shape.vocab,
-            "settings": settings,
-        }
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
-class Files:
-    """The folder with every peer's files of the shapes: made once, with the peer's own converter."""
-
-    def __init__(self, folder: Path, smollm2: Path | None, where: dict[str, str]) -> None:
-        self.folder, self.smollm2, self.where = folder, smollm2, where
-
-    def prepare(self, peer: Peer) -> None:
-        """Sets peer.model and, where the file says it, peer.token_bytes. Raises RuntimeError when it can't be had."""
-        peer.scratch = self.folder / peer.shape
-        peer.scratch.mkdir(parents=True, exist_ok=True)
-        if peer.shape == "SmolLM2-135M":
-            self._smollm2(peer)
-            return
-        home = peer.scratch
-        write_folder(home / "hf", SHAPES[peer.shape])
-        source, name = str(home / "hf"), peer.variant.name
-        if peer.kind == "fastllm":
-            peer.model = self._made(home / f"fastllm-{name}.safetensors", peer.python(), "fastllm_file", source, name)
-        elif peer.kind == "llama2.c":
-            peer.model = self._made(home / "llama2c.bin", sys.executable, "llama2c_file", source)
-        elif peer.kind in ("llama.cpp", "ik_llama.cpp"):
-            peer.model = self._gguf(peer, source)
-        elif peer.kind == "torch":
-            peer.model = home / "hf"
-        else:
-            function, *more = {
-                "ctranslate2": ("ctranslate2_folder",),
-                "ort": ("ort_folder",),
-                "openvino": ("openvino_folder", peer.shape),
-            }[peer.kind]
-            target = home / f"{peer.kind}-{name}"
-            peer.model = self._made(target, peer.python(), function, source, name, after=more)
-        self._count_bytes(peer)
-
-    def _smollm2(self, peer: Peer) -> None:
-        if self.smollm2 is None:
-            raise RuntimeError("--smollm2 is not given")
-        if peer.kind == "fastllm":
-            target = peer.scratch / f"fastllm-{peer.variant.name}.safetensors"
-            peer.model = self._made(target, peer.python(), "fastllm_file", str(self.smollm2), peer.variant.name)
-        else:
-            peer.model = self.smollm2
-        self._count_bytes(peer)
-
-    def _gguf(self, peer: Peer, source: str) -> Path:
-        python, kind = self._llama_cpp(peer), peer.variant.name
-        target = peer.scratch / f"{kind}.gguf"
-        if not target.exists():
-            plain = self._made(peer.scratch / "f16.gguf", python, "gguf_file", source, after=[peer.shape])
-            self._made(target, python, "quantized_gguf", str(plain), kind)
-        return target
-
-    def _llama_cpp(self, peer: Peer) -> str:
-        """The interpreter that makes and reads a peer's GGUF."""
-        return self.where["llama.cpp"] if peer.is_binary else peer.python()
-
-    def _made(
-        self, target: Path, python: str, function: str, source: str, *rest: str, after: Sequence[str] = ()
-    ) -> Path:
-        if not target.exists():
-            unfinished = target.with_name(f"unfinished-{target.name}")
-            convert(python, function, source, str(unfinished), *rest, *after)
-            unfinished.rename(target)
-        return target
-
-    def _count_bytes(self, peer: Peer) -> None:
-        if peer.model.suffix == ".gguf":
-            peer.token_bytes = convert(self._llama_cpp(peer), "gguf_token_bytes", str(peer.model))
-        elif peer.kind == "fastllm":
-            peer.token_bytes = convert(peer.python(), "fastllm_token_bytes", str(peer.model))
-
-
-def convert(python: str, function: str, *args: str) -> Any:
-    command = [python, str(HERE / "peers_convert.py"), function, json.dumps(args)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    return json.loads(output(subprocess.run(command, text=True, capture_output=True, check=False, env=environment)))
-
-
-def output(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line. Raises RuntimeError with the last line of what went wrong."""
-    if done.returncode:
-        said = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        ended = f"ended by signal {-done.returncode}" if done.returncode < 0 else "failed"
-        raise RuntimeError(said[-1][:300] if said and done.returncode > 0 else ended)
-    return done.stdout.strip().splitlines()[-1]
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
