@@ -14,7 +14,7 @@ from helpers import vocabularies
 pytest.importorskip("transformers")
 pytest.importorskip("jinja2")
 
-import templates
+from helpers import conversations
 
 VALUES = "{% set text = ' A <b> é\\tß\\n x-1 ' %}{% set items = [3, 1, 2, 1] %}{% set map = {'b': 1, 'a': [2, none]} %}"
 FILTERS = """
@@ -135,22 +135,22 @@ CASES = [f"{VALUES}{{{{ {each} }}}}" for line in EXPRESSIONS for each in line.sp
 @pytest.mark.parametrize("source", CASES, ids=lambda source: source.removeprefix(VALUES)[:50])
 @pytest.mark.filterwarnings("ignore::Warning:transformers")
 def test_as_transformers_has_it(source):
-    messages = [templates.USER, {"role": "assistant", "content": "bye"}, templates.USER]
-    found, expected = templates.ours(source, messages, {}), templates.theirs(source, messages, {})
+    messages = [conversations.USER, {"role": "assistant", "content": "bye"}, conversations.USER]
+    found, expected = conversations.ours(source, messages, {}), conversations.theirs(source, messages, {})
     if isinstance(expected, Exception):
         assert isinstance(found, Exception), found
     else:
         assert found == expected
 
 
-@pytest.mark.parametrize("name", templates.CONVERSATIONS)
+@pytest.mark.parametrize("name", conversations.CONVERSATIONS)
 def test_what_templates_are_shown(name):
     """All variables and messages, whole: null is not there, reasoning has all of its names."""
     source = (
         "{{ messages | tojson }}{{ tools | tojson }}{{ documents }}{{ enable_thinking }}{{ add_generation_prompt }}"
     )
-    messages, variables = templates.CONVERSATIONS[name]
-    assert templates.ours(source, messages, variables) == templates.theirs(source, messages, variables)
+    messages, variables = conversations.CONVERSATIONS[name]
+    assert conversations.ours(source, messages, variables) == conversations.theirs(source, messages, variables)
 
 
 def test_methods_that_are_not_run():
@@ -169,9 +169,9 @@ def test_a_template_for_tools(tmp_path):
         found = find(tmp_path, 2000)
         for tokenizer in (found, from_blob(found.kind, found.blob)):
             template = ChatTemplate(tokenizer)
-            assert template.render([templates.USER]) == "plain"
-            assert template.render([templates.USER], tools=None) == "plain"
-            assert template.render([templates.USER], tools=[]) == "with tools"
+            assert template.render([conversations.USER]) == "plain"
+            assert template.render([conversations.USER], tools=None) == "plain"
+            assert template.render([conversations.USER], tools=[]) == "with tools"
 
     for value in (several, {each["name"]: each["template"] for each in several}):
         config.write_text(json.dumps({"chat_template": value}))
