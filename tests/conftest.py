@@ -1,4 +1,4 @@
-"""Where the fixtures are, and files of random models."""
+"""Fixtures of all tests, and hypothesis's settings."""
 
 import pytest
 from hypothesis import Phase, settings
@@ -6,8 +6,8 @@ from hypothesis import Phase, settings
 import fastllm
 from helpers import writers
 
-# A test runs under sanitizers and on busy machines too: examples are few and have no deadline.
-# No phase that explains: it runs a failing test hundreds of times more.
+# Tests also run under sanitizers and on busy machines, so there are few examples and no deadline for one. Hypothesis's
+# "explain" phase is left out because it runs a failing test hundreds of times more.
 PHASES = (Phase.explicit, Phase.generate, Phase.shrink)
 settings.register_profile("fastllm", deadline=None, max_examples=50, derandomize=True, phases=PHASES)
 settings.load_profile("fastllm")
@@ -15,7 +15,10 @@ settings.load_profile("fastllm")
 
 @pytest.fixture
 def write_model(tmp_path):
-    """Writes a random model, f32 unless a group size is given, with a tokenizer beside it."""
+    """A function that writes a random llama2.c file of version 0, 1 or 2 (int8 in groups) and returns its path.
+
+    A tokenizer.bin lies beside the file unless tokenizer is False.
+    """
 
     def write(cfg=writers.SMALL, *, seed=0, tied=False, version=0, group=32, tokenizer=True):
         weights = writers.random_weights(cfg, seed, tied=tied)

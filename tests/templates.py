@@ -1,8 +1,10 @@
-"""Chat templates of a folder (*.jinja) by fastllm and by transformers: python tests/templates.py DIR [-v]
+"""A script, no test: compares fastllm's chat templates with transformers' for the templates (*.jinja) of a folder.
 
-Each is rendered for some conversations by both. Says how many give the same text or are refused by both, and of the
-others what each of them wrote. -v: also why both refuse. Templates of others are not kept here; llama.cpp's
-models/templates, axolotl's and trl's are collections of them.
+    python tests/templates.py DIR [-v]
+
+Renders each template for the conversations of helpers/conversations.py with both. Prints how many give equal texts, how
+many both refuse, and both texts where they differ; with -v also why both refuse. No published templates are kept here:
+collections are llama.cpp's models/templates, axolotl's and trl's.
 """
 
 import sys

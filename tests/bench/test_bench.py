@@ -1,4 +1,4 @@
-"""fastllm bench: what it reports fits together, and its batches compute what texts alone do."""
+"""fastllm bench: its figures agree with each other, and its batches compute what single texts compute."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FIELDS = {
 
 
 def command(*args: object, code: int = 0, cwd: Path | None = None) -> tuple[str, str]:
-    """Runs fastllm bench in a process of its own; returns what it wrote to stdout and stderr."""
+    """Runs `fastllm bench` in a process of its own and returns what it wrote to stdout and stderr."""
     words = [sys.executable, "-m", "fastllm", "bench", *map(str, args)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False, cwd=cwd)
     assert done.returncode == code, done.stderr
@@ -36,7 +36,7 @@ def command(*args: object, code: int = 0, cwd: Path | None = None) -> tuple[str,
 
 
 def weights_in(file: Path) -> int:
-    """The bytes of all tensors in a converted file: of a model with a tied head, what a token reads."""
+    """The bytes of all tensors in a converted file, which a token reads all of if the head is tied."""
     data = file.read_bytes()
     (length,) = struct.unpack_from("<Q", data)
     header = json.loads(data[8 : 8 + length])
@@ -59,9 +59,9 @@ def test_json_is_one_list_that_fits_together(tmp_path: Path) -> None:
         if not file.exists():
             words = [sys.executable, "-m", "fastllm", "convert", TINY, file, "--dtype", row["dtype"]]
             subprocess.run(words, check=True, capture_output=True)
-        # A forward reads the weights once, and gives each text of the batch a token.
+        # A forward reads the weights once and gives each text of the batch a token.
         forwards = row["weight_gbps"] * 1e9 / weights_in(file)
-        assert row["decode_tps"] == pytest.approx(forwards * row["batch"], rel=0.02)  # padding of vectors
+        assert row["decode_tps"] == pytest.approx(forwards * row["batch"], rel=0.02)  # vectors are padded in the file
         assert row["read_share"] == pytest.approx(row["weight_gbps"] / row["read_gbps"])
         assert row["first_token_s"] >= row["batch"] * row["prompt"] / row["prefill_tps"]
         assert row["prefill_limit_tps"] * row["int8_share"] == pytest.approx(row["prefill_tps"])
@@ -70,7 +70,7 @@ def test_json_is_one_list_that_fits_together(tmp_path: Path) -> None:
 
 
 def test_shares_are_of_the_machine_in_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a plain count of the weights: 2 layers of width 32, 4 heads of 8, 2 for keys, 64 inside, 272 words."""
+    """Shares equal a count by hand for 2 layers of width 32, 4 heads of 8 (2 for keys), 64 inside, 272 words."""
     monkeypatch.setattr(rounds, "read_bandwidth", lambda threads: 10.0 * threads)
     monkeypatch.setattr(rounds, "int8_peak", lambda threads, isa: 100.0 * threads)
     (row,) = bench.bench(TINY, prompt=10, gen=4, batches=[2], threads=[2])
@@ -96,7 +96,7 @@ def test_the_built_in_model_by_default_as_a_table() -> None:
 
 
 def test_a_batch_writes_what_its_texts_alone_do(write_model: Any) -> None:
-    """Prompts that end inside, at the end and at the beginning of a forward."""
+    """Prompts that end inside a forward, at its end and at its beginning."""
     llm = fastllm.load(write_model(), threads=2)
     draw = random.Random(0)
     for lengths in ([100, 100, 100], [128, 128, 9], [1, 150, 105, 2, 150, 150], [7]):
@@ -177,7 +177,7 @@ def test_a_worker_that_was_killed() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can forget a peak")
 def test_a_peak_of_memory_can_be_forgotten() -> None:
-    # Pages mapped for it alone: an allocator may keep what was freed.
+    # The memory is mapped for this alone: an allocator might keep what was freed.
     code = """
 import mmap
 from fastllm.bench import child

@@ -1,5 +1,8 @@
-"""What chat templates are written with, one by one, against transformers: the filters, methods, tests and statements
-that are found in the templates of some 240 models, and all others that Jinja has where what they give is certain."""
+"""Each construct of Jinja that chat templates use renders as in transformers.
+
+The filters, methods, tests and statements are those in the templates of some 240 models, and all others of Jinja whose
+result is defined.
+"""
 
 import json
 
@@ -145,7 +148,7 @@ def test_as_transformers_has_it(source):
 
 @pytest.mark.parametrize("name", conversations.CONVERSATIONS)
 def test_what_templates_are_shown(name):
-    """All variables and messages, whole: null is not there, reasoning has all of its names."""
+    """Templates see all variables and messages: null is undefined, and reasoning is there under all its names."""
     source = (
         "{{ messages | tojson }}{{ tools | tojson }}{{ documents }}{{ enable_thinking }}{{ add_generation_prompt }}"
     )
@@ -159,7 +162,7 @@ def test_methods_that_are_not_run():
 
 
 def test_a_template_for_tools(tmp_path):
-    """Of several, "tool_use" is for conversations with tools, wherever they are."""
+    """Of several templates "tool_use" is for conversations with tools, in whichever file the templates are."""
     level = vocabularies.byte_level(vocabularies.gpt2_split())
     level.save(str(tmp_path / "tokenizer.json"))
     several = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "with tools"}]

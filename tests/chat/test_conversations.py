@@ -1,4 +1,4 @@
-"""Conversations: against transformers' apply_chat_template, and templates and messages that mean harm."""
+"""Conversations become the ids of transformers' apply_chat_template; templates are found, and turns end."""
 
 import json
 from types import SimpleNamespace
@@ -44,7 +44,7 @@ CONFIG = {"bos_token": "<s>", "eos_token": "</s>", "added_tokens_decoder": {}}
 
 @pytest.fixture(scope="module", params=TEMPLATES)
 def pair(request, tmp_path_factory):
-    """Our template and transformers' tokenizer of one folder."""
+    """Our template and transformers' tokenizer for the same folder."""
     folder = tmp_path_factory.mktemp(request.param)
     vocabularies.byte_level(vocabularies.gpt2_split()).save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({**CONFIG, "chat_template": TEMPLATES[request.param]}))
@@ -71,7 +71,7 @@ def test_ids_are_those_of_transformers(pair, data):
 
 
 def test_what_the_template_reads(pair):
-    """Tools go to the template as transformers gives them."""
+    """A template gets tools in the form in which transformers passes them."""
     ours, library = pair
     messages = [{"role": "user", "content": "é <b>"}]
     tools = [{"type": "function", "function": {"name": "f", "description": "<é>", "parameters": {}}}]
@@ -99,7 +99,7 @@ HOSTILE = [
 @settings(max_examples=25)
 @given(data=st.data())
 def test_messages_write_no_special_tokens(pair, data):
-    """Whatever people write: the special tokens are those of the template, and the text is all there."""
+    """Special tokens come from the template only, never from a message, whose text is complete."""
     ours, library = pair
     hostile = st.lists(st.sampled_from(HOSTILE), max_size=8).map("".join)
     texts = data.draw(st.lists(hostile, min_size=1, max_size=3))
@@ -113,7 +113,7 @@ def test_messages_write_no_special_tokens(pair, data):
 
 
 def test_control_tokens_that_are_not_special(tmp_path):
-    """<think>, which only the template makes one: text in what users write, itself in what the assistant has said."""
+    """<think>, a control token only because of the template: text in a user's message, a token in the assistant's."""
     library = vocabularies.byte_level(vocabularies.gpt2_split())
     library.add_tokens(["<think>", "<other>"])
     library.save(str(tmp_path / "tokenizer.json"))
@@ -128,7 +128,7 @@ def test_control_tokens_that_are_not_special(tmp_path):
 
 
 def test_no_second_bos(tmp_path):
-    """The template puts BOS itself; the tokenizer's own policy adds none."""
+    """If the template writes BOS, the tokenizer adds no second one."""
     vocabularies.llama_json(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**CONFIG, "add_bos_token": True}))
     (tmp_path / "chat_template.json").write_text(
@@ -177,7 +177,7 @@ def test_ends_of_a_turn(tmp_path):
 
 @pytest.mark.parametrize("other", ["<|eot_id|>", "<end_of_turn>", "<|fim_pad|>", "<|end|>"])
 def test_ends_that_no_file_names(other):
-    """A token that ends a turn in some family does so, special or only added; the same text as a plain one does not."""
+    """A token that ends turns in some family does so if it is special or added, but not if it is a normal token."""
     library = vocabularies.byte_level(vocabularies.gpt2_split())
     library.add_special_tokens([other])
     metadata = json.loads(vocabularies.gguf_bytes(library, "gpt-2"))
@@ -190,7 +190,7 @@ def test_ends_that_no_file_names(other):
 
 
 def test_an_end_of_another_type():
-    """Files of old have one type for all tokens: what has a role is special all the same."""
+    """Old files give all tokens one type; a token with a role counts as special."""
     library = vocabularies.byte_level(vocabularies.gpt2_split())
     metadata = json.loads(vocabularies.gguf_bytes(library, "gpt-2"))
     del metadata["tokenizer.ggml.token_type"]
@@ -200,7 +200,7 @@ def test_an_end_of_another_type():
 
 
 def test_an_end_that_is_text(tmp_path):
-    """A role's token that is a word stays one of the vocabulary."""
+    """A role's token that is an ordinary word is not made special."""
     metadata = json.loads(vocabularies.gguf_pieces(vocabularies.sentence_pieces(tmp_path), prefix=True))
     tokens = metadata["tokenizer.ggml.tokens"]
     end = tokens.index("\u2581the")
@@ -218,7 +218,7 @@ def test_a_template_that_is_no_text(tmp_path):
 
 
 def test_ends_that_are_not_special(tmp_path):
-    """As Qwen 2.5's files have <|fim_pad|>; </s> that is only added is HTML's."""
+    """Added tokens that are not special: Qwen 2.5's <|fim_pad|>, and a </s> that is HTML."""
     library = vocabularies.byte_level(vocabularies.gpt2_split())
     library.add_tokens(["<|fim_pad|>", "<|eot_id|>"])
     state = json.loads(library.to_str())
@@ -230,7 +230,7 @@ def test_ends_that_are_not_special(tmp_path):
 
 
 def test_pieces_that_are_taken_whole(tmp_path):
-    """SentencePiece takes user-defined pieces for themselves wherever they are: Gemma's begin and end turns."""
+    """SentencePiece recognizes user-defined pieces everywhere. Gemma's end turns, so messages must not write them."""
     library = vocabularies.sentence_pieces(tmp_path)
     template = "{% for message in messages %}<start_of_turn>{{ message.content }}{% endfor %}"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
@@ -243,7 +243,7 @@ def test_pieces_that_are_taken_whole(tmp_path):
 
 
 def test_an_end_that_is_none():
-    """gpt-oss writes <|end|> after each of its messages, and <|return|> or <|call|> after the last."""
+    """gpt-oss ends each message with <|end|>, which is no end of the turn: <|return|> and <|call|> are."""
     library = vocabularies.byte_level(vocabularies.gpt2_split())
     library.add_special_tokens(["<|end|>", "<|return|>", "<|call|>"])
     ends = from_blob("gguf", vocabularies.gguf_bytes(library, "gpt-2")).ends
@@ -273,7 +273,7 @@ def test_a_conversation(tmp_path):
     assert decode(tokenizer, first) == "system\nBe brief.\nuser\nhello\nassistant\n"
     chat.reply([*tokenizer.encode("the ocean"), end])
     again = chat.say("and?")
-    assert again[: len(first)] == first  # what was computed of a conversation is a part of the next turn
+    assert again[: len(first)] == first  # the next turn's prompt begins with this one's, so that the cache has it
     assert decode(tokenizer, again[len(first) :]) == "the ocean\nuser\nand?\nassistant\n"
 
 

@@ -1,4 +1,4 @@
-"""Templates and messages that mean harm: bounded time and memory, no way out of the sandbox."""
+"""Malicious templates and messages: their time and memory are bounded, and nothing leaves the sandbox."""
 
 import json
 import subprocess
@@ -112,7 +112,7 @@ def test_harmful_templates(source, tmp_path):
 
 
 def test_memory_of_harmful_templates():
-    """In a process of its own, as what it has taken at most counts."""
+    """Each template in a process of its own, whose peak memory is checked."""
     code = """
 import json, resource, sys
 from fastllm import TokenizerError
@@ -136,7 +136,7 @@ print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def test_internals_stay_empty(tmp_path):
-    """Names that begin with an underscore are not there: nothing of Python's is written."""
+    """Names that begin with an underscore are undefined, so that a template shows nothing of Python's internals."""
     for source in (
         "{{ messages.__class__ }}",
         "{{ self._TemplateReference__context }}",
@@ -163,7 +163,7 @@ def test_messages_that_are_refused(tmp_path):
 
 
 def test_long_conversations(tmp_path):
-    """Templates ask at every message how many there are."""
+    """A template that asks for the number of messages at each message takes linear time."""
     source = "{% for m in messages %}{{ m.content }}{% if loop.index < messages | length %};{% endif %}{% endfor %}"
     messages = [{"role": "user", "content": [{"text": str(i)} for i in range(4)]} for _ in range(1000)]
     text = template(source.replace("m.content", "m.content | map(attribute='text') | join"), tmp_path).render(messages)

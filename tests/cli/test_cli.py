@@ -1,4 +1,4 @@
-"""The command line, run as a user runs it: in a process of its own."""
+"""The command line beside `run`: chat, info, inspect, convert and embed, mistakes, and how fast it starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from helpers.data import DATA, ROOT
 
 def test_chat_answers_each_line() -> None:
     args = ("chat", str(TINY), "-t", "0", "-y", "Be brief.", "--context", "64")
-    # Random weights: what matters is that a turn is answered and that the context's end is said, not crashed into.
+    # The weights are random: a turn must be answered, and the end of the context must be said.
     out, err = fastllm(*args, stdin="hi\n", code=0)
     assert out.endswith("\n")
     out, err = fastllm(*args, stdin="hi\n\nand again\n", code=2)
@@ -193,7 +193,7 @@ def test_no_tokenizer_names_every_place(tmp_path: Path) -> None:
     one_sentence(err)
     for folder in (beside, here):
         assert f"{folder} has no tokenizer.bin, tok272.bin, tokenizer.model, tokenizer.json" in err
-    # A file that does not fit is passed over, one that fits is taken.
+    # A tokenizer of another size is passed over, a fitting one is used.
     (beside / "tokenizer.bin").write_bytes((DATA / "llama2c_untied" / "tokenizer.bin").read_bytes())
     (here / "tok272.bin").write_bytes((DATA / "llama2c_gqa_tied" / "tokenizer.bin").read_bytes())
     fastllm("run", str(model), "-n", "5", cwd=here)
@@ -210,7 +210,7 @@ def test_truncated_files_are_named(tmp_path: Path) -> None:
 
 
 def test_start_is_quick() -> None:
-    """No library that a run without a prompt can do without is loaded: that is what keeps the start short."""
+    """A run without a prompt imports no library that it does not need, which keeps its start short."""
     code = "import sys; from fastllm import cli; cli.main(['run', '-n', '2', '-s', '1']); print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
     loaded = done.stdout.decode().split()
@@ -224,7 +224,7 @@ _HEAVY = ("numpy", "sentencepiece", "safetensors", "tokenizers", "dataclasses", 
 
 @pytest.mark.parametrize("name", ["model_v0.bin", "model_v2_q80.bin", "model.safetensors"])
 def test_files_start_as_quickly(tmp_path: Path, name: str) -> None:
-    """So it is for llama2.c's files and converted ones."""
+    """llama2.c's files and converted ones import as little as the built-in model."""
     model = DATA / "llama2c_gqa_tied" / name
     if name == "model.safetensors":
         model = tmp_path / name
@@ -235,7 +235,7 @@ def test_files_start_as_quickly(tmp_path: Path, name: str) -> None:
 
 
 def test_time_to_interrupt_is_short() -> None:
-    """Ctrl-C before the first token ends the process too."""
+    """Ctrl-C ends the process even before the first token."""
     with subprocess.Popen(
         [sys.executable, "-m", "fastllm", "chat", str(TINY)], stdin=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

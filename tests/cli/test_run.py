@@ -1,4 +1,4 @@
-"""fastllm run: its text, its guesses, and how it ends."""
+"""fastllm run: its text, its figures, its guesses, and how it ends."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from helpers.data import STORIES, needs_stories
     "recorded", json.loads((STORIES / "meta.json").read_text())["outputs"] if STORIES.exists() else []
 )
 def test_llama2c_command_lines_give_run_c_text(recorded: dict[str, str]) -> None:
-    """The very command lines that recorded run.c's output, letter for letter."""
+    """The arguments with which run.c's output was recorded give the same text."""
     import shlex
 
     words = shlex.split(recorded["cmd"])
     out, err = fastllm(*words, cwd=STORIES)
     assert out == (STORIES / recorded["file"]).read_text()
     assert "tokens/s" in err
-    # Reading alone is measured for an instant: where another program slows that, there is no share to show.
+    # The speed of memory is measured for an instant. If another program disturbs that, no share of it is shown.
     assert re.search(r"; weights [\d.]+ GB/s(, \d+% of the [\d.]+ that reading alone takes)?; ", err)
 
 
@@ -44,7 +44,7 @@ def test_steps_count_the_prompt_and_max_tokens_do_not() -> None:
     new = json.loads(fastllm(*words, "--max-tokens", "20", cwd=STORIES)[0])
     assert new["generated_tokens"] == 20
     assert new["text"].startswith(steps["text"])
-    # llama2.c shows no more than N tokens even of the prompt.
+    # -n N counts the prompt's tokens too, and shows no more than N of them, as llama2.c does.
     assert fastllm("run", "stories260K.bin", "-n", "1", "-i", "Once upon a time", cwd=STORIES)[0] == "Once\n"
 
 
@@ -77,12 +77,12 @@ def test_guesses_change_nothing_but_the_speed(sampling: tuple[str, ...]) -> None
         assert about["text"] == same["text"]
         assert 0 <= about["accepted_tokens"] <= about["proposed_tokens"]
     draft = json.loads(fastllm(*words, "--draft", str(BUILT_IN))[0])
-    assert sampling[1] != "0" or draft["accepted_tokens"] == draft["proposed_tokens"]  # it is the model itself
+    assert sampling[1] != "0" or draft["accepted_tokens"] == draft["proposed_tokens"]  # the draft is the model itself
 
 
 @pytest.mark.parametrize(("used", "read", "said"), [(8.0, 10.0, "80% of the 10.0"), (9.0, 0.01, "")])
 def test_a_share_is_said_where_it_means_something(used: float, read: float, said: str) -> None:
-    """A machine that was busy while so little was read says nothing."""
+    """A share of memory's speed is shown only if it can be right: the machine may have been busy at the measurement."""
     from fastllm.cli.run import speed_line
 
     speed: dict[str, float | int | str | None] = dict.fromkeys(("prompt_tps", "decode_tps", "prompt_tokens"))
@@ -147,13 +147,13 @@ def test_built_in_model_tells_the_same_story_on_every_instruction_set() -> None:
     stories = {fastllm("run", "-s", "5", FASTLLM_ISA=isa)[0] for isa in isas}
     assert len(stories) == 1
     story = stories.pop()
-    assert len(story.split()) > 60  # a story, not a line
-    assert story.rstrip()[-1] in '.!?"'  # and it ends by itself
+    assert len(story.split()) > 60  # a whole story
+    assert story.rstrip()[-1] in '.!?"'  # which ends by itself
     assert fastllm("run", "-s", "6")[0] != story
 
 
 def test_streams_while_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every few characters leave the process as they come."""
+    """Text is written as it comes, every few characters."""
     from fastllm import cli
 
     class Out(io.StringIO):
@@ -171,7 +171,7 @@ def test_streams_while_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_stories
 def test_ctrl_c_keeps_what_was_written() -> None:
-    # A model that never stops by itself: many stories one after the other, BOS is made impossible by greedy text.
+    # Greedy text of this model never has BOS, which would end it, so it runs until it is interrupted.
     with subprocess.Popen(
         [sys.executable, "-c", _SLOW, "run", "stories260K.bin", "-t", "0", "-n", "500"],
         stdout=subprocess.PIPE,
@@ -194,7 +194,7 @@ def test_ctrl_c_keeps_what_was_written() -> None:
     assert "tokens/s" in err
 
 
-# The command line with a pause after each token, so that there is time to interrupt it.
+# The command line with a pause after each token, in which a test can interrupt it.
 _SLOW = """
 import sys, time
 from fastllm import cli

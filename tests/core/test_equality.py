@@ -15,16 +15,16 @@ from helpers.writers import SMALL
 
 ISAS = [name for name, supported in _core.isas() if supported]
 
-# Dimensions that divide nothing; texts past the blocks' borders at 64 and 128.
+# Name -> a config with sizes that no tile divides, and a text's length: more than one or two pages of 64 positions.
 MODELS = {
     "odd": (writers.config(40, 57, 4, 2, 27), 70),  # heads of 10
     "one_kv_head": (writers.config(60, 172, 10, 1, 27, n_layers=1), 131),  # heads of 6
-    "many_heads": (writers.config(80, 33, 40, 1, 50, n_layers=1), 67),  # more queries to a key than a task takes
+    "many_heads": (writers.config(80, 33, 40, 1, 50, n_layers=1), 67),  # more queries per key head than a task has
     "wide_head": (writers.config(70, 172, 1, 1, 100, n_layers=1), 66),
-    "int8": (writers.config(64, 96, 4, 2, 27), 131),  # what q8_f32 can hold: whole groups of 32
+    "int8": (writers.config(64, 96, 4, 2, 27), 131),  # q8_f32 needs whole groups of 32
 }
 TYPES = [(name, dtype) for name in MODELS for dtype in _core.TYPES if dtype != "q8_f32" or name == "int8"]
-# Threads and tokens at once. Two, four and eight tokens are tiles of their own, three and seven leave rests.
+# (threads, tokens at once). There are kernels for tiles of 2, 4 and 8 tokens; 3 and 7 tokens take several of them.
 WAYS = [(1, None), (1, 1), (1, 3), (2, 7), (3, 64), (8, None)]
 
 
@@ -52,7 +52,7 @@ def test_instruction_sets_threads_and_chunks(name, dtype, kv_dtype):
 @pytest.mark.parametrize("dtype", ["f32", "q8"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architectures(name, dtype):
-    """Logits, the stream and attention maps of every kind of transformer; encoders take a text at once."""
+    """Logits, the stream and attention maps of every architecture. Encoders take a text at once."""
     cfg, optional, tied = ARCHITECTURES[name]
     weights = writers.random_weights(cfg, 3, tied=tied, optional=optional)
     rng = np.random.default_rng(4)
@@ -66,7 +66,7 @@ def test_architectures(name, dtype):
 
 
 def everything(model, cfg, texts, threads, chunk):
-    """Last logits, streams and maps of texts, each on its own (chunk), or of all in one forward."""
+    """Last logits, streams and attention maps of texts: each alone, `chunk` tokens at a time, or all in one forward."""
     wanted = int(cfg.head)
     if chunk is None:
         cache, n = _core.KVCache(model), sum(map(len, texts))
@@ -116,7 +116,7 @@ def test_every_thread_count(isa):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("name", "dtype"), [("odd", "q8"), ("many_heads", "f32"), ("int8", "bf16")])
 def test_ragged_batches(name, dtype, isa):
-    """Several texts in one forward, some of which are in the cache already, against each on its own."""
+    """Several texts in one forward, some of them with tokens in the cache already, give what each gives alone."""
     model, size, _ = built(name, dtype, "f16", isa)
     rng = np.random.default_rng(5)
     texts = [rng.integers(0, size, n).tolist() for n in (1, 130, 63, 2, 65, 17)]
@@ -124,7 +124,7 @@ def test_ragged_batches(name, dtype, isa):
     cache = _core.KVCache(model)
     sequences = [cache.sequence() for _ in texts]
     found = [np.empty((0, size), np.float32) for _ in texts]
-    # Each forward takes the next few tokens of every text that still has some, and not always the same number.
+    # Each forward takes the next few tokens of every unfinished text; how many changes from step to step.
     step = 0
     while any(len(rows) < len(text) for rows, text in zip(found, texts, strict=True)):
         spans, takers = [], []
@@ -148,8 +148,10 @@ def test_ragged_batches(name, dtype, isa):
 @pytest.mark.parametrize("kv_dtype", ["f32", "f16", "q8"])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "window"), [(9, 3, 8, 0), (4, 4, 10, 0), (7, 1, 18, 530)])
 def test_past_runs(heads, kv_heads, head_dim, window, kv_dtype):
-    """Contexts of several runs of 512 positions, which threads share out or walk through on their own: one text, a few
-    tokens at a time, several texts at once."""
+    """Contexts of several runs of 512 positions: one text, a few tokens at a time, several texts at once.
+
+    Depending on these, threads share the runs of a text or each thread takes all runs of some heads.
+    """
     cfg = writers.config(heads * head_dim, 32, heads, kv_heads, 27, n_layers=2, max_seq=1300, windows=(window, 0))
     weights = writers.random_weights(cfg, 8)
     rng = np.random.default_rng(9)
@@ -173,7 +175,7 @@ def test_past_runs(heads, kv_heads, head_dim, window, kv_dtype):
 
 
 def test_only_the_wanted_logits():
-    """How many rows of logits are wanted, of which texts, changes none of them."""
+    """A row of logits does not depend on which other rows are asked for."""
     model, size, tokens = built("odd", "f32", "f32", None)
     expected = writers.logits(model, tokens, size)
     cache = _core.KVCache(model)
@@ -201,7 +203,7 @@ def test_a_failed_forward_leaves_the_sequence_as_it_was():
 
 @pytest.mark.parametrize("kv_dtype", ["f32", "f16", "q8"])
 def test_truncated_and_continued(kv_dtype):
-    """Blocks carry what other texts left in them: nobody may read it."""
+    """A page still holds keys and values of the text that had it before; no other text may read them."""
     model, size, _ = built("one_kv_head", "f32", kv_dtype, None)
     rng = np.random.default_rng(6)
     texts = [rng.integers(0, size, 140).tolist() for _ in range(3)]
@@ -217,7 +219,7 @@ def test_truncated_and_continued(kv_dtype):
 
 
 def test_keys_and_values_beyond_f16():
-    """They saturate: an infinity at a position that a query must not see would weigh 0 and still give NaN."""
+    """f16 keys and values saturate: an infinity at a masked position would be multiplied by 0 and give NaN."""
     cfg, length = MODELS["odd"]
     weights = writers.random_weights(cfg, 1)
     for name in ("layers.0.attn.wk", "layers.0.attn.wv"):
@@ -272,7 +274,7 @@ def test_what_is_cached_changes_nothing(write_model):
     path = write_model()
     reusing = fastllm.load(path, threads=1)
     begin = list(range(40, 130))
-    # Beginnings shared to the end, to the middle of a block, not at all; shorter, equal and longer than before.
+    # Prompts share all, the middle of a page, or none of what earlier ones began with; some are shorter, some longer.
     prompts = [begin, begin[:50], [*begin[:70], 7, 8], begin, [9, *begin], [*begin, 3], begin[:1]]
     hits = []
     for prompt in prompts:
@@ -281,13 +283,13 @@ def test_what_is_cached_changes_nothing(write_model):
         text = "".join(stream)
         hits.append(stream.generation.cached)
         assert text == fastllm.load(path, threads=1).generate(prompt, **options)
-    # A text is cut to what the next one shares, when that is half of it: 50 of the 101 tokens that the first one left
-    # are not, 70 are. The last token of a prompt is always computed: its logits are wanted.
+    # A cached text is reused if at least half of its tokens are shared: 70 of the first one's 101 are enough, 50 are
+    # not. The last token of a prompt is always computed, because its logits are needed.
     assert hits == [0, 0, 70, 70, 0, 90, 0]
 
 
 def test_multiply_on_extremes():
-    """int8 products at the ends of their range, -128 among them, which files may hold and we never write."""
+    """int8 products at the ends of their range. -128 is among them: packing never writes it, but files may hold it."""
     rng = np.random.default_rng(7)
     values = rng.choice(np.array([-128, -127, 0, 127], np.int8), (48, 64))
     scales = rng.standard_normal(48 * 2).astype(np.float32)
@@ -303,14 +305,14 @@ def test_multiply_on_extremes():
             matrix.multiply(x, out, threads=threads, isa=isa)
             results.add(out.tobytes())
     assert len(results) == 1
-    # Values and scales are small dyadic numbers but for 127ths: f64 says what comes out.
+    # Values and scales have few bits, apart from the division by 127, so float64 gives the exact result.
     weights = (values.reshape(-1, 32) * scales.astype(np.float64)[:, None]).reshape(48, 64)
     assert np.allclose(out[:3], x[:3] @ weights.T, rtol=1e-2, atol=1e-2 * np.abs(weights).sum(1).max())
     assert (out[3] == 0).all()
 
 
 def test_config_of_the_fixture_is_odd():
-    """The model of the tests above that go through files divides nothing either."""
+    """The sizes of SMALL, which tests above write to files, are no multiples of a tile's either."""
     assert SMALL.dim % 16
     assert SMALL.hidden_dim % 16
     assert SMALL.head_dim % 16

@@ -1,4 +1,4 @@
-"""The caller's rounding mode, and whether its subnormal numbers are zero, change nothing."""
+"""Results do not depend on the caller's rounding mode, nor on whether it flushes subnormal numbers to zero."""
 
 import platform
 import sys
@@ -10,7 +10,7 @@ from helpers import writers
 from helpers.calls import run
 from helpers.writers import SMALL
 
-# How each kind of machine's fenv_t holds its control word: at which byte, and the bits of it.
+# Architecture -> at which byte of its fenv_t the control word is, and the bits that a test sets in it.
 MODES = {
     "x86_64": (28, {"zero for subnormals": 0x8040, "down": 0x2000, "up": 0x4000, "toward zero": 0x6000}),
     "aarch64": (0, {"zero for subnormals": 1 << 24, "down": 2 << 22, "up": 1 << 22, "toward zero": 3 << 22}),

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: memory stays safe, no text comes of them, and no other text notices."""
+"""NaN and infinity: memory stays safe, the text that has them ends in an error, and other texts stay as they are."""
 
 import json
 from pathlib import Path
@@ -17,18 +17,18 @@ from fastllm.weights.store import Stored
 from helpers import writers
 from helpers.calls import run
 
-BROKEN = 7  # the token whose embedding is, or becomes, infinite
+BROKEN = 7  # the token whose embedding is infinite, or becomes so when it is scaled
 GREEDY = Sampling(temperature=0)
 
 
 def built(cfg, weights, dtype="f32", **options):
-    """An LLM without a tokenizer, unlike load, which refuses what is not finite in vectors."""
+    """An LLM without a tokenizer from weights that load() would refuse, because they are not finite."""
     stored = Stored(cfg, writers.core_tensors(cfg, weights, dtype), bos=1, stop=(), chat_stop=())
     return LLM(stored, TokenizerError("none"), threads=1, context=None, path=Path("here.bin"), **options)
 
 
 def broken(dtype="f32", **options):
-    """One token's embedding is finite in the file, but not once it is scaled, or else not the squares of its norm."""
+    """An LLM with one broken token: its embedding overflows when it is scaled, or when its norm squares it."""
     cfg = writers.config(64, 96, 4, 2, 61, embed_scale=10.0 if dtype == "f32" else 1e15)
     weights = writers.random_weights(cfg, 0)
     weights["embed"][BROKEN, :] = 3e38 if dtype == "f32" else 60000
@@ -38,7 +38,10 @@ def broken(dtype="f32", **options):
 @pytest.mark.parametrize("count", [1, 12, 200])
 @pytest.mark.parametrize("used", [1, 3, 8])
 def test_experts_of_scores_that_are_no_numbers(used, count):
-    """Every token of a prompt chose one expert `used` times, whose rows outgrew what a worker has room for."""
+    """With NaN scores a token must still choose different experts.
+
+    If each token chose one expert `used` times, that expert's rows would not fit the worker's scratch.
+    """
     cfg = writers.config(64, 0, 4, 2, 61, n_experts=16, n_experts_used=used, expert_dim=256, embed_scale=10.0)
     weights = writers.random_weights(cfg, 0)
     weights["embed"][BROKEN, :] = 3e38
@@ -50,7 +53,7 @@ def test_experts_of_scores_that_are_no_numbers(used, count):
 
 @pytest.mark.parametrize("kv", ["f32", "f16", "q8"])
 def test_a_token_does_not_change_rows_before_it(kv):
-    """Its values overflow: 0 times infinity is no number, where a row must not see them at all."""
+    """The broken token's values are infinite. Earlier rows must skip them: even a weight of 0 would give NaN."""
     cfg = writers.config(64, 96, 4, 2, 61, n_layers=1)
     weights = writers.random_weights(cfg, 0)
     weights["embed"][:, 0] = 0
@@ -66,7 +69,7 @@ def test_a_token_does_not_change_rows_before_it(kv):
 
 @pytest.mark.parametrize("window", [3, 64, 70])
 def test_a_window_leaves_it_behind(window):
-    """A row whose window no longer has the broken token is finite again, however the text is cut."""
+    """Rows whose window no longer reaches the broken token are finite again, in chunks of any size."""
     cfg = writers.config(64, 96, 4, 2, 61, n_layers=1, windows=(window,), embed_scale=10.0)
     weights = writers.random_weights(cfg, 0)
     weights["embed"][BROKEN, 5] = 3e38
@@ -121,10 +124,10 @@ def test_the_others_of_a_batch_go_on():
 
 
 def test_a_text_that_comes_upon_it():
-    """The model writes the token that breaks it: what it wrote before counts."""
+    """A model that writes the broken token itself: the tokens before it are given to the caller."""
     llm = broken()
     first = llm.generate([1, 2], max_tokens=1, temperature=0)
-    # The first text's first token leads to the broken one, whatever it is.
+    # Whatever the first text's first token is, the next one is the broken token.
     cfg = writers.config(64, 96, 4, 2, 61, embed_scale=10.0)
     weights = writers.random_weights(cfg, 0)
     weights["embed"][first[0], :] = 3e38
@@ -137,7 +140,7 @@ def test_a_text_that_comes_upon_it():
 
 @pytest.mark.parametrize("temperature", [0, 0.8])
 def test_wrong_guesses_and_broken_drafts_do_not_matter(temperature):
-    """Guesses that break the model, and a draft that is broken: the text is the one without guesses."""
+    """If guessed tokens or the draft's logits are not finite, the text is the one without guesses."""
     llm = broken()
     prompt = [1, 2, 3, BROKEN - 1, 1, 2, 3]
     plain = llm.generate(prompt, max_tokens=12, seed=4, temperature=temperature)
@@ -172,7 +175,7 @@ def test_vectors_of_numbers_that_are_none():
 
 
 def spoiled(path, name, value):
-    """A converted file with one number of a vector overwritten, as by a fault of a disk."""
+    """Overwrites one number of a vector in a converted file, as a faulty disk might."""
     data = bytearray(path.read_bytes())
     size = int.from_bytes(data[:8], "little")
     at = 8 + size + json.loads(data[8 : 8 + size])[name]["data_offsets"][0]
@@ -208,7 +211,7 @@ def test_no_conversion_of_numbers_that_are_none(tmp_path, name, out):
 
 
 def test_the_command_line_says_so(tmp_path):
-    """A mapped matrix is not read when it is loaded: the text ends in one sentence."""
+    """Loading does not read mapped matrices, so a broken one is found while writing: one sentence says so."""
     cfg = writers.config(64, 96, 4, 2, 300)
     path = tmp_path / "model.safetensors"
     tensors = writers.core_tensors(cfg, writers.random_weights(cfg, 0), "q8")
@@ -232,7 +235,7 @@ def test_the_command_line_says_so(tmp_path):
 
 
 def test_samplers_are_asked_no_more_than_their_rows():
-    """Only what a text needs is looked at: a row that is broken beside it is another's."""
+    """A sampler checks its own row of logits only: a NaN in the row beside it is another text's."""
     ours = _core.Sampler(20, GREEDY, seed=1)
     rows = _core.Buffer(2 * 32 * 4)
     numbers = np.frombuffer(rows, np.float32).reshape(2, 32)
@@ -247,6 +250,6 @@ def test_samplers_are_asked_no_more_than_their_rows():
 @pytest.mark.parametrize("value", [1e39, 1e-46, np.inf, np.nan])
 @pytest.mark.parametrize("name", ["logit_softcap", "embed_scale", "norm_eps"])
 def test_numbers_that_the_core_would_round_to_others(name, value):
-    """Too large for f32 is infinite there, and the smallest are 0: no softcap, no factor, norms of zeros."""
+    """Config values that overflow or vanish in f32 are refused: a softcap of 0 is none, a factor of infinity is NaN."""
     with pytest.raises(CheckpointError, match=name):
         writers.config(64, 96, 4, 2, 61, **{name: value})

@@ -1,4 +1,4 @@
-"""The core's numbers against numpy in double precision."""
+"""The core computes what numpy computes in double precision, up to rounding."""
 
 import numpy as np
 import pytest
@@ -35,13 +35,13 @@ def test_f32(name):
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 @pytest.mark.parametrize("name", ["odd", "one_kv_head"])
 def test_halves(name, dtype):
-    """Against the rounded weights themselves: the products round no further."""
+    """f16 and bf16 weights: the error is that of f32 sums over the rounded weights, no more."""
     cfg, weights, tokens = case(name)
     stored = {k: oracle.rounded(dtype, w) if w.ndim == 2 else w for k, w in weights.items()}
     model = writers.core_model(cfg, weights, dtype)
     found = writers.logits(model, tokens, cfg.vocab_size)
     assert np.abs(found - oracle.forward(cfg, stored, tokens)).max() < 1e-4
-    # The rounding of weights shows, so that the line above would see a type that is not the one asked for.
+    # Against the unrounded weights the difference is larger, so the check above would notice a wrong dtype.
     assert np.abs(found - oracle.forward(cfg, weights, tokens)).max() > 1e-3
 
 
@@ -50,12 +50,12 @@ def test_f16_keys_and_values():
     model = writers.core_model(cfg, weights, "f32", kv_dtype="f16")
     found = writers.logits(model, tokens, cfg.vocab_size)
     exact, rounded = (oracle.forward(cfg, weights, tokens, kv=kv) for kv in (np.float64, np.float16))
-    # A key that double precision and f32 round to different sides costs a unit of 2^-11: rare, and one of many.
+    # Some keys round to the other f16 neighbour in f32 than in float64: an error of 2^-11 each, but they are few.
     assert np.abs(found - rounded).max() < 0.5 * np.abs(found - exact).max() < 0.01
 
 
 def q8_rounded(x):
-    """Groups of 32 channels as int8 with a scale."""
+    """Keys or values as the q8 cache holds them: groups of 32 channels as int8 with a scale."""
     padded = np.pad(x, [*((0, 0),) * (x.ndim - 1), (0, -x.shape[-1] % 32)])
     groups = padded.reshape(*x.shape[:-1], -1, 32)
     scale = np.abs(groups).max(axis=-1, keepdims=True) / 127
@@ -71,7 +71,7 @@ def test_q8_keys_and_values(heads):
     model = writers.core_model(cfg, weights, "f32", kv_dtype="q8")
     found = writers.logits(model, tokens, cfg.vocab_size)
     exact, rounded = (oracle.forward(cfg, weights, tokens, kv=kv) for kv in (np.float64, q8_rounded))
-    # Halves that double precision and f32 round to different sides are rare, and one of many.
+    # Some numbers round to the other neighbour in f32 than in float64, but they are few.
     assert np.abs(found - rounded).max() < 0.5 * np.abs(found - exact).max()
     assert np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
 
@@ -81,7 +81,7 @@ def test_q8_keys_and_values(heads):
 def test_int8(name, dtype):
     cfg, weights, tokens = case(name)
     if dtype == "q8_f32" and name == "odd":
-        cfg = writers.config(32, 64, 4, 2, 27)  # this type takes whole groups of 32 only
+        cfg = writers.config(32, 64, 4, 2, 27)  # q8_f32 takes whole groups of 32 only
         weights = writers.random_weights(cfg, 12)
     stored = dict(weights)
     for key, w in weights.items():
@@ -94,8 +94,8 @@ def test_int8(name, dtype):
     exact = oracle.forward(cfg, stored, tokens)
     rounded = oracle.forward(cfg, stored, tokens, activations=oracle.q8_activations)
     spread = exact.std()
-    # Against the weights alone, activations cost some percent. Rounded in the oracle too, nearly all of that is gone:
-    # what is left are the values that f32 and f64 round to different sides, a step of 1/127 each.
+    # Rounding activations to int8 costs some percent. When the oracle rounds them too, nearly all of that is gone: what
+    # is left comes from values that f32 and float64 round to different sides, a step of 1/127 each.
     assert np.sqrt(np.mean((found - exact) ** 2)) < 0.05 * spread
     assert np.sqrt(np.mean((found - rounded) ** 2)) < 0.01 * spread
     assert np.median(np.abs(found - rounded)) < 1e-4
@@ -105,7 +105,7 @@ def test_int8(name, dtype):
 
 
 def architecture(name, length=140):
-    """Config, weights, and tokens; of those that mean something else, some."""
+    """A config, random weights and tokens, with mask and pad tokens where the config gives them a meaning."""
     cfg, optional, tied = ARCHITECTURES[name]
     rng = np.random.default_rng(len(name))
     tokens = rng.integers(0, cfg.vocab_size, length)
@@ -119,7 +119,7 @@ def floats(buffer, *shape):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architectures(name):
-    """Logits, the stream after every layer, and attention maps."""
+    """Logits, the stream after every layer, and attention maps equal the oracle's."""
     cfg, weights, tokens = architecture(name)
     model = writers.core_model(cfg, weights, "f32")
     expected = oracle.run(cfg, weights, tokens)
@@ -138,7 +138,7 @@ def test_architectures(name):
         assert np.abs(found - expected.logits).max() < 1e-4 * max(1, expected.logits.std())
 
 
-# What each architecture has beyond a plain Llama: without it, or with another value, the result must be another.
+# What each architecture has beyond a plain Llama, with another value: the result must change.
 SHOWS = {
     "gpt_neo": {"windows": (0, 0)},
     "neox": {"parallel": False},
@@ -158,14 +158,14 @@ SHOWS = {
 
 @pytest.mark.parametrize("name", SHOWS)
 def test_what_an_architecture_adds_shows(name):
-    """The tests above would see each of these go wrong."""
+    """Each of these settings changes the result, so the tests above would notice a core that ignored it."""
     cfg, weights, tokens = architecture(name)
     exact, other = (oracle.run(c, weights, tokens).hidden[-1] for c in (cfg, cfg._replace(**SHOWS[name])))
     assert np.abs(exact - other).max() > 1e-2 * exact.std()
 
 
 def test_experts_that_are_all_the_same():
-    """A mixture of copies of one feed-forward is that feed-forward."""
+    """A mixture of experts that are all copies of one feed-forward computes that feed-forward."""
     cfg, weights, tokens = architecture("mixtral")
     dense = dict(weights)
     for i in range(cfg.n_layers):
@@ -179,7 +179,7 @@ def test_experts_that_are_all_the_same():
     for dtype in ("f32", "q8"):
         found = writers.logits(writers.core_model(cfg, weights, dtype), tokens, cfg.vocab_size)
         expected = writers.logits(writers.core_model(plain, dense, dtype), tokens, cfg.vocab_size)
-        # int8: a product may round to another step where the sums of two shares are not exactly 1.
+        # The experts' shares do not add up to exactly 1, so an int8 rounding may fall to another step.
         assert np.abs(found - expected).max() < (1e-4 if dtype == "f32" else 0.02)
 
 
@@ -197,10 +197,10 @@ def test_multiply(dtype, d, n, t, isa):
     writers.pack(dtype, w).multiply(x, out, isa=isa)
     stored = oracle.rounded(dtype, w).astype(np.float64)
     inputs = oracle.q8_activations(x) if dtype == "q8" else x.astype(np.float64)
-    # An f32 sum of n products, each with a rounding error of 2^-24 of what stands there by then.
+    # The error bound of an f32 sum of n products: each addition rounds by at most 2^-24 of the sum so far.
     bound = (n + 4) * 2.0**-23 * (np.abs(inputs) @ np.abs(stored).T)
     if dtype == "q8":
-        # 127 / max and max / 127 are rounded: a value in the middle between two may go to the other one.
+        # 127 / max and max / 127 are rounded to f32, so a value midway between two steps may round to either.
         bound = bound + np.abs(x).max(axis=1, keepdims=True) / 127 * np.abs(stored).max(axis=1)
     assert (np.abs(out[:, :d] - inputs @ stored.T) <= bound).all()
     assert (out[:, d:] == 0).all()
@@ -216,7 +216,7 @@ def test_attention(n, head_dim, rows, kv_dtype, isa):
     rng = np.random.default_rng(n)
     q = rng.standard_normal((rows, head_dim)).astype(np.float32)
     keys, values = rng.standard_normal((2, n, head_dim)).astype(np.float32)
-    # Later keys point more and more along the queries: the running maximum rises from block to block.
+    # Later keys point more and more along the queries, so that the running maximum of the online softmax keeps rising.
     keys += np.linspace(0, 1, n, dtype=np.float32)[:, None] * q[0]
     seen = [int(s) for s in np.linspace(1, n, rows)]
     out = np.empty_like(q)
@@ -228,7 +228,7 @@ def test_attention(n, head_dim, rows, kv_dtype, isa):
 
 @pytest.mark.parametrize("isa", [name for name, supported in _core.isas() if supported])
 def test_attention_of_extreme_scores(isa):
-    """Scores far apart and far from zero: one key takes all, nothing overflows, nothing divides by zero."""
+    """Scores that are far apart and far from 0: one key takes all the weight, and nothing overflows or divides by 0."""
     keys = np.zeros((130, 2), np.float32)
     keys[:, 0] = np.linspace(-3e4, 3e4, 130)
     values = np.arange(260, dtype=np.float32).reshape(130, 2)

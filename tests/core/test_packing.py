@@ -15,7 +15,7 @@ shapes = st.tuples(st.integers(1, 50), st.integers(1, 100))
 
 @st.composite
 def matrices(draw):
-    """Of many magnitudes: groups of zeros, of the smallest numbers, of one large number among small ones."""
+    """Random matrices with groups of zeros, of subnormal numbers, and of one large number among small ones."""
     d, n = draw(shapes)
     rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
     exponents = rng.integers(*sorted((draw(st.integers(-45, 4)), 5)), (d, n))
@@ -30,7 +30,7 @@ def same_bits(a, b):
 
 @given(matrices(), st.sampled_from(["f32", "f16", "bf16", "q8"]), st.integers(1, 3))
 def test_layout_and_rows(w, dtype, threads):
-    w = np.clip(w, -6e4, 6e4)  # what f16 holds
+    w = np.clip(w, -6e4, 6e4)  # the range of f16
     matrix = _core.pack(dtype, *w.shape, "f32", w.tobytes(), threads=threads)
     assert (matrix.dtype, matrix.shape) == (dtype, w.shape)
     expected = oracle.panels(dtype, w)
@@ -45,7 +45,7 @@ def test_int8_is_off_by_half_a_step_at_most(w):
     _, scales = oracle.q8(w)
     steps = np.repeat(scales.astype(np.float64), 32, axis=1)[:, : w.shape[1]]
     assert (np.abs(rows(matrix).astype(np.float64) - w) <= 0.50001 * steps).all()
-    # And the step is the smallest that f16 has for it.
+    # No smaller f16 scale would cover the largest weight.
     largest = np.abs(w).max(axis=1)
     assert (steps.max(axis=1) <= largest / 127 * (1 + 2.0**-10) + 2.0**-24).all()
 
@@ -61,7 +61,7 @@ def test_permuted_rows(shape, seed, threads):
 
 @given(st.data(), shapes)
 def test_halves_stay_what_they_are(data, shape):
-    """Every finite f16 and bf16 survives, in its own type and in f32; f32 to f16 rounds as numpy does."""
+    """f16 and bf16 weights keep their values in their own type and in f32; f32 rounds to f16 as in numpy."""
     bits = np.random.default_rng(data.draw(st.integers(0, 1 << 32))).integers(0, 1 << 16, shape)
     halves = bits.astype(np.uint16)
     f16 = np.where((halves & 0x7C00) == 0x7C00, halves & 0x83FF, halves).view(np.float16)
@@ -76,7 +76,7 @@ def test_halves_stay_what_they_are(data, shape):
 
 
 def test_every_f16():
-    """All 63,488 finite ones there and back, and the f32 half way between neighbours to the even one."""
+    """All 63,488 finite f16 become f32 and f16 again; an f32 midway between two rounds to the even one."""
     bits = np.arange(1 << 16, dtype=np.uint16)
     finite = bits[(bits & 0x7C00) != 0x7C00].view(np.float16).astype(np.float32)
     positive = np.sort(finite[finite > 0])
@@ -88,7 +88,7 @@ def test_every_f16():
 
 @given(st.integers(1, 40), st.integers(1, 3), st.sampled_from([32, 64, 96]), st.integers(0, 1 << 32))
 def test_int8_with_its_own_scales(d, count, group, seed):
-    """Values, -128 too, and f32 scales are copied; in f32 they are multiplied."""
+    """int8 values (-128 too) and f32 scales of a file are copied into q8_f32, and multiplied for f32."""
     n = count * group
     rng = np.random.default_rng(seed)
     values = rng.integers(-128, 128, (d, n)).astype(np.int8)
@@ -172,7 +172,7 @@ except (CheckpointError, OverflowError):
 
 
 def test_a_product_of_dimensions_that_overflows():
-    """Dimensions whose product wraps around to the size of what is given."""
+    """Dimensions whose product wraps around, modulo 2^64, to the number of values that are given."""
     done = run(OVERFLOWS)
     assert (done.returncode, done.stdout.split()) == (0, ["refused"] * 4), done.stderr
 
@@ -206,7 +206,7 @@ def test_rows_that_are_not_there():
 
 
 def test_scales_too_large_for_f32_make_no_warning():
-    """What is not finite is refused where it is packed."""
+    """numpy must not warn of the overflow: the packing refuses values that are not finite."""
     values, scales = np.full(4, 127, np.int8), np.full(1, 3e38, np.float32)
     read = tensors.Tensor("q8_f32", (1, 4), lambda begin, end: values.tobytes(), memoryview(scales.tobytes()), 4)
     assert np.isinf(tensors.floats(read)).all()

@@ -1,4 +1,4 @@
-"""The loops over a vocabulary that are C: protobuf messages, llama2.c's words, names of bytes."""
+"""The loops over a vocabulary that are compiled: protobuf messages, llama2.c's words, names of bytes."""
 
 import contextlib
 import re
@@ -25,7 +25,10 @@ def varint(value: int) -> bytes:
 
 
 def message(fields: list[Field]) -> bytes:
-    """As the protobuf documentation's "Encoding" has it: 0 is a varint, 2 has a length."""
+    """A protobuf message: wire type 0 is a varint, 2 has a length.
+
+    https://protobuf.dev/programming-guides/encoding
+    """
     out = b""
     for number, value in fields:
         if isinstance(value, int):
@@ -60,7 +63,7 @@ def test_cut_fields(fields: list[Field], data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("data", [b"\x0b", b"\x0b\x01", b"\x08" + b"\xff" * 10 + b"\x01", b"\x0a\xff\xff\xff\xff\x0f"])
 def test_no_message(data: bytes) -> None:
-    """Groups, a varint without an end, a length past the end."""
+    """Wire types of groups, a varint that does not end, a length past the end of the message."""
     with pytest.raises(TokenizerError):
         _core.proto_fields(data)
 
@@ -87,7 +90,7 @@ def test_pieces(pieces: list[tuple[bytes, int | None, float]], others: list[Fiel
 
 @given(st.lists(st.tuples(st.binary(max_size=8), SCORES)))
 def test_written_pieces(pieces: list[tuple[bytes, float]]) -> None:
-    """Each text once; what is empty, there already or not UTF-8 becomes a control piece of another name."""
+    """Each text occurs once: a piece that is empty, a duplicate or no UTF-8 becomes a control piece with a new name."""
     words, scores = [word for word, _ in pieces], [score for _, score in pieces]
     fields = _core.proto_fields(_core.write_proto_pieces(words, scores, [1] * len(words)))
     assert [number for number, _ in fields] == [1] * len(words)

@@ -1,4 +1,4 @@
-"""Four bits: what packing makes of weights, with and without a calibration text, and models of them."""
+"""Packing in four bits: the values, the layout, and the rounding with and without a calibration text."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def pack(w, **options):
 
 
 def scales_and_codes(matrix):
-    """The layout read in another way: (d, groups) f16 and (d, n) codes, byte by byte as fastllm.h has them."""
+    """Reads a matrix by the layout in fastllm.h: f16 scales (d, groups) and codes (d, n)."""
     d, n = matrix.shape
     groups, panels = -(-n // 32), -(-d // 16)
     head = -(-groups * 32 // 64) * 64  # scales are padded to 64 bytes
@@ -30,7 +30,7 @@ def scales_and_codes(matrix):
 
 
 def table():
-    """The 16 values, seen through packing: -127 / 127 of its own scale tells where the long end is."""
+    """The 16 values that codes stand for, found by packing multiples of them."""
     w = np.linspace(-1, 1, 4096, dtype=np.float32).reshape(-1, 32)[:, ::-1].copy()
     w = np.concatenate([w, np.random.default_rng(0).standard_normal((512, 32)).astype(np.float32)])
     matrix = pack(w)
@@ -48,7 +48,7 @@ VALUES = table()
 
 
 def naive(w):
-    """Each group by its largest value at the table's long end, codes the nearest."""
+    """Simple packing: each group's largest value gets the table's farthest value, the others get the nearest code."""
     d, n = w.shape
     groups = np.zeros((d, -(-n // 32) * 32))
     groups[:, :n] = w
@@ -83,7 +83,7 @@ def test_values_are_table_times_scale(shape, seed, heavy, threads):
     scales, codes = scales_and_codes(matrix)
     expected = VALUES[codes].astype(np.float32) * np.repeat(scales.astype(np.float32), 32, axis=1)[:, : shape[1]]
     assert (rows(matrix) == expected).all()
-    # Each code is the nearest to its weight, but for halves of a step of the table's 255.
+    # Each code is the nearest to its weight, up to half of one of the table's 255 steps.
     steps = np.abs(np.repeat(scales.astype(np.float64), 32, axis=1)[:, : shape[1]])
     gaps = np.abs(w[:, :, None] - np.repeat(scales.astype(np.float64), 32, axis=1)[:, : shape[1], None] * VALUES)
     assert (np.abs(expected - w) <= gaps.min(axis=2) + 1.01 * steps).all()
@@ -101,7 +101,7 @@ def test_better_than_the_largest_value_decides(heavy):
 
 @given(st.integers(0, 1 << 32))
 def test_what_counts_more_is_closer(seed):
-    """Columns that count a hundredfold: their weighted error is smaller than without knowing."""
+    """With importances given, columns that count a hundredfold have less weighted error than without."""
     w, weight = spread(seed, (48, 96), False), np.where(np.arange(96) % 8 == 0, 100, 1).astype(np.float32)
     plain, weighted = rows(pack(w)) - w, rows(pack(w, importance=weight)) - w
     assert (weighted**2 @ weight).sum() < (plain**2 @ weight).sum()
@@ -121,7 +121,7 @@ def factored(h):
 
 
 def lost(matrix, w, h):
-    """The outputs' squared error."""
+    """The squared error of the outputs, e h e^T summed over rows, of a packed matrix against w."""
     e = rows(matrix).astype(np.float64) - w
     return np.einsum("ij,jk,ik->", e, h, e)
 
@@ -142,35 +142,35 @@ def test_factors(n, threads):
 
 @pytest.mark.parametrize("n", [33, 96, 150])
 def test_feedback_is_columns_rounded_in_turn(n):
-    """The outputs' error is less than half of plain packing's; and without any correlation nothing changes."""
+    """Feedback of rounding errors halves the outputs' error; without correlated inputs it changes nothing."""
     w, h = spread(1, (40, n), False), damped(correlated(1, n))
     factors = factored(h)
     fed = pack(w, **factors)
     assert lost(fed, w, h) < 0.5 * lost(pack(w), w, h)
     assert lost(fed, w, h) < 0.6 * lost(pack(w, importance=np.diag(h).astype(np.float32)), w, h)
     assert bytes(fed.data) == bytes(pack(w, **factors, threads=3).data)
-    # LDLQ's identity: the error of the outputs is that of the roundings.
+    # LDLQ (Chee et al., 2023, https://arxiv.org/abs/2307.13304): the outputs' error is that of the roundings alone.
     e = w - rows(fed).astype(np.float64)
     rounding = e @ (np.tril(factors["feedback"], -1) + np.eye(n)).T
     scales, _ = scales_and_codes(fed)
     steps = np.abs(np.repeat(scales.astype(np.float64), 32, axis=1)[:, :n])
-    assert (np.abs(rounding) <= 16 * steps).mean() > 0.99  # half of the table's widest gap, 13, but at its ends
+    assert (np.abs(rounding) <= 16 * steps).mean() > 0.99  # half of the table's widest gap is 13, except past its ends
 
 
 @pytest.mark.parametrize("n", [1, 33, 96, 150])
 def test_descent_betters_what_was_rounded_in_turn(n):
-    """Less error than rounding once, and no value or scale alone could be changed to have less."""
+    """Coordinate descent has less error than rounding once, and hardly any single code could still improve it."""
     w, h = spread(2, (40, n), False), damped(correlated(2, max(n, 4))[:, :n])
     factors = factored(h)
     once, found = pack(w, **factors), pack(w, **factors, products=h.astype(np.float32))
     assert lost(found, w, h) <= (0.95 if n > 32 else 1) * lost(once, w, h)
-    # Moving one value to any other of the table: a single row's change of e h e^T, from e's slope.
+    # The change of a row's error e h e^T if one code becomes any other, from the gradient at e.
     scales, codes = scales_and_codes(found)
     steps = np.repeat(scales.astype(np.float64), 32, axis=1)[:, :n]
     slope = (w - rows(found).astype(np.float64)) @ h
     moves = steps[:, :, None] * (VALUES - VALUES[codes][:, :, None])
     change = moves**2 * np.diag(h)[:, None] - 2 * moves * slope[:, :, None]
-    assert (change.min(axis=2) < -1e-6 * lost(found, w, h) / 40).mean() < 0.05  # others have moved since
+    assert (change.min(axis=2) < -1e-6 * lost(found, w, h) / 40).mean() < 0.05  # best until later codes changed
 
 
 @given(shapes, st.integers(0, 1 << 32), st.sampled_from(["plain", "important", "fed", "bettered"]))
@@ -188,7 +188,7 @@ def test_every_instruction_set_packs_the_same(shape, seed, how):
 
 
 def test_rows_and_panels_are_packed_alone():
-    """A row's bytes do not depend on its neighbours, nor on how many there are."""
+    """A row's bytes do not depend on the other rows, nor on how many there are."""
     w = spread(5, (37, 70), True)
     order = np.random.default_rng(0).permutation(37).astype(np.int32)
     assert (rows(pack(w, rows=order)) == rows(pack(w))[order]).all()
@@ -207,7 +207,7 @@ def test_other_sources(dtype):
 
 @given(st.integers(-160, 22), st.integers(0, 1 << 32))
 def test_magnitudes(exponent, seed):
-    """From what no f16 scale reaches to the largest it does: never worse than zeros, and zero where all are."""
+    """From weights too small for any f16 scale to the largest possible: never worse than zeros, and zeros stay zero."""
     w = (np.random.default_rng(seed).uniform(-1, 1, (3, 64)) * 2.0**exponent).astype(np.float32)
     w[1] = 0
     found = rows(pack(w)).astype(np.float64)
@@ -226,7 +226,7 @@ def test_what_cannot_be_packed(bad):
 
 
 def test_the_largest():
-    """The largest value that int8 takes too, at either end of the table."""
+    """The largest weight that packs is the same as for int8, whatever its sign."""
     for sign in (1, -1):
         w = np.full((1, 32), 65504 * 127 * sign, np.float32)
         w[0, ::2] *= -0.9

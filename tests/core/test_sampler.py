@@ -1,4 +1,4 @@
-"""Draws against an oracle in plain Python: what may be drawn, and what this very coin draws."""
+"""The sampler against plain Python: which tokens may be drawn, and which one a random number draws."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ def sampler(size, seed=1, isa=None, **options):
 
 
 def check_draw(token, logits, options, coin):
-    """Returns whether f32 left no doubt about what may be drawn."""
+    """Asserts that a draw is right. Returns False if rounding to f32 leaves several tokens possible."""
     if options.temperature == 0:
         assert token == int(np.nanargmax(logits))
         return True
@@ -44,7 +44,7 @@ def check_draw(token, logits, options, coin):
 
 # ---- against the oracle ----------------------------------------------------------------------------------------------
 
-# Quarters: tokens are as likely as each other or clearly not. Some are masked, which biases do.
+# Logits are multiples of 1/4, so that two tokens are equally likely or clearly not. Some are masked by biases.
 quarters = st.integers(-60, 40).map(lambda q: q / 4)
 one_logit = st.one_of(quarters, quarters, quarters, st.sampled_from([-math.inf, -1e30]))
 vocabularies = st.lists(one_logit, min_size=1, max_size=20).filter(lambda logits: any(math.isfinite(x) for x in logits))
@@ -52,13 +52,13 @@ temperatures = st.sampled_from([0, 0.05, 0.5, 0.8, 1.0, 1.7, 30.0])
 
 
 def unmasked(logits):
-    """Finite logits, and the biases that make -infinity of those that were it."""
+    """Replaces logits of -infinity by finite ones with biases of -infinity."""
     masks = {int(i): -math.inf for i in np.flatnonzero(np.isneginf(logits))}
     return np.where(np.isneginf(logits), np.float32(1), logits), masks
 
 
 def check_draws(logits, options, seed, prompt, count):
-    """Several draws, each of which the next one's penalties know of; returns how many were beyond doubt."""
+    """Checks several draws, each after the tokens of those before; returns how many had a single right answer."""
     logits = np.array(logits, np.float32)
     given, masks = unmasked(logits)
     ours = _core.Sampler(len(logits), options, seed=seed, bias=dict(options.logit_bias) | masks)
@@ -119,7 +119,7 @@ def test_penalties_and_biases(logits, data):
 @pytest.mark.parametrize("size", [255, 256, 257, 1000])
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 40}, {"typical_p": 0.3}])
 def test_large_vocabularies(size, options):
-    """Sums are taken in runs of 256: their borders are no borders of what may be drawn."""
+    """Sums are taken over runs of 256 tokens, which must not show in what is drawn."""
     logits = np.random.default_rng(size).integers(-8, 9, size) / 4
     options = Sampling(**{"top_p": 1.0} | options)
     assert all(check_draws(logits, options, seed, [], 1) for seed in range(1, 30))
@@ -128,7 +128,7 @@ def test_large_vocabularies(size, options):
 @pytest.mark.parametrize("size", [1, 16, 1000, 262_144])
 @pytest.mark.parametrize("value", [0.0, -3.5])
 def test_equal_logits(size, value):
-    """Each has the weight 1, so all sums are exact, and the lowest ids come first."""
+    """Equal logits have the weight 1, so all sums are exact, and tokens come in the order of their ids."""
     for seed, (top_k, top_p, min_p, typical_p) in enumerate(
         itertools.product((0, 1, 7, 100_000), (0.3, 0.9, 1.0), (0.0, 1e-9, 1.0), (0.25, 0.9, 1.0)), 1
     ):
@@ -143,7 +143,7 @@ def test_equal_logits(size, value):
 
 
 def order_of(logits, options):
-    """Tokens in the order a coin walks them, what they are ordered by, and the sums of their probabilities: numpy's."""
+    """Tokens in the order of their draw, the values that sort them, and the running sums of their probabilities."""
     scaled = logits * np.float32(1 / np.float32(options.temperature))
     weights = np.exp((scaled - scaled.max()).astype(np.float64)).astype(np.float32).astype(np.float64)
     order = np.lexsort((np.arange(len(weights)), -weights))
@@ -188,7 +188,7 @@ MANY = [
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [3000, 40_003])
 def test_many_tokens_of_any_shape(shape, size):
-    """As far as the rounding of f32 probabilities lets one tell: a draw is where the coin falls."""
+    """A draw is the token at which the sum passes the random number, as far as f32 probabilities can tell."""
     logits = SHAPES[shape](np.random.default_rng(size), size).astype(np.float32)
     buffer = buffer_of(logits)
     for options in MANY:
@@ -200,14 +200,14 @@ def test_many_tokens_of_any_shape(shape, size):
             coin, token = next(coins(seed)), sampler(size, seed, **options).draw(buffer)
             at = place[token]
             assert at >= 0
-            # Those that are as likely, but for the last bits, may come in another order.
+            # Tokens whose probabilities differ in the last bits only may come in another order.
             first, last = np.searchsorted(far, [far[at] - 1e-6, far[at] + 1e-6], side="right")
             low, high = sums[first - 1] if first else 0, sums[min(last, len(sums)) - 1]
             assert low - 1e-5 <= coin <= high + 1e-5, (options, seed)
 
 
 def test_filters_take_effect_in_their_order():
-    """top_p is a share of what top_k leaves, min_p comes after both: the best two of four, not the best alone."""
+    """top_p counts from what top_k leaves, and min_p comes last: two of four tokens are left, not one."""
     logits = np.log([0.5, 0.3, 0.1, 0.1])
     for top_k in (0, 3, 4):
         ours = sampler(4, top_k=top_k, top_p=0.6, min_p=0.5)
@@ -238,7 +238,7 @@ def test_frequencies(options):
     expected[way.tokens] = np.array(way.weights) / sum(way.weights) * draws
     assert (counts[expected == 0] == 0).all()
     kept = expected > 0
-    # Chi-square with at most 8 degrees of freedom: 26 is exceeded once in a thousand, and the seed is fixed.
+    # Chi-square with at most 8 degrees of freedom exceeds 26 once in a thousand times; the seed is fixed.
     assert ((counts - expected)[kept] ** 2 / expected[kept]).sum() < 26
 
 
@@ -250,7 +250,7 @@ def test_seeds():
         return [ours.draw(logits) for _ in range(40)]
 
     assert text(7) == text(7)
-    # Zero and the largest are seeds like any other.
+    # 0 and the largest number are valid seeds.
     texts = [tuple(text(seed)) for seed in (0, 1, 2, 3, (1 << 64) - 1)]
     assert len(set(texts)) == len(texts)
 
@@ -277,7 +277,7 @@ def test_every_instruction_set_draws_the_same(size, seed, temperature, top_p):
 @pytest.mark.parametrize("size", [1, 16, 19])
 @pytest.mark.parametrize("temperature", [0, 1.0])
 def test_nothing_to_draw(size, temperature, isa):
-    """One logit that is not finite makes a draw an error: what a model computes beside it means nothing."""
+    """A logit that is not finite makes the draw an error, because the other logits of the row mean nothing either."""
     ours = sampler(size, isa=isa, temperature=temperature)
     for broken in (math.nan, math.inf, -math.inf):
         for place in range(size):
@@ -303,7 +303,7 @@ def test_masked_tokens_are_never_drawn(options):
 
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.1}, {"typical_p": 0.5}])
 def test_logits_that_overflow(options):
-    """Finite, but infinite once divided by the temperature: far more likely than the rest all the same."""
+    """Logits that overflow when they are divided by the temperature are still far more likely than the others."""
     logits = np.zeros(20)
     logits[7] = 3e38
     for temperature in (0.5, 1e-5):
@@ -323,7 +323,7 @@ def test_the_most_likely_of_equals_is_the_first():
 @pytest.mark.parametrize("temperature", [1e-6, 1.0, 1e4])
 @pytest.mark.parametrize("penalty", [0.5, 1.0, 1e4])
 def test_all_tokens_but_one_are_forbidden(options, temperature, penalty):
-    """By biases that no temperature and no penalty brings back."""
+    """A bias of -infinity forbids a token, whatever the temperature and penalties are."""
     size, left = 300, 123
     bias = {i: -math.inf for i in range(size) if i != left}
     ours = sampler(size, **{"temperature": temperature} | options, logit_bias=bias, repetition_penalty=penalty)
@@ -336,7 +336,7 @@ def test_all_tokens_but_one_are_forbidden(options, temperature, penalty):
 
 
 def test_penalties_of_many_tokens():
-    """A text that has every token in it, some often: their table grows, and forgets none."""
+    """The sampler's table of a text's tokens grows without losing one: a text that has every token, some often."""
     size, rng = 5000, np.random.default_rng(1)
     logits = rng.integers(-40, 40, size) / 4
     options = Sampling(temperature=0, repetition_penalty=1.25, presence_penalty=0.5, frequency_penalty=0.25)

@@ -11,7 +11,7 @@ from helpers.calls import run
 
 pytestmark = pytest.mark.skipif(not _core.has_threads(), reason="built without OpenMP")
 
-TEAM = max(2, thread_count()[0])  # takes all cores
+TEAM = max(2, thread_count()[0])  # as many threads as there are cores: two such teams cannot run at once
 
 
 def in_threads(count, work):
@@ -33,7 +33,7 @@ def test_each_gets_its_share():
                 done.set()
 
     in_threads(4, work)
-    assert min(counts) > 50  # a thread that is late for its first turn has missed some
+    assert min(counts) > 50  # not all are equal: a thread may start late
 
 
 def test_threads_of_all_kinds_write_what_they_write_alone():
@@ -98,5 +98,5 @@ def test_ctrl_c_while_waiting():
 
 def test_an_error_gives_the_turn_back():
     with pytest.raises(CheckpointError):
-        _core.pack("f32", 16, 2, "f32", b"\xff" * 128, threads=TEAM)  # not numbers
+        _core.pack("f32", 16, 2, "f32", b"\xff" * 128, threads=TEAM)  # NaN
     in_threads(2, lambda i: _core.int8_peak(1, TEAM))

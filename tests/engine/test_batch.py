@@ -1,4 +1,4 @@
-"""Texts written together: each is the one it is alone."""
+"""Texts that are written in one batch are the same as when each is written alone."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ REQUESTS = [
 
 
 def requests(llm, count, stop=()):
-    """Generations of all kinds, new ones at each call."""
+    """New generations with prompts, samplings, limits and seeds of many kinds."""
     rng = np.random.default_rng(1)
     out = []
     for i in range(count):
@@ -40,7 +40,7 @@ def alone(generations):
 
 
 def together(engine, generations, most=TOGETHER):
-    """As `alone`; a text joins when it is its turn."""
+    """The texts of generations that share a batch of at most `most`; a waiting one joins when another has ended."""
     batch = Batch(engine, most)
     for generation in generations:
         batch.add(generation)
@@ -62,7 +62,7 @@ def together(engine, generations, most=TOGETHER):
 def test_together_as_alone(llm, most):
     expected = alone(requests(llm, 24))
     assert together(llm._engine, requests(llm, 24), most) == expected
-    # Once more, with what the texts before have left in the cache.
+    # Again, now with the texts of the first time in the cache.
     assert together(llm._engine, requests(llm, 24), most) == expected
 
 
@@ -88,7 +88,7 @@ def test_stop_tokens(llm):
 
 
 def test_prompts_come_in_chunks_beside_texts_that_go_on(llm):
-    """While prompts are read, every text that is being written gets a token in each step."""
+    """While prompts are read, each step still gives every running text a token."""
     batch = Batch(llm._engine)
     short = llm.start([1, 2, 3], Sampling(), max_tokens=None, seed=0, stop=())
     batch.add(short)
@@ -185,7 +185,7 @@ def test_wrong_options(llm):
 
 
 def test_no_token_to_draw_ends_the_batch(llm):
-    """And what the others held goes back to the cache."""
+    """A text without a token to draw ends the batch with an error; the pages of all its texts return to the cache."""
     with pytest.raises(OptionError, match="no token to draw"):
         llm.generate_batch(["the", "a"], logit_bias={i: -float("inf") for i in range(300)})
     assert llm.generate_batch(["the"], max_tokens=5, seed=1) == [llm.generate("the", max_tokens=5, seed=1)]

@@ -1,4 +1,4 @@
-"""Children of fork: with every way to come to one, models go on working, and nothing hangs."""
+"""Forked children, made in every way Python has: models work in parent and child, and nothing hangs."""
 
 import os
 
@@ -13,7 +13,7 @@ pytestmark = [
     pytest.mark.skipif(not _core.has_threads(), reason="built without OpenMP"),
 ]
 
-# What each program begins with. A child that hangs is ended by its alarm; its parent then says so.
+# The beginning of each program. A child that hangs is ended by an alarm, which its parent reports.
 BEGIN = """
 import os, signal, sys, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # Python's, of forks of programs that have threads

@@ -1,4 +1,4 @@
-"""A Generation is iterated over, left, taken up again, and shared by threads."""
+"""Iterating over a Generation: stopping, going on, and iterating from several threads."""
 
 import itertools
 import threading
@@ -15,7 +15,7 @@ from fastllm.engine import Batch
 
 @pytest.fixture(params=["plain", "lookup", "draft"])
 def start(request, llm):
-    """Starts one and the same text, with and without guesses."""
+    """A function that starts the same text: plainly, with guesses from the prompt, or with a draft model."""
     guesses = {"plain": {}, "lookup": {"lookup": True}, "draft": {"draft": llm}}[request.param]
 
     def generation(seed=3):
@@ -43,7 +43,7 @@ def test_iterators_of_one_generation_are_one(start):
     generation = start()
     one = iter(generation)
     assert [next(one), next(iter(generation)), *itertools.islice(generation, 3)] == whole[:5]
-    one.close()  # ends that iterator, not the text
+    one.close()  # closes this iterator; the text can go on
     assert [*one, *generation] == whole[5:]
     pairs = start()
     assert list(zip(pairs, pairs, strict=True)) == list(zip(whole[::2], whole[1::2], strict=True))
@@ -65,7 +65,7 @@ def test_a_text_has_one_writer(llm):
 
     whole, generation, batch = list(start()), start(), Batch(llm._engine)
     head = list(itertools.islice(generation, 4))
-    batch.add(generation)  # a text that was begun may go on in a batch
+    batch.add(generation)  # a text that has begun may go on in a batch
     for other in (batch, Batch(llm._engine)):
         with pytest.raises(OptionError, match="already"):
             other.add(generation)
@@ -89,7 +89,7 @@ def test_a_text_has_one_writer(llm):
 
 
 def test_two_threads_iterate_over_one_generation(llm):
-    """One gets the text, the other an error, however they meet."""
+    """Of two threads that iterate at once one gets the text and the other an error."""
     whole = list(llm.start([1, 2], Sampling(), max_tokens=60, seed=5, stop=()))
     for _ in range(10):
         generation, meeting = llm.start([1, 2], Sampling(), max_tokens=60, seed=5, stop=()), threading.Barrier(2)
@@ -103,6 +103,6 @@ def test_two_threads_iterate_over_one_generation(llm):
 
         with ThreadPoolExecutor(2) as pool:
             texts = [future.result() for future in [pool.submit(write) for _ in range(2)]]
-        # The second may also come after the end: then there is nothing left.
+        # If the second begins after the text has ended, it gets nothing.
         assert sorted(texts, key=lambda text: text or []) in ([None, whole], [[], whole])
         assert generation.tokens == whole

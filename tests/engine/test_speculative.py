@@ -1,4 +1,4 @@
-"""Speculative decoding: whatever is guessed, the text is that of plain decoding."""
+"""Speculative decoding: the text is that of plain decoding, whatever is guessed."""
 
 import itertools
 
@@ -29,7 +29,7 @@ SAMPLINGS = {
 
 
 class Scripted:
-    """Guesses from a text known beforehand, some of them spoiled: every way for guesses to be right and wrong."""
+    """A proposer that knows the text and spoils some of its guesses, so that they are right and wrong in every way."""
 
     def __init__(self, text, seed):
         self.text, self.rng = text, np.random.default_rng(seed)
@@ -48,7 +48,7 @@ class Scripted:
 
 
 class Free(Costs):
-    """Rows beyond the first cost nothing, so that everything is tried."""
+    """Costs by which more rows are free, so that every guess is tried."""
 
     def best(self, chances, each=0.0):
         return max(n for n in (0, 1, 3, 7, 15) if n <= len(chances))
@@ -61,7 +61,7 @@ def model(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Another model of the same vocabulary."""
+    """A smaller model with the same vocabulary."""
     return load(tmp_path_factory.mktemp("draft"), 0, 1, dim=24, max_seq=96)
 
 
@@ -79,7 +79,7 @@ def plain(llm, sampling, prompt=PROMPT, **options):
 
 
 def guessed(llm, sampling, proposer, prompt=PROMPT, **options):
-    """The same with a proposer of our own."""
+    """The text that a model writes with the guesses of a given proposer."""
     generation = llm.start(prompt, sampling, **{"max_tokens": 100, "seed": 5, "stop": ()} | options)
     generation._proposer = proposer
     tokens = list(generation)
@@ -120,7 +120,7 @@ def test_a_prompt_as_long_as_the_context(model):
 
 @pytest.mark.parametrize("name", ["greedy", "temperature", "penalties"])
 def test_stop_tokens(model, name):
-    """A stop token ends the text also where it was guessed, and with guesses after it."""
+    """A stop token ends the text even if it was guessed and other guesses follow it."""
     free, _ = plain(model, SAMPLINGS[name])
     for at in (0, 1, 5, 20, 60):
         stop = (free[at],)
@@ -152,7 +152,7 @@ def test_stop_strings_and_what_is_left_in_the_cache(model, seed):
     for spoiled in range(4):
         ours, generation = write(Scripted(PROMPT + free, spoiled))
         assert ours == text
-        # What follows takes keys and values from the text that was cut short.
+        # The next prompt reuses keys and values of the text that was cut short.
         longer = PROMPT + generation.tokens + [7]
         after = model.start(longer, sampling, max_tokens=20, seed=1, stop=())
         assert list(after) == list(load_again(model).start(longer, sampling, max_tokens=20, seed=1, stop=()))
@@ -160,7 +160,7 @@ def test_stop_strings_and_what_is_left_in_the_cache(model, seed):
 
 
 def load_again(llm):
-    """The same model with nothing in its cache."""
+    """The same model with an empty cache."""
     return fastllm.load(llm.path, threads=llm.threads)
 
 
@@ -179,7 +179,7 @@ def test_a_text_closed_between_guesses(model):
 @pytest.mark.parametrize("name", [n for n, a in ARCHITECTURES.items() if a.config.causal and a.config.head])
 @pytest.mark.parametrize("dtype", ["f32", "q8"])
 def test_every_architecture(name, dtype):
-    """Also where experts, windows or soft caps make a forward of several rows another path through the core."""
+    """Also for experts, windows and soft caps, for which several rows take other paths through the core."""
     llm = random_llm(name, dtype)
     sampling = Sampling(temperature=1.2, top_p=0.95)
     prompt = [3, 7, 9, 11, 3, 7]
@@ -194,7 +194,7 @@ def test_every_architecture(name, dtype):
 
 
 def in_common(tokens, place):
-    """Tokens before `place` that are those before the end."""
+    """How many tokens before `place` equal the tokens before the text's end."""
     count = 0
     while count < place and tokens[place - 1 - count] == tokens[-1 - count]:
         count += 1
@@ -203,7 +203,7 @@ def in_common(tokens, place):
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=33), st.lists(st.integers(1, 5), max_size=12))
 def test_lookup_finds_the_longest_place(tokens, steps):
-    """Against looking at every place; the text comes in pieces of any length."""
+    """The lookup finds the place that comparing every place finds; the text grows by pieces of any length."""
     lookup, at = PromptLookup(Costs()), 0
     for step in [*steps, len(tokens)]:
         if at == len(tokens):
@@ -215,7 +215,7 @@ def test_lookup_finds_the_longest_place(tokens, steps):
         longest = max(lengths, default=0)
         assert min(lookup.length, 16) == (min(longest, 16) if longest >= 2 else 0)
         if lookup.length:
-            # What it guesses follows a place with so many tokens in common, and repeats itself past the end.
+            # The guesses are the tokens after a place with the most tokens in common; past the text's end they repeat.
             guesses = lookup.continuation(text, 20)
             assert len(guesses) == 20
             written = text + guesses
@@ -240,7 +240,7 @@ def test_lookup_gives_the_same_text(model, name, monkeypatch):
 
 
 def test_lookup_of_a_text_that_repeats_itself(model, monkeypatch):
-    """A bias that leaves two tokens makes any model repeat itself: nearly all is guessed."""
+    """A bias that allows only two tokens makes the model repeat itself, so that nearly all tokens are guessed."""
     monkeypatch.setattr(model._engine, "costs", Free())
     sampling = Sampling(temperature=0, logit_bias={9: 1e6})
     generation = model.start(PROMPT, sampling, max_tokens=100, seed=5, stop=(), lookup=True)
@@ -261,11 +261,11 @@ def test_generate_with_lookup(model, options):
 @pytest.mark.parametrize("name", SAMPLINGS)
 @pytest.mark.parametrize("itself", [True, False])
 def test_a_draft_gives_the_same_text(model, small, name, itself, monkeypatch):
-    """The draft's context is shorter than the text: it then falls silent."""
+    """The draft's context is shorter than the text; past its end the draft guesses nothing."""
     monkeypatch.setattr(model._engine, "costs", Free())
     tokens, reason = plain(model, SAMPLINGS[name], max_tokens=None)
     draft = model if itself else small
-    for _ in range(2):  # the second time the draft's cache holds the text of the first
+    for _ in range(2):  # the second time the draft's cache holds the first text
         generation = model.start(PROMPT, SAMPLINGS[name], max_tokens=None, seed=5, stop=(), draft=draft)
         assert (list(generation), generation.finish_reason) == (tokens, reason)
         assert generation.proposed > 0
@@ -274,7 +274,7 @@ def test_a_draft_gives_the_same_text(model, small, name, itself, monkeypatch):
 
 
 def test_a_draft_with_a_long_prompt(model, small):
-    """Longer than the draft's context."""
+    """A prompt that is longer than the draft's context."""
     prompt = [1, *range(3, 120)]
     tokens, _ = plain(model, SAMPLINGS["greedy"], prompt, max_tokens=20)
     generation = model.start(prompt, SAMPLINGS["greedy"], max_tokens=20, seed=5, stop=(), draft=small)
@@ -283,7 +283,10 @@ def test_a_draft_with_a_long_prompt(model, small):
 
 
 def test_a_draft_as_dear_as_its_model_is_not_asked(model):
-    """What a guess costs is taken from the weights that it reads, before any was timed; nor is the prompt read."""
+    """A draft as large as its model is never asked, not even to read the prompt.
+
+    Before any forward was timed, the cost of a guess is estimated by the weights that the draft reads.
+    """
     generation = model.start(PROMPT, SAMPLINGS["greedy"], max_tokens=40, seed=5, stop=(), draft=model)
     draft = generation._proposer
     assert len(list(generation)) == 40
@@ -330,23 +333,23 @@ def test_before_anything_is_known_a_token_goes_alone():
 
 
 def test_as_many_guesses_as_pay():
-    """The rate is (1 + p1 + p1 p2 + ...) tokens in the seconds of a forward."""
+    """The best number of guesses has the highest rate: (1 + p1 + p1 p2 + ...) tokens per second of a forward."""
     flat = {"r1": 1.0, "r2": 1.0, "r4": 1.0, "r8": 1.0, "r16": 1.0}
     assert costs(**flat).best([0.9] * 15) == 15
-    assert costs(**flat).best([0.9] * 14) == 7  # only whole powers of two are tried
-    assert costs(**flat).best([0.01] * 15) == 0  # not worth the trouble
-    # Rows of twice the cost are not worth it, even if every guess is right.
+    assert costs(**flat).best([0.9] * 14) == 7  # rows are tried in powers of two: 8, the token itself and 7 guesses
+    assert costs(**flat).best([0.01] * 15) == 0  # guesses that are nearly always wrong
+    # Twice the rows at twice the cost gain nothing, even if every guess is right.
     assert costs(r1=1.0, r2=2.0, r4=4.0, r8=8.0, r16=16.0).best([1.0] * 15) == 0
     # (1 + .5) / 1.1 = 1.36; (1 + .5 + .25 + .125) / 1.5 = 1.25
     assert costs(r1=1.0, r2=1.1, r4=1.5, r8=3.0, r16=6.0).best([0.5] * 15) == 1
-    # A draft costs as well: 2 tokens in 1 + 1 seconds are no gain.
+    # A draft that takes as long as the model: 2 tokens in 1 + 1 seconds gain nothing.
     assert costs(**flat).best([1.0], each=1.0) == 0
     assert costs(**flat).best([1.0] * 3, each=0.5) == 3
 
 
 def test_what_was_never_tried_is_tried():
     assert costs(r1=1.0).best([0.9] * 15) == 15
-    # An accident is believed as far as can be, twice the half, and forgotten one day.
+    # A measured cost counts as at most twice that of half as many rows, and older measurements fade.
     assert costs(r1=1.0, r2=1000.0, r4=1.0, r8=1.0, r16=1.0).best([0.9] * 15) == 15
     known = costs(r1=1.0, r2=1000.0, r4=1000.0, r8=1000.0, r16=1000.0)
     assert known.best([0.9] * 15) == 0

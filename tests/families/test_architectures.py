@@ -1,4 +1,4 @@
-"""What a checkpoint calls itself: every class of the transformers library is the family and the task that it is."""
+"""The names that checkpoints give themselves: every class of transformers leads to its family and its task."""
 
 import pytest
 
@@ -8,7 +8,7 @@ transformers = pytest.importorskip("transformers")
 
 
 def classes():
-    """(class, model type, kind of class) for each of transformers' own classes of our families."""
+    """(class, model type, task) for each class that transformers has for our families."""
     from transformers.models.auto import modeling_auto as auto
 
     kinds = {
@@ -43,10 +43,10 @@ def test_a_class_is_its_family_and_task(name, family, task):
         ("AMPLIFY", "AMPLIFY", ("AMPLIFY", "")),
         ("llama", "llama", ("llama", "")),
         ("gguf:llama", None, ("gguf:llama", "")),
-        ("gguf:Llama", None, ("", "")),  # as in llama.cpp
+        ("gguf:Llama", None, ("", "")),  # llama.cpp takes lower case only
         ("LlamaForCausalLM", "gguf:llama", ("llama", "causal lm")),
         ("CLIPTextModelWithProjection", "clip_text_model", ("clip_text_model", "base")),
-        ("Gemma3ForConditionalGeneration", "gemma3", ("", "causal lm")),  # its text_config says more
+        ("Gemma3ForConditionalGeneration", "gemma3", ("", "causal lm")),  # the family follows from its text_config
         ("Gemma3nForConditionalGeneration", "gemma3n", ("", "causal lm")),
         ("Phi3SmallForCausalLM", "phi3small", ("", "causal lm")),
         ("", "llama", ("llama", "")),

@@ -1,4 +1,4 @@
-"""What configs leave out, or say in old and odd ways, is what the classes of the transformers library make of it."""
+"""Configs that leave things out, or say them in old ways, mean what transformers' classes make of them."""
 
 import json
 from importlib import import_module
@@ -27,7 +27,7 @@ KEYS = {
     "num_experts_per_tok": "n_experts_used",
     "moe_intermediate_size": "expert_dim",
 }
-SPECIAL = {  # another field there, or a value that the class computes later
+SPECIAL = {  # transformers has another field, or computes the value later
     "mixtral": {"intermediate_size": "expert_dim"},
     "olmoe": {"intermediate_size": "expert_dim"},
     "qwen2_moe": {"intermediate_size": "", "shared_expert_intermediate_size": "hidden_dim"},
@@ -45,7 +45,7 @@ class Found(Exception):  # noqa: N818  # it carries what was looked for
 
 
 def configured(model_type, header, monkeypatch):
-    """The Config of a family for a header, without a tensor of its."""
+    """The Config that a family makes of a config.json, without any tensors."""
 
     def found(**values):
         raise Found(Config(**values))
@@ -67,7 +67,7 @@ def default_of(model_type, **values):
 
 @pytest.mark.parametrize("model_type", [*TYPES, *ENCODERS])
 def test_defaults_are_those_of_the_class(model_type, monkeypatch):
-    """A config of nothing but what the tensors would tell."""
+    """A config that has only the sizes, which must fit the tensors: all else is the class's default."""
     default = default_of(model_type)
     header = {"vocab_size": 8, "max_position_embeddings": default.max_position_embeddings}
     if model_type in TYPES and not model_type.startswith("gpt"):
@@ -82,7 +82,7 @@ def test_defaults_are_those_of_the_class(model_type, monkeypatch):
     assert ours.head_dim == (getattr(default, "head_dim", None) or default.hidden_size // default.num_attention_heads)
 
 
-# The classes that take no null for it.
+# Settings for which the class itself refuses null.
 NEVER_NULL = [
     "gemma",
     "gemma2",

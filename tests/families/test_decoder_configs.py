@@ -1,4 +1,4 @@
-"""What decoders' config.json says: old and odd forms, and configs and tensors that are wrong."""
+"""Decoders' config.json: old forms mean what they meant, and wrong configs and tensors are refused."""
 
 import math
 
@@ -19,7 +19,7 @@ from helpers.reference import transformers
 
 
 def test_gemma3_configs_leave_out_what_is_usual(checkpoints):
-    """A text_config names what is not the library's own default, as the published ones do."""
+    """A config with only what differs from the class's defaults, as the published ones are."""
     sparse = {"hidden_size": 40, "intermediate_size": 57, "num_hidden_layers": 7, "sliding_window": 1024}
     sparse["vocab_size"] = 262208
     sparse["rope_scaling"] = {"factor": 8.0, "rope_type": "linear"}
@@ -33,7 +33,7 @@ def test_gemma3_configs_leave_out_what_is_usual(checkpoints):
 
 
 class Wide(dict):
-    """Norms of queries and keys for heads of 256."""
+    """Tensors whose norms of queries and keys have 256 channels, Gemma 3's default head_dim."""
 
     def __getitem__(self, name):
         tensor = super().__getitem__(name)
@@ -96,7 +96,7 @@ PATTERNS = {
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_layers_with_a_window_are_those_of_the_library(pattern, tmp_path):
-    """Configs of older versions have no layer_types: which they are is a rule of the family."""
+    """Older configs have no layer_types: each family has a rule for which layers have a window."""
     family, values, old = PATTERNS[pattern]
     build(family, **{"shared_expert_intermediate_size": 57, **values}).save_pretrained(tmp_path)
     made = recipe(open_checkpoint(tmp_path))
@@ -114,7 +114,7 @@ def test_tokens_that_end_and_begin_a_text(tmp_path):
     assert recipe(open_checkpoint(tmp_path)).stop == (7, 9)
     build("Qwen2").save_pretrained(tmp_path)
     edit(tmp_path, bos_token_id=3)
-    assert recipe(open_checkpoint(tmp_path)).bos is None  # Qwen's texts do not start with it
+    assert recipe(open_checkpoint(tmp_path)).bos is None  # Qwen's texts do not begin with BOS
 
 
 # ---- wrong
@@ -122,7 +122,7 @@ def test_tokens_that_end_and_begin_a_text(tmp_path):
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """One of each family, with one layer."""
+    """A checkpoint of each family, with one layer, by the name of the family."""
     found = {}
     for family, values in CASES.values():
         if family not in found:
@@ -152,7 +152,7 @@ def test_a_missing_tensor_is_named(family, checkpoints):
     checkpoint = checkpoints[family]
     for name in checkpoint.tensors:
         rest = {key: tensor for key, tensor in checkpoint.tensors.items() if key != name}
-        if name == "lm_head.weight":  # without one a model still makes vectors
+        if name == "lm_head.weight":  # a model without a head can still embed
             assert not recipe(checkpoint._replace(tensors=rest)).config.head
             continue
         error = failure(lambda rest=rest: plan(recipe(checkpoint._replace(tensors=rest)), "f32"))
@@ -175,7 +175,7 @@ def test_a_tensor_that_is_too_narrow_or_too_short_is_refused(family, checkpoints
 
 
 def bound(checkpoint):
-    """The checkpoint's model, as far as the core's own look at its tensors."""
+    """The core's model of a checkpoint, for which the core checks all tensors."""
     stored = assemble(recipe(checkpoint), dtype="f32", threads=1)
     return _core.Model(stored.config, dict(stored.tensors))
 

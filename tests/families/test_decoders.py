@@ -1,4 +1,4 @@
-"""Decoders of the transformers library: logits and greedy texts equal to its own, and configs that lie."""
+"""Decoders compute transformers' logits and greedy texts."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_every_family_is_tested():
 
 
 def test_phi3_uses_the_factors_of_the_context(tmp_path):
-    """Short factors as long as a text stays in the original context, long ones for all of it beyond that."""
+    """Short factors up to the original context; long ones, for every position, in a longer context."""
     model = build("Phi3", original_max_position_embeddings=64, **rope(LONG))
     short = reference.agree(model, tmp_path, length=40)
     assert short.context == 64
@@ -59,14 +59,14 @@ def test_half_precision_and_shards(dtype, tmp_path):
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     ids = reference.tokens(131, 150)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, **reference.PLAIN)
-    expected = reference.logits(model, ids)  # the rounded weights, computed in f32
-    for options in ({"dtype": "f32"}, {}):  # as it is, keys and values are f16: between 1e-4 and what is visible
+    expected = reference.logits(model, ids)  # of the rounded weights, computed in f32
+    for options in ({"dtype": "f32"}, {}):  # by default keys and values are f16, which costs more than 1e-4
         llm = fastllm.load(tmp_path, threads=1, **options)
         assert reference.difference(llm.logits(ids), expected) < (1e-4 if options else 3e-2)
 
 
 def test_experts_in_one_tensor(tmp_path):
-    """As they are in memory since transformers 5."""
+    """All experts of a layer in one tensor, as transformers 5 has them in memory."""
     from safetensors.torch import save_file
 
     for family, values in (
@@ -97,7 +97,7 @@ def test_experts_that_are_copies_equal_the_dense_model(tmp_path):
             p.copy_(one.expand_as(p))
         elif name.endswith("experts.down_proj"):
             p.copy_(weights[f"{layer}.mlp.down_proj.weight"].expand_as(p))
-        elif "mlp.gate." not in name:  # the router may say what it likes
+        elif "mlp.gate." not in name:  # the router's choice does not matter among equal experts
             p.copy_(weights[name])
     ids = reference.tokens(131, 150)
     found = []

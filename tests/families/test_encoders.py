@@ -1,4 +1,4 @@
-"""Encoders: hidden states, attention maps and masked-token logits are those of the references, alone and in batches."""
+"""Encoders compute their references' hidden states, attention maps and masked-token logits, alone and in batches."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_amplify_ragged_batches_equal_the_padded_reference(name):
     texts = [row[:n] for row, n in zip(expected["batch_tokens"], lengths, strict=True)]
     for i, text in enumerate(texts):
         close(llm.logits(text), expected["batch_logits"][i, : len(text)])
-        # Padding that is not masked out is text like any other.
+        # Padding that is not masked counts as text.
         close(llm.logits(expected["batch_tokens"][i]), expected["batch_logits_nomask"][i])
     for layer in range(llm.config.n_layers):
         means = [expected["batch_hidden"][layer, i, : len(text)].mean(axis=0) for i, text in enumerate(texts)]
@@ -63,7 +63,7 @@ def test_amplify_ragged_batches_equal_the_padded_reference(name):
 
 @AMPLIFY
 def test_amplify_pseudo_perplexity(name):
-    """Each position masked in turn."""
+    """The pseudo-perplexity, for which each position is masked in turn."""
     llm, expected = amplify(name)
     tokens, losses = expected["ppl_tokens"], []
     for i, token in enumerate(tokens):
@@ -78,7 +78,7 @@ def test_amplify_pseudo_perplexity(name):
 
 
 def layers(llm):
-    """Where ours have what transformers lists: the last is after the final norm."""
+    """The numbers of our layers in the order of transformers' list, whose last entry is after the final norm."""
     return [*range(llm.config.n_layers), llm.config.n_layers + 1]
 
 
@@ -86,7 +86,7 @@ def same(found, expected):
     assert reference.difference(np.asarray(found), np.asarray(expected)) < 1e-4
 
 
-@pytest.mark.filterwarnings("ignore::fastllm.CheckpointWarning")  # CLIP's projections, and its other tower
+@pytest.mark.filterwarnings("ignore::fastllm.CheckpointWarning")  # CLIP's projections and vision tower are not used
 @pytest.mark.parametrize("case", encoders.CASES)
 def test_hidden_states_attention_maps_and_logits_are_those_of_transformers(case, tmp_path):
     model, tower = encoders.built(case)
@@ -202,7 +202,7 @@ def save_word_pieces(folder):
     ],
 )
 def test_masks_in_a_text(case, save, texts, tmp_path):
-    """A text for an encoder may hold its special tokens, as for transformers."""
+    """Special tokens in a text for an encoder are recognized, as by transformers."""
     model, _ = encoders.built(case)
     model.save_pretrained(tmp_path)
     library = save(tmp_path)
@@ -218,7 +218,7 @@ def test_masks_in_a_text(case, save, texts, tmp_path):
 
 
 def test_special_tokens_in_a_text_to_continue(tmp_path):
-    """They are text, unless they are asked for."""
+    """In a text to continue, special tokens are text unless special=True."""
     model = reference.build("GPT2LMHeadModel", transformers.GPT2Config(vocab_size=700, n_embd=16, n_layer=1, n_head=2))
     model.save_pretrained(tmp_path)
     vocabularies.save_gpt2(vocabularies.byte_level(vocabularies.gpt2_split(), vocab_size=500), tmp_path)

@@ -1,7 +1,4 @@
-"""GGUF's models against transformers: the same weights through llama.cpp's names, written with the gguf package.
-
-The names of tensors are the package's own table. What llama.cpp's converter changes besides is done here.
-"""
+"""GGUF's models compute what transformers computes with the same weights."""
 
 import re
 
@@ -24,7 +21,7 @@ transformers = pytest.importorskip("transformers")
 
 from helpers.reference import build, difference, greedy, logits, tokens  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the two libraries
+pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and gguf
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -70,7 +67,7 @@ def test_a_pooling_that_makes_no_vectors(tmp_path, number, what):
 
 @pytest.mark.parametrize("arch", ["gemma-embedding", "gemma3"])
 def test_embedding_gemma(tmp_path, arch):
-    """Attention to both sides, a window in five layers of six, two layers after pooling: llama.cpp's file, Ollama's."""
+    """Bidirectional attention, windows in five of six layers, two dense layers: files of llama.cpp and of Ollama."""
     sizes = {**PLAIN, **MODELS["gemma3"][2], "use_bidirectional_attention": True}
     model, path = build("Gemma3TextModel", transformers.Gemma3TextConfig(**sizes)), tmp_path / "model.gguf"
     rng = np.random.default_rng(0)
@@ -113,7 +110,7 @@ def test_bert(tmp_path):
 
 
 def test_experts_that_are_tensors_of_their_own(tmp_path):
-    """As Mixtral's first GGUF files have them."""
+    """A tensor for each expert, as in Mixtral's first GGUF files."""
     model = model_of("mixtral")
     write(tmp_path / "model.gguf", "llama", model, **MODELS["mixtral"][3])
     found = open_checkpoint(tmp_path / "model.gguf")
@@ -148,7 +145,7 @@ def test_settings_that_cannot_be(tmp_path, key, value, word):
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """An opened file of each model."""
+    """An opened GGUF file of each model, by name."""
     found = {}
     for name in ("llama", "mixtral", "gemma3", "phi3_long", "stablelm_12b", "gpt2", "gptneox", "granite"):
         path = tmp_path_factory.mktemp(name) / "model.gguf"
@@ -183,7 +180,7 @@ VALUES = [
 @settings(max_examples=200)
 @given(st.data())
 def test_settings_that_are_anything(checkpoints, data):
-    """Refused, or a recipe; soon, and with memory for no more than the file holds."""
+    """Any settings give a recipe or one of our errors, soon, and without more memory than the file's size."""
     found = checkpoints[data.draw(st.sampled_from(sorted(checkpoints)))]
     keys = st.sampled_from(sorted(found.header.keys() - {"general.architecture"}))
     header = found.header | data.draw(st.dictionaries(keys, st.sampled_from(VALUES), min_size=1, max_size=3))
@@ -194,7 +191,7 @@ def test_settings_that_are_anything(checkpoints, data):
 
 
 def test_how_the_first_files_scale_positions(tmp_path):
-    """By a key of its own; a factor without a kind is linear, as in llama.cpp."""
+    """The first files have a key of their own for the rotary scaling; a factor without a kind is linear."""
     write(tmp_path / "model.gguf", "llama", model_of("llama"), **MODELS["llama"][3])
     found = open_checkpoint(tmp_path / "model.gguf")
 

@@ -1,4 +1,4 @@
-"""GPT-2 and its kin compute what the transformers library computes; minGPT what its papers' arithmetic says."""
+"""GPT-2, GPT-Neo and GPT-NeoX compute what transformers computes, and minGPT what helpers.families.mingpt computes."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_hidden_states_of_the_headless_model(architecture, config, values, prefi
 
 @pytest.mark.parametrize("beside", [{}, {"rope_theta": 77.0, "partial_rotary_factor": 0.5}], ids=str)
 def test_names_and_config_of_the_first_pythia_checkpoints(tmp_path, beside):
-    """Rotary values at the top of the config, by names of their own only; masks and frequencies among the tensors."""
+    """Rotary settings by older names at the top of the config, and masks and frequencies among the tensors."""
     safetensors = pytest.importorskip("safetensors.torch")
     model = built("GPTNeoXForCausalLM", "GPTNeoXConfig", NEOX)
     model.save_pretrained(tmp_path)

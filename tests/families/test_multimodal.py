@@ -1,4 +1,4 @@
-"""Models that see as well as read: their language model computes what the transformers library computes."""
+"""Models of images and text: their language model computes what transformers computes."""
 
 import json
 
@@ -79,7 +79,7 @@ def test_a_model_that_sees_runs_as_its_language_model(name, tmp_path):
     assert len(said) == 1
     ids = reference.tokens(131, 90)
     folders.same(llm.logits(ids), reference.logits(model, ids))
-    # The base class of it, and the names that a model in memory has.
+    # Also the base class's files, and files with the names that tensors have in memory.
     model.model.save_pretrained(tmp_path / "base")
     with pytest.warns(fastllm.CheckpointWarning):
         base = folders.load(tmp_path / "base")
@@ -90,13 +90,13 @@ def test_a_model_that_sees_runs_as_its_language_model(name, tmp_path):
 
 
 def edit(folder, change):
-    """Passes a folder's config through a function."""
+    """Replaces a folder's config by change(config)."""
     file = folder / "config.json"
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
 
 
 def said(folder):
-    """The folder as a model, of which the vision tower is left out and nothing else."""
+    """Loads a folder. Asserts a warning that the vision tower is not used, and no other."""
     with pytest.warns(fastllm.CheckpointWarning, match=r"the vision tower \(\d+ tensors?\) is left out$") as warned:
         llm = folders.load(folder)
     assert len(warned) == 1
@@ -104,7 +104,7 @@ def said(folder):
 
 
 def test_one_config_for_all_of_a_model(tmp_path):
-    """As the first checkpoints of Qwen2-VL have it, with their folders."""
+    """The first checkpoints of Qwen2-VL: one flat config for text and vision, and older names of tensors."""
     model = reference.build("Qwen2VLForConditionalGeneration", seeing()["Qwen2VL"])
     model.save_pretrained(tmp_path)
 
@@ -127,7 +127,7 @@ def test_one_config_for_all_of_a_model(tmp_path):
 
 
 def test_a_text_config_that_says_little(tmp_path):
-    """null is no window, and what is missing is Mistral's default."""
+    """In a text_config null means no window, and a missing key means Mistral's default."""
     reference.build("LlavaNextForConditionalGeneration", seeing()["LlavaNext"]).save_pretrained(tmp_path)
     kept = {*TEXT, "model_type", "sliding_window", "head_dim"} - {"max_position_embeddings", "bos_token_id"}
     edit(

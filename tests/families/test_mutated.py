@@ -1,4 +1,4 @@
-"""Whatever a config says, and whatever shape a tensor has: a model, or one of our errors."""
+"""Any change of a config or of a tensor's shape gives a model or one of our errors."""
 
 import pytest
 from hypothesis import given, settings
@@ -42,7 +42,7 @@ def checkpoints(tmp_path_factory):
         model.save_pretrained(folder)
         return open_checkpoint(folder)
 
-    return {case: checkpoint(case) for case in CASES}.get  # a function, since hypothesis prints what a test gets
+    return {case: checkpoint(case) for case in CASES}.get  # not the dict: hypothesis would print all of it
 
 
 def zeros(shape):
@@ -54,7 +54,7 @@ def zeros(shape):
 
 @pytest.mark.parametrize("case", CASES)
 def test_numbers_without_end(case, checkpoints):
-    """A recipe or one of our errors; any other fails the test."""
+    """A config with infinite or huge numbers gives a recipe or one of our errors."""
     checkpoint = checkpoints(case)
     for key, value in checkpoint.header.items():
         if type(value) is int:
@@ -80,4 +80,4 @@ def test_mutated(case, checkpoints, values, shapes):
             tensors[names[which % len(names)]] = zeros(shape)
     mutated = checkpoint._replace(header=header, tensors=tensors)
     with soon():
-        failure(lambda: assemble(recipe(mutated), dtype=None, threads=1))  # any error that is not ours fails the test
+        failure(lambda: assemble(recipe(mutated), dtype=None, threads=1))  # another error would fail the test

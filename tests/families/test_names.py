@@ -1,4 +1,4 @@
-"""What is on disk is named in many ways: prefixes, base classes, heads that are tied or not, tensors nothing uses."""
+"""The many ways to name tensors in files: prefixes, base classes, tied heads, and tensors that nothing uses."""
 
 import json
 
@@ -23,7 +23,7 @@ load_file, save_file = (getattr(pytest.importorskip("safetensors.torch"), name) 
 
 @pytest.mark.parametrize("case", CAUSAL)
 def test_a_base_model_s_folder(case, tmp_path):
-    """...Model: hidden states; logits where the head is the embedding, as in transformers."""
+    """A folder of the class ...Model gives hidden states, and logits if the head is tied, as in transformers."""
     model = built(case)
     inner = model.base_model
     inner.save_pretrained(tmp_path)
@@ -69,7 +69,7 @@ def test_wrappers_around_the_model(case, prefix, tmp_path):
 
 
 def test_wrappers_inside_and_around_a_part(tmp_path):
-    """Layers compiled or wrapped one by one; the head outside of what holds the rest."""
+    """Layers that were wrapped one by one, and a head outside of the module that holds the rest."""
     built("llama").save_pretrained(tmp_path)
     expected = load(tmp_path).logits(IDS)
 
@@ -85,7 +85,7 @@ def test_wrappers_inside_and_around_a_part(tmp_path):
 
 
 def test_a_wrapper_beside_other_parts(tmp_path):
-    """A policy with a value head, as training with rewards leaves it."""
+    """A policy with a value head, as reinforcement learning leaves it."""
     model = built("llama")
     model.save_pretrained(tmp_path)
     rewrite(
@@ -161,7 +161,7 @@ def embedding_of(tensors):
 
 @pytest.mark.parametrize("case", CAUSAL)
 def test_a_tied_config_whose_file_has_a_head(case, tmp_path):
-    """Another head counts; one that is the embedding again takes no memory; either alone is both."""
+    """A tied config: a head that differs is used, an equal one takes no memory, a head alone is also the embedding."""
     built(case, tie_word_embeddings=True).save_pretrained(tmp_path)
     head, original = HEADS.get(case, "lm_head.weight"), load_file(tmp_path / "model.safetensors")
     embed = embedding_of(original)
@@ -182,7 +182,7 @@ def test_a_tied_config_whose_file_has_a_head(case, tmp_path):
 
 @pytest.mark.parametrize("case", CAUSAL)
 def test_an_untied_model_without_a_head_has_vectors_only(case, tmp_path):
-    """The library would draw one. Large models of vectors are such: of a language model's class, without its head."""
+    """transformers would make a random head. Many models for vectors are like this: a causal class without a head."""
     model = built(case, tie_word_embeddings=False)
     model.save_pretrained(tmp_path)
     head = HEADS.get(case, "lm_head.weight")
@@ -286,8 +286,8 @@ HARMLESS = [
     "transformer.h.0.attn.masked_bias",
     "transformer.h.0.attn.attention.bias",
     "bert.embeddings.position_ids",
-    "esm.embeddings.position_embeddings.weight",  # of one that rotates
-    "rope.freqs",  # Meta's
+    "esm.embeddings.position_embeddings.weight",  # of a model with rotary positions
+    "rope.freqs",  # in Meta's files
     "bert.pooler.dense.weight",
     "cls.seq_relationship.bias",
     "mtp.layers.0.mlp.up_proj.weight",
@@ -303,11 +303,11 @@ def test_what_is_harmless_by_its_name():
 
 
 def test_a_bias_of_zeros_adds_nothing(tmp_path):
-    """AutoGPTQ makes one for each matrix it quantizes."""
+    """AutoGPTQ adds a bias of zeros to every matrix that it quantizes."""
     built("llama").save_pretrained(tmp_path)
     expected = load(tmp_path).logits(IDS)
     rewrite(tmp_path, lambda tensors: tensors | {"model.layers.0.mlp.up_proj.bias": torch.zeros(57).half()})
-    assert np.array_equal(load(tmp_path).logits(IDS), expected)  # and no warning
+    assert np.array_equal(load(tmp_path).logits(IDS), expected)  # and without a warning
 
 
 def test_the_sentence_is_a_line_whatever_the_names_are():

@@ -1,4 +1,4 @@
-"""Trained models that others published, where FASTLLM_TEST_WEIGHTS names a folder of them (.ci/run fetches them)."""
+"""Published models, if FASTLLM_TEST_WEIGHTS names a folder of them. .ci/run fetches them."""
 
 import os
 from pathlib import Path
@@ -29,7 +29,7 @@ BOTH = [pytest.param(path, marks=needs(path), id=path.name) for path in (SMOLLM2
 
 
 def reference(path):
-    """The model as transformers reads it: GGUF's blocks by the gguf package, in f32."""
+    """The model as transformers reads it in f32, with GGUF's blocks decoded by the gguf package."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("gguf")
     transformers = pytest.importorskip("transformers")
@@ -47,7 +47,7 @@ def test_logits_of_dequantized_weights(path):
     with torch.no_grad():
         expected = model(torch.tensor([ids])).logits[0].numpy()
     found = llm.logits(ids)
-    # f32 sums in another order: a few units of 2^-24 of what 18 to 30 layers add up.
+    # The two add in another order: a few units of 2^-24, summed over 18 to 30 layers.
     assert np.abs(found - expected).max() < 1e-3 * expected.std()
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
     greedy = model.generate(torch.tensor([ids]), max_new_tokens=20, do_sample=False)[0, len(ids) :].tolist()
@@ -56,7 +56,7 @@ def test_logits_of_dequantized_weights(path):
 
 @pytest.mark.parametrize("path", BOTH)
 def test_int8_is_close(path):
-    """int8 in groups of 32, activations too: the distribution moves by a few thousandths of a nat."""
+    """int8 weights and activations change the distribution by a few thousandths of a nat."""
     exact, ours = (fastllm.load(path, dtype=dtype) for dtype in ("f32", "q8"))
     ids = exact.tokenize(TEXT)
     p, q = (log_softmax(llm.logits(ids)) for llm in (exact, ours))
@@ -67,7 +67,7 @@ def test_int8_is_close(path):
 
 @needs(SMOLLM2)
 def test_chat():
-    """Questions whose answers a model of this size knows, in its own template; f16 holds its weights as they are."""
+    """Questions that a model of this size can answer, in its own template. f16 holds its weights exactly."""
     conversation = start_chat(llm := fastllm.load(SMOLLM2, dtype="f16"))
     for question, word in (("What is the capital of France?", "Paris"), ("And of Italy?", "Rome")):
         tokens = conversation.say(question)

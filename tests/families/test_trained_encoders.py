@@ -1,4 +1,4 @@
-"""Real encoders, where they are: FASTLLM_TEST_WEIGHTS names a folder with the unpacked wheels of their publishers."""
+"""Published encoders, if FASTLLM_TEST_WEIGHTS names a folder with the unpacked wheels that have them."""
 
 import os
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_antiberty_predicts_what_bert_of_its_weights_predicts():
         assert reference.difference(found, expected) < 1e-4
         assert found[place].argmax() == expected[place].argmax()
         right += int(found[place].argmax()) == tokens[place]
-    assert right > len(places) / 2  # most of a germline antibody is known to it
+    assert right > len(places) / 2  # the model predicts most of a germline antibody
 
 
 SENTENCES = [

@@ -9,5 +9,5 @@ from helpers.data import BUILT_IN
 
 @pytest.fixture
 def stored(tmp_path):
-    """A converted model, which lies in its file as long as it is used."""
+    """The path of a converted model: its weights are mapped, and read from the file while it runs."""
     return shutil.copy(BUILT_IN, tmp_path / "model.safetensors")

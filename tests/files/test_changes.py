@@ -1,4 +1,4 @@
-"""Files that change while they are read: an error that names the file, never a crash, and never what was made of it."""
+"""Files that change while they are in use: an error that names the file, never a crash and never a wrong result."""
 
 import mmap
 import os
@@ -21,7 +21,7 @@ def truncate(path):
 
 
 def overwrite(path):
-    """As cp does with a file of the same size: in place."""
+    """Overwrites part of a file in place, as cp does."""
     size = path.stat().st_size
     with path.open("r+b") as file:
         file.seek(size // 2)
@@ -48,7 +48,7 @@ USES = {
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_between_texts(stored, use, change):
-    """And from then on, whatever is asked of it; a model that is loaded again is another."""
+    """Every use fails from then on; loading the model again helps."""
     llm = fastllm.load(stored, threads=1)
     USES[use](llm)
     change(stored)
@@ -61,7 +61,7 @@ def test_changed_between_texts(stored, use, change):
         USES[use](llm)
 
 
-# What goes on when it happens has looked at the file before: it reads what is no longer there.
+# A program whose file is changed in the middle of a text, after the check that a text begins with.
 DURING = """
 import os, sys
 from pathlib import Path
@@ -108,7 +108,7 @@ def test_changed_in_the_middle_of_a_text(stored, what, change, threads):
 
 
 def test_replaced_by_another_file(stored, tmp_path):
-    """As our own conversion does: the model has the file that it was loaded from, which has no name any more."""
+    """A file that is replaced, as convert does it, is still there for the model that has mapped it."""
     llm = fastllm.load(stored, threads=1)
     text = llm.generate("Once", max_tokens=10, temperature=0)
     (tmp_path / "other").write_bytes(bytes(5000))
@@ -127,7 +127,7 @@ def test_a_model_in_memory_needs_its_file_no_more(write_model):
 
 
 def test_another_model_in_the_same_addresses(stored, tmp_path):
-    """What was mapped where a file lies now does not matter to it."""
+    """A fault that was recorded for a mapping is forgotten when another file is mapped at the same address."""
     for i in range(3):
         first = shutil.copy(BUILT_IN, tmp_path / f"{i}.safetensors")
         llm = fastllm.load(first, threads=1)
@@ -150,7 +150,7 @@ def copied(name, folder):
 
 
 def weights(path):
-    """The largest file of a checkpoint."""
+    """The path of the largest file of a checkpoint."""
     files = (
         [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file() and f.suffix not in (".npz", ".json")]
     )
@@ -160,7 +160,7 @@ def weights(path):
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_while_it_is_converted(tmp_path, name, change):
-    """In every format, and as early as can be; what was there before stays."""
+    """A file of any format that changes during its conversion: an error, and the old file stays."""
     path, out = copied(name, tmp_path), tmp_path / "out"
     file = weights(path)
     out.write_bytes(b"before")
@@ -180,7 +180,7 @@ def test_changed_while_it_is_converted(tmp_path, name, change):
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_while_it_is_loaded(tmp_path, name, change):
-    """After the last piece was packed, too: who knows what was in it."""
+    """Even a change after the last tensor was packed is an error: what was read may have been changed already."""
     path = copied(name, tmp_path)
     file = weights(path)
 
@@ -193,7 +193,7 @@ def test_changed_while_it_is_loaded(tmp_path, name, change):
 
 
 def test_the_change_is_the_cause(tmp_path):
-    """Whatever follows from it: here, an error of Python's."""
+    """The error is that the file changed, whatever other error followed from it: here one of Python's own."""
     path = tmp_path / "file"
     path.write_bytes(bytes(3 * mmap.PAGESIZE))
 

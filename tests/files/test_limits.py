@@ -1,4 +1,4 @@
-"""Few open files, little memory, few threads: one error that says so."""
+"""When the system refuses files, memory or threads, one error says which."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from helpers.data import BUILT_IN, DATA
 # ---- low limits ------------------------------------------------------------------------------------------------------
 
 
-# The command line with at most so many of something.
+# The command line with a limit set by resource.setrlimit.
 LIMITED = """
 import resource, sys
 kind, most = getattr(resource, sys.argv[1]), int(sys.argv[2])
@@ -22,7 +22,7 @@ raise SystemExit(cli.main(sys.argv[3:]))
 
 @pytest.mark.parametrize("most", [5, 6, 7, 8, 12])
 def test_few_open_files(tmp_path, most):
-    """Each of the files may be the one that cannot be opened, those of libraries among them: it is named as that."""
+    """Any file may be the one that cannot be opened, also one of a library: the error names it and the limit."""
     for words in (
         ("run", BUILT_IN, "-n", 3),
         ("embed", DATA / "amplify_tiny", "MKV"),
@@ -40,7 +40,7 @@ def test_few_open_files(tmp_path, most):
 
 @pytest.mark.skipif(SANITIZED, reason="it takes terabytes of addresses")
 def test_little_memory(tmp_path):
-    """A library that has no room to be loaded is not missing."""
+    """A library that cannot be loaded for lack of memory is not reported as missing."""
     done = run(LIMITED, "RLIMIT_AS", 60 << 20, "embed", DATA / "amplify_tiny", "MKV")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""What stands where a file should be: folders, pipes, devices, pointers, downloads that have not ended."""
+"""What may stand where a file should be: folders, pipes, devices, Git LFS pointers, unfinished downloads."""
 
 import os
 import shutil
@@ -66,7 +66,7 @@ def test_what_stands_in_a_files_place(tmp_path, name):
 @pytest.mark.parametrize("name", ["params.json", "consolidated.00.pth", "consolidated.01.pth", "tokenizer.model"])
 @pytest.mark.parametrize("blob", [POINTER, PAGE, b""])
 def test_a_model_with_a_file_that_is_none(tmp_path, capfd, name, blob):
-    """Also where other files of the model could do: one sentence that names the file."""
+    """One sentence names the file, even if the model could be loaded from its other files."""
     shutil.copytree(DATA / "meta_llama3_mp2", tmp_path / "model")
     path = tmp_path / "model" / name
     path.write_bytes(blob)

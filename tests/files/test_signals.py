@@ -1,4 +1,4 @@
-"""The handler of SIGBUS beside those of others: each gets the signals that are its own."""
+"""The SIGBUS handler beside those of other libraries: each gets the faults of its own memory."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from helpers.calls import run
 
 # ---- others that use the signal --------------------------------------------------------------------------------------
 
-# A file of somebody else's, truncated under a map: SIGBUS, which is not ours. Before that, one of ours.
+# First a file of ours is truncated while it is mapped, then one that fastllm has not mapped: that SIGBUS is not ours.
 FOREIGN = """
 import faulthandler, mmap, os, sys, tempfile
 import fastllm

@@ -1,4 +1,4 @@
-"""GGUF files: block types against the gguf package, its files and our own, and files that cannot be."""
+"""GGUF files: block types equal to the gguf package's, files of the package and our own, and broken files."""
 
 import json
 import struct
@@ -15,7 +15,7 @@ from fastllm.tensors import floats
 from helpers.blocks import DECODE
 from helpers.calls import failure
 
-# Metadata of the format's description: the number of a type, and struct's letter for it.
+# The types of metadata: struct's letter -> the type's number in the GGUF specification.
 NUMBERS = {"B": 0, "b": 1, "H": 2, "h": 3, "I": 4, "i": 5, "f": 6, "?": 7, "Q": 10, "q": 11, "d": 12}
 TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8, "IQ2_XXS": 16, "BF16": 30}
 
@@ -26,7 +26,7 @@ def string(text):
 
 
 def value(of):
-    """(letter, number), text, or a list of such of one type."""
+    """The bytes of a metadata value: a text, a pair (struct's letter, number), or a list of either, all of one type."""
     if isinstance(of, (str, bytes)):
         return 8, string(of)
     if isinstance(of, list):
@@ -37,7 +37,7 @@ def value(of):
 
 
 def gguf_bytes(metadata, tensors, *, version=3, alignment=32, n_tensors=None, n_values=None):
-    """tensors: name -> (type, shape as listed, bytes)."""
+    """The bytes of a GGUF file. tensors: name -> (type, shape in the file's order, bytes)."""
     out = b"GGUF" + struct.pack(
         "<IQQ",
         version,
@@ -75,11 +75,11 @@ ONE = {"w": ("F32", (3, 2), np.arange(6, dtype="<f4").tobytes())}
 # ---- block types
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the package's, of scales that are no numbers
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the package warns of NaN scales
 @pytest.mark.parametrize("kind", quants.BLOCKS)
 @pytest.mark.parametrize("scale", [None, 0x0000, 0x0001, 0x3C00, 0x7BFF, 0xFBFF, 0x7C00, 0x7E00])
 def test_a_block_type_to_the_bit(kind, scale):
-    """As numpy computes it, and the gguf package where it is installed. scale: the bits of every f16; None for any."""
+    """Values equal numpy's, and the gguf package's if it is installed. scale: the bits of every f16; None: random."""
     values, nbytes = quants.BLOCKS[kind]
     blocks = np.random.default_rng(1).integers(0, 256, (35, nbytes), np.uint8)
     blocks[0], blocks[1] = 0, 255
@@ -187,7 +187,7 @@ def test_version_2_alignment_nested_lists_and_bytes_that_are_no_text(tmp_path):
         "nested": [[("I", 1), ("I", 2)], [], [("I", 3)]],
         "tokenizer.ggml.tokens": ["a", b"\xff\xc3", "b"],
     }
-    # An empty list has no type of its own: here it is one of texts.
+    # An empty list is written as one of texts.
     found = opened(tmp_path / "m.gguf", gguf_bytes(metadata, ONE, version=2, alignment=128))
     assert found.header["nested"] == [[1, 2], [], [3]]
     assert (floats(found.tensors["w"]) == np.arange(6).reshape(2, 3)).all()
@@ -201,7 +201,7 @@ def test_without_a_tokenizer(tmp_path):
 
 
 def split(folder, count, *, tensors=None, skip=(), **more):
-    """A model in `count` files, a tensor in each."""
+    """Writes a model in `count` files with a tensor each."""
     for i in range(count):
         extra = {
             "split.no": ("H", i),
@@ -297,7 +297,7 @@ WHOLE = gguf_bytes(
 
 
 def test_truncated_at_every_byte(tmp_path):
-    """But for the last tensor's padding."""
+    """A file cut anywhere is refused, unless only padding after the last tensor is missing."""
     for size in range(4, len(WHOLE) - 24):
         refused(tmp_path / "m.gguf", WHOLE[:size], str(tmp_path / "m.gguf"))
 

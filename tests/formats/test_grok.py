@@ -1,4 +1,4 @@
-"""Grok-1's checkpoint and model against what the released code computed, and folders that are broken."""
+"""Grok-1: checkpoints compute what the released code computed, and broken folders are refused."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def test_golden_logits_and_greedy_ids(folder):
         expected = dict(arrays)
     llm = fastllm.load(folder, dtype="f32", threads=1)
     assert np.abs(llm.logits(expected["tokens"]) - expected["logits_f32"]).max() < 1e-3
-    # Positions 5 and 9 hold the pad token, which no token sees; what it sees itself means nothing.
+    # Positions 5 and 9 hold the pad token. No token attends to it, and its own row means nothing.
     assert expected["pad_tokens"][[5, 9]].tolist() == [0, 0]
     difference = np.abs(llm.logits(expected["pad_tokens"]) - expected["pad_logits_f32"])
     assert np.delete(difference, [5, 9], axis=0).max() < 1e-3
@@ -52,7 +52,7 @@ class Quantized:
 
 
 class Reference(pickle.Unpickler):
-    """Python's own, for our own files: bfloat16 as two bytes."""
+    """Python's unpickler with bfloat16 as two bytes, to read the test's own trusted files."""
 
     def find_class(self, module, name):
         if name == "QuantizedWeight8bit":
@@ -69,7 +69,7 @@ def widened(array):
     return array.astype(np.float32)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy.core, where the files' numpy was
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the files name numpy.core, which numpy 2 has renamed
 @pytest.mark.parametrize("folder", MODELS)
 def test_every_tensor(folder):
     about = json.loads((folder / "meta.json").read_text())["tensors"]
@@ -83,7 +83,7 @@ def test_every_tensor(folder):
             groups = np.repeat(scales, expected.weight.shape[-2] // scales.shape[-2], axis=-2)
             expected = expected.weight.astype(np.float32) * groups
         assert np.array_equal(values(tensor), widened(expected)), key
-        if tensor.rows > 3:  # parts that begin and end inside a group
+        if tensor.rows > 3:  # rows that begin and end inside a group
             rows = widened(expected).reshape(tensor.rows, -1)
             assert np.array_equal(floats(tensor, 1, tensor.rows - 1), rows[1:-1])
             assert np.array_equal(floats(tensor, 2, 3), rows[2:3])
@@ -105,7 +105,7 @@ def test_bos_and_stop():
 
 
 def array_pickle(shape, kind, nbytes, end=b"."):
-    """What comes before and after the bytes of an array in its pickle, protocol 4."""
+    """The bytes before and after the data of an array, pickled with protocol 4."""
 
     def text(word):
         return b"\x8c" + bytes([len(word)]) + word
@@ -121,7 +121,7 @@ def array_pickle(shape, kind, nbytes, end=b"."):
 
 
 def write_array(path, shape, *, quantized):
-    """A file with holes for the values of a tensor."""
+    """Writes a pickled tensor whose values are a hole in a sparse file."""
     size = int(np.prod(shape)) * (1 if quantized else 4)
     before, after = array_pickle(shape, b"i1" if quantized else b"f4", size, b"" if quantized else b".")
     parts = [b"\x80\x04" + before, size, after]
@@ -163,7 +163,7 @@ def write_release(folder, layers=64, layer=LAYER):
 
 
 def test_the_release_needs_no_config(tmp_path):
-    """318 GB, of which only the pickles' own bytes are read."""
+    """A sparse copy of the release, 318 GB by its sizes: only the pickles' headers are read."""
     write_release(tmp_path / "ckpt-0")
     with soon():
         open_checkpoint(tmp_path)
@@ -172,7 +172,7 @@ def test_the_release_needs_no_config(tmp_path):
     made = recipe(found).config
     assert tracemalloc.get_traced_memory()[1] < 20 << 20
     tracemalloc.stop()
-    # run.py's constants.
+    # The constants in the release's run.py.
     assert (made.dim, made.n_layers, made.n_heads, made.n_kv_heads, made.head_dim) == (6144, 64, 48, 8, 128)
     assert (made.n_experts, made.n_experts_used, made.expert_dim, made.vocab_size) == (8, 2, 32768, 131072)
     assert (made.max_seq, made.attn_softcap, made.norm_eps) == (8192, 30, 1e-5)
@@ -196,7 +196,7 @@ def test_other_shapes_need_one(tmp_path, change):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy that can be spoilt."""
+    """A copy of the checkpoint that a test may break."""
     shutil.copytree(DEEP, tmp_path / "model", copy_function=shutil.copyfile)
     return tmp_path / "model"
 
@@ -280,7 +280,7 @@ def test_files_of_other_things(folder, value, word):
 
 
 def test_arrays_of_other_kinds(tmp_path):
-    """Fortran's order, big-endian, protocol 5: what numpy may have pickled instead."""
+    """Other forms in which numpy pickles arrays: Fortran order, big-endian, protocol 5."""
     shutil.copytree(DEEP, tmp_path / "model", copy_function=shutil.copyfile)
     path = tmp_path / "model" / "ckpt-0" / "tensor00000_000"
     array = np.random.default_rng(0).standard_normal((160, 24)).astype(np.float32)
@@ -291,7 +291,7 @@ def test_arrays_of_other_kinds(tmp_path):
 
 
 def test_scales_that_do_not_fit(folder):
-    """The eight groups of attention's output, said to be seven."""
+    """Scales for seven groups where attention's output matrix has eight."""
     path = folder / "ckpt-0" / "tensor00006_000"
     blob = path.read_bytes()
     shape = blob.index(b"K\x08K\x18\x86", blob.index(b"scales"))

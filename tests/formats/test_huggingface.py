@@ -1,4 +1,4 @@
-"""Hugging Face's folders and .safetensors files: against the safetensors library, and those that cannot be."""
+"""Hugging Face's folders and .safetensors files: read as the safetensors library does, broken ones refused."""
 
 import json
 import struct
@@ -23,7 +23,7 @@ def blob_of(header, body=b""):
 
 
 def tensors_of(arrays):
-    """A .safetensors file of f32 arrays."""
+    """The bytes of a .safetensors file of f32 arrays."""
     header, body = {}, b""
     for name, array in arrays.items():
         data = np.asarray(array, "<f4").tobytes()

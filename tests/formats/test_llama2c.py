@@ -1,4 +1,4 @@
-"""llama2.c's checkpoints against what llama2.c itself computed: model.py's logits, run.c's and runq.c's texts."""
+"""llama2.c's checkpoints give what llama2.c computed: model.py's logits, run.c's and runq.c's texts."""
 
 import json
 import shlex
@@ -48,7 +48,7 @@ def rows(matrix):
 def test_float_logits_and_greedy_ids(name, version):
     folder, expected = golden(name)
     llm = fastllm.load(folder / f"model_{version}.bin")
-    # model.py computes in f32 as well, in another order: run.c itself differs by 8e-6 from it.
+    # model.py also computes in f32 but adds in another order. run.c differs from it by 8e-6.
     assert np.abs(llm.logits(expected["tokens"]) - expected["logits"]).max() < 1e-4
     assert greedy(llm, expected["greedy_prompt"], 16) == expected["greedy"].tolist()
 
@@ -72,15 +72,15 @@ def test_version_2_as_it_is(name):
     folder, expected = golden(name)
     runq, floats = expected["logits_runq"], expected["logits_q80_dequant"]
     logits = fastllm.load(folder / "model_v2_q80.bin").logits(expected["tokens"])
-    # Keys and values are f16 here, and groups of 8 run as f32: neither takes the logits further from runq.c's than its
-    # own rounding of activations takes them from the weights'.
+    # Our keys and values are f16, and weights in groups of 8 are computed as f32. Logits stay closer to runq.c's than
+    # runq.c's are to those of the weights without rounded activations.
     bound = np.abs(floats - runq).max()
     assert np.abs(logits - runq).max() < 1.01 * bound
     assert (logits.argmax(axis=1) == runq.argmax(axis=1)).mean() >= 0.9
 
 
 def test_int8_products_are_runq_s():
-    """With its groups of 32 and f32 keys and values, nothing is left that runq.c does otherwise."""
+    """With groups of 32 and f32 keys and values, runq.c computes the same, apart from the order of sums."""
     folder, expected = golden("llama2c_gqa_tied")
     stored = load_weights(folder / "model_v2_q80.bin")
     model = _core.Model(stored.config, dict(stored.tensors), kv_dtype="f32")
@@ -98,7 +98,7 @@ def test_int8_products_are_runq_s():
         ((64, 128, 4, 2, 100), 32, "q8_f32"),
         ((64, 128, 4, 2, 100), 64, "q8_f32"),
         ((128, 64, 4, 4, 33), 64, "q8_f32"),
-        # Groups that are not whole groups of 32 of a row: 8 and 16 are smaller, 80 spans rows of 40.
+        # Group sizes that become f32, as they are not made of groups of 32 in a row: 8, 16, and 80 over rows of 40.
         ((40, 56, 5, 5, 264), 8, "f32"),
         ((64, 96, 4, 1, 48), 16, "f32"),
         ((40, 80, 4, 2, 160), 80, "f32"),
@@ -132,7 +132,7 @@ def test_version_2_computes_with_its_weights(tmp_path, group):
     path.write_bytes(writers.v2(cfg, weights, group))
     tokens = np.random.default_rng(0).integers(0, 100, 40)
     kept, floats = (fastllm.load(path, dtype=dtype).logits(tokens) for dtype in (None, "f32"))
-    # Only activations, keys and values are rounded between the two.
+    # The two differ by the rounding of activations, keys and values only.
     assert 0 < np.sqrt(np.mean((kept - floats) ** 2)) < 0.05 * floats.std()
 
 
@@ -159,7 +159,7 @@ def test_recorded_texts(stories, output):
     assert stories.tokenize(text) == output["prompt_ids"]
     seed = int(option.get("-s", 0))
     sampling = {"temperature": float(option["-t"]), "top_p": float(option.get("-p", 0.9))}
-    # run.c's -n counts positions, those of the prompt too, and it prints a newline at the end.
+    # run.c's -n counts all positions, the prompt's too, and run.c prints a newline at the end.
     count = int(option["-n"]) - len(output["prompt_ids"]) + 1
     new = stories.generate(text or [1], max_tokens=count, seed=seed, **sampling)
     assert f"{text}{new}\n".encode() == (STORIES / output["file"]).read_bytes()

@@ -1,4 +1,4 @@
-"""Files that are not what they should be: one typed error that names the file, at once, or a model that runs."""
+"""Broken llama2.c files: each is refused at once by one error that names it, or it is a model that runs."""
 
 import struct
 
@@ -33,7 +33,7 @@ def patched(version, name, value):
 
 
 def refused(path, blob):
-    """The file is refused with a message of one line that names it."""
+    """Asserts that a file with these bytes is refused in one line that names it; returns the line."""
     path.write_bytes(blob)
     with pytest.raises(CheckpointError) as error:
         fastllm.load(path, threads=1)
@@ -42,7 +42,7 @@ def refused(path, blob):
 
 
 def tried(path, blob):
-    """The file is refused, or it is a model that computes."""
+    """Asserts that a file with these bytes is refused, or that its model computes."""
     path.write_bytes(blob)
 
     def use():
@@ -95,7 +95,7 @@ def test_mutated_anywhere(tmp_path_factory, version, changes):
 @pytest.mark.parametrize("name", FIELDS)
 @pytest.mark.parametrize("value", [0, -(1 << 31), (1 << 31) - 1, 1 << 24])
 def test_lying_sizes(tmp_path, version, name, value):
-    # Nothing in versions 1 and 2 tells how long a context was meant to be: 2^24 positions are believed.
+    # Nothing else in versions 1 and 2 depends on the context's length, so 2^24 positions are accepted.
     if (name, value) == ("max_seq_len", 1 << 24) and not version.startswith("v0"):
         tried(tmp_path / "model.bin", patched(version, name, value))
     else:
@@ -106,11 +106,11 @@ def test_lying_sizes(tmp_path, version, name, value):
 @pytest.mark.parametrize(
     ("name", "value", "word"),
     [
-        ("dim", 9, "dim"),  # not a multiple of two heads
-        ("dim", 6, "dim"),  # heads of 3
+        ("dim", 9, "dim"),  # does not divide into two heads
+        ("dim", 6, "dim"),  # heads of 3 channels: odd
         ("n_heads", 3, "n_heads"),
         ("n_heads", 4, "n_heads"),  # heads of 1
-        ("n_kv_heads", 3, "n_kv_heads"),  # do not share two heads evenly
+        ("n_kv_heads", 3, "n_kv_heads"),  # cannot share two query heads evenly
         ("n_kv_heads", -1, "n_kv_heads"),
         ("n_layers", 2, "truncated"),
     ],
@@ -144,7 +144,7 @@ def test_a_shared_flag_that_is_none(tmp_path):
 
 
 def test_heads_wider_than_the_core_takes(tmp_path):
-    """Whole by its header, which only the core's bounds refuse. The file is a hole: nothing of it is read."""
+    """The header and the file's size agree, but the core refuses the heads. The file is sparse, and is not read."""
     wide = writers.config(4096, 1, 1, 1, 1, n_layers=1, max_seq=1)
     dim = 4098
     path = tmp_path / "model.bin"

@@ -1,4 +1,4 @@
-"""Meta's consolidated.NN.pth with params.json: transformers' logits, joined parts, Llama's versions."""
+"""Meta's consolidated.NN.pth with params.json: transformers' logits, joined parts, all versions of Llama."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def test_one_part_opens_all():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy that can be spoilt."""
+    """A copy of the checkpoint that a test may break."""
     path = tmp_path / "model"
     path.mkdir()
     for file in (*LLAMA_3.glob("*.pth"), LLAMA_3 / "params.json"):
@@ -125,7 +125,7 @@ def test_params_that_do_not_fit(folder, text, word):
 
 
 def plan(**params):
-    """The recipe of a model of one layer with these params."""
+    """The recipe of a model of one layer whose params.json has these params."""
     vocab, dim, heads = params.pop("vocab", 64), params.pop("dim", 32), 2
 
     def tensor(*shape, value=1.0):
@@ -147,7 +147,7 @@ def plan(**params):
 
 
 def scaled(theta, dim, factor):
-    """apply_scaling of Meta's llama3/model.py, in f64."""
+    """Rotary frequencies by apply_scaling of Meta's llama3/model.py, in float64."""
     out = []
     for i in range(0, dim, 2):
         freq = theta ** (-i / dim)

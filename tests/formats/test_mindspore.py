@@ -1,4 +1,4 @@
-"""MindSpore's .ckpt: files that MindSpore wrote, and files that are not what they should be."""
+"""MindSpore's .ckpt: files that MindSpore wrote, and broken ones."""
 
 import shutil
 import zlib
@@ -65,7 +65,7 @@ def test_a_model_computes_what_the_reference_does(name, part):
     llm = fastllm.load(DATA / name / (MODELS[name] if part == "file" else ""), dtype="f32", threads=1)
     assert np.abs(llm.logits(expected["tokens"].tolist()) - expected["logits"]).max() < 1e-3
     prompt = expected["greedy_prompt"].tolist()
-    greedy = [*expected["greedy"].tolist(), 2]  # where EOS ends it
+    greedy = [*expected["greedy"].tolist(), 2]  # the recorded text ends before EOS
     assert list(llm.generate(prompt, max_tokens=16, temperature=0)) == greedy[: greedy.index(2)]
 
 
@@ -76,7 +76,7 @@ def test_weights_stay_in_their_type(tmp_path):
 
 
 def test_a_model_in_several_files(tmp_path):
-    """Each parameter in one of two files, and an optimizer's values beside them."""
+    """Parameters spread over two files, with an optimizer's values among them."""
     folder = DATA / "mindspore_llama2"
     tensors = open_checkpoint(folder).tensors
     parts = [b"", entry("adam_m.lm_head.weight", "Float32", (1,), bytes(4))]
@@ -139,7 +139,7 @@ def test_a_model_without_its_yaml(tmp_path, name, word):
 
 
 def test_llama_2_needs_no_yaml(tmp_path):
-    """Its shapes say it; none of its 14 GB are here."""
+    """Llama 2 7B is recognized by its shapes; the files are sparse."""
     sizes = {"tok_embeddings.embedding_weight": (32000, 4096), "norm_out.weight": (4096,)}
     layer = {f"attention.{name}.weight": (4096, 4096) for name in ("wq", "wk", "wv", "wo")}
     layer |= {"feed_forward.w1.weight": (11008, 4096), "feed_forward.w3.weight": (11008, 4096)}
@@ -196,7 +196,7 @@ def test_slices_that_end_inside_a_row(tmp_path):
 
 @pytest.mark.parametrize("blob", [ONES + TWOS, ONES + OTHER + TWOS])
 def test_of_entries_that_come_again_the_last_counts(tmp_path, blob):
-    """As for MindSpore's loader, which puts them in a dictionary."""
+    """MindSpore's loader puts entries in a dictionary, so that a later one replaces an earlier one."""
     assert (values(opened(tmp_path / "m.ckpt", blob).tensors["w"]) == 2).all()
 
 
@@ -250,7 +250,7 @@ def test_truncated_at_every_byte(tmp_path):
         path = tmp_path / "m.ckpt"
 
         def use(path=path, size=size):
-            assert set(opened(path, blob[:size]).tensors) <= whole  # cut between two entries
+            assert set(opened(path, blob[:size]).tensors) <= whole  # the cut is between two entries
 
         error = failure(use) if size < len(blob) - 17 else CheckpointError(str(path))
         assert error is None or str(path) in str(error)
@@ -302,7 +302,7 @@ def test_yaml_that_cannot_be(tmp_path, text, word):
 
 
 def test_which_yaml(tmp_path):
-    """The one with a model_config; several that say the same; none that does."""
+    """The YAML file with a model_config is read; several must agree; with none there is an error."""
     (tmp_path / "m.ckpt").write_bytes(ONES)
     (tmp_path / "a.yaml").write_text("a: |\n  another program's\n")
     assert open_checkpoint(tmp_path).header == {}

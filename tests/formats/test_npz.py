@@ -1,4 +1,4 @@
-"""numpy's .npz against numpy, and archives that are not what they should be."""
+"""numpy's .npz files: read as numpy reads them, broken ones refused."""
 
 import io
 import json
@@ -55,13 +55,13 @@ def test_every_type(tmp_path, kind, save):
         assert found[name].dtype == ("f16" if kind == "f2" else "f32")
         assert found[name].shape == array.shape
         assert np.array_equal(values(found[name]), array.astype(np.float32)), name
-    # In any order, and again.
+    # Rows are read in any order, and some twice.
     for begin, end in ((4, 6), (0, 1), (2, 5), (2, 5)):
         assert np.array_equal(floats(found["rows"], begin, end), whole[begin:end].astype(np.float32))
 
 
 def test_bfloat16_as_ml_dtypes_writes_it(tmp_path):
-    """numpy knows the type by its two bytes only, as |V2."""
+    """numpy itself knows bfloat16 only as |V2: two bytes without a type."""
     exact = np.array([[1.5, -2.0, 0.25], [3.0, 0.0, -0.5]], np.float32)
     raw = (exact.view(np.uint32) >> 16).astype(np.uint16).view("V2")
     np.savez(tmp_path / "model.npz", w=raw, turned=np.asfortranarray(raw))
@@ -168,7 +168,7 @@ def test_bombs(tmp_path):
     path = tmp_path / "model.npz"
     path.write_bytes(archive(npy(np.zeros(16 << 20, np.uint8)), zipfile.ZIP_DEFLATED))
     refused(path, "packed into")
-    # Sizes that the content does not have: more than there is, which nobody asks for, or which the last row needs.
+    # A size beyond the content: harmless unless a row that is read needs it.
     lying = bytearray(archive(npy(SIX), zipfile.ZIP_DEFLATED))
     central, size = lying.rfind(b"PK\x01\x02"), len(npy(SIX))
     lying[central + 24 : central + 28] = (size + 4).to_bytes(4, "little")

@@ -1,4 +1,4 @@
-"""Checkpoints that others quantized: against what their numbers stand for, and those that cannot be read."""
+"""Quantized matrices of other programs: the values that are read are those that the file stands for."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_gptq_without_group_indices_and_with_a_last_group_that_is_not_full(tmp_p
 
 
 def test_gptq_whose_zeros_wrapped_around(tmp_path):
-    """A zero of 0, less 1, borrows from the zeros after it in its word: adding 1 to each in the word gives it back."""
+    """GPTQ stores zeros minus 1: a zero of 0 borrows from the next ones in its word, and adding 1 to each undoes it."""
     tensors, _ = quantizers.gptq(W, v2=True)
     zeros = tensors["qzeros"].view(np.uint32)
     zeros[0, 0] &= 0xFFFF0F0F
@@ -105,7 +105,7 @@ def test_bitsandbytes_of_8_bits(tmp_path):
 
 
 def test_several_axes_stay(tmp_path):
-    """MLX stacks a layer's experts."""
+    """MLX stacks the experts of a layer in one tensor of three axes."""
     one, two = (quantizers.mlx(w) for w in (W, -W))
     tensors = {name: np.stack([one[0][name], two[0][name]]) for name in one[0]}
     found = matrix(tmp_path, tensors, {"quantization": {"bits": 4, "group_size": 32}})
@@ -117,7 +117,7 @@ def test_several_axes_stay(tmp_path):
 
 
 def float8(tmp_path, w, scale, *, suffix="weight_scale", about=None, kind="float8_e4m3fn", **more):
-    """A matrix whose scales are broadcast to it by hand, and what it stands for."""
+    """Writes w as FP8 and opens it. scale: the scale to store, and the same broadcast to w for the expected values."""
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file as save
 
@@ -171,7 +171,7 @@ def test_fp8_with_a_scale_for_each_block(tmp_path, rows, inputs, block):
         transformers = pytest.importorskip("transformers.integrations.finegrained_fp8")
         theirs = transformers.Fp8Dequantize(None).convert({"weight": q, "weight_scale_inv": stored})["weight"]
         assert np.array_equal(floats(tensor), theirs.float().numpy())
-        tensor, *_ = float8(tmp_path, w, (stored, spread_scale), suffix="weight_scale_inv")  # without the config
+        tensor, *_ = float8(tmp_path, w, (stored, spread_scale), suffix="weight_scale_inv")  # without a config
         check(tensor, expected)
 
 
@@ -188,7 +188,7 @@ def test_fp8_with_powers_of_two(tmp_path, as_bytes):
 
 
 def test_plain_fp8_is_what_it_is(tmp_path):
-    """Weights that were only cast have no scales: they are legal values; a scale of a name that is not known is not."""
+    """FP8 weights without any scale were only cast, and are read. A scale with an unknown name is refused."""
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file as save
 
@@ -206,7 +206,7 @@ def test_plain_fp8_is_what_it_is(tmp_path):
 
 @pytest.mark.parametrize("scaled", [True, False])
 def test_fp8_without_its_scales(tmp_path, scaled):
-    """Among matrices that have some, or under a config that says so, they are lost."""
+    """A missing scale is an error if the config says FP8 or if other matrices have scales."""
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file as save
 

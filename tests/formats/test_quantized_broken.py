@@ -16,7 +16,7 @@ from fastllm.tensors import floats
 from helpers import quantizers
 from helpers.quantizers import W, checkpoint, llama_folder, matrix, quantize_all, refusal
 
-# Scheme -> what a matrix w becomes, by the ends of names; then the words that say what it is.
+# Scheme -> a function from a matrix w to its tensors by the ends of their names, and the words of the refusal.
 REFUSED = {
     "bnb nf4": (
         lambda w: {
@@ -225,7 +225,7 @@ CHANGES = {
     st.sampled_from(["quantization_config", "quantization", "quant_config"]),
     st.one_of(VALUES, st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4)),
 )
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of making the tensors
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # some tensors are made of numbers that overflow
 @settings(max_examples=150)
 def test_whatever_is_changed_gives_a_matrix_or_one_sentence(tmp_path_factory, tensors, changes, section, about):
     tensors = dict(tensors)

@@ -53,7 +53,7 @@ def test_models_compute_what_their_numbers_stand_for(tmp_path, name):
 
 @pytest.mark.parametrize("scheme", [quantizers.gptq, quantizers.awq, quantizers.mlx])
 def test_gpt2s_matrices_are_outputs_first_once_quantized(tmp_path, scheme):
-    """A linear layer has taken the place of what stores (inputs, outputs)."""
+    """GPT-2 stores matrices as (inputs, outputs), but quantizers replace them by linear layers: (outputs, inputs)."""
     reference = pytest.importorskip("helpers.reference")
     config = reference.transformers.GPT2Config(vocab_size=61, n_embd=64, n_layer=2, n_head=4, n_positions=64)
     model = reference.build("GPT2LMHeadModel", config)
@@ -79,7 +79,7 @@ def torch_of(w):
 
 @pytest.mark.parametrize("config", [True, False])
 def test_transformers_reads_the_same_from_fp8(tmp_path, config):
-    """A model of DeepSeek's form, whose matrices do not all end with a block, as transformers dequantizes it."""
+    """DeepSeek's FP8 equals transformers' dequantization; some matrices end in the middle of a 128 x 128 block."""
     reference = pytest.importorskip("helpers.reference")
     torch, transformers = reference.torch, reference.transformers
     from safetensors.torch import save_file as save

@@ -1,4 +1,4 @@
-"""torch.save's files against torch itself, and pickles that are not what they should be."""
+"""Files that torch.save and libtorch wrote are read as torch reads them."""
 
 import json
 
@@ -17,7 +17,7 @@ from helpers.torch_files import tensors, values
 
 
 def many_kinds(torch):
-    """A state_dict with tensors of every kind that a checkpoint may have."""
+    """A state_dict with tensors of all types and layouts that a checkpoint may have."""
     torch.manual_seed(0)
     base = torch.randn(6, 8)
     return {
@@ -88,7 +88,7 @@ def test_inside_a_training_checkpoint(tmp_path, key):
 
 
 def test_types_without_numbers_of_ours(tmp_path):
-    """A buffer of a type that is not read does no harm until it is asked for."""
+    """A tensor of a type that is not supported is an error only when it is read."""
     torch = pytest.importorskip("torch")
     path = tmp_path / "model.pth"
     torch.save(
@@ -113,10 +113,10 @@ def test_a_module_of_torchscript(tmp_path):
 
 
 def test_what_libtorch_saves_for_tch():
-    """libtorch's OutputArchive, which tch's VarStore::save fills, its names joined with |, from C++ by hand.
+    """tests/data/libtorch has what a C++ program wrote with libtorch's OutputArchive, as tch's VarStore::save does.
 
-    a|weight is arange(24).reshape(4, 6) / 7, h|turned its transpose (a view), h|half itself in f16; a|bias is
-    arange(4) - 2, h|steps arange(3) as int64.
+    Names are joined with |. a|weight is arange(24).reshape(4, 6) / 7, h|turned is its transpose (a view), h|half is
+    the same in f16; a|bias is arange(4) - 2, and h|steps is arange(3) as int64.
     """
     found = tensors(DATA / "libtorch" / "module.ot")
     base = np.arange(24, dtype=np.float32).reshape(4, 6) / np.float32(7)

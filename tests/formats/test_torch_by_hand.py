@@ -1,4 +1,4 @@
-"""Pickles and archives made by hand, as torch.save would not write them: hostile, broken, or only unusual."""
+"""Pickles and archives that torch.save would not write: hostile, broken, or only unusual."""
 
 import pickle
 import struct
@@ -32,7 +32,7 @@ from helpers.torch_files import (
 
 
 def refused(path, word):
-    """The file is refused at once, by one line that names it and has the word."""
+    """Asserts that a file is refused within the time of soon(), in one line with its path and this word."""
     with soon(), pytest.raises(CheckpointError, match=word) as error:
         tensors(path)
     assert str(path) in str(error.value)
@@ -76,12 +76,12 @@ def test_nothing_is_executed(tmp_path, form, nested, protocol):
 
 @pytest.mark.parametrize("name", ["posix system", "builtins eval", "torch load", "numpy load", "argparse Namespace"])
 def test_names_that_are_not_looked_up(tmp_path, name):
-    """Whatever would be imported, called, made or changed by a file is left out; its tensors are read."""
+    """Nothing that a pickle names is imported, called or changed; its tensors are read all the same."""
     path = tmp_path / "model.pth"
     named, made = b"c" + name.replace(" ", "\n").encode() + b"\n", call(name, text("touch x"))
     for pickled in (
         made,
-        named,  # never called
+        named,  # named, not called
         b"".join(text(part) for part in name.split()) + b"\x93",
         b"(i" + name.replace(" ", "\n").encode() + b"\n",
         b"(" + named + text("x") + b"o",
@@ -89,9 +89,9 @@ def test_names_that_are_not_looked_up(tmp_path, name):
         named + b"(" + text("x") + b"t}(" + text("a") + text("b") + b"u\x92",
         made + b"}(" + text("a") + text("b") + b"ub",
         made + b"(" + text("a") + text("b") + b"u(" + text("a") + text("b") + b"e",
-        made + b"(" + b"NN" + b"tR",  # the result called again
+        made + b"(" + b"NN" + b"tR",  # calls the result of a call
         b"\x8f(" + text("a") + made + b"\x90(" + made + b"\x910",
-        b"}(" + made + text("b") + b")" + text("c") + b"u",  # keys that no name is
+        b"}(" + made + text("b") + b")" + text("c") + b"u",  # dictionary keys that are no text
     ):
         path.write_bytes(archive(state(w=tensor(), other=pickled)))
         assert list(tensors(path)) == ["w"]
@@ -100,7 +100,7 @@ def test_names_that_are_not_looked_up(tmp_path, name):
 
 
 def test_tensors_in_forms_that_are_not_read(tmp_path):
-    """Beside tensors that are: nothing of the weights is left out in silence."""
+    """A tensor in an unsupported form is an error, even among others that can be read."""
     path = tmp_path / "model.pth"
     made = call("torch._utils _rebuild_qtensor", storage(6), number(0), numbers((2, 3)), numbers((3, 1)))
     path.write_bytes(archive(state(w=tensor(), v=made)))
@@ -143,7 +143,7 @@ def test_lying_sizes(tmp_path, items, word):
         (b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".", "no tensors by name"),  # lists in lists
         (b"\x80\x02)" + b"\x85" * 400_000 + b".", "no tensors by name"),  # tuples in tuples
         (b"\x80\x02}(" + b")" + b"\x85" * 400_000 + b"Nu.", "no tensors by name"),
-        (b"\x80\x02]" + b"2\x86" * 200_000 + b".", "no tensors by name"),  # 2^200,000 values
+        (b"\x80\x02]" + b"2\x86" * 200_000 + b".", "no tensors by name"),  # a tuple of tuples, 2^200,000 values
         (b"\x80\x02" + b"]" * 600_000 + b".", "steps"),
         (b"\x80\x02" + b"(" * 400_000 + b".", "no sense"),
         (b"\x80\x02\x8b" + struct.pack("<I", 1 << 20) + b"\xff" * (1 << 20) + b".", "1,048,576 bytes"),
@@ -153,7 +153,7 @@ def test_lying_sizes(tmp_path, items, word):
         (b"\x80\x04h\x05.", "no sense"),
         (b"\x80\x02.", "no sense"),
         (b"\x80\x02N", "no sense"),
-        (b"\x80\x02X\x02\x00\x00\x00\xc3\x28.", "no sense"),  # no UTF-8
+        (b"\x80\x02X\x02\x00\x00\x00\xc3\x28.", "no sense"),  # broken UTF-8
         (b"\x80\x02(lQ.", "no sense"),
         (b"\x80\x02" + storage(1)[:-1] + b"0.", "no sense"),
         (b"\x80\x02c__torch__\nM\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb.", "without end"),  # contains itself
@@ -180,7 +180,7 @@ def test_hostile_pickles(tmp_path, form, pickled, word):
 
 
 def test_keys_that_collide(tmp_path):
-    """Numbers with one hash would make a dict of n keys take n^2 steps."""
+    """Keys with equal hashes would make a dict of n keys take n^2 steps."""
     modulus = (1 << 61) - 1
     keys = b"".join(number(i * modulus) + b"N" for i in range(100_000))
     path = tmp_path / "model.pth"
@@ -189,7 +189,7 @@ def test_keys_that_collide(tmp_path):
 
 
 def test_modules_that_share_modules(tmp_path):
-    """Sixty levels, each with the level below twice: 2^60 names."""
+    """Sixty levels of modules, each holding the one below twice: 2^60 names."""
     pickled = tensor()
     for _ in range(60):
         pickled = b"c__torch__\nM\n)\x81}(" + text("a") + pickled + b"q\x00" + text("b") + b"h\x00ub"
@@ -246,7 +246,7 @@ def test_truncated_at_every_byte(tmp_path, blob):
     st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), min_size=1, max_size=6),
 )
 def test_mutated_anywhere(tmp_path_factory, blob, changes):
-    """A byte or several are others: it is refused, or tensors are read."""
+    """With any bytes changed a file is refused, or its tensors are read."""
     changed = bytearray(blob)
     for place, value in changes:
         changed[place % len(blob)] = value

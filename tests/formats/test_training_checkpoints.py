@@ -1,4 +1,4 @@
-"""What training code leaves beside the weights, and around them: torch.save's files with objects of all kinds."""
+"""Checkpoints of training code: torch.save's files that hold weights among other objects, by other names."""
 
 import argparse
 import collections
@@ -30,7 +30,7 @@ class Precision(enum.Enum):
 
 
 class Settings:
-    """A class that a reader need not have."""
+    """A class that a reader of the file does not have."""
 
     def __init__(self):
         self.rate, self.table, self.parent = 0.1, {("a", 1): torch.ones(2)}, self
@@ -118,7 +118,7 @@ def test_objects_beside_the_weights(tmp_path, form, where):
 @pytest.mark.parametrize("kind", [dict, collections.OrderedDict, Table, lambda w: collections.defaultdict(list, w)])
 def test_kinds_of_dicts_that_weights_are_in(tmp_path, kind):
     weight = torch.nn.Parameter(torch.randn(3, 4))
-    weight.decay = 0.1  # an attribute, which makes torch save it in another way
+    weight.decay = 0.1  # torch saves a parameter with attributes in another way
     torch.save({"state_dict": kind({"w": weight})}, tmp_path / "a.pt")
     assert np.array_equal(floats(tensors(tmp_path / "a.pt")["w"]), weight.detach().numpy())
 
@@ -160,12 +160,12 @@ def test_names_that_training_makes(tmp_path):
 
 @pytest.mark.parametrize("name", ["model.pt", "epoch=1-step=9.ckpt", "best.pth", "weights.bin"])
 def test_a_folder_whose_weights_have_another_name(tmp_path, name):
-    """Beside a config.json; what else training leaves is passed by."""
+    """Weights by another name beside a config.json; other files of the training are ignored."""
     values = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = reference.build("LlamaForCausalLM", transformers.LlamaConfig(vocab_size=61, **values))
     model.config.save_pretrained(tmp_path)
     state = {f"model.{name}": weight for name, weight in model.state_dict().items()}
-    random = np.random.default_rng(0).bit_generator.state  # numbers of 128 bits
+    random = np.random.default_rng(0).bit_generator.state  # its numbers have 128 bits
     torch.save({"state_dict": state, "random": random, "pytorch-lightning_version": "2.1.0"}, tmp_path / name)
     torch.save({"lr": 0.1}, tmp_path / "training_args.bin")
     torch.save({"state": {}}, tmp_path / "optimizer.pt")
@@ -200,7 +200,7 @@ def same_logits(model, path, **variables):
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_llama2c_as_it_trains(tmp_path, kv_heads):
-    """ckpt.pt of llama2.c's train.py, its names made from transformers' model."""
+    """The ckpt.pt of llama2.c's train.py, made from a model of transformers by renaming its tensors."""
     config = transformers.LlamaConfig(
         vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=kv_heads, max_position_embeddings=64, tie_word_embeddings=True, rms_norm_eps=1e-5,
@@ -240,7 +240,7 @@ def test_llama2c_as_it_trains(tmp_path, kv_heads):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_nanogpt_as_it_trains(tmp_path, bias):
-    """ckpt.pt of nanoGPT's train.py: GPT-2's names, matrices the other way around, the exact GELU, maybe no biases."""
+    """The ckpt.pt of nanoGPT's train.py: GPT-2's names, transposed matrices, the exact GELU, with or without biases."""
     config = transformers.GPT2Config(
         vocab_size=97, n_positions=64, n_embd=48, n_layer=2, n_head=3, activation_function="gelu"
     )

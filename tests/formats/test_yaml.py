@@ -1,4 +1,4 @@
-"""The reader of configs in YAML: what it reads is what PyYAML reads, and the rest is refused."""
+"""The reader of YAML configs gives what PyYAML gives, or refuses the file."""
 
 import math
 
@@ -11,7 +11,7 @@ from helpers.calls import soon
 
 yaml = pytest.importorskip("yaml")
 
-# As mindformers' own configs are written: comments, lists of operators, anchors, brackets over several lines.
+# In the style of mindformers' configs: comments, lists of operators, anchors, brackets over several lines.
 CONFIG = r"""# model of a test
 seed: 0
 output_dir: './output' # path to save
@@ -61,7 +61,7 @@ model:
 
 
 def same(found, expected):
-    """Equality with types, where NaN is NaN."""
+    """Equality that compares types too, and by which NaN equals NaN."""
     if type(found) is not type(expected):
         return False
     if isinstance(found, dict):
@@ -101,13 +101,13 @@ VALUES = st.recursive(
     twice=st.booleans(),
 )
 def test_what_pyyaml_writes(value, style, indent, twice):
-    """Whatever plain values, a second time as an alias."""
+    """Any plain value that PyYAML writes, also when it occurs twice and the second time as an alias."""
     value = [value, value] if twice else value
     text = yaml.safe_dump(value, default_flow_style=style, indent=indent, width=10**6, allow_unicode=True)
     try:
         found = load(text)
     except YAMLError as error:
-        # A key or a text with what is refused: an anchor within brackets, a key that is no scalar of one line.
+        # What is refused: an anchor within brackets, and a key that is not a scalar of one line.
         assert any(mark in text for mark in ("&id", "? ", "=", "<<")), error  # noqa: PT017
     else:
         assert same(found, yaml.safe_load(text))
@@ -118,7 +118,7 @@ PARTS += ["#", " #", "&x ", "*x", "1", "0", "_", ".", "e-5", "null", "yes", "?",
 
 
 def read_the_same(text):
-    """What is read is what PyYAML reads: it reads everything that is read here."""
+    """Asserts that a text that is read is read by PyYAML too, with the same result."""
     try:
         with soon():
             found = load(text)
@@ -177,7 +177,7 @@ def test_what_is_refused(text, cause):
 
 
 def test_aliases_take_no_more_memory():
-    """Each level twice the one before it: what an alias names is one object."""
+    """An alias names an object without a copy: 2^n values in n lines take little memory."""
     levels = [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" if i else "a0: &a0 [x]" for i in range(60)]
     with soon():
         found = load("\n".join(levels))

@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """The folder of a model as transformers saves it, made once each."""
+    """A function from a name of MODELS to the folder of that model, saved by transformers once in a module of tests."""
     from helpers.families.sentence_transformers import MODELS
 
     made = {}

@@ -1,4 +1,4 @@
-"""Layers after the stream: what numpy computes, the same bits for any rows beside them, kept by conversion."""
+"""Dense layers of heads: equal to numpy's, the same bits in any batch, and kept by conversion."""
 
 import math
 

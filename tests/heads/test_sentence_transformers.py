@@ -1,4 +1,4 @@
-"""Vectors of texts, against sentence-transformers on tiny models with the files that it saves itself."""
+"""Vectors of texts equal those of sentence-transformers, for tiny models in the files that it saves."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def test_embedding_gemmas_modules_and_prompts(saved, tmp_path, name):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("mode", modules.Pooling.POOLING_MODES)
 def test_prompts_that_are_not_pooled(saved, tmp_path, name, mode):
-    """As for INSTRUCTOR: the tokens of the prompt go through the model, and are left out after it."""
+    """INSTRUCTOR's way: the model reads the prompt, but the pooling leaves its tokens out."""
     folder = tmp_path / "st"
     model = save(saved(name), folder, modules.Pooling(48, mode, include_prompt=False), prompts=PROMPTS)
     check(model, folder, options={"prompt_name": "query"}, prompt_name="query")
@@ -59,7 +59,7 @@ def test_activations(saved, tmp_path, act):
 
 
 def normed(seed=0):
-    """A LayerNorm module that has been trained."""
+    """A LayerNorm module with random weights."""
     norm = modules.LayerNorm(48)
     with torch.no_grad():
         norm.norm.weight.normal_(generator=torch.Generator().manual_seed(seed))
@@ -138,7 +138,7 @@ def test_long_texts_are_cut_only_when_asked(saved, tmp_path, name, side):
 
 
 def test_the_places_of_a_length(saved, tmp_path):
-    """sentence_bert_config.json's before the tokenizer's, and a call's own options before both."""
+    """The longest text: a call's option wins over sentence_bert_config.json, which wins over the tokenizer's."""
     folder = tmp_path / "st"
     save(saved("bert"), folder, modules.Pooling(48), length=30)
     path = folder / "sentence_bert_config.json"
@@ -162,7 +162,7 @@ def test_the_places_of_a_length(saved, tmp_path):
 
 
 def old_pooling(folder, *, flags, **more):
-    """1_Pooling/config.json and modules.json as releases before 5 wrote them."""
+    """Rewrites 1_Pooling/config.json and modules.json as releases before 5 wrote them."""
     names = ["cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"]
     config = {f"pooling_mode_{name}": name in flags for name in names}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 48, **config, **more}))
@@ -176,7 +176,7 @@ def old_pooling(folder, *, flags, **more):
     "flags", [["cls_token"], ["mean_tokens", "lasttoken", "cls_token", "weightedmean_tokens"], [], ["max_tokens"]]
 )
 def test_older_files(saved, tmp_path, flags):
-    """Flags in place of a pooling's name, other names of the modules, pickled layers, a folder for the model itself."""
+    """Older files: flags instead of a pooling's name, other module names, pickled layers, the model in a subfolder."""
     folder = tmp_path / "st"
     dense = modules.Dense(48 * max(1, len(flags)), 30)
     save(saved("bert"), folder, modules.Pooling(48, ["mean"] * max(1, len(flags))), dense, modules.Normalize())
@@ -241,7 +241,7 @@ def test_nothing_is_left_of_a_text_but_its_prompt(saved, tmp_path):
 
 
 def test_special_tokens_of_a_prompt(saved, tmp_path):
-    """As in sentence-transformers; those that a text happens to spell are text here."""
+    """Special tokens in a prompt are recognized, as in sentence-transformers. In a text they are text here."""
     folder = tmp_path / "st"
     model = save(saved("qwen3"), folder, modules.Pooling(48), prompts={"query": "<|im_start|>query<|im_end|>to: "})
     check(model, folder, options={"prompt_name": "query"}, prompt_name="query")

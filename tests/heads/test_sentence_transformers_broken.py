@@ -100,7 +100,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_when_vectors_are_asked_for(saved, tmp_path, case):
-    """In one sentence, by name. The rest of the model works, and so do vectors with a pooling that is named."""
+    """The module is named in one sentence. All else of the model works, and so do vectors with an explicit pooling."""
     files, said = REFUSED[case]
     folder = tmp_path / "st"
     shutil.copytree(saved("bert"), folder)
@@ -155,7 +155,7 @@ JUNK = [None, True, -1, 0, 1.5, 10**30, "", "mean", "../x", [], {}, [[]], {"a": 
 
 
 def mutated(value, rng):
-    """A JSON value with something else somewhere."""
+    """A copy of a JSON value with one random part replaced."""
     if isinstance(value, (dict, list)) and value and rng.random() < 0.85:
         copy = value.copy()
         key = rng.choice(list(copy)) if isinstance(copy, dict) else rng.randrange(len(copy))
@@ -168,7 +168,7 @@ def mutated(value, rng):
 
 
 def test_files_with_something_else_in_them(saved, tmp_path):
-    """Whatever stands there: a vector of a pooling that exists, or one sentence."""
+    """With any part of the files replaced, the model gives vectors or an error of one sentence."""
     folder = tmp_path / "st"
     after = (modules.Pooling(48, include_prompt=False), modules.Dense(48, 48, use_residual=True), modules.Normalize())
     save(saved("bert"), folder, *after, prompts=PROMPTS, length=30, truncate_dim=20)

@@ -1,4 +1,4 @@
-"""Small models of every kind of transformer that a Config can say, for tests of the core: odd sizes everywhere."""
+"""Small random models of every kind of transformer that a Config can describe. No size is a multiple of a tile's."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -112,7 +112,7 @@ ARCHITECTURES = {
 
 
 def random_llm(name, dtype, *, threads=1):
-    """A random model of a kind, which takes and gives token ids."""
+    """An LLM with random weights of ARCHITECTURES[name]. It has no tokenizer: its texts are token ids."""
     config, optional, tied = ARCHITECTURES[name]
     tensors = writers.core_tensors(config, writers.random_weights(config, 3, tied=tied, optional=optional), dtype)
     stored = Stored(config, tensors, bos=1, stop=(), chat_stop=())

@@ -1,28 +1,28 @@
-"""GGUF's block types in numpy: what csrc/blocks.c is compared with where the gguf package is not installed.
+"""GGUF's block types decoded by numpy, which the core's decoding must equal bit for bit.
 
-A function for each type takes blocks, uint8 [blocks, bytes of one], and gives f32 [blocks, values of one], in the order
-of operations of ggml itself.
+There is a function for each type. It takes uint8 [blocks, bytes of a block], returns f32 [blocks, values of a block],
+and rounds in the same order as ggml does. A block is GGUF's: the values that share a scale.
 """
 
 import numpy
 
-# The uneven steps of IQ4_NL and IQ4_XS.
+# The 16 values that the codes of IQ4_NL and IQ4_XS stand for.
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
 def _f16(blocks, at):
-    """The f16 at byte `at` of each block, as [blocks, 1]."""
+    """The f16 at byte `at` of each block, as f32 [blocks, 1]."""
     return blocks[:, at : at + 2].copy().view("<f2").astype("f4")
 
 
 def _nibbles(data, group):
-    """Low halves of `group` bytes, then their high halves, and so on: [blocks, groups, 2 * group]."""
+    """The low halves of each `group` bytes, then their high halves: [blocks, groups, 2 * group]."""
     grouped = data.reshape(len(data), -1, group)
     return numpy.concatenate([grouped & 15, grouped >> 4], axis=2)
 
 
 def _shifted(data, group, bits):
-    """All fields of `bits` bits, the lowest of `group` bytes first: [blocks, groups, 8 / bits, group]."""
+    """The fields of `bits` bits of each `group` bytes, lowest first: [blocks, groups, 8 / bits, group]."""
     shifts = numpy.arange(0, 8, bits, dtype=numpy.uint8)[:, None]
     return data.reshape(len(data), -1, 1, group) >> shifts & ((1 << bits) - 1)
 
@@ -33,7 +33,7 @@ def _bits(data):
 
 
 def _signed(values, less):
-    """Small unsigned numbers minus `less`."""
+    """Unsigned numbers minus `less`, as int8."""
     return values.astype("i1") - less
 
 
@@ -65,7 +65,7 @@ def _q2_k(b):
 
 
 def _q3_k(b):
-    high = _shifted(b[:, :32], 32, 1).reshape(-1, 16, 16)  # whether 4 is not to be subtracted
+    high = _shifted(b[:, :32], 32, 1).reshape(-1, 16, 16)  # the bit that saves a value from having 4 subtracted
     q = _shifted(b[:, 32:96], 32, 2).reshape(-1, 16, 16)
     low_scales = _nibbles(b[:, 96:104], 8)[:, 0]
     high_scales = _shifted(b[:, 104:108], 4, 2).reshape(-1, 16)
@@ -74,7 +74,7 @@ def _q3_k(b):
 
 
 def _scales_and_minima(b):
-    """Of Q4_K and Q5_K: eight of 6 bits each, in 12 bytes, times d and m: [blocks, 8, 1] twice."""
+    """Scales and minima of Q4_K and Q5_K, [blocks, 8, 1] each: 16 numbers of 6 bits in 12 bytes, times d and m."""
     a, b4, c = b[:, 4:8], b[:, 8:12], b[:, 12:16]
     scales = numpy.concatenate([a & 63, (c & 15) | a >> 6 << 4], axis=1)
     minima = numpy.concatenate([b4 & 63, c >> 4 | b4 >> 6 << 4], axis=1)

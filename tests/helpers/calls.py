@@ -1,4 +1,4 @@
-"""How a call ends: in which error, how soon, and in a Python process of its own."""
+"""How a call ends: in which error, how soon, and whether it takes its process along."""
 
 import os
 import subprocess
@@ -10,24 +10,26 @@ import pytest
 
 import fastllm
 
+SANITIZED = "ASAN_OPTIONS" in os.environ  # the tests run under AddressSanitizer
+
 
 @contextmanager
 def soon():
-    """A broken file is refused within two seconds of the processor's time; sanitizers take several times as long."""
+    """Asserts that the block takes less than two seconds of CPU time (ten under sanitizers, which are slower)."""
     start = time.process_time()
     yield
-    assert time.process_time() - start < (10 if "ASAN_OPTIONS" in os.environ else 2)
+    assert time.process_time() - start < (10 if SANITIZED else 2)
 
 
 def run(code, *args):
-    """Runs code in a Python of its own: a crash there is a failure here, not the end of the tests."""
+    """Runs code in a Python process of its own, so that a crash fails one test and does not end pytest."""
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=120, check=False
     )
 
 
 def failure(call):
-    """The error that a call ends in, if it is one of ours; any other is the test's to fail with."""
+    """The FastLLMError that a call raises, or None. Any other exception passes and fails the test."""
     try:
         call()
     except fastllm.FastLLMError as error:
@@ -36,9 +38,7 @@ def failure(call):
 
 
 def refusal(call, kind):
+    """The message of the error of this kind that a call must raise."""
     with pytest.raises(kind) as error:
         call()
     return str(error.value)
-
-
-SANITIZED = "ASAN_OPTIONS" in os.environ

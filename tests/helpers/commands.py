@@ -1,4 +1,4 @@
-"""fastllm's command line in a process of its own."""
+"""The command line, run in a process of its own as a user runs it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TINY = DATA / "llama2c_gqa_tied" / "model_v0.bin"
 
 
 def fastllm(*args: str, code: int = 0, cwd: Path | None = None, stdin: str = "", **env: str) -> tuple[str, str]:
-    """Runs the command line and returns what it wrote to stdout and stderr."""
+    """Runs the command line, asserts its exit code, and returns what it wrote to stdout and stderr."""
     done = subprocess.run(
         [sys.executable, "-m", "fastllm", *args],
         input=stdin.encode(),
@@ -31,12 +31,12 @@ def fastllm(*args: str, code: int = 0, cwd: Path | None = None, stdin: str = "",
 
 
 def one_sentence(err: str) -> str:
-    """An error is one line, from fastllm."""
+    """Asserts that an error is a single line that begins with fastllm, and returns it."""
     assert re.fullmatch(r"fastllm[^\n]*\n", err), err
     return err
 
 
-# The command line, with time to interrupt it.
+# `fastllm convert` that says "packing" before each tensor and then waits, so that a test can interrupt it.
 SLOW = """
 import sys, time
 from fastllm import cli

@@ -38,7 +38,7 @@ PARTS = {
     "content": [{"type": "text", "text": "Look: "}, {"type": "image"}, {"type": "text", "text": "?"}],
 }
 ARGUMENTS = {"city": "Rome", "days": [1, 2], "more": {"deep": 1.5, "no": None, "yes": True}}
-# Messages, and what else the template is given.
+# Name -> messages, and the other variables of the template.
 CONVERSATIONS = {
     "user": ([USER], {}),
     "system": ([SYSTEM, USER], {}),
@@ -60,7 +60,7 @@ CONVERSATIONS = {
 
 
 def ours(source, messages, variables):
-    """The text, or the error, which may say anything but that fastllm does not do it."""
+    """The text that fastllm renders, or its error."""
     tokenizer = from_blob("letters", b"<unk>\na")
     tokenizer.chat_template, tokenizer.roles = source, ROLES
     try:

@@ -1,4 +1,4 @@
-"""What the package should compute, written once more in numpy and plain Python: slow, short, independent of it."""
+"""What the package must compute, written again in numpy and plain Python: slow, short, and sharing no code with it."""
 
 import math
 from itertools import pairwise
@@ -20,8 +20,12 @@ ACTS = {
 
 
 class Outputs(NamedTuple):
-    """logits (tokens, vocabulary) or None; hidden: the stream before layer 0, after each, and after the final norm;
-    maps: (heads, tokens, tokens) of each layer."""
+    """What a forward computes.
+
+    logits: (tokens, vocabulary), or None without a head.
+    hidden: (tokens, dim) each: the stream before layer 0, after every layer, and after the final norm.
+    maps: attention's probabilities, (heads, tokens, tokens) for each layer.
+    """
 
     logits: np.ndarray | None
     hidden: list[np.ndarray]
@@ -33,10 +37,10 @@ def forward(cfg, weights, tokens, **options):
 
 
 def run(cfg, weights, tokens, *, activations=lambda x: x, kv=lambda x: x):
-    """All of a model in float64.
+    """Runs a model over a text in float64.
 
-    activations: what rounds the inputs of every matrix; kv: what rounds keys and values. Rotary pairs
-    are (2i, 2i + 1) of the first rotary_dim channels of a head, as complex numbers.
+    activations: a function that rounds the inputs of every matrix. kv: one that rounds keys and values.
+    Rotary pairs are channels (2i, 2i + 1) of the first rotary_dim of a head, rotated as complex numbers.
     """
     return _Transformer(cfg, weights, activations, kv).run(np.asarray(tokens))
 
@@ -147,12 +151,12 @@ class _Transformer:
         return out
 
     def attention(self, i, x, tokens):
-        """Of layer i: (tokens, heads * head_dim), and the probabilities (heads, tokens, tokens)."""
+        """Attention of layer i: outputs (tokens, heads * head_dim) and probabilities (heads, tokens, tokens)."""
         cfg, at, shared = self.cfg, np.arange(len(x)), self.cfg.n_heads // self.cfg.n_kv_heads
         q = self.rotated(self.heads(x, i, "q", cfg.n_heads), i) * cfg.attn_scale
         k = self.rotated(self.heads(x, i, "k", cfg.n_kv_heads), i)
         v = self.heads(x, i, "v", cfg.n_kv_heads)
-        # The core's order, in which pairs lie half a rotary_dim apart: it says which channels are rounded together.
+        # kv may round 32 channels together, so they must be in the core's order: pairs half a rotary_dim apart.
         half = np.arange(cfg.rotary_dim).reshape(-1, 2).T.reshape(-1)
         order = np.concatenate([half, np.arange(cfg.rotary_dim, cfg.head_dim)])
         k = self.kv(k[..., order])[..., np.argsort(order)].astype(np.float64)
@@ -170,7 +174,7 @@ class _Transformer:
 
 
 def attend(q, keys, values, seen):
-    """Row r of q over the first seen[r] keys and values, in float64."""
+    """Attention in float64: row r of q attends to the first seen[r] keys and values."""
     scores = q.astype(np.float64) @ keys.astype(np.float64).T
     scores = np.where(np.arange(len(keys)) < np.asarray(seen)[:, None], scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
@@ -183,7 +187,7 @@ GROUP, ROWS = 32, 16
 
 
 def bf16_bits(x):
-    """Round to nearest even, as 16 bits."""
+    """bf16 as uint16: f32 rounded to nearest, ties to even."""
     bits = np.asarray(x, np.float32).view(np.uint32).astype(np.uint64)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
@@ -198,9 +202,10 @@ def _padded(w, rows, columns):
 
 
 def q8(w):
-    """int8 values (d, groups, 32) and f16 scales (d, groups): max / 127 rounded to nearest even.
+    """int8 values (d, groups, 32) and f16 scales (d, groups): max / 127, rounded to nearest even.
 
-    Where the scale is subnormal that rounding may lose more than half a step at the top: then the next one up.
+    If a subnormal scale was rounded down so far that the largest weight would be clipped by more than half a step, the
+    next larger f16 is the scale.
     """
     groups = _padded(w, 1, GROUP).reshape(len(w), -1, GROUP)
     largest = np.abs(groups).max(axis=2)
@@ -212,20 +217,20 @@ def q8(w):
 
 
 def dequantized(values, scales, n):
-    """Weights (d, n) of values (d, groups, 32) and scales (d, groups)."""
+    """The weights (d, n) that values (d, groups, 32) and scales (d, groups) stand for."""
     w = values.astype(np.float32) * scales.astype(np.float32)[..., None]
     return w.reshape(len(values), -1)[:, :n]
 
 
 def rounded(dtype, w):
-    """What the weights are once they are stored as dtype."""
+    """The f32 values of weights that were stored as dtype."""
     if dtype == "q8":
         return dequantized(*q8(w), w.shape[1])
     return {"f32": np.copy, "f16": lambda x: x.astype(np.float16).astype(np.float32)}.get(dtype, bf16_round)(w)
 
 
 def q8_activations(x):
-    """Every group of 32 as the int8 products see it: rounded to max / 127."""
+    """Activations as an int8 product sees them: each group of 32 rounded to multiples of its max / 127."""
     groups = _padded(x, 1, GROUP).reshape(len(x), -1, GROUP)
     steps = np.abs(groups).max(axis=2, keepdims=True) / 127
     steps[steps == 0] = 1
@@ -233,7 +238,7 @@ def q8_activations(x):
 
 
 def panels(dtype, w):
-    """The bytes of matrix w (d, n) in panels of 16 rows."""
+    """The bytes of matrix w (d, n), packed in panels of 16 rows."""
     if dtype == "q8":
         values, scales = q8(w)
         return int8_panels(values, scales)
@@ -243,7 +248,7 @@ def panels(dtype, w):
 
 
 def int8_panels(values, scales):
-    """A panel: the scales of each group's 16 rows, padded to 64 bytes; then tiles of 16 rows x 4 columns."""
+    """The bytes of int8 panels: a panel's f16 scales, padded to 64 bytes, then tiles of 16 rows x 4 columns."""
     d, groups, _ = values.shape
     up = ((0, -d % ROWS), (0, 0))
     out = b""
@@ -258,7 +263,11 @@ def int8_panels(values, scales):
 
 
 def runc_encode(words, text):
-    """run.c's encode, BOS first: characters or else bytes; then the pair of best score, the leftmost, is merged."""
+    """The ids of run.c's encode(), BOS first.
+
+    A text begins as characters, or as bytes where the vocabulary lacks a character. Then the neighbours whose joined
+    text has the best score are merged, the leftmost pair first, until no pair is in the vocabulary.
+    """
     vocabulary = {}
     for i, (word, _) in enumerate(words):
         vocabulary.setdefault(word, i)
@@ -276,6 +285,6 @@ def runc_encode(words, text):
 
 
 def damped(x):
-    """The sum of x x^T, with a hundredth of its diagonal's mean added to that."""
+    """x^T x of inputs x (tokens, n), plus a hundredth of its mean diagonal on the diagonal, as calibration adds."""
     h = x.astype(np.float64).T @ x
     return h + 0.01 * np.trace(h) / len(h) * np.eye(len(h))

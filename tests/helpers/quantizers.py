@@ -1,7 +1,7 @@
-"""Matrices as others quantize and save them: written from the formats' descriptions, not by the package.
+"""Quantized matrices as other programs save them, written from the formats' descriptions without the package.
 
-Each function takes a float matrix w [outputs, inputs] and returns its tensors by the last part of their names, as numpy
-arrays (uint8 for FP8), and the matrix that they stand for.
+Each quantizer takes a float matrix w [outputs, inputs]. It returns the tensors that are saved, numpy arrays by the last
+part of their names, and the float matrix that they stand for.
 """
 
 import json
@@ -16,11 +16,11 @@ from fastllm.formats import Checkpoint, safetensors
 from fastllm.formats.quantized import dequantized
 from fastllm.tensors import floats
 
-AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which of eight neighbours lies in each of a word's places, the lowest first
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which of eight outputs is in each four bits of a word, lowest bits first
 
 
 def words(values, bits):
-    """Integers [rows, count] as uint32 words along rows, each value in the next bits of the row."""
+    """Packs integers [rows, count] of `bits` bits into uint32 words [rows, words]: a row is one long string of bits."""
     rows = []
     for row in values:
         number = sum(int(v) << bits * i for i, v in enumerate(row))
@@ -30,7 +30,7 @@ def words(values, bits):
 
 
 def levels(w, bits, group_of, groups, symmetric):
-    """Integers [outputs, inputs], scales and zeros [outputs, groups], scales in f16."""
+    """Rounds w: integers [outputs, inputs], f16 scales [outputs, groups], integer zeros [outputs, groups]."""
     scales, zeros = np.zeros((len(w), groups), np.float16), np.zeros((len(w), groups), np.int64)
     q = np.zeros(w.shape, np.int64)
     top = (1 << bits) - 1
@@ -49,11 +49,12 @@ def levels(w, bits, group_of, groups, symmetric):
 
 
 def spread(q, scales, zeros, group_of):
+    """The float matrix of levels(): (q - zero) * scale, with each input's group."""
     return scales[:, group_of].astype(np.float32) * (q - zeros[:, group_of]).astype(np.float32)
 
 
 def groups_of(inputs, size, order=None):
-    """Each input's group: consecutive ones, or by the order in which act-order quantizes them."""
+    """The group of each input [inputs], and the number of groups. order: GPTQ's act-order permutes the inputs first."""
     size = inputs if size == -1 else size
     index = np.arange(inputs) // size
     if order is not None:
@@ -79,7 +80,7 @@ def awq(w, *, group_size=32):
     q, scales, zeros = levels(w, 4, group_of, groups, False)
 
     def packed(values):
-        """[rows, outputs]: eight outputs a word, in AWQ's order."""
+        """Packs [rows, outputs], eight outputs in a word, in AWQ's order."""
         return words(values.reshape(len(values), -1, 8)[:, :, AWQ_ORDER].reshape(len(values), -1), 4).view(np.int32)
 
     return {"qweight": packed(q.T), "qzeros": packed(zeros.T), "scales": scales.T}, spread(q, scales, zeros, group_of)
@@ -96,7 +97,7 @@ def mlx(w, *, bits=4, group_size=32):
 
 
 def packed_int(w, *, bits=4, group_size=32, symmetric=True, desc_act=False):
-    """compressed-tensors' pack-quantized."""
+    """The format "pack-quantized" of compressed-tensors."""
     order = np.random.default_rng(1).permutation(w.shape[1]) if desc_act else None
     group_of, groups = groups_of(w.shape[1], group_size, order)
     q, scales, zeros = levels(w, bits, group_of, groups, symmetric)
@@ -113,7 +114,7 @@ def packed_int(w, *, bits=4, group_size=32, symmetric=True, desc_act=False):
 
 
 def int8(w, *, asymmetric=False):
-    """compressed-tensors' int-quantized: a scale for each row."""
+    """The format "int-quantized" of compressed-tensors: int8 with a scale for each row."""
     zeros = np.full((len(w), 1), 3 if asymmetric else 0, np.int8)
     scales = (np.abs(w).max(1, keepdims=True) / 120).astype(np.float32)
     q = np.clip(np.round(w / scales) + zeros, -128, 127).astype(np.int8)
@@ -126,22 +127,23 @@ SMALL = {"head_dim": 8, "hidden_size": 32, "intermediate_size": 64, "num_attenti
 
 
 def checkpoint(tmp_path, tensors, header=None, base="model.layers.0.mlp.up_proj"):
-    """A folder's tensors, written and read."""
+    """Writes tensors under the name of one matrix, and opens the file."""
     save_file({f"{base}.{k}": np.ascontiguousarray(v) for k, v in tensors.items()}, tmp_path / "model.safetensors")
     found = safetensors.tensors(tmp_path / "model.safetensors", map_file(tmp_path / "model.safetensors"))
     return Checkpoint(tmp_path, "Hugging Face safetensors", "LlamaForCausalLM", header or {}, found)
 
 
 def matrix(tmp_path, tensors, header=None, base="model.layers.0.mlp.up_proj"):
+    """The one dequantized matrix of a checkpoint with these tensors."""
     found = dequantized(checkpoint(tmp_path, tensors, header, base))
-    assert [*found.tensors] == [f"{base}.weight"]  # nothing else is left that could be overlooked
+    assert [*found.tensors] == [f"{base}.weight"]  # no tensor of the quantized matrix is left over
     tensor = found.tensors[f"{base}.weight"]
     assert tensor.stored
     return tensor
 
 
 def check(tensor, expected):
-    """All rows at once, and in pieces that no group or word ends with."""
+    """Asserts a tensor's values, read at once and seven rows at a time: 7 divides no group and no word."""
     assert tensor.shape == expected.shape
     assert np.array_equal(floats(tensor), expected)
     pieces = [floats(tensor, begin, min(begin + 7, tensor.rows)) for begin in range(0, tensor.rows, 7)]
@@ -149,7 +151,7 @@ def check(tensor, expected):
 
 
 def llama_folder(tmp_path, change, **config):
-    """A tiny Llama whose tensors `change` returns anew."""
+    """Writes a tiny Llama after `change` has replaced the dict of its tensors. config: more of its config.json."""
     dim, hidden, vocab = 32, 64, 20
     shapes = {"q_proj": (dim, dim), "k_proj": (16, dim), "v_proj": (16, dim), "o_proj": (dim, dim)}
     tensors = {"model.embed_tokens.weight": (vocab, dim), "lm_head.weight": (vocab, dim), "model.norm.weight": (dim,)}
@@ -176,7 +178,10 @@ def llama_folder(tmp_path, change, **config):
 
 
 def quantize_all(tensors, scheme, skip=("embed", "lm_head")):
-    """A model's tensors with its matrices quantized, but for those with a word of `skip`, and what they stand for."""
+    """Quantizes a model's matrices, except those whose name contains one of `skip`.
+
+    Returns the tensors to save and the float tensors that they stand for, both by name.
+    """
     stored, plain = {}, {}
     for name, w in tensors.items():
         if w.ndim == 2 and not any(part in name for part in skip):
@@ -188,7 +193,7 @@ def quantize_all(tensors, scheme, skip=("embed", "lm_head")):
 
 
 def refusal(tmp_path, tensors, header=None):
-    """Why a matrix cannot be read, at once or as it is read."""
+    """The message of the error that a matrix raises when it is opened or when its values are read."""
     with pytest.raises(CheckpointError) as caught:
         floats(matrix(tmp_path, tensors, header))
     return str(caught.value)

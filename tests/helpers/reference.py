@@ -1,4 +1,4 @@
-"""Tiny random models of the transformers library, and whether fastllm computes the same."""
+"""Tiny random models of the transformers library, and assertions that fastllm computes the same."""
 
 import math
 
@@ -17,16 +17,16 @@ PLAIN = {"attn_implementation": "eager", "experts_implementation": "eager", "dty
 
 
 def build(architecture, config, *, seed=0):
-    """A model of an architecture's name with eager attention and all parameters random: biases too, and norms.
+    """A model of the named class with eager attention. All its parameters are random, those of biases and norms too.
 
-    Queries and keys are large enough for attention to be peaked.
+    The weights of queries and keys are large enough that attention prefers some positions.
     """
     torch.manual_seed(seed)
     model = getattr(transformers, architecture)._from_config(config, **PLAIN)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.dim() < 2 or "norm" in name.lower():
-                p.add_(torch.randn_like(p), alpha=0.25)  # around 0 or 1, as the family has it
+                p.add_(torch.randn_like(p), alpha=0.25)  # stays near the 0 or 1 that the class began with
             else:
                 p.normal_(0.0, _spread(name) / math.sqrt(p.shape[-1]))
     for settings in (model.config, getattr(model, "generation_config", model.config)):
@@ -39,16 +39,18 @@ def _spread(name):
 
 
 def tokens(vocab_size, count, *, seed=0):
+    """Random token ids."""
     return np.random.default_rng(seed).integers(0, vocab_size, count).tolist()
 
 
 def logits(model, ids):
-    """float32 [T, vocabulary]"""
+    """The logits after every token, float32 (tokens, vocabulary)."""
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0].float().numpy()
 
 
 def greedy(model, ids, count):
+    """The `count` most likely tokens after ids, one after the other."""
     with torch.no_grad():
         prompt = torch.tensor([ids])
         out = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, do_sample=False)
@@ -56,7 +58,7 @@ def greedy(model, ids, count):
 
 
 def difference(found, expected):
-    """The largest difference, in units of the expected values' spread where that is more than 1."""
+    """The largest difference, divided by the standard deviation of the expected values if that is more than 1."""
     return float(np.abs(found - expected).max() / max(1.0, expected.std()))
 
 

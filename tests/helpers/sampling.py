@@ -1,4 +1,4 @@
-"""What a sampler may draw, and what it draws for a seed, in plain Python."""
+"""The sampler in plain Python: which tokens it may draw, and which one it draws for a seed."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,10 @@ import numpy as np
 
 
 def coins(seed):
-    """xorshift64*, as in run.c: 24 bits in [0, 1)."""
+    """The random numbers of a seed: xorshift64* (Vigna, 2016); 24 of its bits give a float in [0, 1), as in run.c.
+
+    https://vigna.di.unimi.it/ftp/papers/xorshift.pdf
+    """
     state, mask = seed, (1 << 64) - 1
     while True:
         state ^= state >> 12
@@ -20,7 +23,7 @@ def coins(seed):
 
 
 def adjusted(logits, options, prompt, text):
-    """Biases and penalties in the order of Sampling's docstring, in f32."""
+    """Logits with biases, then penalties, in the order of Sampling's docstring, in f32."""
     out = logits.copy()
     for token, bias in options.logit_bias.items():
         out[token] += np.float32(bias)
@@ -36,14 +39,17 @@ def adjusted(logits, options, prompt, text):
 
 @dataclass
 class Walk:
-    """Tokens in the order a coin walks them, with their probabilities (of no particular sum)."""
+    """The tokens that may be drawn, in the order in which their weights are summed up to the random number.
+
+    Weights are probabilities times some constant.
+    """
 
     tokens: list[int]
     weights: list[float]
-    sure: bool = True  # no filter's border lies so near to a token that f32 may see it on the other side
+    sure: bool = True  # every filter's decision is clear enough that rounding to f32 cannot change it
 
     def until(self, enough, strict):
-        """The shortest beginning whose weight reaches or, if strict, exceeds `enough`."""
+        """Keeps the fewest first tokens whose total weight reaches `enough` or, if strict, exceeds it."""
         total = 0.0
         for i, weight in enumerate(self.weights):
             total += weight
@@ -59,7 +65,7 @@ class Walk:
 
 
 def walk(logits, options):
-    """What Sampling's docstring says of the filters, in its order."""
+    """The tokens that are left by the filters, in the order of Sampling's docstring."""
     scaled = logits.astype(np.float64) / options.temperature
     weights = np.exp(scaled - np.nanmax(scaled))
     tokens = [int(i) for i in np.flatnonzero(weights > 1e-37)]
@@ -85,6 +91,6 @@ def walk(logits, options):
         order = sorted(range(len(far)), key=lambda i: (far[i], out.tokens[i]))
         for a, b in pairwise(order):
             out.sure &= surprise[a] == surprise[b] or far[b] - far[a] > 1e-4
-        # The most typical first: the order in which a coin walks them, too.
+        # The most typical tokens come first, also when the token is drawn.
         out = out.keep(order).until(options.typical_p * total, strict=False)
     return out

@@ -1,4 +1,4 @@
-"""Files as torch.save writes them, made by hand opcode by opcode."""
+"""Files as torch.save writes them, but made by hand, pickle opcode by opcode, so that a test can break any part."""
 
 import io
 import pickle

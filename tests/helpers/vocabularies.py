@@ -1,4 +1,4 @@
-"""Lines of many kinds, and small vocabularies of every kind that are trained on some of them by their own libraries."""
+"""Lines of text of many scripts, and small vocabularies of every kind, trained on them by the library of the kind."""
 
 import base64
 import json
@@ -21,7 +21,10 @@ SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 
 
 def lines(count, seed=0, *, look_alikes=True):
-    """Lines of words, spaces and random characters of every plane, some with what is no UTF-8."""
+    """Lines of words, spaces and random characters of many scripts, some with bytes that are no UTF-8 (as surrogates).
+
+    look_alikes: also with texts that look like special tokens.
+    """
     rng = random.Random(seed)
     blocks = [(0x20, 0x7F), (0xA0, 0x250), (0x300, 0x370), (0x370, 0x600), (0x900, 0xE80), (0x2000, 0x2C00)]
     blocks += [(0x3000, 0x3100), (0x4E00, 0x9FFF), (0xAC00, 0xD7A4), (0xFE00, 0x10000), (0x1F300, 0x1FA00)]
@@ -45,7 +48,7 @@ def lines(count, seed=0, *, look_alikes=True):
 
 
 def clean(text):
-    """What a library that takes no surrogates can be given in place of a line."""
+    """A line without lone surrogates, which some libraries refuse: each becomes a question mark."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -56,7 +59,7 @@ CORPUS = [clean(line) for line in lines(600, seed=9, look_alikes=False)] + [" ".
 
 
 def byte_level(split, *, normalizer=None, vocab_size=900, ignore_merges=False):
-    """A BPE over bytes with a splitting pre-tokenizer, such as those of GPT-2 and Llama 3."""
+    """A byte-level BPE whose pre-tokenizer splits words, as GPT-2 and Llama 3 have."""
     tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=ignore_merges))
     if normalizer is not None:
         tokenizer.normalizer = normalizer
@@ -109,7 +112,7 @@ def save_gpt2(tokenizer, folder):
 
 
 def ranks(vocab_size=1200):
-    """Lines of base64 and rank, as Llama 3's tokenizer.model has them."""
+    """A file of tiktoken's ranks as Llama 3's tokenizer.model is one: lines of a token in base64 and its rank."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     alphabet = {character: byte for byte, character in bytes_to_unicode().items()}
@@ -122,7 +125,7 @@ def ranks(vocab_size=1200):
 
 
 def tekken(vocab_size=900, **config):
-    """A tekken.json as Mistral has it: pieces by rank, the special tokens of the older versions and fillers."""
+    """Mistral's tekken.json: tokens by rank, and the special tokens of older versions. config: more of its config."""
     tokens = [base64.b64decode(line.split()[0]) for line in ranks(vocab_size).splitlines()]
     tokens = [bytes([byte]) for byte in range(256)] + [token for token in tokens if len(token) > 1]
     names = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "<pad>", "[TOOL_CALLS]"]
@@ -149,7 +152,7 @@ TEKKEN = (
 
 
 def llama_json(folder, *, vocab_size=900):
-    """A tokenizer.json as Llama 2's: SentencePiece's BPE in the library's terms, with BOS from a template."""
+    """A tokenizer.json as Llama 2 has it: SentencePiece's BPE with byte fallback, and a template that adds BOS."""
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     strip = decoders.Strip(content=" ", left=1)
@@ -169,7 +172,7 @@ def llama_json(folder, *, vocab_size=900):
 
 
 def sentence_pieces(folder, *, prefix=True, vocab_size=600, symbols=True):
-    """A SentencePiece model. symbols: whether it has control and user-defined pieces of its own."""
+    """Trains a SentencePiece BPE model. symbols: with control and user-defined pieces."""
     more = {
         "user_defined_symbols": ["\n", "\u2581\u2581", "<start_of_turn>"],
         "control_symbols": ["<|im_start|>", "<|im_end|>"],
@@ -194,7 +197,7 @@ XLM_ROBERTA = {"unk_id": 0, "bos_id": 1, "eos_id": 2}
 
 
 def unigram(path, *, vocab_size=400, **options):
-    """A SentencePiece model of the unigram kind, with SentencePiece's own normalization."""
+    """Trains a SentencePiece unigram model with SentencePiece's own normalization."""
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([" ".join(WORDS)] * 20 + [word for word in WORDS for _ in range(9)]),
         model_prefix=str(path.with_suffix("")),
@@ -212,13 +215,13 @@ def unigram(path, *, vocab_size=400, **options):
 
 
 def gguf(model, tokens, types, **values):
-    """The tokenizer's metadata as JSON, the way formats.gguf hands it over."""
+    """A GGUF tokenizer's metadata as JSON, in the form that formats.gguf passes on."""
     metadata = {"model": model, "tokens": tokens, "token_type": types, **values}
     return json.dumps({f"tokenizer.ggml.{key}": value for key, value in metadata.items()}).encode()
 
 
 def gguf_pieces(library, *, prefix):
-    """The metadata of a SentencePiece model, as converters write it."""
+    """The GGUF metadata that llama.cpp's converter writes for a SentencePiece model."""
     ids = range(library.vocab_size())
     tests = [(library.is_unknown, 2), (library.is_control, 3), (library.is_unused, 5), (library.is_byte, 6)]
     types = [next((kind for test, kind in tests if test(i)), 1) for i in ids]
@@ -230,7 +233,7 @@ def gguf_pieces(library, *, prefix):
 
 
 def gguf_bytes(tokenizer, pre, **values):
-    """The metadata of a BPE over bytes; its special tokens are control tokens."""
+    """The GGUF metadata of a byte-level BPE; special tokens are of the type control. pre: the name of its split."""
     tokens = by_id(tokenizer)
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     types = [3 if token in special else 1 for token in tokens]
@@ -252,7 +255,10 @@ MASKS = [
 
 
 def same(ours, library, texts):
-    """The same ids with special tokens taken, what is put around a text included; and with special tokens as text."""
+    """Asserts the library's ids for texts.
+
+    Once with special tokens recognized and with those that are put around a text, once with special tokens as text.
+    """
     taken = [(t, [*ours.prefix, *ours.encode(t, special=True), *ours.suffix], library.encode(clean(t))) for t in texts]
     assert [(text, got, want) for text, got, want in taken if got != want][:3] == []
     options = {"add_special_tokens": False, "split_special_tokens": True}

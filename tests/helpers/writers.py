@@ -1,4 +1,4 @@
-"""Random models, as files and as bound models: written from the formats' descriptions, not by the package."""
+"""Random models, as files and as the core's models; files are written from their descriptions without the package."""
 
 import json
 import re
@@ -38,9 +38,10 @@ LLAMA = ("head", "attn_norm", "ffn_norm", "final_norm")
 
 
 def random_weights(cfg, seed=0, *, tied=False, optional=LLAMA):
-    """f32 weights by canonical name; rows of wq and wk in llama2.c's order, rotary pairs (2i, 2i + 1).
+    """Random f32 weights by canonical name. Rows of wq and wk are in llama2.c's order: rotary pairs are (2i, 2i + 1).
 
-    optional: which tensors of those a model need not have, by the name within a layer; "bias" is every bias.
+    optional: the tensors to make among those that not every model has, by their names within a layer; "bias" means
+    every bias.
     """
     rng = np.random.default_rng(seed)
 
@@ -51,7 +52,7 @@ def random_weights(cfg, seed=0, *, tied=False, optional=LLAMA):
     weights = {}
     for name, shape, required in cfg.matrices():
         if wanted(name, required) and not (name == "head" and tied):
-            # Wide enough that attention looks somewhere in particular and the logits tell tokens apart.
+            # Large enough that attention prefers some positions and that logits differ between tokens.
             weights[name] = (1.5 * rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
     for name, n, required in cfg.vectors():
         if wanted(name, required) and not name.startswith("rope."):
@@ -98,7 +99,7 @@ def v1(cfg, weights):
 
 
 def q80(w, group):
-    """int8 values and f32 scales of runs of `group` weights."""
+    """llama2.c's Q8_0: int8 values (d, n), and an f32 scale for each `group` consecutive weights."""
     runs = w.reshape(-1, group)
     scales = (np.abs(runs).max(axis=1) / np.float32(127)).astype(np.float32)
     steps = np.where(scales > 0, scales, 1)[:, None]
@@ -111,14 +112,14 @@ def v2(cfg, weights, group):
 
 
 def tokenizer_bin(words):
-    """llama2.c's tokenizer.bin of (text, score)."""
+    """llama2.c's tokenizer.bin of pairs (text, score)."""
     blobs = [(text.encode(), score) for text, score in words]
     parts = [struct.pack("<fi", score, len(blob)) + blob for blob, score in blobs]
     return struct.pack("<i", max(len(blob) for blob, _ in blobs)) + b"".join(parts)
 
 
 def tokenizer_words(size=300):
-    """A small vocabulary as SentencePiece trains them: special, bytes, merges by score, characters."""
+    """Pairs (text, score) in the order of SentencePiece: special tokens, bytes, merges, characters, fillers."""
     merges = [" t", "he", " a", "in", " the", "on", "er", "an", "\u00e9t", " o", "nce", "ce", "ing"]
     characters = " tehainorgsdlcupm.,!?\u00e9\u00e7\u4e16\U0001f600"
     words = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{b:02X}>" for b in range(256))]
@@ -131,7 +132,7 @@ def tokenizer_words(size=300):
 
 
 def half_split(heads, head_dim, rotary_dim):
-    """Where the core's row r of wq or wk is among llama2.c's: pairs (2i, 2i + 1) go to (i, i + half)."""
+    """For each row of the core's wq or wk, its row in llama2.c's order: pairs (2i, 2i + 1) become (i, i + half)."""
     order = [*range(0, rotary_dim, 2), *range(1, rotary_dim, 2), *range(rotary_dim, head_dim)]
     return (np.arange(heads)[:, None] * head_dim + order).astype(np.int32).ravel()
 
@@ -145,12 +146,12 @@ def pack(dtype, w, rows=None):
 
 
 def core_model(cfg, weights, dtype, *, kv_dtype="f32", isa=None):
-    """Unpaced: a test that asks for threads gets them, on any machine."""
+    """A core model that is not paced: it uses all threads that a test asks for, on any machine."""
     return _core.Model(cfg, core_tensors(cfg, weights, dtype), kv_dtype=kv_dtype, isa=isa, paced=False)
 
 
 def core_tensors(cfg, weights, dtype):
-    """Of weights as random_weights makes them, with the rotary pairs (2i, 2i + 1) that the core wants apart."""
+    """Packs weights of random_weights for the core, with the rows of rotary pairs half a head apart."""
     rows = {
         "wq": half_split(cfg.n_heads, cfg.head_dim, cfg.rotary_dim),
         "wk": half_split(cfg.n_kv_heads, cfg.head_dim, cfg.rotary_dim),
@@ -176,7 +177,7 @@ def core_tensors(cfg, weights, dtype):
 
 
 def rope_freqs(cfg, name="rope.freqs"):
-    """Angles per position of the rotary pairs; the other table turns faster."""
+    """The angle in radians by which each rotary pair turns per position. rope.freqs_local has larger ones."""
     theta = {"rope.freqs": 10000.0, "rope.freqs_local": 100.0}[name]
     r = max(cfg.rotary_dim, 2)
     return theta ** (-np.arange(0, r, 2) / r)
@@ -187,7 +188,7 @@ def read_logits(model, buffer, rows, vocab_size):
 
 
 def append(model, sequence, tokens, vocab_size, *, chunk=None, threads=1):
-    """Runs tokens through the model, `chunk` at a time, and returns the logits after each."""
+    """Appends tokens to a sequence, `chunk` at a time, and returns the logits after each: (tokens, vocabulary)."""
     rows = []
     for at in range(0, len(tokens), chunk or len(tokens)):
         part = tokens[at : at + (chunk or len(tokens))]
@@ -214,7 +215,7 @@ HF_NAMES = {
 
 
 def write_folder(folder, cfg, weights):
-    """A Llama as transformers saves it: rotary pairs are half a head apart."""
+    """Writes weights as transformers saves a Llama: rotary pairs are half a head apart."""
     tensors = {}
     for name, w in weights.items():
         start, _, rest = name.partition(".")
@@ -236,6 +237,7 @@ def write_folder(folder, cfg, weights):
 
 
 def rows(matrix):
+    """All rows of a packed matrix as f32 (d, n)."""
     out = np.empty(matrix.shape, np.float32)
     for r in range(len(out)):
         matrix.row(r, out[r])

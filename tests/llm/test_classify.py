@@ -1,4 +1,4 @@
-"""Heads that label texts and tokens, and pairs of texts, against transformers on tiny random models of every family."""
+"""Labels of texts, of pairs of texts and of tokens equal transformers', for tiny random models of every family."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ tokenizers = pytest.importorskip("tokenizers")
 
 
 def heads():
-    """Every class for labels that transformers has for these families."""
+    """Parameters (family, class) for every class with labels that transformers has for FAMILIES."""
     from transformers.models.auto import modeling_auto as auto
 
     for family in FAMILIES:
@@ -40,7 +40,7 @@ def logits(model, **inputs):
 
 @pytest.mark.parametrize(("family", "name"), list(heads()))
 def test_families(tmp_path, family, name):
-    """Scores are transformers', and kept to the bit by a converted file; a quantized one keeps the head as it is."""
+    """Scores equal transformers'. A converted file gives the same bits; a quantized one keeps the head unrounded."""
     model = model_of(family, name)
     model.config.id2label = {0: "no", 1: "may be", 2: "yes"}
     model.save_pretrained(tmp_path / "model")
@@ -97,7 +97,7 @@ TEXTS = ["the ocean", "Once upon a time there was naïve café", "x = y + 1; 12 
 
 
 def whole(tokenizer, *texts, **more):
-    """The inputs of a model, as in a batch."""
+    """The inputs that a tokenizer of transformers gives for a text or a pair, without the attention mask."""
     encoding = tokenizer([texts if len(texts) > 1 else texts[0]], **more)
     return {key: value[0] for key, value in encoding.items() if key != "attention_mask"}
 
@@ -127,7 +127,7 @@ def test_bert_reads_pairs(tmp_path, kind):
 @pytest.mark.parametrize("name", ["DistilBertTokenizer", "BertTokenizerFast"])
 @pytest.mark.parametrize("file", ["vocab.txt", "tokenizer.json"])
 def test_classes_without_token_types(tmp_path, file, name):
-    """A class may have none, whatever the model has and the vocabulary's file says of pairs."""
+    """Some tokenizer classes give no token types, whatever the model and the vocabulary's file have."""
     model = model_of("bert", "BertForSequenceClassification", vocab_size=WORDS)
     model.save_pretrained(tmp_path)
     tokenizer = word_pieces(tmp_path)
@@ -150,7 +150,7 @@ def test_other_tokenizers_read_pairs(tmp_path, kind):
     tokenizer.save_pretrained(tmp_path)
     llm = fastllm.load(tmp_path, dtype="f32", threads=1)
     for pair in itertools.product(TEXTS, TEXTS):
-        # In what is written for a decoder, special tokens are the texts that they are.
+        # In texts for a decoder, special tokens are text.
         ids = whole(tokenizer, *pair, split_special_tokens=kind != "roberta")["input_ids"]
         if ids:
             assert np.abs(llm.classify([pair])[0] - logits(model, input_ids=ids)).max() < 1e-4
@@ -162,7 +162,7 @@ def test_sentencepiece_reads_pairs(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True, "bos_token": "<s>"}))
     llm = fastllm.load(tmp_path, dtype="f32", threads=1)
     first, second = (library.encode(text) for text in TEXTS[:2])
-    expected = llm.classify([[1, *first, 1, *second]])  # what is put around a text is put around each
+    expected = llm.classify([[1, *first, 1, *second]])  # each text of a pair gets its own BOS
     assert (llm.classify([(TEXTS[0], TEXTS[1])]) == expected).all()
 
 
@@ -277,7 +277,7 @@ def test_broken_configs(tmp_path, said, values):
 @pytest.mark.parametrize("architectures", ["drop", None, ["MyReranker"]])
 @pytest.mark.parametrize("family", ["bert", "gemma2", "gpt2", "qwen3", "roberta"])
 def test_a_class_that_is_not_known_or_not_said(tmp_path, family, architectures):
-    """The file's head says what the model is for, where it has no head for words."""
+    """Without a known class, a file that has a head of labels and none of tokens is a classifier."""
     name = next(param.values[1] for param in heads() if param.values[0] == family)
     tied = {"tie_word_embeddings": True} if family == "gemma2" else {}
     model = model_of(family, name, **tied)
@@ -289,7 +289,7 @@ def test_a_class_that_is_not_known_or_not_said(tmp_path, family, architectures):
 
 
 def test_biases_are_those_of_the_architecture(tmp_path):
-    """One that it lacks is not added, one that it has is not left out."""
+    """A bias that the class lacks is not used, and one that it has must be in the file."""
     safetensors = pytest.importorskip("safetensors.torch")
     model = model_of("qwen3", "Qwen3ForSequenceClassification")
     model.save_pretrained(tmp_path / "qwen3")
@@ -373,7 +373,7 @@ def test_what_is_no_text(tmp_path, text):
     model_of("bert", "BertForSequenceClassification", vocab_size=WORDS).save_pretrained(tmp_path)
     word_pieces(tmp_path)
     llm = fastllm.load(tmp_path, threads=1)
-    if text == b"ab":  # bytes are numbers
+    if text == b"ab":  # bytes are a sequence of numbers: token ids
         assert llm.classify([text]).shape == llm.classify([[97, 98]]).shape
         return
     for call in (llm.classify, llm.embed):

@@ -1,4 +1,4 @@
-"""Hidden states, attention maps and embeddings, against a numpy transformer in float64."""
+"""Hidden states, attention maps and embeddings equal those of a numpy transformer in float64."""
 
 import io
 import json
@@ -81,7 +81,7 @@ def test_embeddings(model, pooling):
 
 
 def test_a_batch_is_its_texts(model):
-    """To the bit, whatever lies beside a text, and however often a forward is full."""
+    """A text's vector has the same bits in any batch, also one that takes several forwards."""
     llm, _ = model
     batch = [*texts(30, 100, seed=1), *texts(3, _BATCH, seed=2), [5], list(range(200)) * 9]
     assert max(map(len, batch)) > _BATCH
@@ -93,7 +93,7 @@ def test_a_batch_is_its_texts(model):
 
 
 def test_an_encoder_sees_all_of_a_long_text(model):
-    """Longer than any chunk: the last token changes the first one's state, unless the model is causal."""
+    """An encoder takes a long text in one forward: the last token changes the first's state, unlike in a decoder."""
     llm, _ = model
     one, other = [7] * 1500, [7] * 1499 + [8]
     first = [llm.hidden_states(text)[0] for text in (one, other)]
@@ -108,7 +108,7 @@ def test_strings(model):
     assert (llm.embed(["the ocean", "once"]) == llm.embed([llm.tokenize("the ocean"), llm.tokenize("once")])).all()
 
 
-# ---- what the checkpoint says of vectors (more of it in test_sentence_transformers.py) -------------------------------
+# ---- what a checkpoint says of vectors (see heads/test_sentence_transformers.py) -------------------------------------
 
 
 def with_embedding(path, **values):
@@ -142,7 +142,7 @@ def test_prompts_and_what_they_are_left_out_of(tmp_path):
 
 @pytest.mark.parametrize("left", [False, True])
 def test_long_texts(tmp_path, capsys, monkeypatch, left):
-    """An error that names them, unless they may be cut; what belongs around them stays."""
+    """Long texts are an error that names them, unless truncate is given; then special tokens around a text are kept."""
     llm, _ = with_embedding(tmp_path / "model", max_tokens=9, truncate_left=left)
     long = "the ocean once upon a time the ocean once upon a time"
     bos, *ids = llm.tokenize(long)
@@ -207,7 +207,7 @@ def test_encoders_do_not_write_and_headless_models_have_no_logits(tmp_path):
 
 
 def test_a_context_chooses_the_rotary_frequencies(tmp_path):
-    """LongRoPE: up to rope_switch one set of frequencies, for a context beyond it the other, for every position."""
+    """LongRoPE has two sets of frequencies; a context beyond rope_switch has the second one at every position."""
     cfg = DECODER._replace(rope_switch=100, max_seq=400)
     tensors = writers.core_tensors(cfg, writers.random_weights(cfg), "f32")
     del tensors["rope.freqs_local"]
@@ -244,7 +244,7 @@ def test_routers_and_positions_are_not_the_weights_type(tmp_path):
 
 
 def test_a_second_text():
-    """Its tokens take the second half of the table of positions, whatever else the batch holds."""
+    """The second text of a pair takes the second half of the table of positions, in any batch."""
     weights = writers.random_weights(ENCODER, optional=BERT)
     first, second = weights["positions"], writers.random_weights(ENCODER, 8, optional=BERT)["positions"]
     pairs = ENCODER._replace(second_segment=True)

@@ -24,7 +24,7 @@ def test_text_and_ids_are_the_same_prompt(llm):
 
 
 def test_run_c_s_texts_end_at_bos(llm):
-    """And turns of a chat at EOS too, which its tokenizer knows as an end of texts."""
+    """run.c's texts end at BOS. Turns of a chat also end at EOS, which the tokenizer lists as an end."""
     assert llm.stop == (1,)
     assert set(llm.chat_stop) == {1, 2} > set(llm.tokenizer.ends) == {2}
 
@@ -43,7 +43,7 @@ def test_stream_is_the_whole(llm, seed):
 
 
 def test_the_text_of_greedy_tokens_is_the_argmax_of_logits(llm):
-    """generate against logits: the two share only the forward."""
+    """Greedy tokens are the largest logits, which logits() computes by another way."""
     ids = llm.tokenize(PROMPT)
     for _ in range(20):
         ids.append(int(llm.logits(ids)[-1].argmax()))
@@ -65,7 +65,7 @@ def test_max_tokens(llm):
 
 
 def test_stop_tokens(llm):
-    """A stop token ends the text and is no part of it."""
+    """A stop token ends the text and is not part of it."""
     sampling = Sampling(temperature=1.5, top_p=1)
     free = llm.start([1, 5], sampling, max_tokens=50, seed=3, stop=())
     tokens = list(free)
@@ -74,7 +74,7 @@ def test_stop_tokens(llm):
     stopped = llm.start([1, 5], sampling, max_tokens=50, seed=3, stop=(stop,))
     assert list(stopped) == tokens[: tokens.index(stop)]
     assert stopped.finish_reason == "stop"
-    # The model's own, without being asked: llama2.c ends a text at BOS.
+    # The model's own stop token needs no option: llama2.c's is BOS.
     always = llm.generate([1, 5], logit_bias={1: 1e4}, temperature=0, stream=True)
     assert list(always) == []
     assert always.finish_reason == "stop"
@@ -84,7 +84,7 @@ def test_stop_tokens(llm):
 
 
 def written(llm, monkeypatch, tokens, stop):
-    """The pieces of a stream whose model writes just these tokens."""
+    """The pieces of a stream whose model is made to write these tokens."""
     options = {"max_tokens": len(tokens), "temperature": 0, "stop": stop, "stream": True}
     stream = llm.generate([1], **options)
     monkeypatch.setattr(type(stream.generation), "__iter__", lambda _: iter(tokens))
@@ -109,12 +109,12 @@ def test_stop_strings_end_the_text(llm):
 @pytest.mark.parametrize(
     ("stop", "pieces"),
     [
-        ("<end>", ["a", "b", "<x", "c"]),  # what may begin a stop string waits until it does not
+        ("<end>", ["a", "b", "<x", "c"]),  # text that may begin a stop string is held back until it cannot
         ("b<x", ["a"]),
         ("<xc", ["a", "b"]),
         (["zzz", "x"], ["a", "b", "<"]),
-        (["c", "b<xcc"], ["a", "b<x"]),  # the longer one was still possible when the shorter one came
-        ("ab<xc!", ["ab<xc"]),  # at the end of the text nothing waits any more
+        (["c", "b<xcc"], ["a", "b<x"]),  # the shorter one ends the text although the longer one was possible
+        ("ab<xc!", ["ab<xc"]),  # the end of the text releases what was held back
     ],
 )
 def test_stop_strings_across_tokens(llm, monkeypatch, stop, pieces):
@@ -124,7 +124,7 @@ def test_stop_strings_across_tokens(llm, monkeypatch, stop, pieces):
 
 
 def test_a_stop_string_is_the_first_of_several(llm, monkeypatch):
-    """Of two that come with one token, the one that begins first cuts the text."""
+    """If one token completes two stop strings, the text is cut at the one that begins first."""
     words = [text for text, _ in writers.tokenizer_words()]
     _, found = written(llm, monkeypatch, [words.index(" a"), words.index(" the")], ["he", "t"])
     assert "".join(found) == "a "
@@ -139,7 +139,7 @@ def test_the_context_is_the_limit(write_model):
     assert llm.context == llm.config.max_seq == 70
     for size in (1, 69, 70):
         generation = llm.start([5] * size, Sampling(), max_tokens=None, seed=1, stop=())
-        # The last token is drawn from the last position and need not fit itself.
+        # The last token is drawn from the last position, and needs no position of its own.
         assert len(list(generation)) == 71 - size
         assert generation.finish_reason == "length"
         assert len(llm.logits([5] * size)) == size
@@ -151,7 +151,7 @@ def test_the_context_is_the_limit(write_model):
     assert len(list(short.start([5] * 4, Sampling(), max_tokens=99, seed=1, stop=()))) == 7
     with pytest.raises(ContextError):
         short.generate([5] * 11)
-    # A shorter context changes no number.
+    # A shorter context changes no logits.
     assert (short.logits([5, 6, 7]) == llm.logits([5, 6, 7])).all()
     for context in (0, -1, 71):
         with pytest.raises(OptionError, match="context must be between 1"):
@@ -164,7 +164,7 @@ def test_seeds(llm):
 
     assert text(11) == text(11)
     assert len({text(seed) for seed in (0, 1, 2, (1 << 64) - 1)}) == 4
-    assert len({text(None) for _ in range(3)}) == 3  # a new one each time
+    assert len({text(None) for _ in range(3)}) == 3  # without a seed, each text is another
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_an_instruction_set_that_is_none(write_model, monkeypatch):
 
 
 def test_a_bias_that_overflows_once_divided(llm):
-    """Allowed by the options, infinite at this temperature: the token it is for, or an error."""
+    """A valid bias that overflows once it is divided by the temperature gives its token, or an error."""
     try:
         text = llm.generate([1], logit_bias={70: 3.4e38}, temperature=0.5, top_p=1, max_tokens=3, seed=1)
     except OptionError:

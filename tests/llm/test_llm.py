@@ -1,4 +1,4 @@
-"""load, generate, logits: what a user of the package sees."""
+"""A loaded LLM: logits, threads, the lifetimes of its parts, tokenizers, and what it takes to import it."""
 
 import gc
 import threading
@@ -32,7 +32,7 @@ def test_logits(llm):
     assert logits.shape == (148, SMALL.vocab_size)
     assert logits.dtype == np.float32
     assert (llm.logits(tokens) == logits).all()
-    llm.generate(tokens[:20], max_tokens=5)  # what the cache holds by now changes nothing
+    llm.generate(tokens[:20], max_tokens=5)  # the cache now holds this text, which must change nothing
     assert (llm.logits(np.array(tokens)) == logits).all()
     for size in (1, 64, 65):
         assert (llm.logits(tokens[:size]) == logits[:size]).all()
@@ -55,7 +55,7 @@ def test_what_a_model_tells(llm, write_model):
 
 
 def test_several_texts_at_once(llm):
-    """What threads of one model write is what each would have written alone."""
+    """Threads that share a model write what each would write alone."""
     jobs = [(PROMPT if i % 3 else [1, 5, i], {"seed": i, "max_tokens": 25 + i}) for i in range(12)]
     serial = [llm.generate(prompt, **options) for prompt, options in jobs]
     tokens = list(range(100))
@@ -68,7 +68,7 @@ def test_several_texts_at_once(llm):
 
 
 def test_interleaved_streams(llm):
-    """Two texts that take turns in one thread, and one that is left half way."""
+    """Two streams that take turns in one thread, and one that is left half way."""
     options = {"max_tokens": 30, "seed": 1}
     alone = [llm.generate(prompt, **options) for prompt in ("the ocean", "once")]
     left = llm.generate("the ocean", stream=True, **options)
@@ -96,7 +96,7 @@ def test_a_sequence_belongs_to_one_forward():
 
 
 def test_the_gil_is_released():
-    """Another thread counts while a forward runs: with the GIL held it would not get a turn until the end."""
+    """While a forward runs, another Python thread must be able to count."""
     cfg = writers.config(64, 128, 4, 4, 64, n_layers=2, max_seq=512)
     model = writers.core_model(cfg, writers.random_weights(cfg), "f32", isa="scalar")
     cache, tokens = _core.KVCache(model), [1] * 500
@@ -117,9 +117,9 @@ def test_the_gil_is_released():
         done.set()
         thread.join()
     inside = [t for t in ticks if start < t < end]
-    assert end - start > 0.02  # long enough to tell: the interpreter switches threads every 5 ms
+    assert end - start > 0.02  # long enough: the interpreter switches threads every 5 ms
     assert len(inside) >= 3
-    # Turns were taken all along, not at the ends only.
+    # The other thread counted during the forward, not only before and after it.
     assert inside[0] < (start + end) / 2 < inside[-1]
 
 
@@ -148,7 +148,7 @@ print("fine")
 
 
 def test_garbage_cycles(write_model):
-    """The collector may clear a sequence's links before it frees it: its blocks must still find their way back."""
+    """The garbage collector may clear a sequence's references before it frees it; its pages must still be returned."""
     done = run(CYCLES, write_model())
     assert (done.returncode, done.stdout.strip()) == (0, "fine"), done.stderr
 
@@ -167,14 +167,14 @@ except fastllm.OptionError as error:
 
 
 def test_a_sequence_of_another_model(write_model):
-    """Its blocks have another size: the forward would write past them."""
+    """A sequence of another model is refused: its pages have another size, and the forward would write past them."""
     large = writers.config(256, 64, 4, 4, 300, n_layers=40, max_seq=64)
     done = run(OTHER_CACHE, write_model(), write_model(large, seed=1))
     assert (done.returncode, done.stdout.strip()) == (0, "refused"), done.stderr
 
 
 def test_weights_outlive_their_names():
-    """A model keeps its weights, a sequence its pool."""
+    """A model keeps its weights alive, and a sequence keeps its pool of pages alive."""
     cfg, tokens = SMALL, list(range(80))
     model = writers.core_model(cfg, writers.random_weights(cfg), "f32")
     expected = writers.logits(model, tokens, cfg.vocab_size)
@@ -225,7 +225,7 @@ def test_norms_that_are_no_numbers(tmp_path):
 
 
 def test_a_light_import(write_model):
-    """Neither the import nor a text from token ids waits for numpy or sentencepiece."""
+    """Neither importing the package nor a text from token ids imports numpy or sentencepiece."""
     code = """
 import sys
 import fastllm
@@ -248,7 +248,7 @@ def test_names_of_the_package():
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mapped files here")
 def test_weights_are_held_once(write_model, tmp_path):
-    """A packed checkpoint is let go of; a converted one stays mapped and is not copied."""
+    """A checkpoint is closed once it is packed. A converted one stays mapped and is not copied."""
     path = write_model()
     llm = fastllm.load(path)
     assert str(path) not in Path("/proc/self/maps").read_text()

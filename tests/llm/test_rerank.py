@@ -1,4 +1,4 @@
-"""Documents for a query: sentence-transformers' CrossEncoder on tiny random models, and what is refused."""
+"""Ranking documents for a query as sentence-transformers' CrossEncoder does, for tiny random models."""
 
 import json
 
@@ -23,7 +23,7 @@ def cross_encoder():
 
 
 def same_ranks(encoder, folder, *, query=QUERY, documents=DOCUMENTS, **options):
-    """The scores and the order are CrossEncoder's, also of a converted file."""
+    """Asserts CrossEncoder's scores and order, and the same from a converted file."""
     llm = fastllm.load(folder, dtype="f32", threads=1)
     expected = encoder.predict([(query, document) for document in documents], show_progress_bar=False)
     found = llm.rerank(query, documents, **options)
@@ -56,7 +56,7 @@ def test_a_cross_encoder(tmp_path, cross_encoder, activation, saved):
         (folder / "config.json").write_text(json.dumps(config))
     found = same_ranks(cross_encoder(str(folder), device="cpu"), folder)
     assert all(score < 0 or activation in (None, "Identity") or abs(score) <= 1 for _, score in found)
-    assert [index for index, _ in found if index in (0, 4)] == [0, 4]  # equal ones stay in order
+    assert [index for index, _ in found if index in (0, 4)] == [0, 4]  # documents with equal scores stay in order
 
 
 def test_a_cross_encoder_of_roberta(tmp_path, cross_encoder):
@@ -83,7 +83,7 @@ PLAIN = "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.conten
 
 
 def judge(folder, *, template=TEMPLATE, name="Qwen3ForCausalLM", **more):
-    """A language model whose vocabulary has the words yes and no."""
+    """Writes a language model whose vocabulary has the words yes and no."""
     library = vocabularies.byte_level(vocabularies.gpt2_split(), vocab_size=500)
     library.add_tokens(["yes", "no"])
     special = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "model_max_length": 80}
@@ -121,7 +121,7 @@ CHAT = (
 
 @pytest.mark.parametrize("instruction", [None, "find answers"])
 def test_a_judge_whose_template_knows_no_documents(tmp_path, instruction):
-    """Qwen3-Reranker before sentence-transformers had files for it: the ids and the score are its model card's."""
+    """Qwen3-Reranker without files of sentence-transformers: the ids and the score are those of its model card."""
     folder = judge(tmp_path / "model", template=CHAT, max_position_embeddings=1000)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -169,7 +169,7 @@ def test_special_tokens_in_documents_are_text(tmp_path):
 
 
 def test_a_decoder_with_a_head_reads_pairs_through_its_template(tmp_path, cross_encoder):
-    """As CrossEncoder does where there is a chat template, which classify, as transformers, leaves alone."""
+    """rerank puts pairs through the chat template, as CrossEncoder does; classify does not, as transformers."""
     folder = judge(tmp_path / "plain", name="Qwen3ForSequenceClassification", num_labels=1)
     same_ranks(cross_encoder(str(folder), device="cpu"), folder)
 
@@ -208,7 +208,7 @@ def test_command_line_rerank(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_broken_files_of_sentence_transformers(tmp_path, said, file, values):
-    """They are refused where a score is asked for; the model goes on for what they do not touch."""
+    """Broken files are an error when a score is asked for; everything else of the model works."""
     folder = judge(tmp_path / "model")
     (folder / "1_LogitScore").mkdir()
     kinds = [("", "base.modules.transformer.Transformer"), ("1_LogitScore", "cross_encoder.modules.LogitScore")]

@@ -1,4 +1,4 @@
-"""Tokens that are added to a vocabulary, by any of the files that may: as transformers reads and matches them."""
+"""Added tokens, from any of the files that may list them, are read and matched as by transformers."""
 
 import json
 import random
@@ -15,7 +15,7 @@ from helpers import vocabularies
 from helpers.reference import build
 
 transformers = pytest.importorskip("transformers")
-pytest.importorskip("google.protobuf")  # with which transformers reads SentencePiece's models
+pytest.importorskip("google.protobuf")  # transformers needs it to read SentencePiece's models
 transformers.logging.set_verbosity_error()
 
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
@@ -27,7 +27,7 @@ slow = settings(max_examples=40, suppress_health_check=[HealthCheck.function_sco
 
 
 def vocabulary(kind, folder):
-    """Writes one: its tokens, the class that transformers has for it, and a model type."""
+    """Writes a vocabulary of a kind. Returns its tokens, transformers' class for it, and a model type."""
     if kind == "sentencepiece":
         library = vocabularies.sentence_pieces(folder, symbols=False)
         return [library.id_to_piece(i) for i in range(library.vocab_size())], "LlamaTokenizer", "llama"
@@ -42,13 +42,13 @@ def vocabulary(kind, folder):
         vocabularies.save_gpt2(library, folder)
         return vocabularies.by_id(library), "GPT2Tokenizer", "gpt2"
     state = json.loads(library.to_str())
-    state["added_tokens"] = state["added_tokens"][:2]  # others are in the vocabulary, and plain text
+    state["added_tokens"] = state["added_tokens"][:2]  # the others stay in the vocabulary as plain text
     (folder / "tokenizer.json").write_text(json.dumps(state))
     return vocabularies.by_id(library), "PreTrainedTokenizerFast", "llama"
 
 
 def write(folder, kind, where, rng, **config):
-    """A vocabulary with added tokens of random kinds, in the files that `where` names; and transformers' tokenizer."""
+    """Writes a vocabulary with random added tokens into the files of `where`; returns transformers' tokenizer."""
     tokens, name, model_type = vocabulary(kind, folder)
     model_type = config.pop("model_type", model_type)
     added, end = {}, len(tokens)
@@ -91,7 +91,7 @@ WHERE += ["extra_special_tokens", "additional_special_tokens", "roles"]
 
 
 KINDS = ["sentencepiece", "llama json", "tokenizer.json", "gpt2", "wordpiece"]
-# Left out: of a .model, transformers puts the model's own control pieces in place of the list in that file.
+# Left out: for SentencePiece, transformers replaces that list by the model's own control pieces.
 PLACES = [(k, w) for k in KINDS for w in WHERE if (k, w) != ("sentencepiece", "special_tokens_map.json")]
 
 
@@ -109,7 +109,7 @@ def test_where_tokens_are_added(made, kind, where, data):
 @slow
 @given(data=st.data())
 def test_spaces_of_llama(made, kind, legacy, prefix, data):
-    """Before a text and after added tokens, and for added tokens that take spaces with them."""
+    """Llama's spaces: before a text, after added tokens, and around added tokens that take spaces with them."""
     config = {"legacy": legacy, "add_prefix_space": prefix}
     config = {key: value for key, value in config.items() if value is not None}
     ours, library = made(kind, "added_tokens_decoder", **config)
@@ -119,7 +119,7 @@ def test_spaces_of_llama(made, kind, legacy, prefix, data):
     assert decode(ours, ids) == library.decode(ids, skip_special_tokens=True)
 
 
-# Model types whose class is what the files name, those that have none, and one that has another.
+# Model types whose class is the one that files name, types without a class, and one with another class.
 TYPES = ["llama", "gemma", "qwen3", "phi", "cohere", "idefics3", "deepseek_v3", "mine", "", "mistral", "phi3", "olmo2"]
 
 
@@ -127,7 +127,7 @@ TYPES = ["llama", "gemma", "qwen3", "phi", "cohere", "idefics3", "deepseek_v3", 
 @pytest.mark.parametrize("name", ["LlamaTokenizer", "CodeLlamaTokenizerFast"])
 @pytest.mark.parametrize("kind", ["sentencepiece", "llama json"])
 def test_where_llamas_spaces_are(made, kind, name, model_type):
-    """For each model type that transformers runs the named class for."""
+    """Where Llama's spaces go for each model type for which transformers uses the named class."""
     ours, library = made(kind, "added_tokens_decoder", tokenizer_class=name, model_type=model_type)
     for text in ("the cat", "  the", "<x> the<x>the", "\u2581the", "</s>the</s> the"):
         agree(ours, library, text)
@@ -135,7 +135,7 @@ def test_where_llamas_spaces_are(made, kind, name, model_type):
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "llama json"])
 def test_roles_that_no_file_names(tmp_path, kind):
-    """Nothing but a vocabulary and a template that begins with BOS; a role that is null stays none."""
+    """Roles that no file names, and a template that begins with BOS. A role that is null has no token."""
     size = len(vocabulary(kind, tmp_path)[0])
     name = "LlamaTokenizer" if kind == "llama json" else None
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "tokenizer_class": name}))
@@ -153,7 +153,7 @@ def test_roles_that_no_file_names(tmp_path, kind):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Both tokenizers of a folder, made once; ours also went through the bytes that a converted file keeps."""
+    """The two tokenizers of a folder, made once. Ours has passed through the bytes of a converted file."""
     known = {}
 
     def make(kind, where, **config):
@@ -172,7 +172,7 @@ def made(tmp_path_factory):
 
 
 def test_a_fine_tuned_llama(tmp_path):
-    """Tokens after the vocabulary, one of them the end of a turn, as files of before added_tokens_decoder have them."""
+    """Tokens after the vocabulary, one of which ends turns, in the files of before added_tokens_decoder."""
     library = vocabularies.sentence_pieces(tmp_path, symbols=False)
     size = library.vocab_size()
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<|end|>": size, "<|user|>": size + 1, "<note>": size + 2}))
@@ -184,18 +184,18 @@ def test_a_fine_tuned_llama(tmp_path):
     assert {size, library.eos_id()} <= set(ours.ends)
     assert ours.encode("<|user|>the<|end|>", special=True) == [size + 1, *library.encode("the"), size]
     assert size not in ours.encode("<|end|>")
-    assert ours.encode("<note>") == [size + 2]  # added, and not special
+    assert ours.encode("<note>") == [size + 2]  # added but not special
     assert decode(ours, [size, size + 1, size + 2]) == "<note>"
 
 
 def test_ids_with_a_gap(tmp_path):
-    """The file's ids are the model's, whatever is missing before them."""
+    """Added tokens keep the ids of the file, even if ids before them are missing."""
     library = vocabularies.byte_level(vocabularies.gpt2_split())
     library.save(str(tmp_path / "tokenizer.json"))
     added = {"905": {"content": "<x>", "special": True}, "7": {"content": "<y>", "special": True}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
     ours = find(tmp_path, 1000)
-    assert ours.encode("<x><y>", special=True) == [905, 906]  # 7 is another token's
+    assert ours.encode("<x><y>", special=True) == [905, 906]  # id 7 belongs to another token
     assert decode(ours, ours.encode("the")) == "the"
 
 
@@ -241,7 +241,7 @@ def test_broken_added_tokens(tmp_path, added):
 
 
 def test_a_text_ends_at_any_end(tmp_path):
-    """config.json's, generation_config.json's, the tokenizer's, and a special token that no file names as an end."""
+    """Ends of texts: of config.json, generation_config.json and the tokenizer, and a special token known as an end."""
     tokens = vocabulary("tokenizer.json", tmp_path)[0]
     named = {"eos_token": "</s>", "extra_special_tokens": ["<|im_end|>"], "add_bos_token": False}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
@@ -263,7 +263,7 @@ def test_a_text_ends_at_any_end(tmp_path):
 @pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("kind", ["sentencepiece", "tokenizer.json", "gpt2", "wordpiece"])
 def test_a_token_that_the_model_has_not(tmp_path, kind, special):
-    """Texts without it are as ever; one with it is refused, by its name."""
+    """A token without a row in the model: texts with it are refused by its name, all others work."""
     size = len(vocabulary(kind, tmp_path)[0])
     added = {str(size): {"content": "<padding>", "special": special}}
     # A Llama's vocab.json does not say how a text is split.
@@ -280,6 +280,6 @@ def test_a_token_that_the_model_has_not(tmp_path, kind, special):
     assert llm.logits(llm.tokenize("the <padding", bos=False)).shape[1] == size
     ids = ours.encode("the <padding>", special=True)
     asks = [lambda: llm.generate(ids), lambda: llm.generate("the <padding>"), lambda: llm.tokenize("<padding>")]
-    for ask in asks[: 1 if special else 3]:  # special tokens in a text are text
+    for ask in asks[: 1 if special else 3]:  # a special token in these texts is text
         with pytest.raises(OptionError, match=f"{size}, '<padding>', is no token id: the vocabulary has {size:,}"):
             ask()

@@ -1,4 +1,4 @@
-"""Vocabularies without a tokenizer.json: ids equal to those of the transformers class that their files are for."""
+"""Vocabularies without a tokenizer.json: the ids are those of the transformers class for their files."""
 
 import json
 
@@ -24,7 +24,7 @@ TEXTS = st.lists(
     max_size=12,
 ).map("".join)
 MASK = {"content": "<mask>", "lstrip": True, "rstrip": False, "single_word": False, "normalized": False}
-# Class, model type, special tokens that the vocabulary has, tokenizer_config.json.
+# Class, model type, special tokens of the vocabulary, tokenizer_config.json.
 BYTES = [
     ("GPT2Tokenizer", "gpt2", ["<|endoftext|>"], {}),
     ("GPT2Tokenizer", "gptj", ["<s>"], {"add_prefix_space": True, "bos_token": "<s>", "add_bos_token": True}),
@@ -44,7 +44,7 @@ BYTES = [
 def reference(name, folder):
     if name != "Qwen3_5Tokenizer":
         return getattr(transformers, name).from_pretrained(folder)
-    # This class does not look for the two files itself.
+    # This class must be told the names of the two files.
     from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
 
     merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
@@ -55,7 +55,7 @@ def reference(name, folder):
 
 @pytest.mark.parametrize(("name", "kind", "specials", "config"), BYTES, ids=[f"{a}-{b}" for a, b, *_ in BYTES])
 def test_bytes(tmp_path, name, kind, specials, config):
-    """A class by its name, with "Fast" or without, or by the model's type."""
+    """The class is named with or without "Fast", or follows from the model's type."""
     save_bytes(tmp_path, specials, config)
     library = reference(name, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
@@ -84,7 +84,7 @@ def test_a_class_whose_split_is_not_known(tmp_path):
 
 
 def test_classes_of_model_types():
-    """As transformers has them; where it has none, the class that the published files of the type are for."""
+    """The class for a model type is transformers', or else the one for which the type's published files are."""
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
     for kind in classes._REGISTERED:
@@ -119,7 +119,7 @@ BIG_MASK = {
     "special": True,
 }
 LISTED = {"added_tokens_decoder": {"2": {"content": "[SEP]", "special": True}, "SIZE": BIG_MASK}}
-# Class, the file's name, model type, how the model is trained, tokenizer_config.json.
+# Class, name of the file, model type, options of the training, tokenizer_config.json.
 PIECES = [
     ("XLMRobertaTokenizer", "sentencepiece.bpe.model", "xlm-roberta", vocabularies.XLM_ROBERTA, {}),
     ("XLMRobertaTokenizer", "tokenizer.model", "xlm-roberta-xl", {}, {"mask_token": {**MASK, "__type": "AddedToken"}}),
@@ -144,7 +144,7 @@ PIECES = [
 
 @pytest.fixture(params=PIECES, ids=[f"{a}-{i}" for i, (a, *_) in enumerate(PIECES)], scope="module")
 def pieces(request, tmp_path_factory):
-    """A folder, its transformers class and ours."""
+    """A folder, and transformers' and our tokenizer for it."""
     pytest.importorskip("google.protobuf")
     name, file, kind, options, config = request.param
     folder = tmp_path_factory.mktemp("pieces")
@@ -182,7 +182,7 @@ def test_pieces_of_any_text(pieces, text):
 
 
 def test_a_file_without_a_word_about_its_class(tmp_path):
-    """XLM-R's has two tokens less than its model; a model of any other name is what it says itself."""
+    """A SentencePiece file without a class: XLM-R's has two tokens fewer than its model, any other is as it is."""
     path = tmp_path / "sentencepiece.bpe.model"
     vocabularies.unigram(path, **vocabularies.XLM_ROBERTA)
     library = sentencepiece.SentencePieceProcessor(str(path))

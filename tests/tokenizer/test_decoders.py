@@ -1,4 +1,4 @@
-"""Any chain of the tokenizers library's decoders: our pieces joined are its decoding of the whole."""
+"""For any chain of the tokenizers library's decoders, our streamed pieces join to its decoded text."""
 
 import json
 
@@ -63,7 +63,7 @@ def whole(library, ids):
     try:
         return library.decode(ids, skip_special_tokens=True)
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # where the library strips more than there is
+        if type(error).__name__ != "PanicException":  # the library panics when it strips more characters than there are
             raise
         return None
 
@@ -86,7 +86,7 @@ def test_any_chain(chain, ids):
 @settings(max_examples=200)
 @given(chain=st.none() | CHAINS, ids=IDS, cut=st.integers(0, 14))
 def test_what_is_shown_stays(chain, ids, cut):
-    """What is shown of a beginning is the beginning of the whole."""
+    """The text of a beginning of the ids is a beginning of the whole text."""
     ours = from_blob("tokenizer.json", tokenizer(chain).to_str().encode())
     stream = ours.stream()
     shown = "".join([stream.push(token) for token in ids[:cut]])
@@ -107,7 +107,7 @@ def test_what_is_shown_stays(chain, ids, cut):
     ids=str,
 )
 def test_words_come_as_they_are_made(chain):
-    """What nothing later can change is not held back."""
+    """A word that later ids cannot change is shown at once."""
     ours = from_blob("tokenizer.json", tokenizer(chain).to_str().encode())
     stream = ours.stream()
     ids = [WORDS.index(word) for word in ("the", "ing", "\u2581the", ".")]

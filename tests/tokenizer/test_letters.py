@@ -1,4 +1,4 @@
-"""Vocabularies of letters, of proteins and of nucleotides, against transformers."""
+"""Vocabularies of letters, as models of proteins and of DNA have, give transformers' ids."""
 
 import itertools
 import json

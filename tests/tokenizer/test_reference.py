@@ -1,4 +1,4 @@
-"""Ids equal to those of the library that made the vocabulary, on thousands of lines of many scripts, for every kind."""
+"""Every kind of vocabulary gives the ids of the library that made it, on thousands of lines of many scripts."""
 
 import json
 import os
@@ -21,14 +21,14 @@ WEIGHTS = Path(os.environ.get("FASTLLM_TEST_WEIGHTS", "/nonexistent"))
 
 
 def agree(ours, reference, *, special=False, texts=LINES):
-    """Every line has the reference's ids: a function of a text without surrogates."""
+    """Asserts the reference's ids for every line. reference: a function from a text without surrogates to ids."""
     different = [(text, ours.encode(text, special=special)) for text in texts]
     different = [(text, ids, expected) for text, ids in different if ids != (expected := reference(clean(text)))]
     assert not different, f"{len(different)} lines differ, first {different[0]}"
 
 
 def hf_plain(library):
-    """transformers' ids with special tokens as text."""
+    """A function that gives transformers' ids with special tokens as text."""
     return lambda text: library.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
@@ -87,7 +87,7 @@ def test_llama3_ranks(tmp_path):
     assert (ours.kind, ours.size, ours.prefix) == ("tiktoken", 1456, (1200,))
     assert ours.token_id("<|eot_id|>") == 1200 + 9
     assert ours.token_id("<|reserved_special_token_247|>") == 1455
-    # Another library runs the same ranks; the special tokens are named as Meta's reference names them.
+    # tiktoken computes the same ids from these ranks; special tokens have the names of Meta's reference code.
     library = TikTokenConverter(str(path), extra_special_tokens=["<|begin_of_text|>", "<|end_of_text|>"]).converted()
     library.encode_special_tokens = True
     agree(ours, lambda text: library.encode(text, add_special_tokens=False).ids)
@@ -103,7 +103,7 @@ LLAMA3 = (
 
 
 def published_splits():
-    """How the models' own tokenizer.json files split, by the name that GGUF has for it."""
+    """The pre-tokenizers of published tokenizer.json files, by GGUF's names for them."""
     pre = vocabularies.pre_tokenizers
     digits = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)])
     return {
@@ -126,7 +126,7 @@ def test_gguf_bytes(pre):
 
 
 def test_gguf_user_defined():
-    """A user-defined token is taken wherever it is written, a control token only where special ones are asked for."""
+    """A user-defined token is always recognized, a control token only with special=True."""
     library = vocabularies.byte_level(vocabularies.gpt2_split())
     metadata = json.loads(vocabularies.gguf_bytes(library, "gpt-2"))
     metadata["tokenizer.ggml.token_type"][3] = 4
@@ -151,7 +151,7 @@ def test_word_pieces(tmp_path, config):
     agree(ours, hf_plain(library))
     agree(ours, hf_special(library), special=True)
     back = [ours.encode(line) for line in LINES[:200]]
-    # A text that begins inside a word has the library's "##" in front, which is none of the text's.
+    # For a text that begins inside a word the library shows "##", which is not part of the text.
     back = [ids for ids in back if ids and not tokens[ids[0]].startswith("##") and 1 not in ids]
     assert [decode(ours, ids) for ids in back] == [library._tokenizer.decode(ids) for ids in back]
 
@@ -165,7 +165,7 @@ def test_gguf_word_pieces(tmp_path):
     roles = {"bos_token_id": 2, "eos_token_id": 3, "unknown_token_id": 1, "mask_token_id": 4, "padding_token_id": 0}
     ours = from_blob("gguf", vocabularies.gguf("bert", stored, types, **roles))
     assert around(ours, library)
-    # A piece inside of a word that begins with U+2581 itself would look like a word's first one there.
+    # A piece inside a word that begins with U+2581 itself would look like the first piece of a word.
     texts = [line for line in LINES if "\u2581" not in line]
     agree(ours, hf_plain(library), texts=texts)
     agree(ours, hf_special(library), special=True, texts=texts)
@@ -175,7 +175,7 @@ def test_gguf_word_pieces(tmp_path):
 
 
 def test_tokenizer_json(tmp_path):
-    """Llama 2's kind, whose spaces are put by the normalizer, and what the config adds."""
+    """Llama 2's tokenizer.json, whose normalizer adds spaces, with what tokenizer_config.json adds."""
     library = vocabularies.llama_json(tmp_path)
     ours = find(tmp_path, library.get_vocab_size())
     assert (ours.prefix, ours.suffix) == ((1,), ())
@@ -197,7 +197,7 @@ def test_tokenizer_json(tmp_path):
 
 
 def pieces_with_special(library, text):
-    """Special tokens as ids, and between them what the library makes of each part."""
+    """The library's ids of a text, with special tokens recognized and each part between them encoded alone."""
     ids = []
     for part in re.split(r"(<s>|</s>|<\|im_start\|>|<\|im_end\|>)", text):
         token = library.piece_to_id(part) if part in ("<s>", "</s>", "<|im_start|>", "<|im_end|>") else None
@@ -217,13 +217,13 @@ def test_sentence_pieces(tmp_path, prefix):
         texts = [line for line in map(clean, LINES[:500]) if "▁" not in line]
         assert [decode(ours, ours.encode(text)) for text in texts] == texts
         assert ours.token_id("<|im_end|>") == library.piece_to_id("<|im_end|>")
-        # Inside of a text there is no space to put.
+        # Inside a text no space is added.
         pieces = [library.id_to_piece(i) for i in ours.encode("ocean", start=False)]
         assert "".join(pieces) == "ocean"
 
 
 def test_sentence_pieces_with_a_config(tmp_path):
-    """A user-defined piece that the config calls special is text where special tokens are not asked for."""
+    """A user-defined piece that the config calls special is text unless special=True."""
     library = vocabularies.sentence_pieces(tmp_path)
     turn = library.piece_to_id("<start_of_turn>")
     size = library.vocab_size()
@@ -282,7 +282,7 @@ def test_esm(tmp_path):
 
 
 def test_antibody_letters(tmp_path):
-    """AntiBERTy's: BERT's names for special tokens, letters between spaces or without."""
+    """AntiBERTy's vocabulary: BERT's special tokens, and letters with or without spaces between them."""
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"ACDEFGHIKLMNPQRSTVWY"]
     (tmp_path / "vocab.txt").write_text("\n".join(tokens))
     library = transformers.BertTokenizer.from_pretrained(tmp_path, do_lower_case=False)
@@ -293,7 +293,7 @@ def test_antibody_letters(tmp_path):
 
 
 def test_characters(tmp_path):
-    """minGPT's CharDataset: the sorted characters of a text."""
+    """minGPT's CharDataset, whose ids are the sorted characters of a text."""
     text = "O God, O God!\nΩ 世界 {x}"
     ids = {character: i for i, character in enumerate(sorted(set(text)))}
     (tmp_path / "chars.txt").write_text(text, encoding="utf-8")
@@ -322,7 +322,7 @@ def test_minilm(name):
 
 
 def metadata_of(pattern):
-    """The tokenizer's metadata of the GGUF file, or of its first part."""
+    """The tokenizer's metadata of the GGUF file that matches a pattern, or of its first part."""
     from fastllm.files import map_file
     from fastllm.formats.gguf import read as read_gguf
 
@@ -336,7 +336,7 @@ def test_smollm2():
     values = json.loads(blob)
     merges = [tuple(merge.split(" ")) for merge in values["tokenizer.ggml.merges"]]
     tokens = values["tokenizer.ggml.tokens"]
-    # The model's own pre-tokenizer, as its tokenizer.json has it: digits one by one, then GPT-2's words.
+    # The pre-tokenizer in the model's own tokenizer.json: single digits, then GPT-2's words.
     library = vocabularies.tokenizers.Tokenizer(
         vocabularies.models.BPE({token: i for i, token in enumerate(tokens)}, merges)
     )
@@ -351,7 +351,7 @@ def test_smollm2():
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="FASTLLM_TEST_WEIGHTS names no folder")
 def test_gemma3():
-    """Against transformers' own conversion of GGUF's SentencePiece to a BPE of the tokenizers library."""
+    """The ids equal those of transformers, which converts GGUF's SentencePiece to a BPE of the tokenizers library."""
     from transformers.integrations.gguf import convert_gguf_tokenizer
 
     blob = gemma_metadata()
@@ -364,7 +364,7 @@ def test_gemma3():
 
 
 def gemma_metadata():
-    """The four parts of the file that a package was cut in, joined as far as the metadata goes."""
+    """The metadata of the file, which is published in four parts."""
     import tempfile
 
     from fastllm.files import map_file

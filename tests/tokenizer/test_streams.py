@@ -1,4 +1,4 @@
-"""Decoding piece by piece, and files that are broken, for every kind of tokenizer."""
+"""Every kind of tokenizer: decoding piece by piece, and broken files."""
 
 import json
 import random
@@ -23,7 +23,7 @@ AMPLIFY = (DATA / "amplify_tiny" / "amplify_vocab.txt").read_bytes()
 
 @pytest.fixture(scope="module")
 def blobs(tmp_path_factory):
-    """Kind -> (kind, blob) of a small vocabulary."""
+    """Name -> (kind, bytes) of a small vocabulary of each kind."""
     folder = tmp_path_factory.mktemp("kinds")
     pieces = vocabularies.sentence_pieces(folder)
     vocabularies.llama_json(folder)
@@ -63,7 +63,7 @@ def tokenizers(blobs):
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 def test_pieces_are_the_whole(tokenizers, kind, data):
-    """Whatever the ids, padding of the model's vocabulary included."""
+    """Pieces join to the decoded text for any ids, also those with which the model pads its vocabulary."""
     ours = tokenizers[kind]
     ids = data.draw(st.lists(st.integers(0, ours.size + 3), max_size=20))
     stream = ours.stream()
@@ -74,9 +74,9 @@ def test_pieces_are_the_whole(tokenizers, kind, data):
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 def test_no_half_characters(tokenizers, kind, data):
-    """What is shown of a text never ends inside a character, and what follows some of it is the rest.
+    """The text shown so far never ends inside a character, and the pieces after it are the rest of the text.
 
-    Only tokenizer.json's bytes wait: whether they are characters is for the last in a row to say.
+    Only the bytes of a tokenizer.json are held back, because the last of a run decides whether they are characters.
     """
     ours = tokenizers[kind]
     words = ["the", " ocean", "été", "世界", " "] if kind == "characters" else [*vocabularies.WORDS, " ", "\n"]
@@ -98,7 +98,7 @@ def test_no_half_characters(tokenizers, kind, data):
 @pytest.mark.parametrize("kind", ["gpt2", "gguf gpt2", "tiktoken"])
 @given(data=st.data())
 def test_bytes_decode_as_the_library_does(tokenizers, kind, data):
-    """Any ids: broken UTF-8 too is what the library makes of it."""
+    """Any ids decode as in the library, which replaces broken UTF-8 in its own way."""
     ours = tokenizers[kind]
     ids = data.draw(st.lists(st.integers(5, 399), max_size=20))
     library = ours._encoding if kind == "tiktoken" else ours._tokenizer
@@ -121,7 +121,7 @@ def test_special_tokens_are_not_shown(tokenizers):
 
 def test_special_tokens_only_where_asked(tokenizers):
     for kind, ours in tokenizers.items():
-        # What other texts become too; and a unigram model's pieces without a cost, as in transformers.
+        # Tokens whose texts give other ids: unknown ones, and a unigram model's special pieces, as in transformers.
         also = set(ours.special) if kind == "unigram" else {"<unk>", "[UNK]"}
         for text in set(ours.special) - also:
             assert ours.token_id(text) not in ours.encode(f"the {text}")
@@ -130,7 +130,7 @@ def test_special_tokens_only_where_asked(tokenizers):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_inside_of_a_text(tokenizers, kind):
-    """start=False: no space is put in front, so that parts of a text joined are the text."""
+    """With start=False no space is added in front, so that the ids of parts decode to the whole text."""
     ours = tokenizers[kind]
     first, second = ("the ", "ocean") if kind not in ("letters", "wordpiece", "gguf bert") else ("MK", "TL")
     ids = [*ours.encode(first), *ours.encode(second, start=False)]
@@ -143,7 +143,7 @@ def test_inside_of_a_text(tokenizers, kind):
 
 
 def test_sizes(tokenizers, tmp_path):
-    """A model may be padded past its tokenizer, and lack only tokens that no plain text has; llama2.c must be equal."""
+    """A model may have more rows, and lack tokens that no plain text has. llama2.c's sizes must be equal."""
     ours = tokenizers["tiktoken"]
     for size in (ours.size, ours.size + 64, ours.plain):
         check_fit(ours, size, "it")
@@ -154,7 +154,7 @@ def test_sizes(tokenizers, tmp_path):
 
 
 def test_order_in_a_folder(tmp_path, blobs):
-    """tokenizer.json before tokenizer.model before vocab.json before vocab.txt; every place is named."""
+    """The order is tokenizer.json, tokenizer.model, vocab.json, vocab.txt; an error names every place."""
     with pytest.raises(TokenizerError) as error:
         find(tmp_path, 900)
     names = ["tokenizer.json", "tekken.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model"]
@@ -169,12 +169,12 @@ def test_order_in_a_folder(tmp_path, blobs):
     assert find(tmp_path, 2000).kind == "sentencepiece"
     (tmp_path / "tokenizer.json").write_bytes(blobs["tokenizer.json"][1])
     assert find(tmp_path, 2000).kind == "tokenizer.json"
-    # A file without a config.json must be of the tokenizer's size, as nothing else says that they belong together.
+    # Without a config.json only equal sizes show that a file and a tokenizer belong together.
     with pytest.raises(TokenizerError, match=r"tokenizer\.json has [\d,]+ words, the model 2,000"):
         find(tmp_path / "model.bin", 2000)
     (tmp_path / "config.json").write_text("{}")
     assert find(tmp_path / "model.safetensors", 2000).kind == "tokenizer.json"
-    # Grok-1's folder of weights has it beside.
+    # Grok-1 has its tokenizer beside the folder of weights.
     (tmp_path / "ckpt-0").mkdir()
     assert find(tmp_path / "ckpt-0", 2000).kind == "tokenizer.json"
 
@@ -229,7 +229,7 @@ def test_steps_that_would_fill_all_memory(blobs, step):
 
 
 def test_many_added_tokens(blobs):
-    """Beside the vocabulary, thousands of them, in no more than linear time."""
+    """Thousands of added tokens take no more than linear time."""
     kind, blob = blobs["tokenizer.json"]
     size = from_blob(kind, blob).size
     added = {str(size + i): {"content": f"<extra_{i}>", "special": True} for i in range(4000)}
@@ -294,7 +294,7 @@ def test_random_bytes(kind, blob):
 
 
 def test_lies(blobs, tmp_path):
-    """Ids far beyond the tokens, unknown names, what is not there."""
+    """Files with ids beyond the tokens, with unknown names, and without what they need."""
     far = json.loads(blobs["tokenizer.json"][1])
     far["model"]["vocab"]["far"] = 1 << 31
     beyond = b'{"added_tokens_decoder": {"99999999": {"content": "x"}}}'

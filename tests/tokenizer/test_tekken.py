@@ -1,4 +1,4 @@
-"""Mistral's tekken.json against mistral-common, and files that are broken."""
+"""Mistral's tekken.json gives mistral-common's ids, and broken files are refused."""
 
 import json
 

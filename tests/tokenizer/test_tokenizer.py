@@ -1,4 +1,4 @@
-"""Text to ids and back: against run.c's own algorithm, the sentencepiece library and the tokenizers library."""
+"""Text to ids and back as by run.c, sentencepiece and the tokenizers library; where a tokenizer is found."""
 
 import random
 import struct
@@ -20,8 +20,8 @@ WORDS = writers.tokenizer_words()
 OWN = from_blob("llama2.c", writers.tokenizer_bin(WORDS))
 RUNC = [(text.encode(), score) for text, score in WORDS]
 
-# SentencePiece writes a space as U+2581, so that it takes that character for a space: run.c does not. run.c's strings
-# end at a zero byte, and neither has a lone surrogate.
+# SentencePiece stores a space as U+2581 and takes that character for a space, which run.c does not. run.c's strings end
+# at a zero byte, and neither library takes lone surrogates.
 odd = st.characters(exclude_characters="\u2581\0", exclude_categories=["Cs"])
 known = st.sampled_from([text for text, _ in WORDS[259:]] + list(" \n\té世😀<>0x1F"))
 texts = st.one_of(st.text(odd, max_size=20), st.lists(st.one_of(known, odd), max_size=25).map("".join))
@@ -90,7 +90,7 @@ def test_the_published_vocabulary():
 
 
 def is_whole(piece):
-    """Half a character would come out as U+FFFD."""
+    """Whether a piece has only whole characters: half of one would decode to U+FFFD."""
     return "\ufffd" not in piece
 
 
@@ -106,7 +106,7 @@ def test_streaming_is_decoding(text):
 
 @given(st.lists(st.integers(0, len(WORDS) - 1), max_size=20))
 def test_streams_of_any_ids(ids):
-    """Ids that are no text of anybody: broken UTF-8 is replaced, in pieces as in the whole."""
+    """Ids that no text gives: broken UTF-8 is replaced in pieces as in the whole."""
     stream = OWN.stream()
     pieces = [stream.push(token) for token in ids]
     whole = b"".join(RUNC[i][0] if i >= 259 or i < 3 else bytes([i - 3]) for i in ids if i != 1)
@@ -184,7 +184,7 @@ def test_sentencepiece_streams(trained, data):
     stream = ours.stream()
     pieces = "".join([stream.push(token) for token in ids]) + stream.flush()
     assert pieces == decode(ours, ids)
-    # Broken UTF-8 is replaced byte by byte there, by Python's rule here.
+    # sentencepiece replaces broken UTF-8 byte by byte, we as Python does.
     if is_whole(pieces):
         assert pieces == library.decode(ids)
 
@@ -194,7 +194,7 @@ def test_sentencepiece_streams(trained, data):
 
 @pytest.fixture(scope="module")
 def json_file(tmp_path_factory):
-    """Byte-level BPE: characters may span tokens."""
+    """A tokenizer.json with byte-level BPE, in which a character may span tokens."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -224,7 +224,7 @@ def test_tokenizer_json(json_file, text):
 
 
 def test_json_stream_after_half_a_character(json_file):
-    """A prompt of ids may end inside a character; what follows is shown all the same."""
+    """A prompt of ids may end inside a character; the text after it is shown all the same."""
     path, library = json_file
     ours = read(path, library.get_vocab_size())
     smile, rest = library.encode("😀").ids, library.encode("the end").ids
@@ -237,7 +237,7 @@ def test_json_stream_after_half_a_character(json_file):
 
 
 def test_search_order(tmp_path, monkeypatch):
-    """Beside the checkpoint before the current folder; tokenizer.bin, tok<size>.bin, .model, .json."""
+    """First beside the checkpoint, then in the current folder: tokenizer.bin, tok<size>.bin, .model, .json."""
     beside, here = tmp_path / "models", tmp_path / "here"
     beside.mkdir()
     here.mkdir()
@@ -248,8 +248,8 @@ def test_search_order(tmp_path, monkeypatch):
     message = str(error.value)
     assert f"{beside} has no {', '.join(names)}, " in message
     assert f"{here} has no {', '.join(names)}" in message
-    assert message.count(str(beside)) == 2  # the checkpoint, and the folder once for all names
-    # From the last place to the first: each new file is found before those that were there. The fillers tell which.
+    assert message.count(str(beside)) == 2  # once for the checkpoint, once for the folder of all names
+    # Files are added from the last place to the first, and each new one must be found. Fillers tell them apart.
     for place in reversed([folder / name for folder in (beside, here) for name in names[:2]]):
         words = [*WORDS[:-1], (str(place), -1e9)]
         place.write_bytes(writers.tokenizer_bin(words))
@@ -294,7 +294,7 @@ def test_wrong_size_missing_and_folder(tmp_path):
 
 
 def try_all(path, size):
-    """Opens and uses a tokenizer that may be broken: TokenizerError, or it works. What stands in for a file is said."""
+    """Opens and uses a tokenizer that may be broken: it works, or raises a TokenizerError that names the file."""
 
     def use():
         tokenizer = read(path, size)
@@ -357,7 +357,7 @@ def test_random_bytes(tmp_path_factory, blob):
 
 
 def test_a_vocabulary_with_some_bytes_only():
-    """Byte words are usable where all 256 are there; a tokenizer.bin with fewer still encodes what it can."""
+    """Byte tokens are used only if all 256 are there; a tokenizer.bin with fewer still encodes what it can."""
     words = [word for word in WORDS if word[0] != "<0x41>"]
     tokenizer = from_blob("llama2.c", writers.tokenizer_bin(words))
     assert decode(tokenizer, tokenizer.encode("the ocean")) == "the ocean"

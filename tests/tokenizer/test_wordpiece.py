@@ -1,4 +1,4 @@
-"""WordPiece vocabularies without a tokenizer.json, against transformers."""
+"""WordPiece vocabularies without a tokenizer.json give transformers' ids."""
 
 import json
 
@@ -39,7 +39,7 @@ LINES = vocabularies.lines(700, seed=5)
 )
 def test_word_pieces(tmp_path, name, kind, specials, config):
     tokens = [t for t in vocabularies.by_id(vocabularies.word_pieces(lower=True))[5:] if t not in specials]
-    # White space behind a token is none of it.
+    # White space after a token in vocab.txt is not part of it.
     (tmp_path / "vocab.txt").write_text("\n".join([*specials, *tokens[:9], f"{tokens[9]} \u3000", *tokens[10:]]) + "\n")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     library = getattr(transformers, name).from_pretrained(tmp_path)
@@ -50,7 +50,7 @@ def test_word_pieces(tmp_path, name, kind, specials, config):
 
 
 def test_special_tokens_map(tmp_path):
-    """It says roles where tokenizer_config.json lists no tokens by id, and then the config does not."""
+    """special_tokens_map.json gives the roles if tokenizer_config.json lists no tokens by id, and wins over it."""
     save_bytes(tmp_path, [*BART, "<m>"], {"mask_token": "<mask>", "cls_token": "<s>"})
     named = {"mask_token": {"content": "<m>", "lstrip": True, "rstrip": False}, "cls_token": "</s>"}
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
@@ -63,7 +63,7 @@ def test_special_tokens_map(tmp_path):
 
 
 def test_a_vocabulary_of_another_class_is_no_text(tmp_path):
-    """Of lines without an unknown token, as PhoBERT's: not the characters of a text."""
+    """A vocabulary of lines without an unknown token, such as PhoBERT's, is not taken for one of characters."""
     (tmp_path / "vocab.txt").write_text("the 10\nocean@@ 7\n")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PhobertTokenizer"}')
     with pytest.raises(TokenizerError, match="how 'PhobertTokenizer' splits a text is not known"):
@@ -93,7 +93,7 @@ def test_word_pieces_of_another_class(tmp_path):
     ],
 )
 def test_the_case_of_a_tokenizer_json(tmp_path, config, lower):
-    """BERT's class goes by tokenizer_config.json, whatever the file itself does to case and accents."""
+    """For BERT's class tokenizer_config.json decides about case and accents, not the tokenizer.json."""
     library = vocabularies.word_pieces(lower=lower)
     library.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')

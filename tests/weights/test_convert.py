@@ -1,4 +1,4 @@
-"""Conversion: the file says what the checkpoint says, the same bytes each time, whole or not at all."""
+"""Conversion to fastllm's own file: what it holds, and which files it must not replace."""
 
 import json
 import os
@@ -38,7 +38,7 @@ TOKENS = list(range(3, 45))
 @pytest.mark.parametrize("dtype", [*DTYPES, None])
 @pytest.mark.parametrize("version", [0, 2])
 def test_the_file_is_what_load_makes(write_model, tmp_path, dtype, version):
-    """Loaded or converted, with any threads: the same logits and text to the bit, and nothing else beside the file."""
+    """A converted file gives the same bits as the loaded checkpoint, with any threads; no other file is left."""
     source = write_model(writers.config(64, 96, 4, 2, 300), version=version)
     before = names(tmp_path)
     out = tmp_path / "out.safetensors"
@@ -64,7 +64,7 @@ def test_the_same_bytes_in_any_chunks(write_model, tmp_path, monkeypatch):
 
 
 def test_experts_in_any_chunks(tmp_path, monkeypatch):
-    """A stack of matrices, whose rows are no multiple of a panel's, read a few at a time."""
+    """A stack of experts whose rows are no multiple of a panel's 16, read a few rows at a time."""
     cfg = writers.config(40, 0, 4, 2, 300, n_experts=3, n_experts_used=2, expert_dim=41)
     weights = writers.random_weights(cfg)
     source = tmp_path / "f32.safetensors"
@@ -79,7 +79,7 @@ def test_experts_in_any_chunks(tmp_path, monkeypatch):
 
 
 def test_converted_floats_can_be_converted(write_model, tmp_path):
-    """f32 holds everything; int8 is not turned into floats that claim more."""
+    """A converted f32 file can be converted to any type; an int8 file cannot become floats."""
     source, f32, q8 = write_model(), tmp_path / "f32", tmp_path / "q8"
     for dtype in ("f32", "bf16"):
         convert(source, f32, dtype=dtype)
@@ -111,14 +111,14 @@ def test_a_tokenizer_travels_or_is_missed(write_model, tmp_path, monkeypatch):
 
 
 def test_the_first_version_s_files_load():
-    """The built-in model was written before there was a source in the header."""
+    """The built-in model's file is of the first version, without a source in its header."""
     llm = fastllm.load(os.path.join(os.path.dirname(fastllm.__file__), "demo", "stories.safetensors"))
     assert llm.generate("Once", max_tokens=5, temperature=0)
 
 
 @pytest.mark.parametrize("dtype", ["f16", "q8"])
 def test_verify(write_model, tmp_path, dtype):
-    """Against the definitions, over both models' logits."""
+    """verify's figures equal their definitions, computed from the logits of both models."""
     source, out = write_model(writers.config(64, 96, 4, 2, 300, max_seq=50)), tmp_path / "out"
     convert(source, out, dtype=dtype)
     found = verify(source, out)
@@ -179,7 +179,7 @@ def test_places_that_cannot_be_written(write_model, tmp_path):
 
 
 def test_only_regular_files_are_replaced(write_model, tmp_path):
-    """As root, anything could be: /dev/null would become a file."""
+    """Only a regular file is replaced. For root, /dev/null would otherwise become a file."""
     source = write_model()
     places = dict.fromkeys(("pipe", "socket", "link"), "no regular file") | {"loop": "Too many levels"}
     os.mkfifo(tmp_path / "pipe")
@@ -188,7 +188,7 @@ def test_only_regular_files_are_replaced(write_model, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     if os.geteuid() == 0:
-        with suppress(PermissionError):  # in some containers
+        with suppress(PermissionError):  # some containers forbid making devices
             os.mknod(tmp_path / "null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
             places["null"] = "no regular file"
     before = {name: os.lstat(tmp_path / name) for name in places}
@@ -202,7 +202,7 @@ def test_only_regular_files_are_replaced(write_model, tmp_path):
 
 
 def test_a_link_s_target_is_replaced(write_model, tmp_path):
-    """Also one that does not exist yet; the link stays."""
+    """If the target is a symbolic link, the file it names is written, even if it does not exist yet; the link stays."""
     source, other = write_model(), tmp_path / "other"
     other.mkdir()
     convert(source, tmp_path / "plain")
@@ -217,7 +217,7 @@ def test_a_link_s_target_is_replaced(write_model, tmp_path):
 
 
 def test_nothing_that_is_read_is_written_over_by_another_name(tmp_path):
-    """Hard and symbolic links to files of the checkpoint, its tokenizer and the calibration text."""
+    """No hard or symbolic link to a file of the checkpoint, its tokenizer or the calibration text is replaced."""
     cfg = writers.config(40, 56, 4, 2, 300)
     folder = write_folder(tmp_path / "folder", cfg, writers.random_weights(cfg))
     (tmp_path / "tok.bin").write_bytes(writers.tokenizer_bin(writers.tokenizer_words(300)))
@@ -244,7 +244,7 @@ def test_long_names(write_model, tmp_path):
 
 
 def test_permissions(write_model, tmp_path):
-    """A new file has those of any new file; one that takes another's place has that one's."""
+    """A new file has the permissions of any new file; one that replaces another has the other's."""
     source, out = write_model(), tmp_path / "out"
     mask = os.umask(0o027)
     try:
@@ -259,7 +259,7 @@ def test_permissions(write_model, tmp_path):
 
 
 def test_the_bar_is_for_terminals(write_model, tmp_path):
-    """Bytes and the time left, where somebody watches and it takes long; in a pipe the result alone."""
+    """A terminal shows bytes and the time left; a pipe gets only the result."""
     pytest.importorskip("rich")
     source, out = write_model(), tmp_path / "out"
     done = run(SLOW, source, out)
@@ -287,7 +287,7 @@ def test_the_bar_is_for_terminals(write_model, tmp_path):
 
 
 def test_a_text_without_bos_begins_after_the_end_of_one(tmp_path):
-    """Families whose texts have no BOS: what comes first is the token that training put between texts."""
+    """In families without BOS a text begins after the token that training put between texts."""
     cfg = writers.config(40, 56, 4, 2, 300, max_seq=64)
     folder = write_folder(tmp_path / "granite", cfg, writers.random_weights(cfg, tied=True))
     config = json.loads((folder / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""Conversions that end early, on a full disk or by a signal: a whole file or none, and nothing else is left."""
+"""Conversions that end early (full disk, signal) leave the old file or the whole new one, and nothing else."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ def test_disks_that_fail(write_model, tmp_path, monkeypatch, number, when):
         raise OSError(number, os.strerror(number))
 
     if when == "writing":
-        monkeypatch.setattr("fastllm.weights.convert.pack", fail)  # stands for the write that follows
+        monkeypatch.setattr("fastllm.weights.convert.pack", fail)  # in place of a failing write
     else:
         monkeypatch.setattr(f"fastllm.files.os.{'fsync' if when == 'syncing' else 'posix_fallocate'}", fail)
     takes = r", it takes [\d,]+ bytes" if number != errno.EIO else ""
@@ -88,7 +88,7 @@ raise SystemExit(cli.main(["convert", *sys.argv[1:]]))
 
 
 def test_out_of_disk(write_model, tmp_path):
-    """A file system that takes no more bytes: it says so before anything is packed."""
+    """On a full file system the conversion fails before anything is packed."""
     source = write_model()
     before = names(tmp_path)
     done = run(FULL_DISK, source, tmp_path / "out", "--dtype", "f32")
@@ -99,7 +99,7 @@ def test_out_of_disk(write_model, tmp_path):
 
 @contextmanager
 def converting(source, out, before=""):
-    """A process that is in the middle of it: its temporary file is there. before: code that runs first."""
+    """A conversion in a process of its own that has begun to write its temporary file. before: code that runs first."""
     there = names(out.parent)
     code = [sys.executable, "-c", before + SLOW, source, out]
     with subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -114,7 +114,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 @pytest.mark.parametrize("numbers", [*((n,) for n in ENDING), ENDING], ids=lambda numbers: numbers[-1].name)
 def test_signals_leave_nothing(write_model, tmp_path, numbers):
-    """One, or several at once, as when a session ends."""
+    """One signal, or several at once, as when a session ends."""
     source = write_model()
     before = names(tmp_path)
     with converting(source, tmp_path / "out") as process:
@@ -127,7 +127,7 @@ def test_signals_leave_nothing(write_model, tmp_path, numbers):
 
 
 def test_nohup(write_model, tmp_path):
-    """A signal that was to be ignored is."""
+    """SIGHUP is ignored if the parent ignored it, as nohup does."""
     ignore = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
     with converting(write_model(), tmp_path / "out", before=ignore) as process:
         process.send_signal(signal.SIGHUP)
@@ -136,7 +136,7 @@ def test_nohup(write_model, tmp_path):
 
 
 def test_interrupted_after_the_file_was_written(write_model, tmp_path):
-    """Then it does not say that it was not."""
+    """An interrupt after the file was written is no failure: the command says that it was written."""
     late = """
 real = convert.convert
 def late(*args, **options):
@@ -153,7 +153,7 @@ raise SystemExit"""
 
 
 def test_what_a_killed_one_leaves_goes_with_the_next(write_model, tmp_path):
-    """But nothing of a conversion that still runs, and nothing that only looks alike."""
+    """The temporary file of a killed conversion is removed, not that of a running one nor a file of a similar name."""
     source, folder = write_model(), tmp_path / "folder"
     folder.mkdir()
     for alike in (".fastllm-0123456789abcdef", ".fastllm-.part", "fastllm-0123456789abcdef.part"):
@@ -166,7 +166,7 @@ def test_what_a_killed_one_leaves_goes_with_the_next(write_model, tmp_path):
     (left,) = set(names(folder)) - set(before)
     assert (folder / left).stat().st_size > 0
     with converting(source, folder / "living") as process:
-        assert left not in names(folder)  # already when it begins
+        assert left not in names(folder)  # it is removed as the next one begins
         assert len(names(folder)) == len(before) + 1
         convert(source, folder / "other")
         assert len(names(folder)) == len(before) + 2
@@ -176,7 +176,7 @@ def test_what_a_killed_one_leaves_goes_with_the_next(write_model, tmp_path):
 
 
 def test_killed_at_any_time(write_model, tmp_path):
-    """The name has what was there before, or the whole file; the next conversion leaves nothing else."""
+    """A conversion killed at any time leaves the old file or the whole new one, and the next one cleans up."""
     source, folder = write_model(), tmp_path / "folder"
     folder.mkdir()
     convert(source, folder / "out")

@@ -1,4 +1,4 @@
-"""Conversion to llama2.c's files."""
+"""Conversion to llama2.c's files: equal to those of its export.py, or refused."""
 
 import struct
 
@@ -24,7 +24,7 @@ TOKENS = list(range(3, 45))
 @pytest.mark.parametrize("version", [0, 1, 2])
 @pytest.mark.parametrize("name", MODELS)
 def test_llama2c_s_own_files_come_back(tmp_path, name, version):
-    """From its version 0, what its export.py wrote: byte for byte, but for version 0's tables of rotations."""
+    """From version 0 to any version: export.py's file, byte for byte, except version 0's rotation tables."""
     folder, out = DATA / name, tmp_path / "model.bin"
     convert(folder / "model_v0.bin", out, format="llama2c", version=version)
     expected = (folder / ("model_v2_q80.bin" if version == 2 else f"model_v{version}.bin")).read_bytes()
@@ -46,7 +46,7 @@ def test_llama2c_s_own_files_come_back(tmp_path, name, version):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("version", [0, 1])
 def test_llama2c_there_and_back(write_model, tmp_path, version, tied):
-    """Also by way of a converted file, which has its rows in another order."""
+    """A llama2.c file comes back unchanged, also by way of a converted file, whose rows have another order."""
     source = write_model(tied=tied)
     expected = fastllm.load(source).logits(TOKENS)
     convert(source, tmp_path / "f32", dtype="f32")
@@ -57,7 +57,7 @@ def test_llama2c_there_and_back(write_model, tmp_path, version, tied):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_one_model_in_two_formats(write_model, tmp_path, tied):
-    """A Hugging Face folder and a llama2.c file of the same weights: equal logits, and equal bytes as llama2.c's."""
+    """The same weights as a Hugging Face folder and as a llama2.c file give equal logits and equal llama2.c files."""
     cfg = writers.config(40, 56, 4, 2, 300, max_seq=64)
     folder = write_folder(tmp_path / "folder", cfg, writers.random_weights(cfg, tied=tied))
     source = write_model(cfg, tied=tied)
@@ -86,7 +86,7 @@ def test_a_folder_s_own_files_are_not_written_over(tmp_path):
 
 @pytest.mark.parametrize(("stored", "dtype"), [(None, None), ("Q4_1", "q8"), ("int8", "q8")])
 def test_weights_of_a_few_bits_become_int8(tmp_path, monkeypatch, stored, dtype):
-    """As f32, which its tensors are read as, the model would take several times the memory."""
+    """Weights of four to eight bits become llama2.c's int8: as f32 the file would be several times as large."""
     path = tmp_path / "model.bin"
     cfg = writers.config(40, 56, 4, 2, 300)
     path.write_bytes(writers.v0(cfg, writers.random_weights(cfg)))
@@ -103,7 +103,7 @@ def test_weights_of_a_few_bits_become_int8(tmp_path, monkeypatch, stored, dtype)
 
 @pytest.mark.parametrize(("dim", "hidden", "group"), [(128, 192, 64), (96, 128, 32), (40, 56, 8), (36, 50, 4)])
 def test_llama2c_s_groups_divide(write_model, tmp_path, dim, hidden, group):
-    """As export.py has it, 64 halved until dim is a multiple."""
+    """The group size is chosen as in export.py: 64, halved until it divides dim."""
     cfg = writers.config(dim, hidden, 2, 1, 300)
     source = write_model(cfg)
     convert(source, tmp_path / "out.bin", format="llama2c", version=2)

@@ -1,4 +1,4 @@
-"""Names of the hub, against a server of our own that speaks its protocol as huggingface_hub asks for it."""
+"""Names of models on the hub, with a local server that speaks the part of its protocol that huggingface_hub uses."""
 
 import hashlib
 import json
@@ -78,7 +78,7 @@ ASKED = []  # method and path of each request
 
 
 def answer_to(path):
-    """Status, headers and body for a path of the hub's."""
+    """The server's answer to a path: status, headers and body."""
     if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/|/tree/|$)([^/]*)/?", path):
         repo, what, revision = found[1], found[2].strip("/"), found[3] or "main"
     elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -137,7 +137,7 @@ def endpoint():
 
 @pytest.fixture
 def ask(endpoint, tmp_path):
-    """Runs the command line with a cache of its own, in a folder of its own."""
+    """A function that runs the command line in an empty folder, with an empty cache and the local server as the hub."""
     ASKED.clear()
     (tmp_path / "here").mkdir()
 
@@ -167,7 +167,7 @@ def downloaded(tmp_path):
 
 
 def test_a_file_and_what_is_beside_it(ask, tmp_path):
-    """Named owner/name/file, with the tokenizer of its folder; the second time from the cache, also offline."""
+    """owner/name/file fetches the file and the tokenizer of its folder. The second time both come from the cache."""
     words = ("run", "someone/stories/small/model.bin", "-s", "1", "-n", "20", "-t", "1", "-i", "the")
     text = ask(*words)
     assert text.startswith("the")
@@ -183,7 +183,7 @@ def test_a_file_and_what_is_beside_it(ask, tmp_path):
 
 
 def test_llama_s_tokenizer_is_found(ask):
-    """A llama2.c file of 32,000 words has none beside it: it is fetched when text is asked for and the file was."""
+    """A llama2.c file of 32,000 words without a tokenizer beside it: Llama's is fetched, if the file itself was."""
     words = ("someone/llama/stories15M.bin", "-t", "0", "-n", "8", "-i", "the")
     assert ask("run", *words).startswith("the")
     assert ask("run", *words, HF_HUB_OFFLINE="1").startswith("the")
@@ -203,7 +203,7 @@ def test_convert(ask, tmp_path):
 
 
 def test_of_a_folder_what_is_needed(ask, tmp_path):
-    """Safetensors before everything else, and no duplicates in other formats."""
+    """Of a folder the safetensors and what they need are fetched, not the same weights in other formats."""
     assert "'NothingForCausalLM'" in ask("run", "someone/folder", code=2)
     assert downloaded(tmp_path) == {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
 
@@ -269,7 +269,7 @@ def test_nowhere(ask, env):
 
 
 def test_without_the_library(ask, tmp_path):
-    """An extra that is not installed is named."""
+    """Without huggingface_hub the error names the extra to install."""
     (tmp_path / "huggingface_hub.py").write_text("raise ModuleNotFoundError(name=__name__)")
     path = os.pathsep.join([str(tmp_path), *sys.path])
     err = ask("run", "someone/folder", code=2, PYTHONPATH=path)
@@ -286,7 +286,7 @@ def test_what_is_here_comes_first(tmp_path, monkeypatch):
 
 
 def test_a_path_is_no_name(tmp_path, monkeypatch):
-    """What begins like a path is one, though the hub could have a model of the rest of it."""
+    """A name that begins like a path is never looked up on the hub."""
     monkeypatch.chdir(tmp_path)
     for path in ("./owner/model", "../owner/model", str(tmp_path / "model")):
         with pytest.raises(fastllm.CheckpointError, match="does not exist"):

@@ -1,4 +1,4 @@
-"""Adapters on top of their models: against the PEFT library, and those that cannot be applied."""
+"""LoRA adapters on top of their models compute what the PEFT library computes."""
 
 import copy
 
@@ -51,7 +51,7 @@ def test_peft_computes_the_same(base, adapter, options):
 @pytest.mark.parametrize("lora_bias", [False, True])
 def test_biases(base, adapter, bias, lora_bias):
     if lora_bias and bias != "none":
-        bias = "none"  # PEFT allows one of them
+        bias = "none"  # PEFT allows biases in one adapter only
     model = llama(base, attention_bias=True, mlp_bias=True)
     wanted = expected(adapted(model, adapter, target_modules=ALL, bias=bias, lora_bias=lora_bias).merge_and_unload())
     assert reference.difference(found(base, adapter), wanted) < 1e-4
@@ -80,7 +80,10 @@ def test_matrices_of_gpt2_are_stored_inputs_first(base, adapter, options):
     ids=str,
 )
 def test_a_tied_head_and_its_embedding_part_as_they_were_trained(base, adapter, options):
-    """Merging would add to both what training added to one of them, so that the model that was trained is compared."""
+    """An adapter of one of two tied matrices unties them, as in training.
+
+    PEFT's merge would change both, so the comparison is with the model before the merge.
+    """
     model = llama(base, tie_word_embeddings=True)
     wanted = expected(adapted(model, adapter, **options))
     assert reference.difference(found(base, adapter), wanted) < 1e-4
@@ -89,7 +92,7 @@ def test_a_tied_head_and_its_embedding_part_as_they_were_trained(base, adapter, 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("targets", [["embed_in", "lm_head"], ["lm_head"], ["embed_in"]], ids=str)
 def test_the_head_of_gpt_neox_has_two_names(base, adapter, tied, targets):
-    """embed_out in files, lm_head in the library's model."""
+    """GPT-NeoX's head is embed_out in files and lm_head in transformers' model."""
     config = transformers.GPTNeoXConfig(
         vocab_size=VOCAB,
         hidden_size=32,
@@ -125,7 +128,7 @@ def test_a_pickled_adapter_and_one_named_by_its_file(base, adapter):
 
 
 def test_names_with_the_adapters_own_name_and_other_prefixes(base, adapter):
-    """As torch saves a PeftModel's state; and a base that was saved without its head, whose names have no prefix."""
+    """Names as torch saves the state of a PeftModel, and a base without its head, whose names lack the prefix."""
     model = llama(base)
     wanted = expected(adapted(model, adapter).merge_and_unload())
     tensors = read_tensors(adapter)
@@ -136,7 +139,7 @@ def test_names_with_the_adapters_own_name_and_other_prefixes(base, adapter):
 
 
 def test_names_of_a_language_model_among_others(base, adapter):
-    """Gemma 3 with its eyes: what transformers saves, and what it calls the same modules as it runs."""
+    """Gemma 3 with a vision tower: the names that transformers saves, and those of the model in memory."""
     shared = {"vocab_size": VOCAB, "hidden_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
     text = shared | {"intermediate_size": 56, "num_key_value_heads": 2, "head_dim": 10, "sliding_window": 16}
     text |= {"layer_types": ["sliding_attention", "full_attention"]}
@@ -175,7 +178,7 @@ def test_an_encoder(base, adapter):
         wanted = model(torch.tensor([ids])).last_hidden_state[0].numpy()
     llm = fastllm.load(base, lora=adapter, dtype="f32", threads=1)
     assert reference.difference(llm.hidden_states(ids), wanted) < 1e-4
-    tensors = read_tensors(adapter)  # as of a model with a head, whose names have one word more
+    tensors = read_tensors(adapter)  # as for a model with a head, whose names have one word more
     rewrite(adapter, {name.replace("base_model.model.", "base_model.model.bert."): t for name, t in tensors.items()})
     llm = fastllm.load(base, lora=adapter, dtype="f32", threads=1)
     assert reference.difference(llm.hidden_states(ids), wanted) < 1e-4
@@ -183,7 +186,7 @@ def test_an_encoder(base, adapter):
 
 @pytest.mark.parametrize("name", ["Bert", "XLMRoberta", "Qwen3"])
 def test_a_classifier_that_the_adapter_brings(base, adapter, name):
-    """On top of a model of another task, as adapters of such tasks mostly are."""
+    """An adapter with a classifier of its own, on top of a model without one."""
     sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     sizes |= {"num_key_value_heads": 2, "head_dim": 8} if name == "Qwen3" else {}
     config = getattr(transformers, f"{name}Config")(
@@ -223,7 +226,7 @@ def test_converting_and_the_command_line(base, adapter, tmp_path, capsys):
 
 
 def test_on_top_of_quantized_weights(base, adapter):
-    """Of FP8, which float8's own conversion rounds to."""
+    """The base is FP8, rounded by torch's own conversion."""
     from safetensors.torch import load_file, save_file
 
     model = llama(base)
@@ -243,7 +246,7 @@ def test_on_top_of_quantized_weights(base, adapter):
 
 
 def test_on_top_of_a_quantized_gpt2(base, adapter):
-    """Whose matrices are stored (outputs, inputs), square ones too."""
+    """A quantized GPT-2 stores matrices as (outputs, inputs), also the square ones."""
     from safetensors.torch import load_file, save_file
 
     config = transformers.GPT2Config(vocab_size=VOCAB, n_embd=40, n_layer=2, n_head=4, n_positions=64)

@@ -21,7 +21,7 @@ def message(*args, **options):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """A model, and the tensors and config of an adapter."""
+    """A folder with a model and an adapter, made once."""
     folder = tmp_path_factory.mktemp("pair")
     adapted(llama(folder / "base"), folder / "adapter")
     return folder
@@ -130,7 +130,7 @@ def test_an_adapter_is_no_model(pair, copied):
     for model in (copied, copied / "adapter_model.safetensors", copied / "adapter_config.json"):
         assert "is not a model but an adapter of owner/base: name owner/base" in message(model)
     assert wanted in message(copied)
-    (copied / "config.json").write_bytes((pair / "base" / "config.json").read_bytes())  # as trainers leave it
+    (copied / "config.json").write_bytes((pair / "base" / "config.json").read_bytes())  # as some trainers do
     (copied / "rng_state.pth").write_bytes(b"")
     assert wanted in message(copied)
     assert wanted in message(copied, lora=copied)
@@ -142,7 +142,7 @@ def test_a_model_with_an_adapter_beside_it(pair, copied):
     assert "holds a model and an adapter" in message(copied)
     assert reference.difference(found(copied, copied), found(pair / "base", pair / "adapter")) == 0
     assert reference.difference(found(copied / "model.safetensors", None), found(pair / "base", None)) == 0
-    (copied / "adapter_model.safetensors").unlink()  # its config alone says nothing of this model
+    (copied / "adapter_model.safetensors").unlink()  # an adapter's config alone changes nothing
     assert reference.difference(found(copied, None), found(pair / "base", None)) == 0
 
 

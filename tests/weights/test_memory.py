@@ -1,4 +1,4 @@
-"""What a mapped model takes of memory: its file, which others may share, its keys and values, and little else."""
+"""The memory of a mapped model: its file, which processes share, its keys and values, and little else."""
 
 import os
 import sys
@@ -32,7 +32,7 @@ def kilobytes(status: str, name: str) -> int:
 
 @pytest.fixture(scope="module")
 def mapped(tmp_path_factory):
-    """220 MB of weights, all zero: a second copy of any part that matters would be seen."""
+    """A model with 220 MB of weights, large enough that a second copy of a part would show."""
     cfg = Config(
         dim=1024, hidden_dim=2816, head_dim=64, n_layers=16, n_heads=16, n_kv_heads=4, vocab_size=32000, max_seq=1024,
         rotary_dim=64, norm_eps=1e-5, attn_scale=0.125,
@@ -53,7 +53,7 @@ def test_a_mapped_model_is_not_copied(mapped, threads):
     done = run(_CHILD, mapped, threads)
     assert done.returncode == 0, done.stderr
     kv_bytes = 16 * 2 * 4 * 64 * (512 + 64) * 2  # layers, keys and values, heads, channels, positions, f16
-    assert mapped.stat().st_size > 2 * (kv_bytes + BESIDE)  # else a copy could hide in it
+    assert mapped.stat().st_size > 2 * (kv_bytes + BESIDE)  # else a copy of the weights could go unnoticed
     assert kilobytes(done.stdout, "RssAnon") < kv_bytes + BESIDE
     assert kilobytes(done.stdout, "VmHWM") < mapped.stat().st_size + kv_bytes + BESIDE
 
@@ -105,11 +105,11 @@ for _ in range(2):
 
 
 def test_memory_of_texts_that_are_gone_goes_back(mapped):
-    """All but a spare slab, and what is shared with blocks in use."""
+    """Memory of ended texts is returned, except a spare slab and slabs that pages in use share."""
     done = run(_TEXTS, mapped)
     assert done.returncode == 0, done.stderr
     before, *pairs = (kilobytes(status, "RssAnon") for status in done.stdout.split("\nName:"))
-    block = 16 * 2 * 4 * 64 * 64 * 2
+    page = 16 * 2 * 4 * 64 * 64 * 2  # layers, keys and values, heads, channels, positions, bytes of f16
     for during, after in zip(pairs[::2], pairs[1::2], strict=True):
-        assert during - before > 25 * block
+        assert during - before > 25 * page
         assert after - before < 2 * (4 << 20) + (2 << 20)

@@ -27,7 +27,7 @@ TEXT = "".join(np.random.default_rng(1).choice(list("tehainorgsdlcupm.,!? "), 60
 
 
 def test_a_model_computes_with_its_own_weights(write_model):
-    """A q4 model against one in f32 of the very values it holds: only int8 inputs are between them."""
+    """A q4 model differs from one with the same values in f32 only by the int8 rounding of activations."""
     path = write_model(CONFIG)
     found = fastllm.load(path, dtype="q4")
     stored = assemble(open_source(path, None).recipe, dtype="q4", threads=1)
@@ -64,7 +64,7 @@ def test_head_and_embedding_are_int8(write_model, tmp_path, capsys):
 
 
 def test_bits_of_a_weight():
-    """Of a Llama of 1.1 billion weights: what is read for a token, head included, is less than Q4_K_M's 4.85 bits."""
+    """For a Llama with 1.1 billion weights a token reads fewer bits per weight, head included, than Q4_K_M's 4.85."""
     cfg = writers.config(2048, 5632, 32, 4, 32000, n_layers=22)
     weights = {
         name: Weight(Tensor("f16", shape, lambda begin, end: b""))
@@ -95,13 +95,13 @@ def text(tmp_path):
 
 
 def test_inputs_are_what_the_matrices_multiply(write_model):
-    """The sums are those of inputs worked out from the streams: norms of what enters a layer."""
+    """Calibration's sums of x x^T equal those of inputs computed from hidden states, by the norms of each layer."""
     path = write_model(CONFIG)
     stored = assemble(open_source(path, None).recipe, dtype="f32", threads=1)
     tokens = list(range(3, 260))
     seen = Calibration(stored, [1], tokens, threads=2)
     llm = fastllm.load(path, dtype="f32")
-    pieces = [[1, *tokens[at : at + 159]] for at in range(0, len(tokens), 159)]  # the model has 160 positions
+    pieces = [[1, *tokens[at : at + 159]] for at in range(0, len(tokens), 159)]  # 160 positions
     x = np.concatenate([llm.hidden_states(piece, 1) for piece in pieces]).astype(np.float64)
     weight = np.frombuffer(stored.tensors["layers.1.attn_norm"].data, np.float32)
     x = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + stored.config.norm_eps) * weight
@@ -116,7 +116,7 @@ def test_inputs_are_what_the_matrices_multiply(write_model):
 
 
 def test_calibrated_is_closer(write_model, tmp_path, text):
-    """Over other text of the kind it was calibrated with, the logits are closer to those of the floats."""
+    """On other text of the same kind, a calibrated model's logits are closer to the unquantized ones."""
     path, out = write_model(CONFIG), tmp_path / "out.safetensors"
     tokens = (llm := fastllm.load(path, dtype="f32")).tokenize(TEXT[::-1])[:150]
     exact = llm.logits(tokens)

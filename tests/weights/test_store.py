@@ -1,4 +1,4 @@
-"""The converted file: what goes in comes out, to the bit, and nothing but a whole file ever lies at its name."""
+"""The converted file: it gives back the same bits, is written whole or not at all, and is checked when it is read."""
 
 import copy
 import json
@@ -167,7 +167,7 @@ def test_a_read_only_folder(converted):
 
 
 def test_replaced_while_in_use(converted):
-    """A model that is running keeps the file it has mapped."""
+    """Replacing a file does not disturb a model that has mapped it."""
     llm = fastllm.load(converted, threads=1)
     expected = llm.logits([1, 2, 3])
     stored = store.load(converted, map_file(converted))
@@ -196,7 +196,7 @@ def test_other_safetensors(tmp_path):
 
 
 def leaves(data, path=()):
-    """Every place in nested JSON, the inner JSON of the metadata too."""
+    """The path of every value in nested JSON, including the JSON inside the metadata."""
     if path:
         yield path
     items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
@@ -233,14 +233,14 @@ def check(path, blob):
         llm.generate([1, 5], max_tokens=2, temperature=0)
         llm.generate("the", max_tokens=2, temperature=0)
 
-    # What store.load lets pass is a model, or one that says what is wrong with it.
+    # A header that passes the store's checks must give a model that works or an error of ours.
     error = failure(use)
     assert refused is None or isinstance(error, CheckpointError)
     assert error is None or "\n" not in str(error)
 
 
 def test_every_field_wrong(converted):
-    """Every value of the header replaced by each of many that do not belong there, one at a time."""
+    """Each value of the header is replaced by each of many wrong ones, one at a time."""
     blob = converted.read_bytes()
     header, body = header_of(blob)
     about = json.loads(header["__metadata__"]["fastllm"])

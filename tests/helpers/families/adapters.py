@@ -36,7 +36,7 @@ def llama(folder, **more):
 
 
 def adapted(model, folder, *, seed=1, name="default", **options):
-    """The model with a random adapter, which is saved: factors, magnitudes, biases, modules that are trained whole."""
+    """Adds a LoRA adapter to a model, makes all its trained parameters random, and saves it. Returns PEFT's model."""
     torch.manual_seed(seed)
     config = peft.LoraConfig(**({"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "v_proj"]} | options))
     model = peft.get_peft_model(model, config, adapter_name=name).eval()

@@ -6,7 +6,7 @@ from helpers import vocabularies
 from helpers.reference import build, transformers
 
 tokenizers = pytest.importorskip("tokenizers")
-WORDS = 3000  # more than the vocabulary of word pieces has
+WORDS = 3000  # rows of the embedding: more than word_pieces has
 SIZES = {
     "vocab_size": 97,
     "max_position_embeddings": 90,
@@ -21,7 +21,7 @@ EXPERTS = GROUPS | {"num_experts": 4, "num_local_experts": 4, "num_experts_per_t
 GPT2 = {"n_embd": 36, "n_layer": 2, "n_head": 3, "n_positions": 90, "pad_token_id": 0}
 NEO = {"num_layers": 2, "num_heads": 3, "attention_types": [[["global", "local"], 1]], "pad_token_id": 0}
 ESM = {"pad_token_id": 1, "mask_token_id": 32, "position_embedding_type": "rotary", "token_dropout": True}
-# Model type -> what a config needs besides the sizes.
+# Model type -> what its config needs besides SIZES.
 FAMILIES = {
     "bert": {},
     "camembert": {},

@@ -21,7 +21,7 @@ SIZES = {
     "pad_token_id": None,
 }
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2}
-# Of a Gemma that sees images, the part that fastllm leaves out.
+# The config of a vision tower, which fastllm leaves out.
 VISION = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -170,7 +170,7 @@ CASES = {
 
 
 class Recorder(dict):
-    """Tensors that know which of them were asked for."""
+    """A dict of tensors that records which of them were read."""
 
     def __init__(self, tensors):
         super().__init__(tensors)
@@ -182,7 +182,7 @@ class Recorder(dict):
 
 
 def plan_of(folder):
-    """The recipe of a folder, its names and shapes checked, every tensor of the file used."""
+    """The recipe of a folder. Asserts that its names and shapes fit the config and that it uses every tensor."""
     checkpoint = open_checkpoint(folder)
     tensors = Recorder(checkpoint.tensors)
     made = recipe(checkpoint._replace(tensors=tensors))
@@ -195,7 +195,7 @@ def plan_of(folder):
 
 
 def edit(folder, name="config.json", **values):
-    """Writes values into a JSON file; a value of None removes the key."""
+    """Changes values of a folder's JSON file; None removes the key."""
     old = json.loads((folder / name).read_text())
     new = {key: value for key, value in {**old, **values}.items() if value is not None}
     (folder / name).write_text(json.dumps(new))

@@ -53,14 +53,14 @@ def built(case):
 
 
 def text(length, *, seed=0):
-    """Random ids that are no special token, except for two masked ones where there is room."""
+    """Random ids without special tokens, except for mask tokens at positions 3 and 7."""
     ids = np.random.default_rng(seed).integers(MASK + 1, 97, length)
     ids[3:8:4] = MASK
     return ids.tolist()
 
 
 def run(model, ids, mask=None):
-    """Hidden states, the last after the final norm, attention maps, and logits if any."""
+    """What transformers computes: hidden states (the last is after the final norm), attention maps, logits or None."""
     with torch.no_grad():
         out = model(
             torch.tensor(ids),

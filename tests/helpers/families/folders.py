@@ -1,4 +1,4 @@
-"""Folders of one tiny model of each family of decoders, whose tensors a test renames."""
+"""Folders of tiny models, one of each family of decoders, and functions to change and to compare them."""
 
 import pytest
 
@@ -11,7 +11,7 @@ load_file, save_file = (getattr(pytest.importorskip("safetensors.torch"), name) 
 
 IDS = reference.tokens(90, 24)
 
-# One of each family, as the library saves it.
+# One of each family: transformers' name, and what its config needs besides decoders.SIZES.
 DECODERS = {
     "llama": ("Llama", {}),
     "mistral": ("Mistral", {}),
@@ -38,7 +38,7 @@ CAUSAL = [*DECODERS, *GPT]
 
 
 def built(case, **more):
-    """A causal language model with two layers."""
+    """A causal language model of the family `case` with two layers."""
     if case in DECODERS:
         family, values = DECODERS[case]
         return decoders.build(family, **{**values, "num_hidden_layers": 2, **more})
@@ -47,7 +47,7 @@ def built(case, **more):
 
 
 def rewrite(folder, change):
-    """Passes a folder's tensors through a function from dict to dict."""
+    """Replaces a folder's dict of tensors by change(dict)."""
     file = folder / "model.safetensors"
     tensors = change(load_file(file))
     save_file({name: t.clone().contiguous() for name, t in tensors.items()}, file, metadata={"format": "pt"})

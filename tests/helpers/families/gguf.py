@@ -1,4 +1,7 @@
-"""GGUF files of tiny random models, with llama.cpp's names, written with the gguf package."""
+"""GGUF files of tiny random models, written with the gguf package, whose tables give the tensors' names.
+
+The changes that llama.cpp's converter makes to tensors besides their names are made here.
+"""
 
 import numpy as np
 import pytest
@@ -24,13 +27,13 @@ LLAMA3 = {
 
 
 def interleaved(array, heads):
-    """Rows of each head in the order of rotary pairs (2i, 2i + 1), from pairs (i, i + half)."""
+    """Reorders the rows of each head from rotary pairs (i, i + half) to pairs (2i, 2i + 1)."""
     halves = array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
     return halves.swapaxes(1, 2).reshape(array.shape)
 
 
 def merged(state):
-    """Experts, and norms of heads, as one tensor each; transposed or sorted where the converter does so."""
+    """A state_dict as numpy arrays, with the experts of a layer, and the norms of its heads, stacked into one array."""
     out, groups = {}, {}
     for name, tensor in state.items():
         array = tensor.float().numpy()
@@ -47,7 +50,7 @@ def merged(state):
 
 
 def changed(arch, name, array, config):
-    """A tensor as llama.cpp's converter writes it."""
+    """A tensor as llama.cpp's converter writes it for an architecture: rows reordered, transposed, one added."""
     heads = config.num_attention_heads
     if arch in ("llama", "granite", "smollm3") and ("q_proj" in name or "k_proj" in name):
         array = interleaved(array, heads if "q_proj" in name else config.num_key_value_heads)
@@ -63,8 +66,11 @@ def changed(arch, name, array, config):
 
 
 def write(path, arch, model, tensors=None, **more):
-    """more: settings by the key that the architecture has them under, beside those that all have. tensors: more of
-    them, by the file's names."""
+    """Writes a model as a GGUF file.
+
+    arch: llama.cpp's name of the architecture. more: its settings besides those that all architectures have.
+    tensors: more tensors, by their names in the file.
+    """
     model.save_pretrained(path.parent / "hf")
     state = merged(load_file(path.parent / "hf" / "model.safetensors"))
     c = model.config
@@ -106,7 +112,7 @@ RMS = {"attention__layer_norm_rms_epsilon": 1e-6}
 LAYER = {"attention__layer_norm_epsilon": 1e-5}
 FACTORS = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 2.5, 4.5]}
 
-# Name -> architecture here, there, its config beyond PLAIN, what the file says of it.
+# Name -> llama.cpp's architecture, transformers' class, its config beyond PLAIN, the file's settings.
 MODELS = {
     "llama": ("llama", "Llama", {"rms_norm_eps": 1e-6}, {**RMS, "rope__dimension_count": 12}),
     "llama_bias": ("llama", "Llama", {"rms_norm_eps": 1e-6, "attention_bias": True}, RMS),

@@ -1,4 +1,4 @@
-"""Tiny random models of GPT-2 and its kin."""
+"""Tiny random models of GPT-2, GPT-Neo and GPT-NeoX."""
 
 from helpers import reference
 from helpers.reference import transformers

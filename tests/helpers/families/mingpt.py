@@ -1,4 +1,4 @@
-"""minGPT, written from its papers, with random weights."""
+"""minGPT (https://github.com/karpathy/minGPT) in its two forms, written again, with random weights."""
 
 import json
 
@@ -8,7 +8,7 @@ from helpers.reference import torch
 
 
 class Attention(torch.nn.Module):
-    """Causal self-attention; `separate`: a matrix each for keys, queries and values, else one for all three."""
+    """Causal self-attention. separate: keys, queries and values have a matrix each, instead of one for all three."""
 
     def __init__(self, dim, heads, block, *, separate):
         super().__init__()
@@ -45,7 +45,7 @@ class FirstBlock(torch.nn.Module):
 
 
 class First(torch.nn.Module):
-    """minGPT as it was first published."""
+    """minGPT as it was first published, in 2020."""
 
     def __init__(self, vocab, dim, heads, layers, block):
         super().__init__()
@@ -96,7 +96,7 @@ class Second(torch.nn.Module):
 
 
 def tch_names(tensors):
-    """A first minGPT as the tch crate's example, which has no `attn` and `mlp`, names it; its head has a bias of 0."""
+    """Renames the tensors of First as the tch crate's minGPT example, whose head also has a bias (here zeros)."""
     changes = (("blocks.", ""), ("attn.", ""), ("mlp.0", "lin1"), ("mlp.2", "lin2"))
     named = {"gpt.head.bias": torch.zeros(len(tensors["head.weight"]))}
     for name, tensor in tensors.items():
@@ -108,7 +108,7 @@ def tch_names(tensors):
 
 
 def mingpt(kind, path, *, config=None, suffix=".pt"):
-    """Writes a random minGPT and gives the module and the file."""
+    """Writes a random minGPT of a kind ("first", "second", "tch") and returns the module and the file."""
     torch.manual_seed(5)
     model = (Second if kind == "second" else First)(31, 36, 3, 3, 170)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Tiny random models as sentence-transformers saves them."""
+"""Tiny random models, saved by the sentence-transformers library."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ PROMPTS = {"query": "query: the ", "document": ""}
 
 
 def around(tokenizer, before, after):
-    """The tokenizer as transformers' class, with tokens before and after each text."""
+    """transformers' class of a tokenizer that puts these tokens before and after each text."""
     ids = [(token, tokenizer.token_to_id(token)) for token in (*before, *after)]
     tokenizer.post_processor = processors.TemplateProcessing(single=[*before, "$A", *after], special_tokens=ids)
     pad, end = tokenizer.id_to_token(0), after[-1]
@@ -81,7 +81,7 @@ MODELS = {"bert": bert, "xlmr": xlmr, "qwen3": qwen3, "gemma3": gemma3}
 
 
 def save(trunk, folder, *after, prompts=None, default=None, length=None, **more):
-    """Saves a model of sentence-transformers on a trunk, and returns it as it is read again."""
+    """Saves a SentenceTransformer of the model in `trunk` and the modules `after` it, and returns it as read again."""
     torch.manual_seed(1)
     after = [module() if callable(module) and not isinstance(module, torch.nn.Module) else module for module in after]
     model = st.SentenceTransformer(
@@ -90,7 +90,7 @@ def save(trunk, folder, *after, prompts=None, default=None, length=None, **more)
     if length is not None:
         model.max_seq_length = length
     model.save(str(folder), create_model_card=False)
-    for name in ("config.json", "model.safetensors"):  # of the whole class, not of the base model in it
+    for name in ("config.json", "model.safetensors"):  # only the base model was saved
         shutil.copy(trunk / name, folder / name)
     return st.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
 
@@ -113,7 +113,7 @@ def check(model, folder, texts=TEXTS, options=None, **ours):
 
 
 def edit(path, **changes):
-    """A JSON file with other values; None removes one."""
+    """Changes values of a JSON file; None removes the key."""
     values = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({k: v for k, v in (values | changes).items() if v is not None}))
 
@@ -122,7 +122,7 @@ def edit(path, **changes):
 
 
 def listed(*types, paths=None):
-    """A modules.json."""
+    """The text of a modules.json that lists modules of these types, in folders paths."""
     paths = paths or ["", *(f"{i}_Module" for i in range(1, len(types)))]
     entries = [
         {"idx": i, "name": str(i), "path": p, "type": t} for i, (t, p) in enumerate(zip(types, paths, strict=True))
