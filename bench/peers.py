@@ -1,10 +1,10 @@
 """fastllm beside its peers: python bench/peers.py --with llama.cpp=PYTHON --with ctranslate2=PYTHON ...
 
-Every peer gets the same random weights of real shapes, rounded to its own formats by its own converter, the same
-prompts and the same threads. Each measurement is a process of its own; peers, thread counts and the machine's own
-limits (reading memory, int8 multiply-adds) take turns, and one that other processes disturbed is made again. A peer's
-settings are those with which it is fastest: the first round tries them all. Prints Markdown tables; a peer that is
-absent or refuses is left out with a line that says why.
+Every peer gets the same random weights of real shapes, converted to its formats by its own converter, the same prompts
+and the same number of threads. Each measurement is a process of its own. Peers, thread counts and the machine's limits
+(reading memory, int8 multiply-adds) take turns, and a measurement that other processes disturbed is repeated. The first
+round tries all settings of a peer; the fastest are used from then on. Prints Markdown tables. A peer that is missing or
+fails is left out, and a line says why.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from peers_models import SHAPES
 from peers_report import Result, Sample
 
 HERE = Path(__file__).resolve().parent
-DISTURBED = 0.1  # of a core, taken by other processes: more, and a figure is measured again
+DISTURBED = 0.1  # cores that other processes may take; with more, a figure is measured again
 TRIES = 4
 
-# Work: the shapes it is measured on unless --shapes says otherwise.
+# Work -> the shapes on which it is measured.
 WORKS = {
     "decode": tuple(SHAPES),
     "prefill": tuple(SHAPES),
@@ -49,7 +49,7 @@ WORKS = {
 
 
 def machine_seconds() -> tuple[float, float]:
-    """CPU time that all processes have used, and that this one and those it waited for have; where Linux tells."""
+    """CPU seconds of all processes, and of this one with those it waited for; zeros without /proc/stat."""
     try:
         fields = list(map(int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9]))
     except (OSError, ValueError):
@@ -60,7 +60,10 @@ def machine_seconds() -> tuple[float, float]:
 
 
 def run(peer: Peer, work: str, threads: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """One process: "values" (tokens/s, or of "start" seconds), "rss_mb", "others" (cores that others took)."""
+    """Runs one measurement in a process of its own, up to TRIES times while others disturb it.
+
+    Returns "values" (tokens/s; of "start" seconds), "rss_mb", and "others": the cores that other processes took.
+    """
     spec = json.dumps(peer.spec(work, threads, settings))
     command = [peer.python(), str(HERE / "peers_children.py"), "measure", spec]
     best: dict[str, Any] = {}
@@ -97,16 +100,16 @@ def run_machine(work: str, threads: int, isa: str | None) -> float:
 
 
 class Bench:
-    """What was measured so far, and what is left out."""
+    """What was measured so far, the best settings, and what is left out."""
 
     def __init__(self, result: Result, path: Path | None) -> None:
         self.result, self.path = result, path
         self.best: dict[tuple[str, str, str], dict[str, Any]] = {}
-        for sample in result.samples:  # of an earlier run: its settings stay
+        for sample in result.samples:  # those of an earlier run keep their settings
             self.best[sample.label, sample.shape, sample.work] = sample.settings
 
     def take(self, peer: Peer, work: str, threads: int) -> None:
-        """What one process gives with the settings that were best; the first time, of all of them the best."""
+        """Measures a peer once with its best settings. The first time all are tried, and the best figure counts."""
         key = (peer.label, peer.shape, work)
         why = f"{peer.label}, {peer.shape}, {work}"
         if why in self.result.absent:
@@ -129,7 +132,7 @@ class Bench:
         self.best[key] = chosen[0].settings
         self.result.samples += chosen
         if self.path:
-            self.result.write(self.path)  # what is interrupted can go on
+            self.result.write(self.path)  # so that an interrupted run can go on
 
     def take_machine(self, threads: int, tags: Sequence[str]) -> None:
         for work, tag in [("read", ""), *(("int8", tag) for tag in tags)]:
@@ -143,10 +146,10 @@ class Bench:
 
 
 def measure(bench: Bench, peers: Sequence[Peer], works: Sequence[str], threads: Sequence[int]) -> None:
-    """A round: each of everything once."""
+    """A round: every work of every peer once."""
     tags = list(dict.fromkeys(["", *(peer.tag for peer in peers)]))
     for work in works:
-        # Of the others the most threads tell most: with one, the busy process would have the other core.
+        # Other works are measured with the most threads only: with one, a busy process would have the other core.
         counts = threads if work in ("decode", "prefill") else [max(threads)]
         for count in counts:
             bench.take_machine(count, tags)
@@ -158,7 +161,7 @@ def measure(bench: Bench, peers: Sequence[Peer], works: Sequence[str], threads: 
 def find_peers(
     names: Sequence[str], shapes: Sequence[str], where: dict[str, str], files: Files, bench: Bench
 ) -> list[Peer]:
-    """Those that are there, with their files."""
+    """The peers that are installed, with their files made. All others are left out with the reason."""
     found = []
     for name in names:
         kind = KINDS[name.partition("@")[0]]
@@ -170,7 +173,7 @@ def find_peers(
                 made = variant
                 if shape == "SmolLM2-135M" and not name.startswith("fastllm"):
                     if variant not in GGUF[:1]:
-                        continue  # once, from the file as it is
+                        continue  # the GGUF file is measured once, as it is
                     made = Variant("Q4_1", 5)
                 peer = Peer(name, made, shape, where.get(name, where.get(name.partition("@")[0], "")))
                 try:
@@ -228,7 +231,7 @@ def parse() -> argparse.Namespace:
 
 
 def default_peers(where: Iterable[str]) -> list[str]:
-    """Every kind, then for each instruction set that there are builds for, fastllm and those."""
+    """Every kind of peer, then fastllm and the builds for each instruction set that `where` names."""
     builds: dict[str, list[str]] = {}
     for name in where:
         _, _, tag = name.partition("@")

@@ -1,6 +1,6 @@
-"""One measurement, in a process and an interpreter of its own: python peers_children.py FUNCTION JSON -> JSON.
+"""One measurement, in a process of its own with the peer's interpreter: python peers_children.py FUNCTION JSON -> JSON.
 
-Nothing but the standard library is imported until a peer's own class needs it: a whole process is timed too.
+Only the standard library is imported before the peer's own package, because the time of the whole process counts too.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from typing import Any
 
 from peers_runners import BEFORE, RUNNERS, Runner
 
-WARM = 32  # tokens of a prompt before those that are timed
+WARM = 32  # tokens of a first prompt, which is not timed
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
-    """What one work gives: "values" (tokens/s; of "start" nothing, the process itself is timed) and "rss_mb". It is one
-    value, but for "long": its prompt takes so much time that several texts follow it."""
+    """Runs one work. Returns "values" in tokens/s and the peak memory "rss_mb".
+
+    There is one value, except for "start", whose process is timed from outside, and for "long", whose prompt takes so
+    long that several texts are measured after it.
+    """
     if spec["peer"] in PROGRAMS:
         return PROGRAMS[spec["peer"]](spec)
     runner: Runner = RUNNERS[spec["peer"]](spec)
@@ -39,7 +42,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prompt_seconds(runner: Runner, count: int) -> float:
-    """The median of three after one to warm up, or what fits into a few seconds after a short one."""
+    """Seconds for a prompt: the median of up to three after one to warm up, as many as fit into two seconds."""
     runner.prompt(runner.tokens(WARM))
     times: list[float] = []
     while len(times) < 4 and sum(times) < 2:
@@ -52,7 +55,7 @@ def _prompt_seconds(runner: Runner, count: int) -> float:
 
 
 def peak_rss_mb() -> float:
-    try:  # not of what started this process, which getrusage would count
+    try:  # getrusage would also count the process that started this one, before exec
         return int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1e3
     except (OSError, IndexError):
         import resource
@@ -82,7 +85,10 @@ def ik_llama_cpp(spec: dict[str, Any]) -> dict[str, Any]:
     if work == "batch":
         command = ["llama-batched-bench", *common, "-c", str(spec["batch"] * spec["room"]), "-npp", str(BEFORE)]
         command += ["-ntg", str(count), "-npl", str(spec["batch"]), *(["-rtr"] if repack else [])]
-        command += ["--log-file", str(Path(spec["scratch"]) / "ik_llama.cpp")]  # not into the current folder
+        command += [
+            "--log-file",
+            str(Path(spec["scratch"]) / "ik_llama.cpp"),
+        ]  # else in the current folder
     else:
         after = f"{spec['before']},{count}"
         lengths = ["-p", str(count if work == "prefill" else 0), "-n", str(count if work in ("decode", "busy") else 0)]
@@ -91,7 +97,7 @@ def ik_llama_cpp(spec: dict[str, Any]) -> dict[str, Any]:
     done = _run([str(Path(spec["where"]) / command[0]), *command[1:]])
     if work == "batch":
         rows = [line.split("|") for line in (done.stdout + done.stderr).splitlines() if re.match(r"\|\s+\d", line)]
-        value = float(rows[-1][8])  # tokens/s of the generation
+        value = float(rows[-1][8])  # S_TG t/s, of the generation
     else:
         value = float(json.loads(done.stdout[done.stdout.index("[") :])[-1]["avg_ts"])
     return {"values": [value], "rss_mb": _children_rss_mb()}
@@ -114,7 +120,7 @@ PROGRAMS = {"llama2.c": llama2c, "ik_llama.cpp": ik_llama_cpp}
 
 
 def machine(work: str, threads: int, isa: str | None) -> float:
-    """GB/s of reading memory ("read"), or 1e9 int8 multiply-adds/s ("int8"), of an instruction set or the best one."""
+    """GB/s of reading memory ("read"), or 1e9 int8 multiply-adds/s ("int8") of an instruction set or the best one."""
     from fastllm import machine
 
     if work == "read":

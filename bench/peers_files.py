@@ -17,13 +17,16 @@ HERE = Path(__file__).resolve().parent
 
 
 class Files:
-    """The folder with every peer's files of the shapes: made once, with the peer's own converter."""
+    """The folder with every peer's files for each shape, each made once with the peer's own converter."""
 
     def __init__(self, folder: Path, smollm2: Path | None, where: dict[str, str]) -> None:
         self.folder, self.smollm2, self.where = folder, smollm2, where
 
     def prepare(self, peer: Peer) -> None:
-        """Sets peer.model and, where the file says it, peer.token_bytes. Raises RuntimeError when it can't be had."""
+        """Makes the file if it is missing; sets peer.model and, if the file tells it, peer.token_bytes.
+
+        Raises RuntimeError if the file cannot be made.
+        """
         peer.scratch = self.folder / peer.shape
         peer.scratch.mkdir(parents=True, exist_ok=True)
         if peer.shape == "SmolLM2-135M":
@@ -69,7 +72,7 @@ class Files:
         return target
 
     def _llama_cpp(self, peer: Peer) -> str:
-        """The interpreter that makes and reads a peer's GGUF."""
+        """The interpreter with llama.cpp that makes and reads the peer's GGUF."""
         return self.where["llama.cpp"] if peer.is_binary else peer.python()
 
     def _made(
@@ -95,7 +98,7 @@ def convert(python: str, function: str, *args: str) -> Any:
 
 
 def output(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line. Raises RuntimeError with the last line of what went wrong."""
+    """The last line that a process wrote. If it failed, raises RuntimeError with the last line of its errors."""
     if done.returncode:
         said = [line for line in done.stderr.strip().splitlines() if line.strip()]
         ended = f"ended by signal {-done.returncode}" if done.returncode < 0 else "failed"

@@ -9,24 +9,24 @@ from typing import Any, NamedTuple
 
 from peers_models import SHAPES
 
-SEQUENCES = 16  # of "batch"
-FAR = 8000  # tokens before those of "long" and "long-q8"
-TEXTS = 5  # of theirs, one after the other in one process
+SEQUENCES = 16  # of the work "batch"
+FAR = 8000  # tokens in the context of "long" and "long-q8"
+TEXTS = 5  # of "long" and "long-q8", one after the other in one process
 
 
 class Variant(NamedTuple):
     name: str
-    bits: float  # a weight, scales included; files that say it themselves are asked
+    bits: float  # per weight with scales; for files whose size says it, that counts
 
 
 class Kind(NamedTuple):
-    """A peer: its formats and the settings that are tried."""
+    """A kind of peer: its formats, and the settings that are tried."""
 
     title: str
     variants: tuple[Variant, ...]
     settings: tuple[dict[str, Any], ...] = ({},)
-    far: tuple[dict[str, Any], ...] = ({},)  # tried with a long context, each with all of those
-    without: tuple[str, ...] = ()  # works
+    far: tuple[dict[str, Any], ...] = ({},)  # more settings with a long context, each combined with all of `settings`
+    without: tuple[str, ...] = ()  # works that it cannot do
 
 
 GGUF = (Variant("Q8_0", 8.5), Variant("Q4_0", 4.5), Variant("Q4_K_M", 4.8))
@@ -46,7 +46,7 @@ KINDS = {
     "llama2.c": Kind("llama2.c runq", (Variant("int8", 9),), without=("prefill", "batch", "long", "long-q8")),
 }
 
-# How libraries that choose their instructions as they start are kept to those of an instruction set.
+# Instruction set -> environment variables that keep libraries, which choose one as they start, to it.
 LIMITS = {
     "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "MKL_ENABLE_INSTRUCTIONS": "AVX512_E1"},
     "avxvnni": {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI", "MKL_ENABLE_INSTRUCTIONS": "AVX2_E1", "CT2_FORCE_CPU_ISA": "AVX2"},
@@ -55,7 +55,7 @@ LIMITS = {
 
 
 class Peer:
-    """One variant of one kind, on one shape."""
+    """A variant of a kind of peer, on one shape."""
 
     def __init__(self, name: str, variant: Variant, shape: str, where: str) -> None:
         self.kind, _, self.tag = name.partition("@")
@@ -66,11 +66,11 @@ class Peer:
 
     @property
     def is_binary(self) -> bool:
-        """Not a Python package: what is started is the folder's programs."""
+        """Whether the peer is programs in a folder, not a Python package."""
         return self.kind in ("ik_llama.cpp", "llama2.c")
 
     def settings(self, work: str) -> list[dict[str, Any]]:
-        """Those that are tried."""
+        """The settings that are tried for a work."""
         kind = KINDS[self.kind]
         return [some | more for some in kind.settings for more in (kind.far if work.startswith("long") else ({},))]
 

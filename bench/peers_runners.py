@@ -11,20 +11,20 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-BEFORE = 8  # tokens before those that a decode times
-SETTLE = 4  # new tokens before them, too
+BEFORE = 8  # tokens of a prompt before a decode
+SETTLE = 4  # new tokens before those that are timed
 
 
 class Runner(ABC):
-    """A loaded model. Token ids are given, or taken greedily where a peer can only generate."""
+    """A loaded model. New tokens are given ids, or greedy ones if the peer can only generate."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.threads: int = spec["threads"]
         self.vocab: int = spec["vocab"]
-        self.room: int = spec["room"]  # positions that are needed
-        self.batch: int = spec["batch"]  # sequences at once
-        self.kv: str = spec["kv"]  # keys and values: f16, or q8
-        self.scratch: str = spec["scratch"]  # a folder
+        self.room: int = spec["room"]  # positions that the work needs
+        self.batch: int = spec["batch"]  # texts at once
+        self.kv: str = spec["kv"]  # the type of keys and values: f16 or q8
+        self.scratch: str = spec["scratch"]  # a folder for files
         self.settings: dict[str, Any] = spec["settings"]
         self.load(spec["model"], spec["variant"])
 
@@ -33,14 +33,14 @@ class Runner(ABC):
 
     @abstractmethod
     def prompt(self, tokens: list[int]) -> None:
-        """Computes what follows a prompt that no earlier one began like."""
+        """Computes the logits after a prompt that shares no beginning with earlier ones."""
 
     @abstractmethod
     def decode(self, before: int, count: int) -> float:
-        """Seconds that `count` new tokens take after a prompt of `before`, which may be there since the last call."""
+        """Seconds for `count` new tokens after a prompt of `before` tokens, which may be cached since the last call."""
 
     def decode_batch(self, sequences: int, count: int) -> float:
-        """Seconds that `count` new tokens of each of so many sequences take together."""
+        """Seconds for `count` new tokens of each of `sequences` texts in one batch."""
         raise RuntimeError("is not measured with several sequences at once")
 
     def tokens(self, count: int, seed: int = 0) -> list[int]:
@@ -57,11 +57,11 @@ class FastLLM(Runner):
 
     def _start(self, tokens: list[int], count: int) -> Any:
         generation = iter(self.llm.start(tokens, self.greedy, max_tokens=count, seed=0, stop=()))
-        next(generation)  # comes with the prompt
+        next(generation)  # the first token is computed with the prompt
         return generation
 
     def prompt(self, tokens: list[int]) -> None:
-        # Begins with a token of its own, so that nothing of it is in the cache.
+        # Another first token each time, so that no part of the prompt is in the cache.
         self._start([tokens[-1], *tokens[1:]], 1)
 
     def decode(self, before: int, count: int) -> float:
@@ -91,7 +91,7 @@ class FastLLM(Runner):
 
 
 class LlamaCpp(Runner):
-    """Tokens are given, not sampled: its best case."""
+    """Token ids are given, not sampled: its best case."""
 
     def load(self, model: str, variant: str) -> None:
         import ctypes
@@ -102,7 +102,7 @@ class LlamaCpp(Runner):
         lib.llama_log_set(self.log, ctypes.c_void_p(0))
         lib.llama_backend_init()
         options = lib.llama_model_default_params()
-        options.use_extra_bufts = self.settings["repack"]  # weights laid out anew for AMX or wide registers
+        options.use_extra_bufts = self.settings["repack"]  # repacks weights for AMX or wide registers
         loaded = lib.llama_model_load_from_file(model.encode(), options)
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = self.room * self.batch, self.batch
@@ -117,13 +117,13 @@ class LlamaCpp(Runner):
         if not self.context:
             raise RuntimeError("llama.cpp does not load the model")
         self.memory = lib.llama_get_memory(self.context)
-        self.before = 0  # tokens of the last decode's prompt
-        # Without flash attention values lie otherwise, so each has a file of its own.
+        self.before = 0  # length of the last decode's prompt
+        # Values are laid out differently without flash attention, so the two have separate files.
         self.state = Path(self.scratch) / f"llama.cpp-{self.kv}-{flash}.state"
         self.tokens_of_batch = lib.llama_batch_init(512, 0, self.batch)
 
     def _decode(self, spans: list[tuple[int, int, int]], wanted: int) -> None:
-        """Of (token, position, sequence); logits of the last `wanted`, waited for."""
+        """Decodes a batch of (token, position, sequence) and waits for the logits of the last `wanted` tokens."""
         batch = self.tokens_of_batch
         batch.n_tokens = len(spans)
         for i, (token, position, sequence) in enumerate(spans):
@@ -148,7 +148,7 @@ class LlamaCpp(Runner):
             self.lib.llama_memory_seq_rm(self.memory, 0, before, -1)
         elif before > 512:
             self._restore(before)
-        elif self.settings["repack"]:  # AMX: some versions end on a batch
+        elif self.settings["repack"]:  # with AMX some versions crash on a batch
             for at, token in enumerate(self.tokens(before)):
                 self._decode([(token, at, 0)], 1)
         else:
@@ -167,7 +167,7 @@ class LlamaCpp(Runner):
         return time.perf_counter() - start
 
     def _restore(self, before: int) -> None:
-        """A long prompt, from what an earlier process has computed."""
+        """Loads the state after a long prompt, which an earlier process has saved, or computes and saves it."""
         path, tokens = str(self.state).encode(), self.tokens(before)
         held = (self.lib.llama_token * before)(*tokens)
         if self.state.exists():
@@ -194,7 +194,7 @@ class CTranslate2(Runner):
         )
 
     def _generate(self, prompts: list[list[int]], count: int) -> list[float]:
-        """When each step was done."""
+        """The time at which each step ended."""
         times: list[float] = []
 
         def note(step: Any) -> bool:
@@ -273,7 +273,7 @@ class OpenVinoGenAI(Runner):
         self.pipeline = ov.LLMPipeline(model, "CPU", **options)
 
     def _generate(self, prompts: list[list[int]], count: int) -> list[float]:
-        """When each token of the first text was there: seconds."""
+        """The seconds that each token of the first text took."""
         import numpy as np
         import openvino
 

@@ -15,9 +15,6 @@ pytest.importorskip("transformers")
 pytest.importorskip("jinja2")
 
 
-# ---- harm ------------------------------------------------------------------------------------------------------------
-
-
 def template(source, tmp_path):
     tokenizer = from_blob("letters", b"<unk>\na")
     tokenizer.chat_template = source

@@ -66,9 +66,6 @@ def spread(seed, shape, heavy):
     return (w * 0.02 * np.exp(rng.standard_normal((shape[0], 1)))).astype(np.float32)
 
 
-# ---- packing ---------------------------------------------------------------------------------------------------------
-
-
 def test_the_table():
     assert (np.diff(VALUES) > 0).all()
     assert (VALUES.round() == VALUES).all()

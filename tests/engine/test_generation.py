@@ -10,8 +10,6 @@ from fastllm import OptionError
 from fastllm.decoding import Sampling
 from fastllm.engine import Batch
 
-# ---- iterating over a Generation -------------------------------------------------------------------------------------
-
 
 @pytest.fixture(params=["plain", "lookup", "draft"])
 def start(request, llm):

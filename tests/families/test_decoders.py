@@ -23,8 +23,6 @@ from helpers.families.decoders import (
 )
 from helpers.reference import torch, transformers
 
-# ---- equal to transformers
-
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_texts_are_those_of_transformers(case, tmp_path):

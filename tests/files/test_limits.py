@@ -7,9 +7,6 @@ from fastllm import OptionError
 from helpers.calls import SANITIZED, run
 from helpers.data import BUILT_IN, DATA
 
-# ---- low limits ------------------------------------------------------------------------------------------------------
-
-
 # The command line with a limit set by resource.setrlimit.
 LIMITED = """
 import resource, sys

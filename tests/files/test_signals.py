@@ -9,8 +9,6 @@ import pytest
 
 from helpers.calls import run
 
-# ---- others that use the signal --------------------------------------------------------------------------------------
-
 # First a file of ours is truncated while it is mapped, then one that fastllm has not mapped: that SIGBUS is not ours.
 FOREIGN = """
 import faulthandler, mmap, os, sys, tempfile

@@ -13,8 +13,6 @@ from fastllm.tensors import floats
 from helpers.data import DATA
 from helpers.torch_files import tensors, values
 
-# ---- files that torch writes
-
 
 def many_kinds(torch):
     """A state_dict with tensors of all types and layouts that a checkpoint may have."""

@@ -6,8 +6,6 @@ from itertools import pairwise
 
 import numpy as np
 
-# ---- the oracle ------------------------------------------------------------------------------------------------------
-
 
 def coins(seed):
     """The random numbers of a seed: xorshift64* (Vigna, 2016); 24 of its bits give a float in [0, 1), as in run.c.

@@ -13,14 +13,16 @@ from fastllm.tensors import floats
 
 
 def tensors(path):
+    """The tensors of a file, by name."""
     return torch_format.tensors(path, map_file(path))
 
 
 def values(tensor):
+    """All values of a tensor, in its shape."""
     return floats(tensor).reshape(tensor.shape)
 
 
-# ---- files made by hand
+# Each of these gives the opcodes that push one object (https://docs.python.org/3/library/pickletools.html).
 
 
 def text(word):
@@ -50,10 +52,12 @@ def tensor(count=6, offset=0, shape=(2, 3), strides=(3, 1), key="0"):
 
 
 def state(**items):
+    """A whole pickle of a dict."""
     return b"\x80\x02}(" + b"".join(text(k) + v for k, v in items.items()) + b"u."
 
 
 def archive(pickled, files=None, method=zipfile.ZIP_STORED):
+    """The bytes of a file as torch.save writes it since 1.6: a zip with data.pkl and the storages' `files`."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", method) as file:
         file.writestr("archive/data.pkl", pickled)
@@ -63,11 +67,13 @@ def archive(pickled, files=None, method=zipfile.ZIP_STORED):
 
 
 def legacy(pickled, storages=b"", *, little=True, keys=("0",)):
+    """The bytes of a file as torch.save wrote it before 1.6: several pickles, then the storages."""
     heads = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": little})
     parts = [pickle.dumps(head, 2) for head in heads]
     return b"".join(parts) + pickled + pickle.dumps(list(keys), 2) + storages
 
 
+# A file of either kind with the tensor w of shape (2, 3): the numbers 0 to 5.
 SIX = np.arange(6, dtype=np.float32)
 GOOD = archive(state(w=tensor()), {"data/0": SIX.tobytes(), "byteorder": b"little"})
 GOOD_LEGACY = legacy(state(w=tensor()), struct.pack("<q", 6) + SIX.tobytes())

@@ -241,6 +241,9 @@ def gguf_bytes(tokenizer, pre, **values):
     return gguf("gpt2", tokens, types, merges=merges, pre=pre, bos_token_id=1, eos_token_id=2, **values)
 
 
+# ---- comparing with transformers' classes ----------------------------------------------------------------------------
+
+# Texts with mask tokens, and what looks like some.
 MASKS = [
     "a <mask> b",
     "a<mask>b",
@@ -266,12 +269,11 @@ def same(ours, library, texts):
     assert [(text, got, want) for text, got, want in plain if got != want][:3] == []
 
 
-# ---- vocab.json and merges.txt ---------------------------------------------------------------------------------------
-
 BART = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
 def save_bytes(folder, specials, config):
+    """Writes a byte-level BPE as vocab.json and merges.txt; its first ids are the special tokens."""
     tokenizer = byte_level(gpt2_split(), vocab_size=600)
     state = json.loads(tokenizer.to_str())["model"]
     vocabulary = {token: i for i, token in enumerate([*specials, *(t for t in state["vocab"] if t not in specials)])}

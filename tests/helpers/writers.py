@@ -34,6 +34,7 @@ def config(dim, hidden_dim, n_heads, n_kv_heads, vocab_size, *, n_layers=2, max_
     )
 
 
+SMALL = config(40, 57, 4, 2, 300, max_seq=160)
 LLAMA = ("head", "attn_norm", "ffn_norm", "final_norm")
 
 
@@ -128,7 +129,7 @@ def tokenizer_words(size=300):
     return [(word, -float(max(0, i - 259))) for i, word in enumerate(words[:size])]
 
 
-# ---- bound models ----------------------------------------------------------------------------------------------------
+# ---- models of the core ----------------------------------------------------------------------------------------------
 
 
 def half_split(heads, head_dim, rotary_dim):
@@ -143,6 +144,14 @@ def pack(dtype, w, rows=None):
         return _core.pack(dtype, d, n, "f32", w.tobytes(), rows=rows)
     values, scales = q80(w, 32)
     return _core.pack(dtype, d, n, dtype, values.tobytes(), scales=scales.tobytes(), group=32, rows=rows)
+
+
+def rows(matrix):
+    """All rows of a packed matrix as f32 (d, n)."""
+    out = np.empty(matrix.shape, np.float32)
+    for r in range(len(out)):
+        matrix.row(r, out[r])
+    return out
 
 
 def core_model(cfg, weights, dtype, *, kv_dtype="f32", isa=None):
@@ -199,13 +208,14 @@ def append(model, sequence, tokens, vocab_size, *, chunk=None, threads=1):
 
 
 def logits(model, tokens, vocab_size, *, chunk=None, threads=1):
+    """The logits after each token of a new sequence: (tokens, vocabulary)."""
     sequence = _core.KVCache(model).sequence()
     return append(model, sequence, tokens, vocab_size, chunk=chunk, threads=threads)
 
 
-SMALL = config(40, 57, 4, 2, 300, max_seq=160)
+# ---- Hugging Face's folders ------------------------------------------------------------------------------------------
 
-
+# Canonical name, without the layer -> transformers' name.
 HF_NAMES = {
     "attn_norm": "input_layernorm", "attn.wq": "self_attn.q_proj", "attn.wk": "self_attn.k_proj",
     "attn.wv": "self_attn.v_proj", "attn.wo": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
@@ -234,11 +244,3 @@ def write_folder(folder, cfg, weights):
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     return folder
-
-
-def rows(matrix):
-    """All rows of a packed matrix as f32 (d, n)."""
-    out = np.empty(matrix.shape, np.float32)
-    for r in range(len(out)):
-        matrix.row(r, out[r])
-    return out

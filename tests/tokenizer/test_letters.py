@@ -13,8 +13,6 @@ from helpers.vocabularies import clean
 transformers = pytest.importorskip("transformers")
 
 
-# ---- letters ---------------------------------------------------------------------------------------------------------
-
 PROTEINS = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>"]
 KMERS = ["".join(letters) for letters in itertools.product("ACGT", repeat=3)]
 NUCLEOTIDES = ["<unk>", "<pad>", "<mask>", "<cls>", *KMERS, *"ATCGN", "<eos>", "<bos>"]

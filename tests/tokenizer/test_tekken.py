@@ -14,9 +14,6 @@ pytest.importorskip("transformers")
 LINES = vocabularies.lines(700, seed=5)
 
 
-# ---- tekken ----------------------------------------------------------------------------------------------------------
-
-
 def test_tekken(tmp_path):
     mistral = pytest.importorskip("mistral_common.tokens.tokenizers.tekken")
     for name, config in (("tekken.json", {}), ("tekken_2.json", {"version": "v3", "default_vocab_size": 700})):

@@ -14,9 +14,6 @@ transformers = pytest.importorskip("transformers")
 LINES = vocabularies.lines(700, seed=5)
 
 
-# ---- WordPiece -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "kind", "specials", "config"),
     [

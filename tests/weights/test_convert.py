@@ -32,7 +32,7 @@ from helpers.writers import write_folder
 TOKENS = list(range(3, 45))
 
 
-# ---- to fastllm's file -----------------------------------------------------------------------------------------------
+# ---- what the file holds ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, None])
@@ -134,7 +134,7 @@ def test_verify(write_model, tmp_path, dtype):
     assert (exact.largest, exact.kl, exact.top1) == (0, 0, 1)
 
 
-# ---- mistakes, and what happens to a file meanwhile ------------------------------------------------------------------
+# ---- what is refused, and which files are replaced -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,6 @@ from helpers.writers import write_folder
 MODELS = ("llama2c_gqa_tied", "llama2c_untied")
 TOKENS = list(range(3, 45))
 
-# ---- to llama2.c's ---------------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize("version", [0, 1, 2])
 @pytest.mark.parametrize("name", MODELS)

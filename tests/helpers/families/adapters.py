@@ -30,6 +30,7 @@ def llama_config(**more):
 
 
 def llama(folder, **more):
+    """Saves a tiny Llama and returns it."""
     model = reference.build("LlamaForCausalLM", llama_config(**more))
     model.save_pretrained(folder)
     return model
@@ -49,24 +50,25 @@ def adapted(model, folder, *, seed=1, name="default", **options):
 
 
 def expected(model):
+    """PEFT's logits for the tokens of found()."""
     return reference.logits(model, reference.tokens(VOCAB, LENGTH))
 
 
 def found(base, adapters, **options):
+    """fastllm's logits of a model with adapters."""
     llm = fastllm.load(base, lora=adapters, threads=1, **({"dtype": "f32"} | options))
     return llm.logits(reference.tokens(VOCAB, LENGTH))
 
 
-# ---- what cannot be applied
-
-
 def read_tensors(folder):
+    """The tensors of an adapter, by name."""
     from safetensors.torch import load_file
 
     return load_file(folder / "adapter_model.safetensors")
 
 
 def rewrite(folder, tensors=None, **config):
+    """Replaces an adapter's tensors, if given, and changes values of its config."""
     from safetensors.torch import save_file
 
     if tensors is not None:

@@ -50,6 +50,7 @@ FAMILIES = {
 
 
 def model_of(family, name, **more):
+    """A random model of a class. more: of its config, beside SIZES and FAMILIES[family]."""
     kind = getattr(transformers, name).config_class
     values = SIZES | {"tie_word_embeddings": False} | FAMILIES[family] | more
     if family == "gpt2":
@@ -60,6 +61,7 @@ def model_of(family, name, **more):
 
 
 def word_pieces(folder):
+    """Writes BERT's vocab.txt and returns transformers' tokenizer for it."""
     tokenizer = vocabularies.word_pieces(lower=True)
     words = vocabularies.by_id(tokenizer)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
@@ -67,6 +69,7 @@ def word_pieces(folder):
 
 
 def byte_level(folder, kind, *, vocab_size=500, **more):
+    """transformers' byte-level BPE. kind says which tokens it puts around a text: "roberta", "bos", or none."""
     library = vocabularies.byte_level(vocabularies.gpt2_split(), vocab_size=vocab_size)
     if kind == "roberta":
         library.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 1))

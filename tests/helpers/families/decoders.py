@@ -37,6 +37,7 @@ def architecture(family):
 
 
 def build(family, seed=0, **values):
+    """A random model for causal language modelling. values: of its config, beside SIZES."""
     config = getattr(transformers, f"{family}Config")(**{**SIZES, **values})
     return reference.build(architecture(family), config, seed=seed)
 
@@ -61,6 +62,7 @@ LONG = {
 
 
 def rope(kind, **values):
+    """The part of a config that says how positions rotate."""
     return {"rope_parameters": {"rope_theta": 10000.0, **kind, **values}}
 
 
@@ -202,6 +204,7 @@ def edit(folder, name="config.json", **values):
 
 
 def same_recipe(a, b):
+    """Asserts equal configs, names of matrices, and vectors."""
     assert a.config == b.config
     assert a.matrices.keys() == b.matrices.keys()
     assert {k: bytes(v) for k, v in a.vectors.items()} == {k: bytes(v) for k, v in b.vectors.items()}

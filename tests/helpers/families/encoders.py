@@ -5,8 +5,6 @@ import numpy as np
 from helpers import reference
 from helpers.reference import torch, transformers
 
-# ---- models of the transformers library ------------------------------------------------------------------------------
-
 SIZES = {
     "vocab_size": 97,
     "max_position_embeddings": 90,

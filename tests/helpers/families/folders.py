@@ -58,14 +58,17 @@ def load(folder):
 
 
 def theirs(folder, kind="AutoModelForCausalLM"):
+    """The model that a class of transformers makes of a folder."""
     return getattr(transformers, kind).from_pretrained(folder, **reference.PLAIN).eval()
 
 
 def same(found, expected):
+    """Asserts that values are equal up to rounding, and not all alike."""
     assert expected.std() > 0.05
     assert reference.difference(found, expected) < 1e-4
 
 
 def last_hidden(model, ids=IDS):
+    """transformers' hidden states after the final norm, (tokens, dim)."""
     with torch.no_grad():
         return model(torch.tensor([ids])).last_hidden_state[0].numpy()

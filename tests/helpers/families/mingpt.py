@@ -4,8 +4,6 @@ import json
 
 from helpers.reference import torch
 
-# ---- minGPT ----------------------------------------------------------------------------------------------------------
-
 
 class Attention(torch.nn.Module):
     """Causal self-attention. separate: keys, queries and values have a matrix each, instead of one for all three."""

@@ -96,6 +96,10 @@ def save(trunk, folder, *after, prompts=None, default=None, length=None, **more)
 
 
 def check(model, folder, texts=TEXTS, options=None, **ours):
+    """Asserts that fastllm gives the model's vectors, from its folder and from files converted from it.
+
+    options: for the model's encode(). ours: for LLM.embed(). Returns the LLM of the folder.
+    """
     expected = model.encode(texts, **(options or {}))
     llm = fastllm.load(folder, dtype="f32", threads=1)
     found = llm.embed(texts, **ours)
@@ -116,9 +120,6 @@ def edit(path, **changes):
     """Changes values of a JSON file; None removes the key."""
     values = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({k: v for k, v in (values | changes).items() if v is not None}))
-
-
-# ---- what is refused -------------------------------------------------------------------------------------------------
 
 
 def listed(*types, paths=None):
