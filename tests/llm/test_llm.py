@@ -56,12 +56,12 @@ def test_what_a_model_tells(llm, write_model):
 
 def test_several_texts_at_once(llm):
     """Threads that share a model write what each would write alone."""
-    jobs = [(PROMPT if i % 3 else [1, 5, i], {"seed": i, "max_tokens": 25 + i}) for i in range(12)]
-    serial = [llm.generate(prompt, **options) for prompt, options in jobs]
+    requests = [(PROMPT if i % 3 else [1, 5, i], {"seed": i, "max_tokens": 25 + i}) for i in range(12)]
+    serial = [llm.generate(prompt, **options) for prompt, options in requests]
     tokens = list(range(100))
     logits = llm.logits(tokens)
     with ThreadPoolExecutor(4) as pool:
-        texts = [pool.submit(llm.generate, prompt, **options) for prompt, options in jobs]
+        texts = [pool.submit(llm.generate, prompt, **options) for prompt, options in requests]
         rows = [pool.submit(llm.logits, tokens) for _ in range(4)]
         assert [text.result() for text in texts] == serial
         assert all((row.result() == logits).all() for row in rows)
