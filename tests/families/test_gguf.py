@@ -12,8 +12,7 @@ from fastllm import CheckpointError, families
 from fastllm.formats import open_checkpoint
 from fastllm.tensors import at, floats
 from helpers.calls import failure
-from helpers.families.gguf import MODELS, WIDE, model_of, write
-from helpers.reference import PLAIN
+from helpers.families.gguf import MODELS, PLAIN, WIDE, model_of, write
 
 gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
