@@ -22,6 +22,7 @@ CSRC = Path("csrc")
 KERNELS = CSRC / "kernels" / "kernels.c"
 HEADERS = sorted(str(p) for p in CSRC.rglob("*.h"))
 SOURCES = sorted(str(p) for p in CSRC.glob("*.c"))
+CYTHON = sorted(str(p) for p in Path("pyx").glob("*.p*"))  # the module, its declarations and what it includes
 MSVC = sys.platform == "win32"
 
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"]
@@ -146,7 +147,8 @@ class SourceDist(sdist):
     """Takes along what a stranger needs to test and measure, too."""
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
-        more = [Path("CHANGELOG.md"), Path(".ci/run")]
+        more = [Path("CHANGELOG.md"), Path("CONTRIBUTING.md"), Path(".ci/run")]
+        more += (Path(folder, "README.md") for folder in ("csrc", "python"))
         for folder in ("tests", "bench"):
             more += (p for p in Path(folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
         super().make_release_tree(base_dir, sorted({*files, *map(str, more)}))
@@ -157,7 +159,7 @@ core = Extension(
     ["pyx/_core.pyx"],
     include_dirs=[str(CSRC)],
     libraries=[] if MSVC else ["m"],
-    depends=["pyx/_core.pyx", "pyx/pieces.pxi", "pyx/libfastllm.pxd", str(KERNELS), *SOURCES, *HEADERS],
+    depends=[*CYTHON, str(KERNELS), *SOURCES, *HEADERS],
     extra_compile_args=[] if MSVC else ["-O2", *DEBUG],
 )
 

@@ -1,5 +1,5 @@
 // Small fixed works for bench/instructions.py, which counts the instructions of one function of the core in each.
-//   instructions WORK TYPE ISA: runs it once. Exit code 2: the instruction set is not there.
+//   instructions WORK TYPE ISA    runs one once; exit code 2: this machine lacks the instruction set
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +21,7 @@ static void *take(size_t bytes) {
     return p;
 }
 
-// ---- inputs, out of integers: the same on every machine ------------------------------------------------------------
+// ---- inputs, made of integers: the same on every machine ------------------------------------------------------------
 
 static uint64_t state = 1;
 
@@ -82,7 +82,7 @@ static fl_model llama(shape s, fl_type type, const fl_kernels *kernels) {
     return m;
 }
 
-// `count` forwards of `n` tokens each, from position `pos` on. What lies before it is random.
+// `count` forwards of `n` tokens each, from position `pos` on. The keys and values before it are random.
 static void forwards(const fl_model *m, size_t pos, size_t n, size_t count) {
     void *pages[CONTEXT / FL_PAGE];
     int32_t tokens[FL_PAGE];
@@ -90,9 +90,9 @@ static void forwards(const fl_model *m, size_t pos, size_t n, size_t count) {
     fl_scratch *scratch;
     must(fl_pool_new(fl_kv_page_bytes(m), &pool), "pool");
     must(fl_scratch_new(&scratch), "scratch");
-    for (size_t b = 0; b < CONTEXT / FL_PAGE; b++) {
-        must(fl_pool_take(pool, &pages[b]), "page");
-        uint16_t *x = pages[b]; // keys and values, f16: from 0.5 to 2, signs alternating at random
+    for (size_t p = 0; p < CONTEXT / FL_PAGE; p++) {
+        must(fl_pool_take(pool, &pages[p]), "page");
+        uint16_t *x = pages[p]; // keys and values, f16: from 0.5 to 2, signs alternating at random
         for (size_t i = 0; i < fl_kv_page_bytes(m) / sizeof *x; i++)
             x[i] = (uint16_t)(0x3800u + (next() & 0x7ffu) + (next() & 1u ? 0x8000u : 0));
     }

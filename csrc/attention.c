@@ -1,56 +1,87 @@
-// Attention with an online softmax over pages of 64 positions (Dao et al., 2022), grouped queries (Ainslie et al.,
-// 2023), runs of pages that may be computed apart (flash decoding; Dao et al., 2023). A task is one KV head of a few
-// tokens of a span: its rows, the tokens' queries of that head's group, pass over the pages together, so that keys
-// and values are read once for all of them.
+// Attention with an online softmax (Dao et al., 2022) over pages of 64 positions, with grouped queries (Ainslie et al.,
+// 2023): several query heads share a KV head.
+//
+// A task is one KV head and a few tokens of a span. Its rows, the queries of those tokens in the heads that share the
+// KV head, pass over the pages together, so that keys and values are read once for all of them.
+//
+// The kernels take a task's positions in runs of FL_RUN. Runs begin at multiples of FL_RUN of the sequence, not at a
+// task's first position: how a batch is cut, and where a window begins, changes no run, and so no bit. With FL_RUN =
+// 512 and a task that sees positions 300 to 1400:
+//
+//   position     0           512         1024        1536
+//                |      .    |           |        .  |
+//   runs                [ 0 ][     1    ][   2   ]        Each begins anew: a maximum of scores, the sum of
+//                                                         e^(score - maximum), the sum of values so weighed.
+//   merged in order:      (0 + 1) + 2
+//
+// So where tasks are few and long, workers take runs instead of tasks, leave the results in s->partial, and merge them
+// in that same order after a barrier (flash decoding; Dao et al., 2023).
 #include "attention.h"
 
 #include <math.h>
 #include <string.h>
 
+#include "pages.h"
 #include "rope.h"
 
+// One layer's attention, as one worker sees it.
 typedef struct view {
+    const fl_worker *w;
     const fl_model *m;
     fl_scratch *s;
-    const fl_span *spans;
-    size_t n_spans;
     size_t layer;
     const fl_layer *l;
     const float *cos, *sin;  // (tokens, rotary_dim / 2); NULL where the layer does not rotate
+    float *maps;             // where probabilities go, see fl_outputs; or NULL
     size_t head_dim, stride; // channels of a head, and rounded up to 16
-    size_t group, heads;     // query heads of a KV head; how many of them a task takes
-    size_t parts;            // tasks of a KV head, that its group takes
-    size_t tokens;           // of a task at most
+    size_t sharing;          // query heads that share a KV head
+    size_t heads, tokens;    // of a task, at most: query heads that share a KV head, and tokens of a span
+    size_t parts;            // tasks for the query heads of a KV head
 } view;
-
-// Where keys and values of a head lie in a page, in bytes.
-static size_t keys_at(const view *v, size_t head) {
-    const fl_type type = v->m->kv_type;
-    return (v->layer * v->m->config.n_kv_heads + head) *
-           (fl_keys_bytes(type, v->head_dim) + fl_values_bytes(type, v->head_dim));
-}
-
-static size_t values_at(const view *v, size_t head) {
-    return keys_at(v, head) + fl_keys_bytes(v->m->kv_type, v->head_dim);
-}
 
 static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
-// Infinities of a key or value become NaN before it is stored: a key's product with a query may be -infinity, which weighs
-// 0 as if the position were not there.
+static view view_of(const fl_worker *w, size_t layer) {
+    const fl_forward_call *f = w->f;
+    const fl_config *c = &f->m->config;
+    const fl_layer *l = &f->m->layers[layer];
+    const size_t sharing = c->n_heads / c->n_kv_heads, heads = smaller(sharing, FL_ATTEND_ROWS);
+    return (view){
+        .w = w,
+        .m = f->m,
+        .s = f->s,
+        .layer = layer,
+        .l = l,
+        .cos = l->rope > 0 ? f->s->cos[l->rope - 1] : NULL,
+        .sin = l->rope > 0 ? f->s->sin[l->rope - 1] : NULL,
+        .maps = f->out->attention ? f->out->attention[layer] : NULL,
+        .head_dim = c->head_dim,
+        .stride = fl_round_up(c->head_dim, FL_LANES),
+        .sharing = sharing,
+        .heads = heads,
+        .tokens = FL_ATTEND_ROWS / heads,
+        .parts = (sharing + heads - 1) / heads,
+    };
+}
+
+// ---- keys and values -----------------------------------------------------------------------------------------------
+
+// Infinities of a key or value become NaN before it is stored. A key's infinity could make a score of -infinity, which
+// would weigh 0 and so hide that the key is broken.
 static void infinity_to_nan(float *x, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] -= x[i] - x[i];
 }
 
-// The nearest f16 that is finite, of numbers; NaN stays.
+// Numbers past the largest f16 become that; NaN stays.
 static void saturate(float *x, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] = x[i] > 65504.0f ? 65504.0f : x[i] < -65504.0f ? -65504.0f : x[i];
 }
 
-// A head's query or key, channels `at` and on of a row of heads, as the scores take it: normed and rotated.
-static void turn(const view *v, const float *x, size_t at, const float *norm, size_t row, float *out) {
+// The query or key that begins at channel `at` of x, a row of all heads, of the batch's token number `token`: normed and
+// rotated, to out (head_dim,).
+static void turn(const view *v, const float *x, size_t at, const float *norm, size_t token, float *out) {
     const fl_config *c = &v->m->config;
     const size_t half = c->rotary_dim / 2;
     x += at;
@@ -58,25 +89,30 @@ static void turn(const view *v, const float *x, size_t at, const float *norm, si
         v->m->kernels->norm[c->norm](out, x, norm + at, NULL, v->head_dim, c->norm_eps);
     else
         memcpy(out, x, v->head_dim * sizeof(float));
-    if (v->cos) fl_rope(out, v->cos + row * half, v->sin + row * half, half);
+    if (v->cos) fl_rope(out, v->cos + token * half, v->sin + token * half, half);
 }
 
-// A key or value as int8, whose channels lie `step` apart at `out`, and its scales, as far apart at `scales`.
-static void store_q8(const view *v, fl_lane_scratch *lane, const float *x, size_t step, int8_t *out, float *scales) {
+// Writes a key or value x (head_dim,) as int8: its channels to `out`, its groups' scales to `scales`, each `step`
+// elements apart.
+static void store_q8(const view *v, const float *x, size_t step, int8_t *out, float *scales) {
+    const fl_worker_scratch *own = v->w->own;
     const size_t padded = fl_round_up(v->head_dim, FL_GROUP);
-    if (x != lane->key) memcpy(lane->key, x, v->head_dim * sizeof(float));
-    memset(lane->key + v->head_dim, 0, (padded - v->head_dim) * sizeof(float));
-    v->m->kernels->quantize(lane->key, padded, lane->q8, 1, 0);
-    for (size_t i = 0; i < v->head_dim; i++) out[i * step] = lane->q8[i / FL_GROUP].q[i % FL_GROUP];
-    for (size_t g = 0; g < padded / FL_GROUP; g++) scales[g * step] = lane->q8[g].scale;
+    if (x != own->key) memcpy(own->key, x, v->head_dim * sizeof(float));
+    memset(own->key + v->head_dim, 0, (padded - v->head_dim) * sizeof(float));
+    v->m->kernels->quantize(own->key, padded, own->q8, 1, 0);
+    for (size_t i = 0; i < v->head_dim; i++) out[i * step] = own->q8[i / FL_GROUP].q[i % FL_GROUP];
+    for (size_t g = 0; g < padded / FL_GROUP; g++) scales[g * step] = own->q8[g].scale;
 }
 
-// Token `row` of the batch becomes position `pos` of its sequence, for one KV head.
-static void store(const view *v, fl_lane_scratch *lane, size_t row, void *page, size_t pos, size_t head) {
+// Stores the key and value of the batch's token number `token` in a page, as position `pos` of its sequence, for one KV
+// head. See pages.h for what lies where.
+static void store(const view *v, size_t token, void *page, size_t pos, size_t head) {
+    const fl_worker_scratch *own = v->w->own;
     const size_t slot = pos % FL_PAGE, at = head * v->head_dim, n = v->head_dim, stride = v->stride;
-    float *key = lane->key, *value = v->s->v + row * v->s->kv_dim + at;
-    char *keys = (char *)page + keys_at(v, head), *values = (char *)page + values_at(v, head);
-    turn(v, v->s->k + row * v->s->kv_dim, at, v->l->k_norm, row, key);
+    float *key = own->key, *value = v->s->v + token * v->s->kv_dim + at;
+    char *keys = (char *)page + fl_page_keys(v->m, v->layer, head);
+    char *values = (char *)page + fl_page_values(v->m, v->layer, head);
+    turn(v, v->s->k + token * v->s->kv_dim, at, v->l->k_norm, token, key);
     infinity_to_nan(key, n);
     infinity_to_nan(value, n);
     if (v->m->kv_type == FL_F32) {
@@ -88,18 +124,37 @@ static void store(const view *v, fl_lane_scratch *lane, size_t row, void *page, 
     saturate(value, n);
     if (v->m->kv_type == FL_Q8) {
         const size_t groups = (n + FL_GROUP - 1) / FL_GROUP;
-        store_q8(v, lane, key, FL_PAGE, (int8_t *)keys + slot, (float *)(void *)(keys + n * FL_PAGE) + slot);
-        store_q8(v, lane, value, 1, (int8_t *)values + slot * stride,
+        store_q8(v, key, FL_PAGE, (int8_t *)keys + slot, (float *)(void *)(keys + n * FL_PAGE) + slot);
+        store_q8(v, value, 1, (int8_t *)values + slot * stride,
                  (float *)(void *)(values + FL_PAGE * stride) + slot * groups);
         return;
     }
-    v->m->kernels->to_f16(lane->half, key, n);
-    for (size_t i = 0; i < n; i++) ((uint16_t *)(void *)keys)[i * FL_PAGE + slot] = lane->half[i];
+    v->m->kernels->to_f16(own->half, key, n);
+    for (size_t i = 0; i < n; i++) ((uint16_t *)(void *)keys)[i * FL_PAGE + slot] = own->half[i];
     v->m->kernels->to_f16((uint16_t *)(void *)values + slot * stride, value, n);
 }
 
-// The token at `pos` of a span sees positions [seen_from, seen_to): with a window those less than its size away from it,
-// and of those, in a causal model, none that comes later.
+// Stores the keys and values of all tokens. Workers take half a page of a head in turn: of keys that are floats these are
+// whole cache lines, so that no two workers write to the same one.
+static void store_all(const view *v) {
+    enum { HALF = FL_PAGE / 2 };
+    const fl_forward_call *f = v->w->f;
+    size_t first = 0, number = 0;
+    for (const fl_span *span = f->spans; span < f->spans + f->n_spans; first += span->n, span++)
+        for (size_t pos = span->pos, end; pos < span->pos + span->n; pos = end) {
+            end = smaller((pos / HALF + 1) * HALF, span->pos + span->n);
+            for (size_t head = 0; head < v->m->config.n_kv_heads; head++) {
+                if (number++ % v->w->team->threads != v->w->id) continue;
+                for (size_t p = pos; p < end; p++)
+                    store(v, first + p - span->pos, span->pages[p / FL_PAGE], p, head);
+            }
+        }
+}
+
+// ---- tasks ---------------------------------------------------------------------------------------------------------
+
+// The token at `pos` of a span sees positions [seen_from, seen_to): with a window those less than its size away, and in
+// a causal model none after its own.
 static size_t seen_from(const view *v, size_t pos) {
     const size_t window = v->l->window;
     return window > 0 && pos + 1 > window ? pos + 1 - window : 0;
@@ -111,133 +166,146 @@ static size_t seen_to(const view *v, const fl_span *span, size_t pos) {
     return v->l->window > 0 ? smaller(pos + v->l->window, end) : end;
 }
 
-// A task: queries of tokens [t0, t1) of a span, whose first token is row `row` of the batch, heads [h0, h1) of the KV
-// head's group. They see positions from `begin` (a multiple of 64) to `end`.
+// Tokens [t0, t1) of a span at query heads [h0, h1), which share a KV head. Row r is a token and a head of these, the
+// heads of a token side by side.
 typedef struct task {
     const fl_span *span;
-    size_t row, t0, t1, kv_head, h0, h1, rows;
-    size_t begin, end;
-    float *maps; // the span's
+    size_t first; // the batch's number of the span's first token
+    size_t t0, t1, h0, h1, kv_head, rows;
+    size_t begin, end; // the positions that its rows see, begin rounded down to that of a page
+    float *maps;       // the span's: (n_heads, n, pos + n); or NULL
 } task;
 
-// The tasks of all spans in their order; the longest of a span, its last tokens, first.
+static size_t token_of(const task *k, size_t row) { return k->t0 + row / (k->h1 - k->h0); }
+
+static size_t head_of(const task *k, size_t row) { return k->h0 + row % (k->h1 - k->h0); }
+
+static size_t runs_of(const task *k) { return (k->end - 1) / FL_RUN - k->begin / FL_RUN + 1; }
+
+// All tasks of the batch, span by span. A span's last tokens come first: they see the most, and what takes longest
+// should begin first.
 typedef struct tasks {
     const view *v;
-    size_t span, row, tile, part; // of the next one; tiles are counted from the span's end
-    float *maps;
+    size_t span, first; // of the next task: its span, and the batch's number of that span's first token
+    size_t slice, part; // of the next task: its tokens, in slices of v->tokens counted from the end, and its heads
+    size_t maps;        // floats of the maps of the spans before
 } tasks;
 
 static int next_task(tasks *all, task *k) {
     const view *v = all->v;
-    if (all->span == v->n_spans) return 0;
-    const fl_span *span = &v->spans[all->span];
-    const fl_config *c = &v->m->config;
-    const size_t tiles = (span->n + v->tokens - 1) / v->tokens, t0 = (tiles - 1 - all->tile) * v->tokens;
-    const size_t h0 = all->part % v->parts * v->heads;
-    *k = (task){.span = span, .row = all->row, .t0 = t0, .t1 = smaller(t0 + v->tokens, span->n), .maps = all->maps,
-                .kv_head = all->part / v->parts, .h0 = h0, .h1 = smaller(h0 + v->heads, v->group)};
+    const fl_forward_call *f = v->w->f;
+    if (all->span == f->n_spans) return 0;
+    const fl_span *span = &f->spans[all->span];
+    const size_t slices = (span->n + v->tokens - 1) / v->tokens, t0 = (slices - 1 - all->slice) * v->tokens;
+    const size_t kv_head = all->part / v->parts, part = all->part % v->parts;
+    *k = (task){
+        .span = span,
+        .first = all->first,
+        .t0 = t0,
+        .t1 = smaller(t0 + v->tokens, span->n),
+        .h0 = kv_head * v->sharing + part * v->heads,
+        .h1 = kv_head * v->sharing + smaller((part + 1) * v->heads, v->sharing),
+        .kv_head = kv_head,
+        .maps = v->maps ? v->maps + all->maps : NULL,
+    };
     k->rows = (k->t1 - k->t0) * (k->h1 - k->h0);
     k->begin = seen_from(v, span->pos + k->t0) / FL_PAGE * FL_PAGE;
     k->end = seen_to(v, span, span->pos + k->t1 - 1);
-    if (++all->part < c->n_kv_heads * v->parts) return 1;
+    if (++all->part < v->m->config.n_kv_heads * v->parts) return 1;
     all->part = 0;
-    if (++all->tile < tiles) return 1;
-    all->tile = 0;
-    all->row += span->n;
-    if (all->maps) all->maps += c->n_heads * span->n * (span->pos + span->n);
+    if (++all->slice < slices) return 1;
+    all->slice = 0;
+    all->first += span->n;
+    all->maps += v->m->config.n_heads * span->n * (span->pos + span->n);
     all->span++;
     return 1;
 }
 
-static size_t runs_of(const task *k) { return (k->end - 1) / FL_RUN - k->begin / FL_RUN + 1; }
-
-// Normed, rotated and scaled queries of a task, and what they see.
-static void prepare_rows(const view *v, fl_lane_scratch *lane, const task *k) {
-    const fl_config *c = &v->m->config;
-    const size_t heads = k->h1 - k->h0, first_head = k->kv_head * v->group + k->h0;
+// The queries of a task, normed, rotated and scaled, and what they see: into the worker's own scratch.
+static void prepare_rows(const view *v, const task *k) {
+    const fl_worker_scratch *own = v->w->own;
     for (size_t r = 0; r < k->rows; r++) {
-        const size_t t = k->t0 + r / heads, pos = k->span->pos + t, head = first_head + r % heads;
-        float *q = lane->q + r * v->stride;
-        turn(v, v->s->q + (k->row + t) * v->s->q_dim, head * v->head_dim, v->l->q_norm, k->row + t, q);
-        for (size_t i = 0; i < v->head_dim; i++) q[i] *= c->attn_scale;
-        lane->from[r] = seen_from(v, pos);
-        lane->limit[r] = seen_to(v, k->span, pos);
+        const size_t token = k->first + token_of(k, r), pos = k->span->pos + token_of(k, r);
+        float *q = own->q + r * v->stride;
+        turn(v, v->s->q + token * v->s->q_dim, head_of(k, r) * v->head_dim, v->l->q_norm, token, q);
+        for (size_t i = 0; i < v->head_dim; i++) q[i] *= v->m->config.attn_scale;
+        own->from[r] = seen_from(v, pos);
+        own->limit[r] = seen_to(v, k->span, pos);
     }
 }
 
-// A task's positions [begin, end) for the kernels, and where the results go: max, sum (rows) and out (rows, stride).
-static fl_attend attend_call(const view *v, const fl_lane_scratch *lane, const task *k, size_t begin, size_t end,
-                             float *max, float *sum, float *out) {
+// A kernel's call for the positions [begin, end) of a task whose rows are prepared: max, sum (rows,), out (rows,
+// stride).
+static fl_attend attend_call(const view *v, const task *k, size_t begin, size_t end, float *max, float *sum,
+                             float *out) {
     return (fl_attend){
         .rows = k->rows,
         .head_dim = v->head_dim,
         .stride = v->stride,
-        .q = lane->q,
-        .from = lane->from,
-        .limit = lane->limit,
+        .q = v->w->own->q,
+        .from = v->w->own->from,
+        .limit = v->w->own->limit,
         .begin = begin,
         .end = end,
         .pages = k->span->pages,
-        .keys = keys_at(v, k->kv_head),
-        .values = values_at(v, k->kv_head),
-        .mask = v->m->config.pad_token >= 0 ? fl_kv_mask(v->m) : 0,
+        .keys = fl_page_keys(v->m, v->layer, k->kv_head),
+        .values = fl_page_values(v->m, v->layer, k->kv_head),
+        .mask = v->m->config.pad_token >= 0 ? fl_page_mask(v->m) : 0,
         .softcap = v->m->config.attn_softcap,
-        .work = lane->attend,
+        .work = v->w->own->attend,
         .max = max,
         .sum = sum,
         .out = out,
     };
 }
 
+// The rows' sums of values, divided by their sums of weights, into s->att.
 static void write_out(const view *v, const task *k, const float *sum, const float *out) {
-    const size_t heads = k->h1 - k->h0, first_head = k->kv_head * v->group + k->h0;
     for (size_t r = 0; r < k->rows; r++) {
-        float *to = v->s->att + (k->row + k->t0 + r / heads) * v->s->q_dim + (first_head + r % heads) * v->head_dim;
+        float *to = v->s->att + (k->first + token_of(k, r)) * v->s->q_dim + head_of(k, r) * v->head_dim;
         for (size_t i = 0; i < v->head_dim; i++) to[i] = out[r * v->stride + i] / sum[r];
     }
 }
 
-// The probabilities of a task's rows into the span's maps, (n_heads, n, pos + n).
-static void write_maps(const view *v, const fl_lane_scratch *lane, const task *k) {
-    const size_t heads = k->h1 - k->h0, all = k->span->pos + k->span->n;
+// The probabilities of a task's rows, page by page, into the span's maps.
+static void write_maps(const view *v, const task *k) {
+    const fl_worker_scratch *own = v->w->own;
+    const size_t all = k->span->pos + k->span->n;
     for (size_t start = 0; start < all; start += FL_PAGE) {
-        const fl_attend a = attend_call(v, lane, k, start, smaller(start + FL_PAGE, all), lane->max, lane->sum, NULL);
-        v->m->kernels->probabilities[v->m->kv_type](&a, lane->map);
-        for (size_t r = 0; r < a.rows; r++) {
-            const size_t head = k->kv_head * v->group + k->h0 + r % heads, t = k->t0 + r / heads;
-            memcpy(k->maps + (head * k->span->n + t) * all + start, lane->map + r * FL_PAGE,
+        const fl_attend a = attend_call(v, k, start, smaller(start + FL_PAGE, all), own->max, own->sum, NULL);
+        v->m->kernels->probabilities[v->m->kv_type](&a, own->map);
+        for (size_t r = 0; r < a.rows; r++)
+            memcpy(k->maps + (head_of(k, r) * k->span->n + token_of(k, r)) * all + start, own->map + r * FL_PAGE,
                    (a.end - start) * sizeof(float));
-        }
     }
 }
 
-static void run_task(const view *v, fl_lane_scratch *lane, const task *k) {
-    prepare_rows(v, lane, k);
-    const fl_attend a = attend_call(v, lane, k, k->begin, k->end, lane->max, lane->sum, lane->out);
+static void attend_task(const view *v, const task *k) {
+    const fl_worker_scratch *own = v->w->own;
+    prepare_rows(v, k);
+    const fl_attend a = attend_call(v, k, k->begin, k->end, own->max, own->sum, own->out);
     v->m->kernels->attend[v->m->kv_type](&a);
-    write_out(v, k, lane->sum, lane->out);
-    if (k->maps) write_maps(v, lane, k);
+    write_out(v, k, own->sum, own->out);
+    if (k->maps) write_maps(v, k);
 }
 
-// The keys and values of all tokens. Threads take half a page of a head each: whole cache lines of keys.
-static void store_all(const view *v, fl_lane_scratch *lane, const fl_team *team, size_t id) {
-    enum { PIECE = FL_PAGE / 2 };
-    size_t row = 0, number = 0;
-    for (const fl_span *span = v->spans; span < v->spans + v->n_spans; row += span->n, span++)
-        for (size_t pos = span->pos, end; pos < span->pos + span->n; pos = end) {
-            end = smaller((pos / PIECE + 1) * PIECE, span->pos + span->n);
-            for (size_t head = 0; head < v->m->config.n_kv_heads; head++) {
-                if (number++ % team->threads != id) continue;
-                for (size_t p = pos; p < end; p++)
-                    store(v, lane, row + p - span->pos, span->pages[p / FL_PAGE], p, head);
-            }
-        }
-}
+// ---- runs ----------------------------------------------------------------------------------------------------------
 
-// Where a task's run `i`, whose tasks before it have `rows` rows times runs, leaves its results until they are merged.
+// The partial results in s->partial, a record for each run of each task: max (rows,), sum (rows,), out (rows, stride).
+// `rows`: of all records before, a task's rows counting once for each of its runs.
 static float *partial_at(const view *v, size_t rows) { return v->s->partial + rows * (v->stride + 2); }
 
-// The first run's results, with those of the others merged into them.
+// Attends to run i of a task, whose first record comes after `rows` rows.
+static void attend_run(const view *v, const task *k, size_t i, size_t rows) {
+    const size_t run = k->begin / FL_RUN + i;
+    const size_t begin = larger(k->begin, run * FL_RUN), end = smaller(k->end, (run + 1) * FL_RUN);
+    float *to = partial_at(v, rows + i * k->rows);
+    prepare_rows(v, k);
+    const fl_attend a = attend_call(v, k, begin, end, to, to + k->rows, to + 2 * k->rows);
+    v->m->kernels->attend[v->m->kv_type](&a);
+}
+
+// Merges the runs of a task in order, into its first record, and writes it out.
 static void merge_runs(const view *v, const task *k, size_t rows) {
     float *first = partial_at(v, rows), *out = first + 2 * k->rows;
     for (size_t i = 1; i < runs_of(k); i++) {
@@ -247,91 +315,83 @@ static void merge_runs(const view *v, const task *k, size_t rows) {
     write_out(v, k, first + k->rows, out);
 }
 
-// What threads take at a time: whole tasks, or, where there are few of them and they are long, runs of tasks.
-typedef struct pieces {
+// The items that are dealt out: tasks, or the runs of all tasks.
+typedef struct items {
     tasks all;
-    int apart;
-    float *maps;
-    task k;             // the task of the last piece that was found
-    size_t first, count; // the number of its first piece, and how many it has
-    size_t rows;        // rows times runs of the tasks before it
-} pieces;
+    int runs;            // items are runs
+    task k;              // the task of items [first, first + count)
+    size_t first, count;
+    size_t rows;         // what partial_at takes for the task's first run
+} items;
 
-// Goes on to the next task; 0 after the last.
-static int next_pieces(pieces *p) {
+static items items_of(const view *v, int runs) { return (items){.all = {.v = v}, .runs = runs}; }
+
+// Goes on to the next task's items. 0 after the last: then `first` and `rows` are those of all items.
+static int next_items(items *p) {
     p->first += p->count;
     p->rows += p->count * p->k.rows;
     if (!next_task(&p->all, &p->k)) return 0;
-    p->count = p->apart ? runs_of(&p->k) : 1;
+    p->count = p->runs ? runs_of(&p->k) : 1;
     return 1;
 }
 
-// The task of piece `number`; mostly it comes after those found before.
-static void find_piece(pieces *p, size_t number) {
-    if (number < p->first) *p = (pieces){.all = {.v = p->all.v, .maps = p->maps}, .apart = p->apart, .maps = p->maps};
-    while (number >= p->first + p->count && next_pieces(p)) {}
+static size_t count_items(const view *v, int runs) {
+    items p = items_of(v, runs);
+    while (next_items(&p)) {}
+    return p.first;
 }
 
-// Run i of a task, to where it waits to be merged.
-static void run_piece(const view *v, fl_lane_scratch *lane, const task *k, size_t i, size_t rows) {
-    const size_t run = k->begin / FL_RUN + i;
-    float *to = partial_at(v, rows + i * k->rows);
-    prepare_rows(v, lane, k);
-    const fl_attend a = attend_call(v, lane, k, larger(k->begin, run * FL_RUN), smaller(k->end, (run + 1) * FL_RUN), to,
-                                    to + k->rows, to + 2 * k->rows);
-    v->m->kernels->attend[v->m->kv_type](&a);
+// Goes to the task of item `number`. Mostly that comes after those found before; if not, this starts again.
+static void find_item(items *p, size_t number) {
+    if (number < p->first) *p = items_of(p->all.v, p->runs);
+    while (number >= p->first + p->count && next_items(p)) {}
 }
 
-void fl_attention(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t layer, float *maps,
-                  fl_team *team, size_t id) {
-    const fl_config *c = &m->config;
-    const fl_layer *l = &m->layers[layer];
-    const size_t group = c->n_heads / c->n_kv_heads, heads = smaller(group, FL_ATTEND_ROWS);
-    const view v = {
-        .m = m,
-        .s = s,
-        .spans = spans,
-        .n_spans = n_spans,
-        .layer = layer,
-        .l = l,
-        .cos = l->rope > 0 ? s->cos[l->rope - 1] : NULL,
-        .sin = l->rope > 0 ? s->sin[l->rope - 1] : NULL,
-        .head_dim = c->head_dim,
-        .stride = fl_round_up(c->head_dim, FL_LANES),
-        .group = group,
-        .heads = heads,
-        .parts = (group + heads - 1) / heads,
-        .tokens = FL_ATTEND_ROWS / heads,
-    };
-    fl_lane_scratch *lane = &s->lanes[id];
-    // With one token a span and one task a KV head, the task stores that head's key and value itself: no need to wait
-    // for other threads.
-    int decode = v.parts == 1;
-    for (size_t i = 0; i < n_spans; i++) decode = decode && spans[i].n == 1;
-    if (!decode) {
-        store_all(&v, lane, team, id);
-        fl_barrier(team, id);
-    }
+// Whether runs are dealt out: where some task has several, and the scratch has room for all partial results. Maps need
+// a task's maximum and sum, which only a whole task has.
+static int deals_runs(const view *v) {
+    if (v->w->team->threads == 1 || v->maps) return 0;
     size_t longest = 0;
-    pieces p = {.all = {.v = &v}, .apart = 1};
-    while (next_pieces(&p)) longest = larger(longest, p.count);
-    const int apart = team->threads > 1 && !maps && longest > 1 && p.rows <= s->partials;
-    if (!apart)
-        for (p = (pieces){.all = {.v = &v}}; next_pieces(&p);) {}
+    items p = items_of(v, 1);
+    while (next_items(&p)) longest = larger(longest, p.count);
+    return longest > 1 && p.rows <= v->s->partials;
+}
 
-    fl_deal deal = fl_deal_start(team, id, p.first, 1);
-    p = (pieces){.all = {.v = &v, .maps = maps}, .apart = apart, .maps = maps};
-    for (size_t number, end; fl_deal_next(&deal, &number, &end);) {
-        find_piece(&p, number);
-        const task *k = &p.k;
-        const int last = number + 1 == p.first + p.count;
-        if (decode && last) store(&v, lane, k->row, k->span->pages[k->span->pos / FL_PAGE], k->span->pos, k->kv_head);
-        if (apart) run_piece(&v, lane, k, number - p.first, p.rows);
-        else run_task(&v, lane, k);
-    }
-    if (!apart) return;
-    fl_barrier(team, id);
+// Merges the runs of this worker's share of the tasks.
+static void merge_share(const view *v) {
     size_t number = 0;
-    for (p = (pieces){.all = {.v = &v}, .apart = 1}; next_pieces(&p);)
-        if (number++ % team->threads == id) merge_runs(&v, &p.k, p.rows);
+    for (items p = items_of(v, 1); next_items(&p);)
+        if (number++ % v->w->team->threads == v->w->id) merge_runs(v, &p.k, p.rows);
+}
+
+// Whether each task can store its own token's key and value before it attends: with one token in every span and one
+// task for every KV head no other task needs them, which saves a barrier.
+static int tasks_store(const view *v) {
+    const fl_forward_call *f = v->w->f;
+    int single = v->parts == 1;
+    for (size_t i = 0; i < f->n_spans; i++) single = single && f->spans[i].n == 1;
+    return single;
+}
+
+void fl_attention(const fl_worker *w, size_t layer) {
+    const view v = view_of(w, layer);
+    const int stores = tasks_store(&v);
+    if (!stores) {
+        store_all(&v);
+        fl_barrier(w->team, w->id);
+    }
+    const int runs = deals_runs(&v);
+    items p = items_of(&v, runs);
+    fl_deal deal = fl_deal_start(w->team, w->id, count_items(&v, runs), 1);
+    for (size_t number, end; fl_deal_next(&deal, &number, &end);) {
+        find_item(&p, number);
+        const task *k = &p.k;
+        const int last = end == p.first + p.count; // of the task's items: the only one that sees the token itself
+        if (stores && last) store(&v, k->first, k->span->pages[k->span->pos / FL_PAGE], k->span->pos, k->kv_head);
+        if (runs) attend_run(&v, k, number - p.first, p.rows);
+        else attend_task(&v, k);
+    }
+    if (!runs) return;
+    fl_barrier(w->team, w->id);
+    merge_share(&v);
 }

@@ -1,8 +1,51 @@
 // fastllm: the public C interface.
 //
-// One forward over a ragged batch: prefill, decode and many sequences at once are the same call. No file is opened. No
-// global changes, but for what a signal handler and fork need: see mapping.c and fork.c. Every entry that can fail
-// returns a status. In shapes: n inputs, d outputs, t tokens.
+// The core runs transformers on CPUs. It opens no file, never exits, and has no globals that change, but for what a
+// signal handler and fork need (mapping.c, fork.c). Everything that can fail returns a status. Pointers are never NULL
+// unless the text says so. Nothing here locks: one object may be used by several threads at a time only if they do not
+// change it.
+//
+// Shapes are written (rows, columns), row-major: n inputs, d outputs, t tokens. A size that is "rounded up" is so to a
+// multiple.
+//
+// ---- words: one meaning each ---------------------------------------------------------------------------------------
+//
+// lane      One of the 16 floats of a vector. Kernels are written once over vectors of 16 lanes; an instruction set has
+//           them in one register or several. In a matrix product a lane is an output row.
+//
+// group     32 consecutive channels of K, the dimension that a product sums over, which share a scale. Weights and
+//           activations of int8 have the same groups.
+//
+// panel     16 rows of a matrix x all of K, stored together: one row for each lane. Products are dealt out to workers
+//           by panels.
+//
+// line      64 bytes of an int8 panel, one cache line: 16 rows x 4 k. A group of q4 has four lines, one of q8 eight.
+//
+// bundle    The int8 activations of 16 tokens side by side, as products with many tokens read them. A token has a place
+//           in its bundle. Up to 8 tokens lie each alone.
+//
+// tile      What one kernel call keeps in registers: the sums of P panels x T tokens. Also one of Intel's AMX
+//           registers.
+//
+// page      The keys and values of 64 consecutive positions of a sequence, in all layers and KV heads. A block is
+//           something else: GGUF's unit of quantized weights.
+//
+// branch    Attention or feed-forward: what a layer computes from the residual stream and adds to it.
+//
+// worker    A thread of a team that runs a forward, with scratch memory of its own.
+//
+// forward   One call of fl_forward, which takes the spans of one batch through the model.
+//
+// span      New tokens of one sequence, at consecutive positions. A prompt is a long span, a step of decoding one of 1.
+//
+// batch     The spans of one forward, of as many sequences. Its tokens are numbered span after span.
+//
+// sequence  What owns pages, and so a context: positions 0, 1, ... that have been computed.
+//
+// text      What a user asked for. It may need several sequences (beams, several answers); the core knows only these.
+//
+// deal      Dealing out work: the items of a phase go in chunks. Each worker begins with its own share, and goes on
+//           with what is left of others'; see threads.h.
 #ifndef FASTLLM_H
 #define FASTLLM_H
 
@@ -20,151 +63,178 @@ typedef enum fl_status {
     FL_NO_ISA,       // the instruction set asked for is unknown, not built, or not on this CPU
 } fl_status;
 
-// ---- sizes of the layouts ------------------------------------------------------------------------------------------
-
 enum {
-    FL_LANES = 16, // rows of a panel, floats of a vector: the unit of every kernel
-    FL_GROUP = 32, // weights (and activations) that share one scale
-    FL_PAGE = 64, // positions of a KV page
-    FL_ALIGN = 64, // bytes: one cache line, one zmm
+    FL_LANES = 16, // floats of a vector, rows of a panel
+    FL_GROUP = 32, // channels that share a scale
+    FL_PAGE = 64,  // positions of a page
+    FL_ALIGN = 64, // bytes: a cache line, a line of a panel, an AVX-512 register
 };
 
+// n rounded up to a multiple of `to`, which need not be a power of two.
 static inline size_t fl_round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 // ---- weights -------------------------------------------------------------------------------------------------------
 
-// How a matrix (d, n) is stored: panels of 16 rows x all of n, rows zero-padded to 16 and n to 32. Within a panel:
+// How a matrix (d, n) is stored: as panels, one after the other, with zeros for the rows and columns that d rounded up
+// to 16 and n rounded up to 32 have more. Within a panel:
+//
 //   F32, F16, BF16  for each k: 16 values, one of each row
-//   Q8              16 f16 scales per group of 32 k (padded to 64 bytes in all), then per group 8 tiles of
-//                   16 rows x 4 k int8, 64 bytes each
-//                   (scales apart, so that no tile straddles two cache lines: 13 % more from L2 with AVX-512)
+//   Q8              for each group 16 f16 scales, one of each row, padded to 64 bytes in all; then for each group 8
+//                   lines: line i has 4 int8 of each row, those of k = 4 i to 4 i + 3. A weight is value * scale.
+//                   Scales lie apart so that no line straddles two cache lines: AVX-512 reads 13 % more from L2 so
 //   Q8_F32          the same with f32 scales: int8 checkpoints with float scales stay exact
-//   Q4              scales as with Q8, then per group 4 tiles of 64 bytes: tile i holds codes of what would be the int8
-//                   tiles 2 i (low four bits of each byte) and 2 i + 1 (high four bits), into fl_q4_values
-// A weight of an int8 panel is value * scale.
+//   Q4              scales as with Q8; then for each group 4 lines of codes into fl_q4_values: line i has in the low
+//                   four bits of its bytes what would be line 2 i of Q8, in the high four bits line 2 i + 1
 typedef enum fl_type { FL_F32 = 0, FL_F16, FL_BF16, FL_Q8, FL_Q8_F32, FL_Q4, FL_TYPES } fl_type;
 
 extern const int8_t fl_q4_values[16];
 
 typedef struct fl_matrix {
-    const void *data; // panels, FL_ALIGN-ed; fl_matrix_bytes long; NULL where a model has none here
+    const void *data;  // panels, FL_ALIGN-ed, fl_matrix_bytes long; NULL where a model has none here
     fl_type type;
     size_t d, n;       // rows (outputs), columns (inputs)
-    const float *bias; // (d,) or NULL; what a model adds to the product, not fl_multiply
+    const float *bias; // (d rounded up to 16,), or NULL: what a model adds to the product; fl_multiply does not
 } fl_matrix;
 
-// Bytes of one panel of n inputs, and of a whole matrix. 0 for an unknown type and for what no memory can hold.
+// Bytes of one panel of n columns, and of a whole matrix (d, n). 0 for an unknown type, and for what no memory can
+// hold.
 size_t fl_panel_bytes(fl_type type, size_t n);
 size_t fl_matrix_bytes(fl_type type, size_t d, size_t n);
 
-// How a source matrix is stored, row-major: floats of a type, or int8 with f32 scales, one for each run of `group`
+// A matrix (d, n) as checkpoints have it, row-major: floats, or int8 with f32 scales, one for each run of `group`
 // consecutive elements of the flattened matrix (llama2.c's q8_0).
 typedef struct fl_source {
-    const void *data;    // d * n elements, any alignment
-    fl_type type;        // FL_F32, FL_F16, FL_BF16, or FL_Q8_F32 for int8 data
-    const void *scales;  // FL_Q8_F32 only: f32, any alignment
+    const void *data;    // (d, n) of `type`, any alignment
+    fl_type type;        // FL_F32, FL_F16, FL_BF16; or FL_Q8_F32 for int8
+    const void *scales;  // FL_Q8_F32 only: (d * n / group,) f32, any alignment
     size_t group;        // FL_Q8_F32 only
     size_t d, n;         // rows, columns
-    const int32_t *rows; // row r of the result is row rows[r] of the source; NULL: rows in order
-    // FL_Q4 only. What a calibration says of the columns h (n, n), the sum of x x^T over inputs x, is U diag(importance)
-    // U^T, see fl_factor; importance alone: what a column's squared error counts.
+    const int32_t *rows; // (d,) row r of the result is row rows[r] of the source; NULL: rows in order
+
+    // To FL_Q4 only. With a calibration, h (n, n) is the sum of x x^T over its inputs x (n,), and fl_factor has made of
+    // it U diag(importance) U^T. Without one, all three but `kernels` are NULL.
     const struct fl_kernels *kernels; // to compute with
-    const float *importance;          // (n,); NULL: a guess
-    const float *feedback;            // (n, n) U^T, of which what lies below the diagonal is read; NULL: h is diagonal
-    const float *products;            // (n, n) h, with feedback; NULL: values are rounded once
+    const float *importance;          // (n,) what a column's squared error counts; NULL: a guess from the weights
+    const float *feedback;            // (n, n) U^T, of which the part below the diagonal is read; NULL: h is diagonal
+    const float *products;            // (n, n) h, with feedback; NULL: each value is rounded once, not improved after
 } fl_source;
 
-// Packs `source` into `panels`, fl_matrix_bytes long. Floats to int8: per group of 32, scale = max|w| / 127 rounded to
-// f16 (one step up where a subnormal scale would cut values off), values rounded to nearest even. int8 to FL_Q8_F32 copies values and scales (source.group must be a multiple of
-// 32 that divides n). Floats to FL_Q4: scale and codes
-// of the least squared error that a search finds. FL_BAD_VALUE: a weight is not finite, or too large for the type.
+// Packs a source into `panels`, fl_matrix_bytes(type, d, n) long and FL_ALIGN-ed, on `threads` threads.
+//   floats to FL_Q8: scale = max |w| of the group / 127 rounded to f16 (one step up where a subnormal scale would cut
+//                    values off), values rounded to nearest even
+//   floats to FL_Q4: the scale and codes of least squared error that a search finds; with a calibration, of the outputs
+//                    (GPTQ, Frantar et al., 2023; LDLQ, Chee et al., 2023)
+//   int8 to FL_Q8_F32: values and scales are copied; source.group must be a multiple of 32 that divides n
+// FL_BAD_TENSOR: the source cannot become this type, or `rows` names a row that it does not have. FL_BAD_VALUE: a
+// weight is not finite, or too large for the type.
 fl_status fl_pack(fl_type type, void *panels, const fl_source *source, size_t threads);
 
-// h (n, n), symmetric and positive definite, as U diag(importance) U^T. U, unit upper triangular, takes the place of h's
-// part above the diagonal; the rest of h is working memory. FL_BAD_VALUE: what is on h's diagonal is not above 0, or not
-// finite.
+// Factors h (n, n), symmetric and positive definite, into U diag(importance) U^T with U unit upper triangular. U takes
+// the place of the part of h above the diagonal; the rest of h is overwritten. importance: (n,). FL_BAD_VALUE: an
+// element of the diagonal is not above 0 or not finite; then nothing is written.
 fl_status fl_factor(size_t n, double *h, float *importance, size_t threads);
 
-// Writes row r of a matrix as n floats: the embedding lookup.
+// Writes row r < d of a matrix as n floats, out (n,): the look-up of an embedding.
 void fl_matrix_row(const fl_matrix *w, size_t r, float *out);
 
-// Whether n floats are all finite.
+// 1 if the n floats at x are all finite, else 0.
 int fl_finite(const float *x, size_t n);
 
-uint16_t fl_f16_from_f32(float x); // round to nearest even
+// IEEE binary16 and bfloat16, as their bits. To 16 bits: rounded to nearest even; what is too large becomes infinity.
+uint16_t fl_f16_from_f32(float x);
 float fl_f32_from_f16(uint16_t h);
-uint16_t fl_bf16_from_f32(float x); // round to nearest even
+uint16_t fl_bf16_from_f32(float x);
 float fl_f32_from_bf16(uint16_t h);
 
-// GGUF's block types: the i-th one's name, values of a block and their bytes; NULL past the end. And `count` blocks of
-// it as floats.
+// The name of GGUF's block type number i, such as "Q4_K", with the values of a block and its bytes (ggml's
+// quantization). NULL past the last.
 const char *fl_block(size_t i, size_t *values, size_t *bytes);
+
+// Writes `count` blocks of type number `block` as floats, out (count * values,), on `threads` threads: ggml's
+// operations in ggml's order, the same bits. `data` has any alignment. FL_BAD_VALUE: there is no such type.
 fl_status fl_dequantize(size_t block, const void *data, size_t count, size_t threads, float *out);
 
 // ---- instruction sets ----------------------------------------------------------------------------------------------
 
+// The kernels of one instruction set. All sets give the same bits.
 typedef struct fl_kernels fl_kernels;
 
-// The kernels of the best instruction set that was built and that both CPU and operating system support (name NULL or
-// ""), or of the named one: "scalar", "avx2", "avxvnni", "avx512", "amx", "neon". All of them give the same bits.
+// The kernels of the named instruction set: "scalar", "avx2", "avxvnni", "avx512", "amx", "neon"; or, name being NULL
+// or "", of the best one that was built and that both CPU and operating system support. FL_NO_ISA: there is none.
 fl_status fl_kernels_find(const char *name, const fl_kernels **out);
 const char *fl_kernels_name(const fl_kernels *k);
 
-// The i-th instruction set built in, worst first (NULL past the end), and whether this machine can run it.
+// The name of instruction set number i of those built in, worst first, and whether this machine can run it. NULL past
+// the last.
 const char *fl_isa_built(size_t i, int *supported);
 
-// A matrix product on its own: x (t, n) to out (t, d rounded up to 16), by the kernels of `k`.
+// ---- kernels on their own ------------------------------------------------------------------------------------------
+
+// out (t, d rounded up to 16) = x w^T, x (t, n), on `threads` threads; without w's bias. FL_NO_MEMORY.
 fl_status fl_multiply(const fl_kernels *k, const fl_matrix *w, const float *x, size_t tokens, size_t threads,
                       float *out);
 
-// What a dense layer after the stream does to its sums.
-typedef enum fl_dense_act { FL_DENSE_IDENTITY = 0, FL_DENSE_TANH, FL_DENSE_SIGMOID, FL_DENSE_GELU, FL_DENSE_RELU,
-                            FL_DENSE_SILU } fl_dense_act;
+// The activation of a dense layer. GELU is the exact one, by erf.
+typedef enum fl_dense_act {
+    FL_DENSE_IDENTITY = 0,
+    FL_DENSE_TANH,
+    FL_DENSE_SIGMOID,
+    FL_DENSE_GELU,
+    FL_DENSE_RELU,
+    FL_DENSE_SILU,
+} fl_dense_act;
 
-// A layer of what comes after the stream, such as a classifier's: out (t, d rounded up to 16) = act(w x + bias), x (t, n).
-// The bias is the matrix's own, readable to the next multiple of 16.
+// A layer of a head that is not the model's, such as a classifier's: out (t, d rounded up to 16) = act(x w^T + bias), x
+// (t, n). FL_NO_MEMORY.
 fl_status fl_dense(const fl_kernels *k, const fl_matrix *w, fl_dense_act act, const float *x, size_t tokens,
                    size_t threads, float *out);
 
-// Attention on its own, of one head: row r of q (rows, head_dim) over the first seen[r] of n keys and values
-// (n, head_dim), stored as kv_type, FL_F32 or FL_F16; to out (rows, head_dim). 1 <= seen[r] <= n.
+// Attention of one head: out (rows, head_dim), row r being that of query q[r] (rows, head_dim) to the first seen[r] of
+// n keys and values (n, head_dim), 1 <= seen[r] <= n, which are stored as kv_type, FL_F32 or FL_F16. Queries are scaled
+// already. FL_NO_MEMORY.
 fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size_t n, size_t head_dim, const float *q,
                          const float *keys, const float *values, const size_t *seen, float *out);
 
 // ---- model ---------------------------------------------------------------------------------------------------------
 
+// RMS norm (Zhang and Sennrich, 2019) or layer norm (Ba et al., 2016).
 typedef enum fl_norm_kind { FL_RMS_NORM = 0, FL_LAYER_NORM } fl_norm_kind;
+
+// SiLU (Elfwing et al., 2018); GELU (Hendrycks and Gimpel, 2016) by tanh, by erf, and as x sigmoid(1.702 x); ReLU.
 typedef enum fl_act { FL_SILU = 0, FL_GELU_TANH, FL_GELU_ERF, FL_QUICK_GELU, FL_RELU } fl_act;
+
 // Norms of queries and keys before they rotate: of each head, or of the row of all heads.
 typedef enum fl_qk_norm { FL_QK_NONE = 0, FL_QK_HEAD, FL_QK_ROW } fl_qk_norm;
 
+// What a family of models is: dimensions and flags. Fields that a model does not need are 0, but factors are then 1,
+// and mask_token and pad_token -1.
 typedef struct fl_config {
     size_t dim;        // width of the residual stream
     size_t hidden_dim; // width inside the feed-forward
     size_t head_dim;
-    size_t n_layers, n_heads, n_kv_heads;
+    size_t n_layers, n_heads, n_kv_heads; // n_heads / n_kv_heads query heads share a KV head (Ainslie et al., 2023)
     size_t vocab_size;
-    size_t max_seq;
-    size_t rotary_dim; // the first rotary_dim channels of a head rotate: pairs (i, i + rotary_dim / 2)
+    size_t max_seq;    // the context: positions of a sequence
+    size_t rotary_dim; // the first rotary_dim channels of a head rotate (Su et al., 2021), in pairs (i, i + half of it)
     float norm_eps;
     float attn_scale;  // of query . key, usually 1 / sqrt(head_dim)
 
     fl_norm_kind norm;
     fl_act act;
     fl_qk_norm qk_norm;
-    int causal;           // a token sees those before it; else all of its text, which must come in one span
-    int parallel;         // attention and feed-forward read the same stream (no norms after them, then)
-    int norm_after;       // attn_norm and ffn_norm come after the additions to the stream, not before the blocks
+    int causal;           // a token sees those before it; else all of its sequence, which must come in one span
+    int parallel;         // attention and feed-forward read the same stream (no norms of what they add to it, then)
+    int norm_after;       // attn_norm and ffn_norm come after the additions to the stream, not before the branches
     float rope_scale;     // of the cosines and sines of rope_freqs[0]
     float attn_softcap;   // scores become cap * tanh(score / cap); 0: none
     float logit_scale, logit_softcap;
     float embed_scale;    // of embeddings
-    float residual_scale; // of what a block adds to the stream
-    size_t n_experts, n_experts_used, expert_dim;
+    float residual_scale; // of what a branch adds to the stream
+    size_t n_experts, n_experts_used, expert_dim; // mixture of experts (Shazeer et al., 2017)
     int moe_renormalize;  // the chosen experts' probabilities are made to sum to 1
-    size_t positions;     // rows of the table of learned positions; 0: none
-    int second_segment;   // the table has as many rows again, for the tokens of a second text (BERT's token type 1)
-    int32_t mask_token;   // its embedding is zero, and the others of its text are scaled up for it (ESM-2); -1: none
+    size_t positions;     // rows of the table of learned positions, max_seq or more; 0: none
+    int second_segment;   // the table has as many rows again, for the tokens of a second segment (BERT's token type 1)
+    int32_t mask_token;   // its embedding is zero, and the others of its span are scaled up for it (ESM-2); -1: none
     int32_t pad_token;    // no token sees it (Grok-1); -1: none
 } fl_config;
 
@@ -181,27 +251,29 @@ typedef struct fl_layer {
     const float *q_norm, *k_norm;  // (n_heads * head_dim,), (n_kv_heads * head_dim,) with qk_norm
     fl_matrix wo;                  // (dim, n_heads * head_dim)
     fl_norm post_attn_norm;        // of what attention adds to the stream
-    fl_norm ffn_norm;              // none with `parallel`: the feed-forward takes attention's
+    fl_norm ffn_norm;              // with `parallel` and without a weight: the feed-forward takes attn_norm
     fl_matrix w1, w3;              // gate, up: (hidden_dim, dim); without w3: act(w1 x). With experts: the shared one
     fl_matrix w2;                  // down: (dim, hidden_dim)
-    fl_norm post_ffn_norm;
-    fl_matrix router;              // (n_experts, dim): this layer has experts
-    fl_matrix e1, e3, e2;          // of one expert: (expert_dim, dim) twice, (dim, expert_dim); the others follow it
-    fl_matrix shared_gate;         // (1, dim): the shared expert is weighed by its sigmoid
-    size_t window;                 // a token sees those less than so many positions away; 0: all
+    fl_norm post_ffn_norm;         // of what the feed-forward adds to the stream
+    fl_matrix router;              // (n_experts, dim), FL_F32: this layer has experts
+    fl_matrix e1, e3, e2;          // of expert 0: (expert_dim, dim) twice, (dim, expert_dim); the others' follow each
+    fl_matrix shared_gate;         // (1, dim), floats: the shared expert is weighed by its sigmoid
+    size_t window;                 // a token sees those less than `window` positions away; 0: all
     size_t rope;                   // 0: no rotation, else by rope_freqs[rope - 1]
 } fl_layer;
 
 // Learns on how many threads forwards of one model are fastest: no more than there are CPUs for this process, and fewer
-// while other programs keep some of those busy. A forward that runs beside another of its model goes without.
+// while other programs keep some of those busy. A forward that runs beside another of its model neither uses nor
+// teaches it. FL_NO_MEMORY.
 typedef struct fl_pace fl_pace;
 fl_status fl_pace_new(fl_pace **out);
 void fl_pace_free(fl_pace *pace);
 
+// A model. It owns nothing that it points to.
 typedef struct fl_model {
     fl_config config;
     const fl_kernels *kernels;
-    fl_type kv_type;              // FL_F32, FL_F16 or FL_Q8
+    fl_type kv_type;              // FL_F32, FL_F16 or FL_Q8: how pages hold keys and values
     fl_matrix embed;              // (vocab_size, dim)
     fl_matrix positions;          // (positions, dim), twice as many rows with second_segment
     fl_norm embed_norm;
@@ -214,62 +286,72 @@ typedef struct fl_model {
     fl_pace *pace;                // NULL: forwards run on exactly as many threads as are asked for
 } fl_model;
 
-// Whether the config can be a model and every tensor is there with its shape and an alignment the kernels can read.
+// Whether a model can be run. FL_BAD_CONFIG: the config is that of no model. FL_BAD_TENSOR: a matrix or norm that it
+// needs is missing, or its shape, type or alignment is not what it must be. All other functions rely on this check.
 fl_status fl_model_check(const fl_model *m);
 
-// ---- KV cache ------------------------------------------------------------------------------------------------------
+// ---- pages ---------------------------------------------------------------------------------------------------------
 
-// A page holds 64 consecutive positions, aligned to a multiple of 64, of all layers and KV heads of one sequence.
-// For each layer and head: keys (head_dim, 64), transposed; then values (64, head_dim rounded up to 16). FL_Q8 has int8
-// and, after the keys and after the values, f32 scales: one for 32 channels (the rest at the end) of a position, (groups,
-// 64) and (64, groups). At the end, with a pad_token: what is added to the scores of each position, 64 f32.
+// Bytes of a page of a model, a multiple of 64. A page begins at a multiple of 64 positions. For each layer and KV head
+// it holds keys (head_dim, 64), transposed, and then values (64, head_dim rounded up to 16), as kv_type. FL_Q8 has int8
+// and, after the keys and after the values, f32 scales, one for each 32 channels of a position (fewer in the last):
+// (groups, 64) and (64, groups). At its end, with a pad_token, are 64 f32: what is added to the scores of each
+// position. See pages.h.
 size_t fl_kv_page_bytes(const fl_model *m);
 
-// A pool that hands out pages and takes them back; it grows in slabs, frees those that hold no page in use, but one,
-// and at the end all. Not thread-safe: the caller holds a lock. A page comes with whatever an earlier sequence left in
-// it.
+// A pool of pages of `page_bytes` each. It grows in slabs of several pages, gives slabs that are not in use back to the
+// system, but for one, and at the end all. One thread at a time may use it: callers hold a lock. FL_NO_MEMORY.
 typedef struct fl_pool fl_pool;
 fl_status fl_pool_new(size_t page_bytes, fl_pool **out);
 void fl_pool_free(fl_pool *pool);
+
+// Takes a page, FL_ALIGN-ed, which holds whatever an earlier sequence left in it; and gives one back. FL_NO_MEMORY.
 fl_status fl_pool_take(fl_pool *pool, void **page);
 void fl_pool_give(fl_pool *pool, void *page);
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
-// New tokens of one sequence. A batch holds a sequence at most once.
 typedef struct fl_span {
     const int32_t *tokens; // (n,)
     size_t n;              // 1 or more
     size_t pos;            // position of tokens[0]: how many the sequence already holds
-    void *const *pages;   // KV pages, page i for positions 64 i .. 64 i + 63
-    size_t n_pages;
+    void *const *pages;    // (n_pages,) the sequence's: page i has positions 64 i to 64 i + 63
+    size_t n_pages;        // enough for pos + n positions
     size_t n_logits;       // logits are computed for the last n_logits tokens of the span; 0 to n
-    size_t segment;        // tokens from here on are a second text; n: none are
+    size_t segment;        // tokens from here on are of the second segment; n: none are
 } fl_span;
 
-// Working memory of forwards of one model: one for each call that runs at the same time. Grows, never shrinks.
+// Working memory of forwards of one model, one for each call that runs at the same time. It grows with the largest
+// forward, and never shrinks. FL_NO_MEMORY.
 typedef struct fl_scratch fl_scratch;
 fl_status fl_scratch_new(fl_scratch **out);
 void fl_scratch_free(fl_scratch *s);
 
-// Floats from one row of logits to the next: the vocabulary rounded up to 16. What lies past it is zero, or NaN in a row
-// that is not finite.
+// Floats from one row of logits to the next: vocab_size rounded up to 16. The floats past vocab_size are zero, or NaN
+// in a row that is not finite.
 size_t fl_logits_stride(const fl_model *m);
 
-// What a forward writes; NULL for what is not wanted.
+// What a forward writes; NULL for what is not wanted. Tokens are those of all spans, in their order.
 typedef struct fl_outputs {
     float *logits;           // (sum of n_logits, fl_logits_stride), FL_ALIGN-ed
-    float *const *hidden;    // n_layers + 2 pointers, each NULL or (tokens of all spans, dim): the stream before layer 0,
-                             // after each layer, and that after the final norm
-    float *const *attention; // n_layers pointers, each NULL or, for each span, (n_heads, n, pos + n) probabilities
-    float *const *inputs;    // 4 n_layers pointers, each NULL or (tokens of all spans, n): what multiply wq, wk and wv;
-                             // wo; w1 and w3; w2 of a layer. Those of experts are not written
+    float *const *hidden;    // n_layers + 2 pointers, each NULL or (tokens, dim): the stream before layer 0, after each
+                             // layer, and after the final norm
+    float *const *attention; // n_layers pointers, each NULL or for each span (n_heads, n, pos + n): probabilities
+    float *const *inputs;    // 4 n_layers pointers, each NULL or (tokens, n): the inputs of wq, wk and wv; of wo; of w1
+                             // and w3; of w2 of each layer. Those of layers with experts are not written
 } fl_outputs;
 
-// Runs the new tokens of all spans through the model, appends their keys and values to the pages, and writes what is
-// wanted. The result is the same to the bit however tokens are split into batches and however many threads run. Where a
-// broken model or an overflow makes NaN or infinity, what depends on it is not finite, and nothing else: neither other
+// Runs a batch through the model (Vaswani et al., 2017): appends the keys and values of its tokens to the sequences'
+// pages, and writes what is wanted. No sequence may be in a batch twice. Runs on up to 256 threads, one being the
+// caller.
+//
+// The result is the same to the bit however tokens are split into batches and however many threads run. Where a broken
+// model or an overflow makes NaN or infinity, whatever depends on it is not finite, and nothing else: neither other
 // spans nor the tokens before. Which NaN it is, sign and payload, may differ between machines and batches.
+//
+// FL_BAD_POSITION: a span's positions, pages, n_logits or segment are not as above, or a model that is not causal is
+// given only a part of a sequence. FL_BAD_TOKEN. FL_BAD_TENSOR: logits of a model without a head. FL_NO_MEMORY. In
+// these cases nothing is written.
 fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t threads,
                      const fl_outputs *out);
 
@@ -277,81 +359,92 @@ fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, siz
 
 typedef struct fl_sampling {
     float temperature;        // below 1e-6: the most likely token; else logits are divided by it
-    size_t top_k;             // keep the k most likely; 0: all
-    float top_p;              // keep the smallest set whose probability exceeds top_p; outside (0, 1): all
-    float min_p;              // keep tokens at least min_p times as likely as the best; 0: all
+    size_t top_k;             // keep the k most likely (Fan et al., 2018); 0: all
+    float top_p;              // nucleus sampling (Holtzman et al., 2020): keep the smallest set whose probability
+                              // exceeds it; outside (0, 1): all
+    float min_p;              // keep tokens at least min_p times as likely as the best (Nguyen et al., 2024); 0: all
     float typical_p;          // locally typical sampling (Meister et al., 2022); outside (0, 1): all
     float repetition_penalty; // of logits of tokens seen in prompt or text (Keskar et al., 2019); 1: none
-    float presence_penalty;   // subtracted once for a token that was generated
+    float presence_penalty;   // subtracted once from the logit of a token that was generated
     float frequency_penalty;  // subtracted as often as a token was generated
 } fl_sampling;
 
+// Draws the tokens of one text. Of the text it keeps the tokens it has seen, each once, and nothing without penalties.
+// The same seed and logits give the same tokens. FL_BAD_CONFIG: a vocabulary of none, or of 2^31 or more. FL_NO_MEMORY.
 typedef struct fl_sampler fl_sampler;
 fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t seed, fl_sampler **out);
 void fl_sampler_free(fl_sampler *s);
 
-// Adds `bias` to the logit of `token`, for every draw.
+// Adds `bias` to the logit of `token`, for every draw from now on. FL_BAD_TOKEN, FL_NO_MEMORY.
 fl_status fl_sampler_bias(fl_sampler *s, int32_t token, float bias);
 
-// Tells the sampler of a token of the prompt (generated 0) or of the text (generated 1), for the penalties. What a
-// sampler holds of a text is the tokens it has seen, each once, and nothing where there is no penalty.
+// Tells the sampler of a token of the prompt (generated 0) or of the text (generated 1), for the penalties.
+// FL_BAD_TOKEN, FL_NO_MEMORY.
 fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated);
 
-// Working memory of draws: one for each call that runs at the same time, whatever the sampler. Grows, never shrinks.
+// Working memory of draws by any sampler, one for each call that runs at the same time. Grows, never shrinks.
+// FL_NO_MEMORY.
 typedef struct fl_draw_scratch fl_draw_scratch;
 fl_status fl_draw_scratch_new(fl_draw_scratch **out);
 void fl_draw_scratch_free(fl_draw_scratch *w);
 
 // Draws a token from logits (vocab_size,), readable to the next multiple of 16: biases before penalties, then the
-// filters in the order of fl_sampling. What they leave is walked by descending probability, or by typicality, lowest id
-// first among equals; without any filter in the order of the vocabulary. Uses one random number unless the temperature
-// is 0. Sums of probabilities are doubles: exact as long as none is less than 2^-29 of the sum; else they round in an
-// order that follows from the logits and options alone. FL_BAD_VALUE: a logit is not finite. FL_BAD_TOKEN: after biases and
-// penalties the largest is not, so that there is no token to draw.
+// filters in the order of fl_sampling. The tokens that these leave are walked by descending probability, or by
+// typicality, lowest id first among equals; without any filter in the order of the vocabulary. Uses one random number,
+// or none if the most likely token is asked for. Sums of probabilities are doubles: exact as long as none is less than
+// 2^-29 of the sum; else they round in an order that follows from the logits and options alone. FL_BAD_VALUE: a logit
+// is not finite. FL_BAD_TOKEN: after biases and penalties the largest is not, so that there is no token to draw.
+// FL_NO_MEMORY.
 fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, const float *logits, int32_t *token);
 
 // ---- the machine ---------------------------------------------------------------------------------------------------
 
-// FL_ALIGN-ed zeroed memory, untouched until it is written; huge pages where the system gives them on request.
+// Zeroed memory, FL_ALIGN-ed and untouched until it is written; in huge pages where the system gives them on request.
+// NULL: there is none. fl_free takes NULL.
 void *fl_alloc(size_t bytes);
 void fl_free(void *p);
 
-// All of a file that is not empty, open as `fd` (which may be closed after), mapped read-only. It stays safe to read when
-// the file is cut short meanwhile: zeros are read then, and the state says so. Returns 0 or an errno. Of the functions
-// that make, free and guard mappings, one may run at a time.
+// A file that is mapped read-only, as a whole: `fd` may be closed after; an empty file is EINVAL. It stays safe to read
+// when the file is cut short meanwhile: zeros are read then, and the state says so. fl_mapping_new returns 0 or an
+// errno. Of the functions that make, free and guard mappings, one may run at a time. fl_mapping_free takes NULL.
 typedef struct fl_mapping fl_mapping;
 int fl_mapping_new(int fd, fl_mapping **out);
 void fl_mapping_free(fl_mapping *m);
 const void *fl_mapping_data(const fl_mapping *m);
 size_t fl_mapping_bytes(const fl_mapping *m);
 
-// What has become of the file since it was mapped. It takes a system call.
 typedef enum fl_file_state {
     FL_FILE_SAME = 0,
     FL_FILE_TRUNCATED,
     FL_FILE_CHANGED,    // written to, by its length and time
     FL_FILE_UNREADABLE, // the disk or the network failed
 } fl_file_state;
+
+// What has become of the file since it was mapped. It takes a system call.
 fl_file_state fl_mapping_state(const fl_mapping *m);
 
-// The same for those who ask after every token: zeros that were read are always noticed, but other changes only when
-// this has not asked the system for a tenth of a millisecond.
+// The same for callers that ask after every token: it asks the system only when its last time was a tenth of a
+// millisecond or more ago, and calls the file unchanged until then. Zeros that were read in place of the file are
+// always noticed.
 fl_file_state fl_mapping_glance(fl_mapping *m);
 
-// Puts our handler of SIGBUS in front again where another library has put its own there since: before reading.
+// To be called before a mapping is read: another library may have put a handler of SIGBUS of its own in place of ours
+// since; this puts ours in front of it again.
 void fl_mapping_guard(void);
 
-// Reads `bytes` of memory with `threads` threads; the sum keeps the compiler honest. For measuring bandwidth.
+// Reads `bytes` bytes at p on `threads` threads, to measure bandwidth. The sum that it returns only keeps the compiler
+// from leaving the reads out.
 uint64_t fl_read(const void *p, size_t bytes, size_t threads);
 
-// Int8 multiply-adds by `threads` threads at once, the instruction set's best and nothing else, for measuring its
-// peak: returns how many there were, in proportion to `rounds`.
+// Does int8 multiply-adds on `threads` threads, by the instruction set's best instruction and without memory, to
+// measure its peak. Returns how many: in proportion to `rounds` and threads.
 uint64_t fl_int8_peak(const fl_kernels *k, size_t rounds, size_t threads);
 
-// Starts `threads` threads at once, the caller being one, and ends them: 0, or the errno with which one did not start.
+// Starts `threads` threads at once, the caller being one, and ends them. Returns 0, or the errno with which one did not
+// start.
 int fl_try_threads(size_t threads);
 
-// 1 where the build has OpenMP.
+// 1 if the build has OpenMP, else 0: then everything runs on one thread.
 int fl_has_threads(void);
 
 #endif

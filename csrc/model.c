@@ -1,417 +1,318 @@
-// The transformer over a ragged batch. Every thread runs fl_forward's work from end to end and takes its share of rows,
-// tokens or heads in each phase; sums are never shared out, which is why the number of threads changes no bit.
-#include <math.h>
-#include <stdint.h>
+// The transformer over a ragged batch: fl_forward and its phases.
+//
+// Every worker runs a forward from end to end, and in each phase takes its part of the tokens, heads or panels. A sum
+// is always computed whole by one worker, so the number of workers changes no bit.
 #include <string.h>
 
 #include "attention.h"
-#include "forward.h"
+#include "moe.h"
+#include "multiply.h"
+#include "pages.h"
 #include "rope.h"
+#include "validate.h"
 
-// ---- checks --------------------------------------------------------------------------------------------------------
+// ---- embedding -----------------------------------------------------------------------------------------------------
 
-static int config_possible(const fl_config *c) {
-    // Bounds under which no product of three dimensions overflows.
-    const size_t wide = (size_t)1 << 20;
-    const float numbers[] = {c->norm_eps,   c->attn_scale,    c->rope_scale,  c->attn_softcap,
-                             c->logit_scale, c->logit_softcap, c->embed_scale, c->residual_scale};
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
-        if (!isfinite(numbers[i])) return 0;
-    return c->dim > 0 && c->dim <= wide && c->hidden_dim <= wide && c->head_dim > 0 && c->head_dim <= 4096 &&
-           c->n_layers > 0 && c->n_layers <= 65536 && c->n_heads > 0 && c->n_heads <= 65536 && c->n_kv_heads > 0 &&
-           c->n_heads % c->n_kv_heads == 0 && c->vocab_size > 0 && c->vocab_size <= (size_t)1 << 28 && c->max_seq > 0 &&
-           c->max_seq <= INT32_MAX && c->rotary_dim % 2 == 0 && c->rotary_dim <= c->head_dim &&
-           c->n_heads * c->head_dim <= wide && c->norm_eps >= 0 && c->norm <= FL_LAYER_NORM && c->act <= FL_RELU &&
-           c->qk_norm <= FL_QK_ROW && c->n_experts <= 65536 && c->n_experts_used <= c->n_experts &&
-           c->expert_dim <= wide && (c->n_experts == 0) == (c->n_experts_used == 0) &&
-           (c->n_experts == 0) == (c->expert_dim == 0) && (c->positions == 0 || c->positions >= c->max_seq) &&
-           c->positions <= INT32_MAX && (!c->second_segment || c->positions > 0);
-}
-
-static int matrix_fits(const fl_matrix *w, size_t d, size_t n) {
-    return w->data && (uintptr_t)w->data % FL_ALIGN == 0 && w->d == d && w->n == n && fl_panel_bytes(w->type, n) > 0;
-}
-
-static int layer_fits(const fl_config *c, const fl_layer *l) {
-    const size_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim, hidden = c->hidden_dim;
-    const int gated = l->w3.data || l->e3.data, moe = l->router.data != NULL;
-    int fits = matrix_fits(&l->wq, q, c->dim) && matrix_fits(&l->wk, kv, c->dim) && matrix_fits(&l->wv, kv, c->dim) &&
-               matrix_fits(&l->wo, c->dim, q) && l->rope <= 2;
-    if (c->qk_norm != FL_QK_NONE) fits = fits && l->q_norm && l->k_norm;
-    if (c->norm_after) fits = fits && l->attn_norm.weight && l->ffn_norm.weight;
-    if (c->parallel) fits = fits && l->attn_norm.weight && !l->post_attn_norm.weight && !l->post_ffn_norm.weight;
-    if (l->w1.data || !moe)
-        fits = fits && matrix_fits(&l->w1, hidden, c->dim) && matrix_fits(&l->w2, c->dim, hidden) &&
-               (!gated || matrix_fits(&l->w3, hidden, c->dim));
-    if (moe) // a router in f32: which expert is chosen must not depend on rounding
-        fits = fits && !c->parallel && !c->norm_after && c->n_experts > 0 && l->router.type == FL_F32 &&
-               matrix_fits(&l->router, c->n_experts, c->dim) && matrix_fits(&l->e1, c->expert_dim, c->dim) &&
-               (!gated || matrix_fits(&l->e3, c->expert_dim, c->dim)) && matrix_fits(&l->e2, c->dim, c->expert_dim) &&
-               (!l->shared_gate.data || (l->w1.data && !fl_is_integer(l->shared_gate.type) &&
-                                         matrix_fits(&l->shared_gate, 1, c->dim)));
-    return fits;
-}
-
-static size_t position_rows(const fl_config *c) { return c->second_segment ? 2 * c->positions : c->positions; }
-
-fl_status fl_model_check(const fl_model *m) {
-    const fl_config *c = &m->config;
-    if (!config_possible(c) || (m->kv_type != FL_F32 && m->kv_type != FL_F16 && m->kv_type != FL_Q8)) return FL_BAD_CONFIG;
-    int fits = m->kernels && m->layers && matrix_fits(&m->embed, c->vocab_size, c->dim) &&
-               (!m->head.data || matrix_fits(&m->head, c->vocab_size, c->dim)) &&
-               (!m->head_dense.data || matrix_fits(&m->head_dense, c->dim, c->dim)) &&
-               (c->positions == 0 || matrix_fits(&m->positions, position_rows(c), c->dim));
-    for (size_t i = 0; fits && i < c->n_layers; i++) {
-        const fl_layer *l = &m->layers[i];
-        fits = layer_fits(c, l) && (l->rope == 0 || c->rotary_dim == 0 || m->rope_freqs[l->rope - 1]);
-    }
-    return fits ? FL_OK : FL_BAD_TENSOR;
-}
-
-static fl_status check_span(const fl_model *m, const fl_span *span) {
-    if (span->n == 0 || span->n_logits > span->n) return FL_BAD_POSITION;
-    if (span->pos >= m->config.max_seq || span->n > m->config.max_seq - span->pos) return FL_BAD_POSITION;
-    if (!m->config.causal && span->pos > 0) return FL_BAD_POSITION; // earlier tokens have not seen these
-    if (span->segment > span->n || (span->segment < span->n && !m->config.second_segment)) return FL_BAD_POSITION;
-    if (span->n_pages < (span->pos + span->n + FL_PAGE - 1) / FL_PAGE) return FL_BAD_POSITION;
-    for (size_t t = 0; t < span->n; t++)
-        if (span->tokens[t] < 0 || (size_t)span->tokens[t] >= m->config.vocab_size) return FL_BAD_TOKEN;
-    return FL_OK;
-}
-
-// ---- parts of phases -----------------------------------------------------------------------------------------------
-
-static void apply_norm(const fl_model *m, const fl_norm *norm, float *out, const float *x) {
-    m->kernels->norm[m->config.norm](out, x, norm->weight, norm->bias, m->config.dim, m->config.norm_eps);
-}
-
-void fl_quantize(const fl_job *f, const float *x, size_t n, void *q, size_t groups, size_t first, size_t tokens,
-                 size_t t) {
-    const size_t width = fl_bundle_width(tokens);
-    char *tile = fl_bundle_of(q, groups, tokens, t);
-    f->m->kernels->quantize(x, n, tile + first * width * sizeof(fl_q8_group), width, t % width);
-}
-
-fl_inputs fl_prepare(const fl_job *f, fl_team *team, size_t id, const float *x, size_t stride, const size_t *rows,
-                     size_t tokens, const fl_norm *norm, int quantize) {
-    const int alone = tokens == 1, normed = norm && norm->weight, copied = normed || rows;
-    float *out = alone ? f->s->lanes[id].norm : f->s->norm;
-    void *q8 = alone ? f->s->lanes[id].q8 : f->s->q8;
-    size_t begin = 0, end = tokens;
-    if (!alone) fl_share(tokens, team, id, &begin, &end);
-    for (size_t t = begin; t < end; t++) {
-        const float *row = x + (rows ? rows[t] : t) * stride;
-        // Rows that are copied are `dim` wide, and their padding stays zero whatever the stream's holds.
-        if (normed) apply_norm(f->m, norm, out + t * stride, row);
-        else if (copied) memcpy(out + t * stride, row, f->m->config.dim * sizeof(float));
-        if (copied) row = out + t * stride;
-        if (quantize) fl_quantize(f, row, stride, q8, stride / FL_GROUP, 0, tokens, t);
-    }
-    if (!alone) fl_barrier(team, id);
-    return (fl_inputs){.f = copied ? out : x, .f_stride = stride, .q = q8};
-}
-
-void fl_multiply_panels(const fl_job *f, const fl_matrix *w, size_t begin, size_t end, const fl_inputs *in,
-                        size_t tokens, float *out, size_t stride, int add) {
-    if (begin >= end || tokens == 0) return;
-    f->m->kernels->matmul[w->type](w, begin, end, in, tokens, out, stride, add);
-    if (!w->bias) return;
-    for (size_t t = 0; t < tokens; t++)
-        for (size_t r = begin * FL_LANES; r < end * FL_LANES; r++) out[t * stride + r] += w->bias[r];
-}
-
-void fl_multiply_dealt(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w, const fl_inputs *in,
-                       size_t tokens, float *out, size_t stride, int add) {
-    fl_deal deal = fl_deal_panels(team, id, fl_panels(w));
-    for (size_t begin, end; fl_next_panels(&deal, fl_panels(w), &begin, &end);)
-        fl_multiply_panels(f, w, begin, end, in, tokens, out, stride, add);
-}
-
-// A matrix from a panel on.
-static fl_matrix panels_from(const fl_matrix *w, size_t panel) {
-    fl_matrix rest = *w;
-    if (w->data) rest.data = (const char *)w->data + panel * fl_panel_bytes(w->type, w->n);
-    if (w->bias) rest.bias = w->bias + panel * FL_LANES;
-    return rest;
-}
-
-void fl_gate_panels(const fl_job *f, size_t id, const fl_matrix *w1, const fl_matrix *w3, size_t begin, size_t end,
-                    const fl_inputs *in, size_t tokens, const fl_hidden *out) {
-    // Gate and up by the same thread, which then joins them: no barrier between. The rows lie close together meanwhile:
-    // those of a whole matrix may be a power of two apart, and a cache hold but few of them.
-    const fl_matrix gates = panels_from(w1, begin), ups = panels_from(w3, begin);
-    const size_t panels = end - begin, n = panels * FL_LANES, stride = fl_round_up(n, FL_GROUP);
-    float *gate = f->s->lanes[id].gate, *up = w3->data ? f->s->lanes[id].up : NULL;
-    fl_multiply_panels(f, &gates, 0, panels, in, tokens, gate, stride, 0);
-    if (up) fl_multiply_panels(f, &ups, 0, panels, in, tokens, up, stride, 0);
-    for (size_t t = 0; t < tokens; t++, gate += stride) {
-        f->m->kernels->act[f->m->config.act](gate, up ? up + t * stride : NULL, n);
-        if (out->f) memcpy(out->f + t * out->stride + begin * FL_LANES, gate, n * sizeof(float));
-        if (!out->q) continue;
-        memset(gate + n, 0, (stride - n) * sizeof(float));
-        fl_quantize(f, gate, stride, out->q, out->stride / FL_GROUP, begin * FL_LANES / FL_GROUP, tokens, t);
-    }
-}
-
-void fl_gate_dealt(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w1, const fl_matrix *w3,
-                   const fl_inputs *in, size_t tokens, const fl_hidden *out) {
-    fl_deal deal = fl_deal_panels(team, id, fl_panels(w1));
-    for (size_t begin, end; fl_next_panels(&deal, fl_panels(w1), &begin, &end);)
-        fl_gate_panels(f, id, w1, w3, begin, end, in, tokens, out);
-}
-
-fl_inputs fl_hidden_layer(const fl_job *f, fl_team *team, size_t id, const fl_layer *l, const fl_inputs *in) {
-    fl_scratch *s = f->s;
-    const int integer = fl_is_integer(l->w2.type);
-    const fl_hidden hidden = {
-        .f = !integer || f->out->inputs ? s->gate : NULL, .q = integer ? s->hidden8 : NULL, .stride = s->hidden};
-    fl_gate_dealt(f, team, id, &l->w1, &l->w3, in, f->tokens, &hidden);
-    fl_barrier(team, id);
-    return (fl_inputs){.f = hidden.f, .f_stride = s->hidden, .q = hidden.q};
-}
-
-void fl_add_branch(const fl_job *f, const fl_norm *norm, size_t begin, size_t end) {
-    const size_t dim = f->m->config.dim;
-    const float scale = f->m->config.residual_scale;
-    for (size_t t = begin; t < end; t++) {
-        float *x = f->s->x + t * f->s->dim, *y = f->s->y + t * f->s->dim;
-        if (norm && norm->weight) apply_norm(f->m, norm, y, y);
-        for (size_t i = 0; i < dim; i++) x[i] += scale * y[i];
-    }
-}
-
-// ---- phases --------------------------------------------------------------------------------------------------------
-
-// Queries, keys and values in one phase: their panels are dealt out as if they were one matrix.
-static void multiply_qkv(const fl_job *f, fl_team *team, size_t id, const fl_layer *l, const fl_inputs *in) {
-    const fl_matrix *const w[] = {&l->wq, &l->wk, &l->wv};
-    float *const out[] = {f->s->q, f->s->k, f->s->v};
-    const size_t stride[] = {f->s->q_dim, f->s->kv_dim, f->s->kv_dim};
-    const size_t panels = fl_panels(w[0]) + fl_panels(w[1]) + fl_panels(w[2]);
-    fl_deal deal = fl_deal_panels(team, id, panels);
-    for (size_t begin, end; fl_next_panels(&deal, panels, &begin, &end);) {
-        size_t first = 0;
-        for (size_t i = 0; i < 3; i++) {
-            const size_t n = fl_panels(w[i]);
-            const size_t from = begin > first ? begin - first : 0, to = end > first ? end - first : 0;
-            fl_multiply_panels(f, w[i], from, to < n ? to : n, in, f->tokens, out[i], stride[i], 0);
-            first += n;
-        }
-    }
-}
-
-// Norms of whole rows of queries and keys; those of heads are fl_attention's.
-static void norm_rows(const fl_job *f, fl_team *team, size_t id, const fl_layer *l) {
-    const fl_config *c = &f->m->config;
-    size_t begin, end;
-    fl_share(f->tokens, team, id, &begin, &end);
-    for (size_t t = begin; t < end; t++) {
-        float *q = f->s->q + t * f->s->q_dim, *k = f->s->k + t * f->s->kv_dim;
-        f->m->kernels->norm[c->norm](q, q, l->q_norm, NULL, c->n_heads * c->head_dim, c->norm_eps);
-        f->m->kernels->norm[c->norm](k, k, l->k_norm, NULL, c->n_kv_heads * c->head_dim, c->norm_eps);
-    }
-    fl_barrier(team, id);
-}
-
-// What ESM-2 multiplies a text's embeddings with: masks, which are zero, count as 12 % of it in training
-// (fair-esm's token dropout).
-static float dropout_scale(const fl_job *f, const fl_span *span) {
+// The factor of a span's embeddings in a model with mask tokens (ESM-2; Lin et al., 2023). A mask's embedding is zero.
+// In training 12 % of a sequence's embeddings were, so the others are scaled to weigh here what they did there.
+static float dropout_scale(const fl_config *c, const fl_span *span) {
     size_t masks = 0;
-    for (size_t t = 0; t < span->n; t++) masks += span->tokens[t] == f->m->config.mask_token;
-    // A text of nothing but masks has nothing to scale.
-    return masks == span->n ? 0.0f : (1.0f - 0.12f) / (1.0f - (float)masks / (float)span->n);
+    for (size_t t = 0; t < span->n; t++) masks += span->tokens[t] == c->mask_token;
+    if (masks == span->n) return 0.0f; // there are no others
+    return (1.0f - 0.12f) / (1.0f - (float)masks / (float)span->n);
 }
 
-// A token's embedding, from the vocabulary and from a row of the table of positions.
-static void embed_token(const fl_job *f, fl_lane_scratch *lane, int32_t token, size_t row, float scale, float *x) {
+// x (dim,) = scale * embedding of the token + row `row` of the table of positions, normed. `work`: (dim,).
+static void embed_token(const fl_forward_call *f, int32_t token, size_t row, float scale, float *work, float *x) {
     const fl_model *m = f->m;
     const fl_config *c = &m->config;
     fl_matrix_row(&m->embed, (size_t)token, x);
-    memset(x + c->dim, 0, (f->s->dim - c->dim) * sizeof(float)); // what an earlier text left there may be NaN
+    memset(x + c->dim, 0, (f->s->dim - c->dim) * sizeof(float)); // an earlier forward may have left NaN in the padding
     if (c->mask_token >= 0 && token == c->mask_token) memset(x, 0, c->dim * sizeof(float));
     if (scale != 1.0f)
         for (size_t i = 0; i < c->dim; i++) x[i] *= scale;
     if (c->positions > 0) {
-        fl_matrix_row(&m->positions, row, lane->norm);
-        for (size_t i = 0; i < c->dim; i++) x[i] += lane->norm[i];
+        fl_matrix_row(&m->positions, row, work);
+        for (size_t i = 0; i < c->dim; i++) x[i] += work[i];
     }
-    if (m->embed_norm.weight) apply_norm(m, &m->embed_norm, x, x);
+    if (m->embed_norm.weight) fl_norm_row(m, &m->embed_norm, x, x);
 }
 
-static float *kv_mask(const fl_model *m, void *page) { return (float *)(void *)((char *)page + fl_kv_mask(m)); }
-
-// Embeddings and rotation angles of all tokens.
-static void embed(const fl_job *f, fl_team *team, size_t id) {
-    const fl_model *m = f->m;
-    const fl_config *c = &m->config;
+// Cosines and sines of token number `token` of the batch, by each of the model's frequencies.
+static void rotation(const fl_forward_call *f, size_t token, size_t pos) {
+    const fl_config *c = &f->m->config;
     const size_t half = c->rotary_dim / 2;
-    size_t row = 0;
-    for (size_t i = 0; i < f->n_spans; i++) {
-        const fl_span *span = &f->spans[i];
-        const float scale = c->embed_scale * (c->mask_token >= 0 ? dropout_scale(f, span) : 1.0f);
-        for (size_t t = 0; t < span->n; t++, row++) {
-            if (row % team->threads != id) continue;
-            const size_t pos = span->pos + t, of_table = t < span->segment ? pos : c->positions + pos;
-            embed_token(f, &f->s->lanes[id], span->tokens[t], of_table, scale, f->s->x + row * f->s->dim);
-            if (c->pad_token >= 0)
-                kv_mask(m, span->pages[pos / FL_PAGE])[pos % FL_PAGE] = span->tokens[t] == c->pad_token ? -1e30f : 0;
-            for (size_t j = 0; j < 2; j++) {
-                if (!m->rope_freqs[j]) continue;
-                float *cos = f->s->cos[j] + row * half, *sin = f->s->sin[j] + row * half;
-                fl_rope_angles(pos, m->rope_freqs[j], half, cos, sin);
-                if (j == 0 && c->rope_scale != 1.0f)
-                    for (size_t k = 0; k < half; k++) cos[k] *= c->rope_scale, sin[k] *= c->rope_scale;
-            }
+    for (size_t j = 0; j < 2; j++) {
+        if (!f->m->rope_freqs[j]) continue;
+        float *cos = f->s->cos[j] + token * half, *sin = f->s->sin[j] + token * half;
+        fl_rope_angles(pos, f->m->rope_freqs[j], half, cos, sin);
+        if (j == 0 && c->rope_scale != 1.0f)
+            for (size_t k = 0; k < half; k++) cos[k] *= c->rope_scale, sin[k] *= c->rope_scale;
+    }
+}
+
+// Writes to token t's page what is added to the scores of its position: padding is masked.
+static void mask_padding(const fl_model *m, const fl_span *span, size_t t) {
+    const size_t pos = span->pos + t;
+    float *mask = (float *)(void *)((char *)span->pages[pos / FL_PAGE] + fl_page_mask(m));
+    mask[pos % FL_PAGE] = span->tokens[t] == m->config.pad_token ? -1e30f : 0;
+}
+
+// The stream before the first layer, and the rotation of all tokens. Ends with a barrier.
+static void embed(const fl_worker *w) {
+    const fl_forward_call *f = w->f;
+    const fl_config *c = &f->m->config;
+    size_t token = 0;
+    for (const fl_span *span = f->spans; span < f->spans + f->n_spans; span++) {
+        const float scale = c->embed_scale * (c->mask_token >= 0 ? dropout_scale(c, span) : 1.0f);
+        for (size_t t = 0; t < span->n; t++, token++) {
+            if (token < w->begin || token >= w->end) continue;
+            const size_t pos = span->pos + t, row = t < span->segment ? pos : c->positions + pos;
+            embed_token(f, span->tokens[t], row, scale, w->own->norm, f->s->x + token * f->s->dim);
+            rotation(f, token, pos);
+            if (c->pad_token >= 0) mask_padding(f->m, span, t);
         }
     }
-    fl_barrier(team, id);
+    fl_barrier(w->team, w->id);
 }
 
-// s->x (+)= w . in, straight or by way of a norm and a factor; or, with `parallel`, into s->y for later. Ends with a
-// barrier.
-static void add_block(const fl_job *f, fl_team *team, size_t id, const fl_matrix *w, const fl_inputs *in,
-                      const fl_norm *after_block, const fl_norm *after_sum, int last) {
-    const fl_config *c = &f->m->config;
-    fl_scratch *s = f->s;
-    size_t begin, end;
-    fl_share(f->tokens, team, id, &begin, &end);
-    const int straight = !c->parallel && !after_block->weight && c->residual_scale == 1.0f;
-    fl_multiply_dealt(f, team, id, w, in, f->tokens, straight ? s->x : s->y, s->dim, straight || (c->parallel && last));
-    fl_barrier(team, id);
-    if (!straight && (!c->parallel || last)) {
-        fl_add_branch(f, after_block, begin, end);
-        fl_barrier(team, id);
+// ---- residuals -----------------------------------------------------------------------------------------------------
+
+typedef enum branch { ATTENTION, FEED_FORWARD } branch;
+
+// How a branch of a layer reads the stream x and joins it:
+//
+//        +-- before --> branch --> y -- inside -- * scale --+
+//        |                                                  |
+//   x ---+------------------------------------------------- + -- after --> x
+//
+// A model may have norms at `before` (pre-norm), `inside` (as Gemma 2) and `after` (post-norm, as BERT). Without a norm
+// inside and a scale, the branch's last product is added to x itself. Of two parallel branches (as GPT-J) the first
+// leaves its product in y, the second adds its own to that, and their sum joins the stream.
+typedef struct residual {
+    const fl_norm *before, *inside; // without a weight, or `before` NULL: no norm
+    const fl_norm *after;           // NULL: no norm
+    float *to;                      // s->x or s->y, (tokens, dim): where the branch's last product goes
+    int add;                        // the product is added to what is there
+    int joins;                      // s->y is then normed, scaled and added to s->x
+} residual;
+
+// The one place that chooses between norms before and after, parallel branches, and adding directly or by way of y.
+static residual residual_of(const fl_worker *w, const fl_layer *l, branch b) {
+    const fl_config *c = &w->f->m->config;
+    const int first = b == ATTENTION, shares_norm = c->parallel && !l->ffn_norm.weight;
+    const fl_norm *norm = first || shares_norm ? &l->attn_norm : &l->ffn_norm;
+    residual r = {.inside = first ? &l->post_attn_norm : &l->post_ffn_norm, .to = w->f->s->y, .joins = 1};
+    if (c->norm_after) r.after = norm;
+    else r.before = norm;
+    if (c->parallel) {
+        r.add = r.joins = !first;
+    } else if (!r.inside->weight && c->residual_scale == 1.0f && (first || !l->router.data)) {
+        // Not with experts: they end in a weighted sum, which is made in y, and not in a product.
+        r.to = w->f->s->x;
+        r.add = 1;
+        r.joins = 0;
     }
-    if (after_sum) {
-        for (size_t t = begin; t < end; t++) apply_norm(f->m, after_sum, s->x + t * s->dim, s->x + t * s->dim);
-        fl_barrier(team, id);
+    return r;
+}
+
+// The stream after a branch whose last product is complete, for this worker's tokens. Ends with a barrier if there is
+// anything to do.
+static void join(const fl_worker *w, const residual *r) {
+    const fl_model *m = w->f->m;
+    const fl_scratch *s = w->f->s;
+    const size_t dim = m->config.dim;
+    const float scale = m->config.residual_scale;
+    if (!r->joins && !r->after) return;
+    for (size_t t = w->begin; t < w->end; t++) {
+        float *x = s->x + t * s->dim, *y = s->y + t * s->dim;
+        if (r->joins && r->inside->weight) fl_norm_row(m, r->inside, y, y);
+        for (size_t i = 0; r->joins && i < dim; i++) x[i] += scale * y[i];
+        if (r->after) fl_norm_row(m, r->after, x, x);
     }
+    fl_barrier(w->team, w->id);
 }
 
-// What a layer's matrices multiply, where it is wanted, for this thread's tokens.
-static void keep_inputs(const fl_job *f, fl_team *team, size_t id, size_t i, const fl_inputs *in, size_t n) {
-    float *out = f->out->inputs ? f->out->inputs[i] : NULL;
-    size_t begin, end;
-    fl_share(f->tokens, team, id, &begin, &end);
-    for (size_t t = begin; out && t < end; t++) memcpy(out + t * n, in->f + t * in->f_stride, n * sizeof(float));
+// ---- layers --------------------------------------------------------------------------------------------------------
+
+// The inputs of a layer's matrices, where the forward's outputs want them: number i of fl_outputs.inputs, n floats of
+// each of this worker's tokens.
+static void keep_inputs(const fl_worker *w, size_t i, const fl_inputs *in, size_t n) {
+    float *out = w->f->out->inputs ? w->f->out->inputs[i] : NULL;
+    if (!out) return;
+    for (size_t t = w->begin; t < w->end; t++) memcpy(out + t * n, in->f + t * in->f_stride, n * sizeof(float));
 }
 
-static void attention_block(const fl_job *f, const fl_layer *l, size_t layer, fl_team *team, size_t id) {
-    fl_scratch *s = f->s;
-    const fl_config *c = &f->m->config;
-    const int quantize = fl_is_integer(l->wq.type) || fl_is_integer(l->wk.type) || fl_is_integer(l->wv.type);
-    fl_inputs in = fl_prepare(f, team, id, s->x, s->dim, NULL, f->tokens, c->norm_after ? NULL : &l->attn_norm, quantize);
-    keep_inputs(f, team, id, 4 * layer, &in, c->dim);
-    multiply_qkv(f, team, id, l, &in);
-    fl_barrier(team, id);
-    if (c->qk_norm == FL_QK_ROW) norm_rows(f, team, id, l);
-    fl_attention(f->m, s, f->spans, f->n_spans, layer, f->out->attention ? f->out->attention[layer] : NULL, team, id);
-    fl_barrier(team, id);
-    in = fl_prepare(f, team, id, s->att, s->q_dim, NULL, f->tokens, NULL, fl_is_integer(l->wo.type));
-    keep_inputs(f, team, id, 4 * layer + 1, &in, c->n_heads * c->head_dim);
-    add_block(f, team, id, &l->wo, &in, &l->post_attn_norm, c->norm_after ? &l->attn_norm : NULL, 0);
-}
-
-static void ffn_block(const fl_job *f, const fl_layer *l, size_t layer, fl_team *team, size_t id) {
-    fl_scratch *s = f->s;
-    const fl_config *c = &f->m->config;
-    const fl_norm *norm = c->norm_after ? NULL : c->parallel && !l->ffn_norm.weight ? &l->attn_norm : &l->ffn_norm;
-    const int quantize = fl_is_integer(l->w1.type) || fl_is_integer(l->w3.type);
-    fl_inputs in = fl_prepare(f, team, id, s->x, s->dim, NULL, f->tokens, norm, quantize);
-    keep_inputs(f, team, id, 4 * layer + 2, &in, c->dim);
-    in = fl_hidden_layer(f, team, id, l, &in);
-    keep_inputs(f, team, id, 4 * layer + 3, &in, c->hidden_dim);
-    add_block(f, team, id, &l->w2, &in, &l->post_ffn_norm, c->norm_after ? &l->ffn_norm : NULL, 1);
-}
-
-// The stream, where it is wanted, as it enters a layer: for this thread's tokens, which nobody changes before the next
-// barrier but one.
-static void keep_hidden(const fl_job *f, fl_team *team, size_t id, size_t layer) {
-    const size_t dim = f->m->config.dim;
-    float *out = f->out->hidden ? f->out->hidden[layer] : NULL;
-    size_t begin, end;
-    fl_share(f->tokens, team, id, &begin, &end);
-    for (size_t t = begin; out && t < end; t++) memcpy(out + t * dim, f->s->x + t * f->s->dim, dim * sizeof(float));
-}
-
-static void keep_last(const fl_job *f, fl_team *team, size_t id) {
-    const fl_model *m = f->m;
-    float *out = f->out->hidden ? f->out->hidden[m->config.n_layers + 1] : NULL, *normed = f->s->lanes[id].norm;
-    size_t begin, end;
-    fl_share(f->tokens, team, id, &begin, &end);
-    for (size_t t = begin; out && t < end; t++) {
-        const float *x = f->s->x + t * f->s->dim;
-        if (m->final_norm.weight) apply_norm(m, &m->final_norm, normed, x);
-        memcpy(out + t * m->config.dim, m->final_norm.weight ? normed : x, m->config.dim * sizeof(float));
+// Queries, keys and values, dealt out as if their matrices were one. Ends with a barrier.
+static void multiply_qkv(const fl_worker *w, const fl_layer *l, const fl_inputs *in) {
+    const fl_scratch *s = w->f->s;
+    const fl_matrix *const matrix[] = {&l->wq, &l->wk, &l->wv};
+    float *const out[] = {s->q, s->k, s->v};
+    const size_t stride[] = {s->q_dim, s->kv_dim, s->kv_dim};
+    const size_t panels = fl_panels(&l->wq) + fl_panels(&l->wk) + fl_panels(&l->wv);
+    fl_deal deal = fl_deal_panels(w, panels);
+    for (size_t begin, end; fl_next_panels(&deal, panels, &begin, &end);) {
+        size_t first = 0; // panels of the matrices before
+        for (size_t i = 0; i < 3; i++) {
+            const size_t n = fl_panels(matrix[i]);
+            const size_t from = begin > first ? begin - first : 0, to = end > first ? end - first : 0;
+            fl_multiply_panels(w, matrix[i], from, to < n ? to : n, in, w->f->tokens, out[i], stride[i], 0);
+            first += n;
+        }
     }
+    fl_barrier(w->team, w->id);
 }
 
-// Logits of the wanted rows.
-static void head(const fl_job *f, fl_team *team, size_t id) {
-    const fl_model *m = f->m;
+// Norms of whole rows of queries and keys; fl_attention norms heads. Ends with a barrier.
+static void norm_rows(const fl_worker *w, const fl_layer *l) {
+    const fl_model *m = w->f->m;
     const fl_config *c = &m->config;
-    const size_t stride = fl_logits_stride(m);
-    fl_inputs in;
-    if (m->head_dense.data) {
-        in = fl_prepare(f, team, id, f->s->x, f->s->dim, f->s->wanted, f->n_logits, &m->final_norm,
-                        fl_is_integer(m->head_dense.type));
-        const fl_hidden dense = {.f = f->s->y, .stride = f->s->dim};
-        fl_gate_dealt(f, team, id, &m->head_dense, &(fl_matrix){0}, &in, f->n_logits, &dense);
-        fl_barrier(team, id);
-        in = fl_prepare(f, team, id, f->s->y, f->s->dim, NULL, f->n_logits, &m->head_norm, fl_is_integer(m->head.type));
-    } else {
-        in = fl_prepare(f, team, id, f->s->x, f->s->dim, f->s->wanted, f->n_logits, &m->final_norm,
-                        fl_is_integer(m->head.type));
+    const fl_scratch *s = w->f->s;
+    for (size_t t = w->begin; t < w->end; t++) {
+        float *q = s->q + t * s->q_dim, *k = s->k + t * s->kv_dim;
+        m->kernels->norm[c->norm](q, q, l->q_norm, NULL, c->n_heads * c->head_dim, c->norm_eps);
+        m->kernels->norm[c->norm](k, k, l->k_norm, NULL, c->n_kv_heads * c->head_dim, c->norm_eps);
     }
-    fl_deal deal = fl_deal_panels(team, id, fl_panels(&m->head));
-    for (size_t begin, end; fl_next_panels(&deal, fl_panels(&m->head), &begin, &end);) {
-        fl_multiply_panels(f, &m->head, begin, end, &in, f->n_logits, f->out->logits, stride, 0);
-        for (size_t t = 0; t < f->n_logits; t++) {
-            float *row = f->out->logits + t * stride + begin * FL_LANES;
+    fl_barrier(w->team, w->id);
+}
+
+static void attention(const fl_worker *w, size_t layer) {
+    const fl_config *c = &w->f->m->config;
+    const fl_layer *l = &w->f->m->layers[layer];
+    const fl_scratch *s = w->f->s;
+    const int quantize = fl_is_int8(l->wq.type) || fl_is_int8(l->wk.type) || fl_is_int8(l->wv.type);
+    const residual r = residual_of(w, l, ATTENTION);
+    fl_inputs in = fl_prepare(w, s->x, s->dim, NULL, w->f->tokens, r.before, quantize);
+    keep_inputs(w, 4 * layer, &in, c->dim);
+    multiply_qkv(w, l, &in);
+    if (c->qk_norm == FL_QK_ROW) norm_rows(w, l);
+    fl_attention(w, layer);
+    fl_barrier(w->team, w->id);
+    in = fl_prepare(w, s->att, s->q_dim, NULL, w->f->tokens, NULL, fl_is_int8(l->wo.type));
+    keep_inputs(w, 4 * layer + 1, &in, c->n_heads * c->head_dim);
+    fl_multiply_dealt(w, &l->wo, &in, w->f->tokens, r.to, s->dim, r.add);
+    fl_barrier(w->team, w->id);
+    join(w, &r);
+}
+
+static void dense(const fl_worker *w, size_t layer, const residual *r) {
+    const fl_config *c = &w->f->m->config;
+    const fl_layer *l = &w->f->m->layers[layer];
+    const fl_scratch *s = w->f->s;
+    const int quantize = fl_is_int8(l->w1.type) || fl_is_int8(l->w3.type);
+    fl_inputs in = fl_prepare(w, s->x, s->dim, NULL, w->f->tokens, r->before, quantize);
+    keep_inputs(w, 4 * layer + 2, &in, c->dim);
+    in = fl_hidden_layer(w, l, &in);
+    keep_inputs(w, 4 * layer + 3, &in, c->hidden_dim);
+    fl_multiply_dealt(w, &l->w2, &in, w->f->tokens, r->to, s->dim, r->add);
+    fl_barrier(w->team, w->id);
+}
+
+static void feed_forward(const fl_worker *w, size_t layer) {
+    const fl_layer *l = &w->f->m->layers[layer];
+    const residual r = residual_of(w, l, FEED_FORWARD);
+    if (l->router.data) fl_moe(w, l, r.before);
+    else dense(w, layer, &r);
+    join(w, &r);
+}
+
+// ---- outputs -------------------------------------------------------------------------------------------------------
+
+// The stream as it enters layer `layer`, or leaves the last, where the forward's outputs want it. Safe without a
+// barrier: a worker copies its own tokens, and s->x is next written after two barriers.
+static void keep_stream(const fl_worker *w, size_t layer) {
+    const size_t dim = w->f->m->config.dim, stride = w->f->s->dim;
+    float *out = w->f->out->hidden ? w->f->out->hidden[layer] : NULL;
+    if (!out) return;
+    for (size_t t = w->begin; t < w->end; t++) memcpy(out + t * dim, w->f->s->x + t * stride, dim * sizeof(float));
+}
+
+// The stream after the final norm, where the forward's outputs want it.
+static void keep_normed(const fl_worker *w) {
+    const fl_model *m = w->f->m;
+    const size_t dim = m->config.dim, stride = w->f->s->dim;
+    float *out = w->f->out->hidden ? w->f->out->hidden[m->config.n_layers + 1] : NULL;
+    if (!out) return;
+    for (size_t t = w->begin; t < w->end; t++) {
+        const float *x = w->f->s->x + t * stride;
+        // Not straight to `out`, whose rows have no padding: kernels write whole vectors.
+        if (m->final_norm.weight) fl_norm_row(m, &m->final_norm, w->own->norm, x);
+        memcpy(out + t * dim, m->final_norm.weight ? w->own->norm : x, dim * sizeof(float));
+    }
+}
+
+// The inputs of the head: the wanted tokens' rows of the stream, after the final norm and, if there is one, the dense
+// layer.
+static fl_inputs head_inputs(const fl_worker *w) {
+    const fl_model *m = w->f->m;
+    const fl_scratch *s = w->f->s;
+    const size_t rows = w->f->n_logits;
+    const int quantize = fl_is_int8(m->head.type);
+    if (!m->head_dense.data) return fl_prepare(w, s->x, s->dim, s->wanted, rows, &m->final_norm, quantize);
+    const int dense = fl_is_int8(m->head_dense.type);
+    const fl_inputs in = fl_prepare(w, s->x, s->dim, s->wanted, rows, &m->final_norm, dense);
+    fl_gate_dealt(w, &m->head_dense, &(fl_matrix){0}, &in, rows, &(fl_hidden){.f = s->y, .stride = s->dim});
+    fl_barrier(w->team, w->id);
+    return fl_prepare(w, s->y, s->dim, NULL, rows, &m->head_norm, quantize);
+}
+
+static void head(const fl_worker *w) {
+    const fl_model *m = w->f->m;
+    const fl_config *c = &m->config;
+    const size_t rows = w->f->n_logits, stride = fl_logits_stride(m), panels = fl_panels(&m->head);
+    const fl_inputs in = head_inputs(w);
+    fl_deal deal = fl_deal_panels(w, panels);
+    for (size_t begin, end; fl_next_panels(&deal, panels, &begin, &end);) {
+        fl_multiply_panels(w, &m->head, begin, end, &in, rows, w->f->out->logits, stride, 0);
+        for (size_t t = 0; t < rows; t++) {
+            float *logits = w->f->out->logits + t * stride + begin * FL_LANES;
             const size_t n = (end - begin) * FL_LANES;
             if (c->logit_scale != 1.0f)
-                for (size_t i = 0; i < n; i++) row[i] *= c->logit_scale;
-            if (c->logit_softcap > 0) m->kernels->softcap(row, n, c->logit_softcap);
+                for (size_t i = 0; i < n; i++) logits[i] *= c->logit_scale;
+            if (c->logit_softcap > 0) m->kernels->softcap(logits, n, c->logit_softcap);
         }
     }
-}
-
-static void run(void *arg, fl_team *team, size_t id) {
-    const fl_job *f = arg;
-    embed(f, team, id);
-    for (size_t i = 0; i < f->m->config.n_layers; i++) {
-        const fl_layer *l = &f->m->layers[i];
-        keep_hidden(f, team, id, i);
-        attention_block(f, l, i, team, id);
-        if (l->router.data) fl_moe(f, l, team, id);
-        else ffn_block(f, l, i, team, id);
-    }
-    keep_hidden(f, team, id, f->m->config.n_layers);
-    keep_last(f, team, id);
-    if (f->n_logits > 0) head(f, team, id);
 }
 
 size_t fl_logits_stride(const fl_model *m) { return fl_round_up(m->config.vocab_size, FL_LANES); }
 
+// ---- forward -------------------------------------------------------------------------------------------------------
+
+static void run(void *arg, fl_team *team, size_t id) {
+    const fl_forward_call *f = arg;
+    fl_worker w = {.f = f, .team = team, .id = id, .own = &f->s->workers[id]};
+    fl_share(f->tokens, team, id, &w.begin, &w.end);
+    embed(&w);
+    for (size_t layer = 0; layer < f->m->config.n_layers; layer++) {
+        keep_stream(&w, layer);
+        attention(&w, layer);
+        feed_forward(&w, layer);
+    }
+    keep_stream(&w, f->m->config.n_layers);
+    keep_normed(&w);
+    if (f->n_logits > 0) head(&w);
+}
+
+// Lists the tokens whose logits are wanted, by their numbers in the batch.
+static void list_wanted(fl_forward_call *f) {
+    size_t end = 0;
+    for (size_t i = 0; i < f->n_spans; i++) {
+        end += f->spans[i].n;
+        for (size_t t = f->spans[i].n_logits; t > 0; t--) f->s->wanted[f->n_logits++] = end - t;
+    }
+}
+
 fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t threads,
                      const fl_outputs *out) {
-    fl_job f = {.m = m, .s = s, .spans = spans, .n_spans = n_spans, .out = out};
-    for (size_t i = 0; i < n_spans; i++) {
-        const fl_status status = check_span(m, &spans[i]);
-        if (status != FL_OK) return status;
-        if (spans[i].n_logits > 0 && !m->head.data) return FL_BAD_TENSOR;
-        f.tokens += spans[i].n;
-    }
-    if (f.tokens == 0) return FL_OK;
-    if (threads == 0) threads = 1;
-    if (threads > FL_TEAM) threads = FL_TEAM; // working memory is for no more
-    const fl_status status = fl_scratch_reserve(s, m, f.tokens, threads);
+    fl_status status = fl_batch_check(m, spans, n_spans);
     if (status != FL_OK) return status;
-    size_t row = 0;
-    for (size_t i = 0; i < n_spans; i++) {
-        row += spans[i].n;
-        for (size_t t = spans[i].n_logits; t > 0; t--) s->wanted[f.n_logits++] = row - t;
-    }
+    fl_forward_call f = {.m = m, .s = s, .spans = spans, .n_spans = n_spans, .out = out};
+    for (size_t i = 0; i < n_spans; i++) f.tokens += spans[i].n;
+    if (f.tokens == 0) return FL_OK;
+    threads = threads == 0 ? 1 : threads < FL_TEAM ? threads : FL_TEAM; // a team is no larger
+    status = fl_scratch_reserve(s, m, f.tokens, threads);
+    if (status != FL_OK) return status;
+    list_wanted(&f);
     fl_paced(m->pace, f.tokens, threads, run, &f);
     return FL_OK;
 }

@@ -1,34 +1,32 @@
-// The pool of KV pages: slabs of them, each with a free list of its own. A slab that is free as a whole goes back to the
-// system, but for one, so that a text that comes and goes costs no allocation each time.
+// The pool of pages. It allocates slabs, of several pages each with a free list of its own. Slabs without a page in use
+// go back to the system, but for one: so a text that comes and goes costs no allocation each time.
+#include "pages.h"
+
 #include <stdlib.h>
 
-#include "kernels/kernels.h"
-
-// The link lies in the free page itself: what a page holds past its sequence's length is not read.
+// The list's link lies in the free page itself: a sequence reads nothing of a page that it has not written.
 typedef struct free_page {
     struct free_page *next;
 } free_page;
 
 typedef struct slab {
-    struct slab *next, *previous; // in the list it is in
-    free_page *free;             // pages that were given back
-    size_t fresh;                 // pages at the end that were never handed out
-    size_t used;                  // pages that are handed out
-    char *pages;                 // each with the slab it is from in the FL_ALIGN bytes before it
+    struct slab *next, *previous; // in the list it is in: open or full
+    free_page *free; // pages that were given back
+    size_t fresh;    // how many at the end were never handed out
+    size_t used;     // how many are handed out
+    char *pages;     // each with a pointer to its slab in the FL_ALIGN bytes before it
 } slab;
 
 struct fl_pool {
-    size_t stride, slab_pages; // bytes from one page of a slab to the next; pages in one
-    slab *open, *full;          // slabs in use, with and without a free page
-    slab *spare;                // a slab that is not in use, or none
+    size_t stride, slab_pages; // bytes from one page of a slab to the next; pages of a slab
+    slab *open, *full;         // slabs in use, with and without a free page
+    slab *spare;               // a slab that is not in use; or NULL
 };
 
 enum { SLAB_BYTES = 4 << 20 };
 
 size_t fl_kv_page_bytes(const fl_model *m) {
-    const fl_config *c = &m->config;
-    const size_t head = fl_keys_bytes(m->kv_type, c->head_dim) + fl_values_bytes(m->kv_type, c->head_dim);
-    return c->n_layers * c->n_kv_heads * head + (c->pad_token >= 0 ? FL_PAGE * sizeof(float) : 0);
+    return fl_page_mask(m) + (m->config.pad_token >= 0 ? FL_PAGE * sizeof(float) : 0);
 }
 
 fl_status fl_pool_new(size_t page_bytes, fl_pool **out) {

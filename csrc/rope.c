@@ -1,9 +1,10 @@
+// Cosines and sines that are the same on every machine, as a C library's are not, and the rotation by them.
 #include "rope.h"
 
 #include <math.h>
 #include <stdint.h>
 
-// sin and cos of r, |r| <= pi / 4: Taylor's series, whose first left-out terms are below 2^-55.
+// sin and cos of r, |r| <= pi / 4, by Taylor's series: the first term left out is below 2^-55.
 static double sin_near(double r) {
     const double z = r * r;
     double p = 1.0 / 355687428096000.0;
@@ -30,9 +31,15 @@ static double cos_near(double r) {
     return 1.0 + z * p;
 }
 
-// An angle of 2^20 or more as quadrant * pi / 2 + the result, |result| <= pi / 4, the quadrant modulo 4 (Payne and Hanek,
-// 1983). It is m 2^e with m below 2^24, so that of 2 / pi only the bits from 2^-e * 4 down count: those above make whole
-// turns. 96 of them leave 70 behind the point of their product with m.
+// Reduces an angle of 2^20 or more (Payne and Hanek, 1983): angle = quadrant * pi / 2 + the result, |result| <= pi / 4,
+// the quadrant modulo 4.
+//
+// With angle = m 2^e, m an integer below 2^24, m 2^e (2 / pi) is the number of quadrants. Bits of 2 / pi that are worth
+// 4 * 2^-e or more make whole turns of it, and do not count. The 96 bits below them are enough: 70 bits behind the
+// point of their product with m 2^e are exact.
+//
+//   2 / pi =  0.10100010 ... | 96 bits, the first worth 2 * 2^-e | ...
+//             whole turns    | window                            | too small to matter
 static double reduce(float angle, unsigned *quadrant) {
     // 2 / pi, after two zero words: word 2 begins at the bit worth 1/2.
     static const uint32_t words[] = {0,          0,          0xa2f9836eu, 0x4e441529u, 0xfc2757d1u,

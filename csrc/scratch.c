@@ -1,3 +1,4 @@
+// Lays out the working memory of a forward.
 #include "scratch.h"
 
 #include <stdlib.h>
@@ -13,7 +14,7 @@ void fl_scratch_free(fl_scratch *s) {
     free(s);
 }
 
-// Hands out aligned parts of one allocation; with no base it only adds up their sizes.
+// Hands out aligned parts of one allocation. Without a base it hands out NULL and only adds up sizes.
 typedef struct carver {
     char *base;
     size_t used;
@@ -29,7 +30,7 @@ static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
 
 static void lay_out_routes(fl_routes *r, const fl_config *c, size_t t, size_t dim, carver *at) {
     const size_t rows = t * c->n_experts_used, experts = fl_round_up(c->n_experts, FL_LANES);
-    const size_t slots = 2 * rows; // tiles of 16 hold 9 rows or more
+    const size_t places = 2 * rows; // more than 8 rows of an expert are rounded up to 16s, to less than twice as many
     r->width = fl_round_up(c->expert_dim, FL_GROUP);
     r->scores = carve(at, t * experts, sizeof(float));
     r->sums = carve(at, t * (c->n_experts / FL_SUM_RUN + 1), sizeof(float));
@@ -40,9 +41,9 @@ static void lay_out_routes(fl_routes *r, const fl_config *c, size_t t, size_t di
     r->active = carve(at, c->n_experts, sizeof(size_t));
     r->x = carve(at, rows * dim, sizeof(float));
     r->bundles = carve(at, c->n_experts, sizeof(size_t));
-    r->q8 = carve(at, slots * dim / FL_GROUP, sizeof(fl_q8_group));
+    r->q8 = carve(at, places * dim / FL_GROUP, sizeof(fl_q8_group));
     r->gate = carve(at, rows * r->width, sizeof(float));
-    r->hidden8 = carve(at, slots * r->width / FL_GROUP, sizeof(fl_q8_group));
+    r->hidden8 = carve(at, places * r->width / FL_GROUP, sizeof(fl_q8_group));
     r->out = carve(at, rows * dim, sizeof(float));
     r->shared = carve(at, t * FL_LANES, sizeof(float));
 }
@@ -67,9 +68,9 @@ static void lay_out(fl_scratch *s, const fl_config *c, carver *at) {
     s->partial = carve(at, s->partials * (head + 2), sizeof(float));
     s->wanted = carve(at, t, sizeof(size_t));
     if (c->n_experts > 0) lay_out_routes(&s->routes, c, t, s->dim, at);
-    s->lanes = carve(at, s->threads, sizeof(fl_lane_scratch));
+    s->workers = carve(at, s->threads, sizeof(fl_worker_scratch));
     for (size_t i = 0; i < s->threads; i++) {
-        const fl_lane_scratch l = {
+        const fl_worker_scratch worker = {
             .norm = carve(at, s->dim, sizeof(float)),
             .q8 = carve(at, groups, sizeof(fl_q8_group)),
             .gate = carve(at, t * FL_CHUNK * FL_LANES, sizeof(float)),
@@ -85,7 +86,7 @@ static void lay_out(fl_scratch *s, const fl_config *c, carver *at) {
             .limit = carve(at, FL_ATTEND_ROWS, sizeof(size_t)),
             .half = carve(at, head, sizeof(uint16_t)),
         };
-        if (at->base) s->lanes[i] = l;
+        if (at->base) s->workers[i] = worker;
     }
 }
 

@@ -1,4 +1,4 @@
-// Kernels on their own: what the forward does with a matrix, layers after the stream, and one head's cache.
+// Kernels on their own, without a model: products, dense layers, one head's attention, and the peak of multiply-adds.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,13 +27,13 @@ fl_status fl_multiply(const fl_kernels *k, const fl_matrix *w, const float *x, s
                       float *out) {
     const size_t width = fl_round_up(w->n, FL_GROUP), groups = width / FL_GROUP;
     float *padded = fl_alloc(tokens * width * sizeof(float));
-    const size_t lanes = fl_bundle_width(tokens);
+    const size_t bundle = fl_bundle_width(tokens);
     void *q8 = fl_alloc(fl_bundles_bytes(groups, tokens));
     if (padded && q8) {
         const fl_fpenv before = fl_fpenv_set();
         for (size_t t = 0; t < tokens; t++) {
             memcpy(padded + t * width, x + t * w->n, w->n * sizeof(float));
-            k->quantize(padded + t * width, width, fl_bundle_of(q8, groups, tokens, t), lanes, t % lanes);
+            k->quantize(padded + t * width, width, fl_bundle_of(q8, groups, tokens, t), bundle, t % bundle);
         }
         product p = {k, w, {padded, width, q8}, tokens, out};
         fl_parallel(threads, multiply_share, &p);
@@ -74,42 +74,42 @@ fl_status fl_dense(const fl_kernels *k, const fl_matrix *w, fl_dense_act act, co
     return FL_OK;
 }
 
-typedef struct peak_job {
+typedef struct peak {
     const fl_kernels *k;
     size_t rounds;
-    atomic_uint_least64_t done;
-    atomic_int sum;
-} peak_job;
+    atomic_uint_least64_t done; // multiply-adds
+    atomic_int sum;             // of no use, but a compiler cannot know that
+} peak;
 
 static void peak_share(void *arg, fl_team *team, size_t id) {
     (void)team, (void)id;
-    peak_job *job = arg;
+    peak *p = arg;
     int32_t sum = 0;
-    atomic_fetch_add(&job->done, job->k->peak(job->rounds, &sum));
-    atomic_fetch_add(&job->sum, sum);
+    atomic_fetch_add(&p->done, p->k->peak(p->rounds, &sum));
+    atomic_fetch_add(&p->sum, sum);
 }
 
 uint64_t fl_int8_peak(const fl_kernels *k, size_t rounds, size_t threads) {
-    peak_job job = {.k = k, .rounds = rounds};
-    atomic_init(&job.done, 0);
-    atomic_init(&job.sum, 0);
-    fl_parallel(threads, peak_share, &job);
-    return atomic_load(&job.done);
+    peak p = {.k = k, .rounds = rounds};
+    atomic_init(&p.done, 0);
+    atomic_init(&p.sum, 0);
+    fl_parallel(threads, peak_share, &p);
+    return atomic_load(&p.done);
 }
 
-// Keys and values of up to 64 positions as a KV page of floats holds them.
+// Writes n <= 64 keys and values (n, head_dim) to a page of one head, as f32 or f16; see pages.h.
 static void fill_page(const fl_kernels *k, fl_type type, size_t n, size_t head_dim, const float *keys,
-                       const float *values, char *page) {
+                      const float *values, char *page) {
     const size_t stride = fl_round_up(head_dim, FL_LANES), at_values = FL_PAGE * head_dim;
     for (size_t pos = 0; pos < n; pos++) {
         if (type == FL_F32) {
-            float *b = (float *)page;
-            for (size_t i = 0; i < head_dim; i++) b[i * FL_PAGE + pos] = keys[pos * head_dim + i];
-            memcpy(b + at_values + pos * stride, values + pos * head_dim, head_dim * sizeof(float));
+            float *out = (float *)page;
+            for (size_t i = 0; i < head_dim; i++) out[i * FL_PAGE + pos] = keys[pos * head_dim + i];
+            memcpy(out + at_values + pos * stride, values + pos * head_dim, head_dim * sizeof(float));
         } else {
-            uint16_t *b = (uint16_t *)page;
-            for (size_t i = 0; i < head_dim; i++) k->to_f16(b + i * FL_PAGE + pos, keys + pos * head_dim + i, 1);
-            k->to_f16(b + at_values + pos * stride, values + pos * head_dim, head_dim);
+            uint16_t *out = (uint16_t *)page;
+            for (size_t i = 0; i < head_dim; i++) k->to_f16(out + i * FL_PAGE + pos, keys + pos * head_dim + i, 1);
+            k->to_f16(out + at_values + pos * stride, values + pos * head_dim, head_dim);
         }
     }
 }

@@ -1,5 +1,6 @@
-# What csrc/fastllm.h declares, as Cython sees it.
-from libc.stdint cimport int8_t, int32_t, uint16_t, uint64_t
+# What pyx/ uses of csrc/fastllm.h, in its order; that file explains everything. Structs that _core builds have all of
+# their fields here, because Cython leaves a field that it does not know uninitialized.
+from libc.stdint cimport int32_t, uint64_t
 
 cdef extern from "fastllm.h" nogil:
     ctypedef enum fl_status:
@@ -12,14 +13,7 @@ cdef extern from "fastllm.h" nogil:
         FL_BAD_VALUE
         FL_NO_ISA
 
-    ctypedef enum fl_type:
-        FL_F32
-        FL_F16
-        FL_BF16
-        FL_Q8
-        FL_Q8_F32
-        FL_Q4
-        FL_TYPES
+    # ---- sizes of the layouts
 
     enum:
         FL_LANES
@@ -27,8 +21,17 @@ cdef extern from "fastllm.h" nogil:
         FL_PAGE
         FL_ALIGN
 
-    ctypedef struct fl_kernels:
-        pass
+    size_t fl_round_up(size_t n, size_t to)
+
+    # ---- weights
+
+    ctypedef enum fl_type:
+        FL_F32
+        FL_F16
+        FL_BF16
+        FL_Q8
+        FL_Q8_F32
+        FL_Q4
 
     ctypedef struct fl_matrix:
         const void *data
@@ -36,6 +39,11 @@ cdef extern from "fastllm.h" nogil:
         size_t d
         size_t n
         const float *bias
+
+    size_t fl_matrix_bytes(fl_type type, size_t d, size_t n)
+
+    ctypedef struct fl_kernels:
+        pass
 
     ctypedef struct fl_source:
         const void *data
@@ -49,6 +57,31 @@ cdef extern from "fastllm.h" nogil:
         const float *importance
         const float *feedback
         const float *products
+
+    fl_status fl_pack(fl_type type, void *panels, const fl_source *source, size_t threads)
+    fl_status fl_factor(size_t n, double *h, float *importance, size_t threads)
+    void fl_matrix_row(const fl_matrix *w, size_t r, float *out)
+    int fl_finite(const float *x, size_t n)
+    const char *fl_block(size_t i, size_t *values, size_t *bytes)
+    fl_status fl_dequantize(size_t block, const void *data, size_t count, size_t threads, float *out)
+
+    # ---- instruction sets
+
+    fl_status fl_kernels_find(const char *name, const fl_kernels **out)
+    const char *fl_kernels_name(const fl_kernels *k)
+    const char *fl_isa_built(size_t i, int *supported)
+    fl_status fl_multiply(const fl_kernels *k, const fl_matrix *w, const float *x, size_t tokens, size_t threads,
+                          float *out)
+
+    ctypedef enum fl_dense_act:
+        pass
+
+    fl_status fl_dense(const fl_kernels *k, const fl_matrix *w, fl_dense_act act, const float *x, size_t tokens,
+                       size_t threads, float *out)
+    fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size_t n, size_t head_dim,
+                             const float *q, const float *keys, const float *values, const size_t *seen, float *out)
+
+    # ---- model
 
     ctypedef enum fl_norm_kind:
         pass
@@ -118,6 +151,10 @@ cdef extern from "fastllm.h" nogil:
 
     ctypedef struct fl_pace:
         pass
+
+    fl_status fl_pace_new(fl_pace **out)
+    void fl_pace_free(fl_pace *pace)
+
     ctypedef struct fl_model:
         fl_config config
         const fl_kernels *kernels
@@ -133,11 +170,20 @@ cdef extern from "fastllm.h" nogil:
         fl_layer *layers
         fl_pace *pace
 
-    ctypedef struct fl_outputs:
-        float *logits
-        float *const *hidden
-        float *const *attention
-        float *const *inputs
+    fl_status fl_model_check(const fl_model *m)
+
+    # ---- KV cache
+
+    ctypedef struct fl_pool:
+        pass
+
+    size_t fl_kv_page_bytes(const fl_model *m)
+    fl_status fl_pool_new(size_t page_bytes, fl_pool **out)
+    void fl_pool_free(fl_pool *pool)
+    fl_status fl_pool_take(fl_pool *pool, void **page)
+    void fl_pool_give(fl_pool *pool, void *page)
+
+    # ---- forward
 
     ctypedef struct fl_span:
         const int32_t *tokens
@@ -147,6 +193,24 @@ cdef extern from "fastllm.h" nogil:
         size_t n_pages
         size_t n_logits
         size_t segment
+
+    ctypedef struct fl_scratch:
+        pass
+
+    fl_status fl_scratch_new(fl_scratch **out)
+    void fl_scratch_free(fl_scratch *s)
+    size_t fl_logits_stride(const fl_model *m)
+
+    ctypedef struct fl_outputs:
+        float *logits
+        float *const *hidden
+        float *const *attention
+        float *const *inputs
+
+    fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t threads,
+                         const fl_outputs *out)
+
+    # ---- sampler
 
     ctypedef struct fl_sampling:
         float temperature
@@ -158,64 +222,34 @@ cdef extern from "fastllm.h" nogil:
         float presence_penalty
         float frequency_penalty
 
-    ctypedef struct fl_pool:
-        pass
-    ctypedef struct fl_scratch:
-        pass
     ctypedef struct fl_sampler:
         pass
-    ctypedef struct fl_draw_scratch:
-        pass
-
-    size_t fl_round_up(size_t n, size_t to)
-    size_t fl_matrix_bytes(fl_type type, size_t d, size_t n)
-    fl_status fl_pack(fl_type type, void *panels, const fl_source *source, size_t threads)
-    fl_status fl_factor(size_t n, double *h, float *importance, size_t threads)
-    int fl_finite(const float *x, size_t n)
-    void fl_matrix_row(const fl_matrix *w, size_t r, float *out)
-
-    const char *fl_block(size_t i, size_t *values, size_t *bytes)
-    fl_status fl_dequantize(size_t block, const void *data, size_t count, size_t threads, float *out)
-
-    fl_status fl_kernels_find(const char *name, const fl_kernels **out)
-    const char *fl_kernels_name(const fl_kernels *k)
-    const char *fl_isa_built(size_t i, int *supported)
-    fl_status fl_multiply(const fl_kernels *k, const fl_matrix *w, const float *x, size_t tokens, size_t threads,
-                          float *out)
-    ctypedef enum fl_dense_act:
-        FL_DENSE_IDENTITY
-    fl_status fl_dense(const fl_kernels *k, const fl_matrix *w, fl_dense_act act, const float *x, size_t tokens,
-                       size_t threads, float *out)
-    fl_status fl_attend_rows(const fl_kernels *k, fl_type kv_type, size_t rows, size_t n, size_t head_dim,
-                             const float *q, const float *keys, const float *values, const size_t *seen, float *out)
-
-    fl_status fl_model_check(const fl_model *m)
-    size_t fl_kv_page_bytes(const fl_model *m)
-    fl_status fl_pool_new(size_t page_bytes, fl_pool **out)
-    void fl_pool_free(fl_pool *pool)
-    fl_status fl_pool_take(fl_pool *pool, void **page)
-    void fl_pool_give(fl_pool *pool, void *page)
-    fl_status fl_pace_new(fl_pace **out)
-    void fl_pace_free(fl_pace *pace)
-    fl_status fl_scratch_new(fl_scratch **out)
-    void fl_scratch_free(fl_scratch *s)
-    size_t fl_logits_stride(const fl_model *m)
-    fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t threads,
-                         const fl_outputs *out)
 
     fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t seed, fl_sampler **out)
     void fl_sampler_free(fl_sampler *s)
     fl_status fl_sampler_bias(fl_sampler *s, int32_t token, float bias)
     fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated)
+
+    ctypedef struct fl_draw_scratch:
+        pass
+
     fl_status fl_draw_scratch_new(fl_draw_scratch **out)
     void fl_draw_scratch_free(fl_draw_scratch *w)
     fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, const float *logits,
                               int32_t *token)
 
+    # ---- the machine
+
     void *fl_alloc(size_t bytes)
     void fl_free(void *p)
+
     ctypedef struct fl_mapping:
         pass
+
+    int fl_mapping_new(int fd, fl_mapping **out)
+    void fl_mapping_free(fl_mapping *m)
+    const void *fl_mapping_data(const fl_mapping *m)
+    size_t fl_mapping_bytes(const fl_mapping *m)
 
     ctypedef enum fl_file_state:
         FL_FILE_SAME
@@ -223,10 +257,6 @@ cdef extern from "fastllm.h" nogil:
         FL_FILE_CHANGED
         FL_FILE_UNREADABLE
 
-    int fl_mapping_new(int fd, fl_mapping **out)
-    void fl_mapping_free(fl_mapping *m)
-    const void *fl_mapping_data(const fl_mapping *m)
-    size_t fl_mapping_bytes(const fl_mapping *m)
     fl_file_state fl_mapping_state(const fl_mapping *m)
     fl_file_state fl_mapping_glance(fl_mapping *m)
     void fl_mapping_guard()
@@ -238,5 +268,6 @@ cdef extern from "fastllm.h" nogil:
 cdef extern from "fpenv.h" nogil:
     ctypedef struct fl_fpenv:
         pass
+
     fl_fpenv fl_fpenv_set()
     void fl_fpenv_restore(fl_fpenv before)

@@ -1,17 +1,20 @@
-# SentencePiece's and llama2.c's vocabularies: what is done for each of tens of thousands of words, which a start waits
-# for. fastllm/tokenizer/pieces.py does the rest.
+# Vocabularies of SentencePiece and llama2.c: the loops over their tens of thousands of pieces, which the first token
+# waits for. Everything else about these tokenizers is in fastllm/tokenizer/pieces.py.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 
 from fastllm.errors import TokenizerError
 
 
 def llama2c_words(const unsigned char[::1] blob not None):
-    """The words of a llama2.c tokenizer.bin and their scores: after an int32, for each an f32 score, an int32 length,
-    the bytes. Raises TokenizerError."""
+    """The pieces of a llama2.c tokenizer.bin: a list of their bytes and a list of their scores.
+
+    The file is an int32, the length of the longest piece, then for each piece an f32 score, an int32 length, and its
+    bytes. Raises TokenizerError if it ends within a piece.
+    """
     cdef const unsigned char *at = &blob[0] + min(4, blob.shape[0])
     cdef const unsigned char *end = &blob[0] + blob.shape[0]
-    cdef float score
-    cdef int32_t length
+    cdef float score = 0
+    cdef int32_t length = 0
     cdef list words = [], scores = []
     while at < end:
         if end - at < 8:
@@ -28,6 +31,7 @@ def llama2c_words(const unsigned char[::1] blob not None):
 
 
 cdef int hex_digit(unsigned char c) noexcept:
+    """The value of a hexadecimal digit, or -1."""
     if c'0' <= c <= c'9':
         return c - c'0'
     c |= 0x20
@@ -35,7 +39,10 @@ cdef int hex_digit(unsigned char c) noexcept:
 
 
 def byte_names(list words not None):
-    """Which words are names of bytes, <0x00> to <0xFF>: index -> byte."""
+    """The pieces that are names of bytes, b"<0x00>" to b"<0xFF>": index -> byte, 0 to 255.
+
+    words: a list of bytes. Raises TypeError if one is not.
+    """
     cdef bytes word
     cdef int high, low
     cdef const unsigned char *at
@@ -52,16 +59,22 @@ def byte_names(list words not None):
     return found
 
 
-# ---- protobuf -------------------------------------------------------------------------------------------------------
+# A SentencePiece model is a protobuf message: fields, one after the other, each a key and a value. The key is a varint,
+# field number << 3 | wire type. A varint has 7 bits in each byte, the lowest first; bit 7 is set in all bytes but the
+# last. (Protocol Buffers, "Encoding"; the fields are those of sentencepiece_model.proto.)
+#
+#     ModelProto        0A len [piece]  0A len [piece]  ...  12 len [trainer_spec]  1A len [normalizer_spec]
+#     SentencePiece     0A len text     15 score, f32    18 type, varint
 
 cdef struct proto_field:
     uint64_t number
-    uint64_t value              # of a varint
-    const unsigned char *data   # of anything else: `size` bytes; NULL: it is a varint
+    uint64_t value  # of a varint, wire type 0
+    const unsigned char *data  # of any other wire type: `size` bytes inside the message; NULL for a varint
     size_t size
 
 
 cdef int read_varint(const unsigned char **at, const unsigned char *end, uint64_t *value) except -1:
+    """Reads a varint and advances `at`. Raises TokenizerError if it exceeds 64 bits or reaches past `end`."""
     cdef unsigned shift = 0
     cdef unsigned char byte = 0x80
     value[0] = 0
@@ -76,6 +89,7 @@ cdef int read_varint(const unsigned char **at, const unsigned char *end, uint64_
 
 
 cdef int read_field(const unsigned char **at, const unsigned char *end, proto_field *field) except -1:
+    """Reads a field and advances `at`. Raises TokenizerError if it reaches past `end` or has an unknown wire type."""
     cdef uint64_t key = 0, size = 0
     read_varint(at, end, &key)
     field.number = key >> 3
@@ -85,7 +99,7 @@ cdef int read_field(const unsigned char **at, const unsigned char *end, proto_fi
     if key & 7 == 2:
         read_varint(at, end, &size)
     else:
-        size = 8 if key & 7 == 1 else 4 if key & 7 == 5 else UINT64_MAX  # groups, which nobody writes
+        size = 8 if key & 7 == 1 else 4 if key & 7 == 5 else UINT64_MAX  # UINT64_MAX: a group, which is refused
     if size > <uint64_t>(end - at[0]):
         raise TokenizerError("it is truncated, or no SentencePiece model")
     field.data = at[0]
@@ -95,13 +109,17 @@ cdef int read_field(const unsigned char **at, const unsigned char *end, proto_fi
 
 
 cdef object field_value(const proto_field *field):
+    """An int for a varint, bytes for anything else."""
     if field.data is NULL:
         return field.value
     return PyBytes_FromStringAndSize(<const char *>field.data, <Py_ssize_t>field.size)
 
 
 def proto_fields(const unsigned char[::1] message not None):
-    """The fields of a protobuf message, (number, value): varints as int, all else as bytes. Raises TokenizerError."""
+    """The fields of a protobuf message in order, (number, value): varints are int, all other values bytes.
+
+    Raises TokenizerError if it is truncated or no such message.
+    """
     cdef const unsigned char *at = &message[0]
     cdef const unsigned char *end = at + message.shape[0]
     cdef proto_field field
@@ -113,8 +131,10 @@ def proto_fields(const unsigned char[::1] message not None):
 
 
 def proto_pieces(const unsigned char[::1] model not None):
-    """Of a sentencepiece ModelProto, the texts of the pieces (field 1 of its field 1), their types (3, where there is
-    none 1), and its other fields as proto_fields has them: three lists. Raises TokenizerError."""
+    """The texts (bytes) and types (int) of a ModelProto's pieces, and its other fields as proto_fields has them.
+
+    Three lists. A piece without a type has type 1, NORMAL. Raises TokenizerError if it is truncated or no ModelProto.
+    """
     cdef const unsigned char *at = &model[0]
     cdef const unsigned char *end = at + model.shape[0]
     cdef const unsigned char *inside
@@ -142,6 +162,7 @@ def proto_pieces(const unsigned char[::1] model not None):
 
 
 cdef unsigned char *write_varint(unsigned char *at, size_t value) noexcept:
+    """Writes a varint and returns the place after it."""
     while value >= 0x80:
         at[0] = <unsigned char>(value & 0x7F | 0x80)
         value >>= 7
@@ -151,18 +172,22 @@ cdef unsigned char *write_varint(unsigned char *at, size_t value) noexcept:
 
 
 def write_proto_pieces(list words not None, scores, list types not None):
-    """What proto_pieces reads, with scores as field 2. Each piece once, and none that is not text: such words cannot be
-    met in encoding and become control pieces, 3, unless they are the unknown one, 2."""
+    """The pieces of a ModelProto as bytes: words (list of bytes), scores (float), types (int), one of each for a piece.
+
+    SentencePiece wants every piece to be UTF-8, not empty and unique. Any other word can never be the result of an
+    encoding; it gets a name of its own, and type 3, CONTROL, unless it is 2, UNKNOWN. Raises ValueError if the lists
+    differ in length, TypeError for items of other types.
+    """
     cdef size_t most = 0, length
-    cdef unsigned char head[16]
+    cdef unsigned char head[16]  # only to measure a varint
     cdef unsigned char *at
     cdef unsigned char *body
     cdef float score
     cdef bytes word
     cdef set seen = set()
-    words = list(words)  # code that converts a score or a type might change it after the bytes are counted
+    words = list(words)  # a copy: converting a score runs Python code, which might change the list
     for word in words:
-        most += <size_t>len(word) + 64  # more than tags, lengths or the name of an unused word take
+        most += <size_t>len(word) + 64  # keys, lengths, score and type, or the name of an unused word, take less
     cdef bytes out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>most)
     at = <unsigned char *>PyBytes_AS_STRING(out)
     for i, (word, value, kind) in enumerate(zip(words, scores, types, strict=True)):

@@ -1,4 +1,4 @@
-// What the thread that calls brings along: its mode of floats, and that it may be the copy that a fork made.
+// Teams in the places they may be called from: threads whose mode of floats is not the default, and children of fork.
 #include <string.h>
 
 #include "check.h"
@@ -20,7 +20,7 @@ enum { MOST = 4 };
 
 #ifdef ODD
 
-#define MODE (~(fl_fpenv)0x3f) // without x86's flags of what computing has come across
+#define MODE (~(fl_fpenv)0x3f) // without x86's flags of exceptions that have occurred
 
 typedef struct modes {
     fl_fpenv of[MOST]; // each thread
@@ -63,12 +63,13 @@ static void count(void *arg, fl_team *team, size_t id) {
     if (id == 0) *(size_t *)arg = team->threads;
 }
 
-// Whether a child, and its own down to the given depth, has teams of `want`, and the parent again after it.
+// Whether a child of fork has teams of `want` threads, and its own children too down to a depth; and the parent after
+// it.
 static int teams_in_children(size_t want, size_t depth) {
     const pid_t child = fork();
     if (child < 0) return 0;
     if (child == 0) {
-        alarm(60); // ends one that hangs
+        alarm(60); // ends a child that hangs
         size_t threads = 0;
         fl_parallel(MOST, count, &threads);
         _exit(threads == want && (depth == 0 || teams_in_children(want, depth - 1)) ? 0 : 1);
@@ -79,7 +80,7 @@ static int teams_in_children(size_t want, size_t depth) {
     return waitpid(child, &status, 0) == child && status == 0 && threads == want;
 }
 
-// Of a team, the thread that leads and one that does not.
+// Forks from the worker that leads the team, and from one that does not.
 static void fork_inside(void *arg, fl_team *team, size_t id) {
     if (id > 1) return;
     const pid_t child = fork();
@@ -102,7 +103,7 @@ static void test_forks(void) {
     atomic_size_t inside;
     atomic_init(&inside, 0);
     fl_parallel(MOST, fork_inside, &inside);
-    expect(atomic_load(&inside) == (threads > 1 ? 2 : 1), "a thread of a team may fork too");
+    expect(atomic_load(&inside) == (threads > 1 ? 2 : 1), "a worker may fork too");
 }
 
 #else

@@ -1,4 +1,4 @@
-// Layers after the stream: every instruction set and number of threads gives the same bits, close to plain loops.
+// Dense layers on their own: every instruction set and number of threads gives the same bits, close to plain loops.
 #include <math.h>
 #include <string.h>
 
@@ -31,7 +31,7 @@ void test_dense(void) {
         memset(bias, 0, sizeof bias);
         fill(bias, d, 1);
         fill(x, tokens * n, 1);
-        if (broken) x[n - 1] = number % 2 ? NAN : INFINITY; // of the first row alone
+        if (broken) x[n - 1] = number % 2 ? NAN : INFINITY; // in the first row alone
         if (number % 3) w.bias = bias;
         for (size_t i = 0; i < n_isas; i++) {
             expect(fl_dense(isas[i], &w, act, x, tokens, 1 + i % 2, out) == FL_OK, "a dense layer");

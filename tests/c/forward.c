@@ -59,7 +59,8 @@ void test_pool(void) {
                 n++;
             } else {
                 const size_t i = between(0, n - 1);
-                for (size_t b = 0; b < 8; b++) whole &= pages[i][b] == pages[i][bytes - 1 - b] && pages[i][b] == pages[i][0];
+                for (size_t b = 0; b < 8; b++)
+                    whole &= pages[i][b] == pages[i][bytes - 1 - b] && pages[i][b] == pages[i][0];
                 fl_pool_give(pool, pages[i]);
                 pages[i] = pages[--n];
             }
@@ -71,10 +72,10 @@ void test_pool(void) {
 }
 
 enum { SEQUENCES = 2, VOCAB = 27, LOGITS = 32, LONGEST = 75, DIM = 44, HEAD = 10, HEADS = 6, KV = 2, LAYERS = 2,
-       SEGMENT = 13 }; // where the second text begins
+       SEGMENT = 13 }; // where the second segment begins
 static const size_t lengths[SEQUENCES] = {LONGEST, 20};
 
-// Everything that a model points to, for the end.
+// Everything that a model points to, to be freed at the end.
 static void *owned[256];
 static size_t n_owned;
 
@@ -107,9 +108,10 @@ static fl_matrix stack(fl_type type, size_t count, size_t d, size_t n) {
 
 static fl_norm norm(int bias) { return (fl_norm){vector(DIM), bias ? vector(DIM) : NULL}; }
 
-// Runs all sequences, `chunk` tokens of each at a time, and returns the logits of every token. The first sequence has the
-// last token of the vocabulary at `broken`, and nowhere else.
-static void run_forward(const fl_model *m, size_t threads, size_t chunk, size_t broken, float (*logits)[LONGEST][LOGITS]) {
+// Runs all sequences, `chunk` tokens of each at a time, and returns the logits of every token: (SEQUENCES, LONGEST,
+// LOGITS). The first sequence has the last token of the vocabulary at `broken`, and nowhere else.
+static void run_forward(const fl_model *m, size_t threads, size_t chunk, size_t broken,
+                        float (*logits)[LONGEST][LOGITS]) {
     static int32_t tokens[SEQUENCES][LONGEST];
     float *some = take(SEQUENCES * LONGEST * LOGITS * sizeof *some);
     void *pages[SEQUENCES][2];
@@ -199,16 +201,16 @@ static fl_model rich(fl_type type, fl_layer *layers) {
     return m;
 }
 
-// A weight of a row that is NaN or infinite; where that cannot be, the scale of a group.
+// Makes the first weight of row r NaN or infinite; of int8, the scale of the first group.
 static void spoil(const fl_matrix *w, size_t r, int nan) {
     char *panel = (char *)w->data + r / FL_LANES * fl_panel_bytes(w->type, w->n);
-    const size_t lane = r % FL_LANES;
-    if (w->type == FL_F32 || w->type == FL_Q8_F32) ((float *)(void *)panel)[lane] = nan ? NAN : INFINITY;
-    else ((uint16_t *)(void *)panel)[lane] = w->type == FL_BF16 ? (nan ? 0x7fc0 : 0x7f80) : (nan ? 0x7e00 : 0x7c00);
+    const size_t row = r % FL_LANES;
+    if (w->type == FL_F32 || w->type == FL_Q8_F32) ((float *)(void *)panel)[row] = nan ? NAN : INFINITY;
+    else ((uint16_t *)(void *)panel)[row] = w->type == FL_BF16 ? (nan ? 0x7fc0 : 0x7f80) : (nan ? 0x7e00 : 0x7c00);
 }
 
-// A token whose embedding is not finite: from there on its text has no finite logit. What comes before it, and the other
-// text, is what it is without it.
+// A token whose embedding is not finite: from there on its sequence has no finite logit. The tokens before it, and the
+// other sequence, are not changed by it.
 static void test_broken(fl_model *m, float (*clean)[LONGEST][LOGITS]) {
     static const size_t chunks[] = {LONGEST, 1, 7, 64, 33};
     static float logits[SEQUENCES][LONGEST][LOGITS];
@@ -219,7 +221,7 @@ static void test_broken(fl_model *m, float (*clean)[LONGEST][LOGITS]) {
         describe("token %zu is broken, %s threads %zu chunk %zu", at, type_name(m->embed.type), threads, chunk);
         run_forward(m, threads, chunk, at, logits);
         same_floats(number % (5 * n_isas), m->kernels->name, logits[0][0], sizeof logits / sizeof(float));
-        expect(memcmp(logits[1], clean[1], sizeof logits[1]) == 0, "the other text");
+        expect(memcmp(logits[1], clean[1], sizeof logits[1]) == 0, "the other sequence");
         expect(memcmp(logits[0], clean[0], at * sizeof logits[0][0]) == 0, "the tokens before it");
         int finite = 0;
         for (size_t t = at; t < LONGEST; t++)

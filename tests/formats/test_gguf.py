@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastllm import CheckpointError
-from fastllm.formats import open_checkpoint, quants
+from fastllm.formats import _blocks as quants
+from fastllm.formats import open_checkpoint
 from fastllm.tensors import floats
 from helpers.blocks import DECODE
 from helpers.calls import failure

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastllm import CheckpointError
-from fastllm.formats import pickles
+from fastllm.formats import _pickles as pickles
 from fastllm.tensors import floats
 from helpers.calls import failure, soon
 from helpers.torch_files import (

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastllm.formats.yaml import YAMLError, load
+from fastllm.formats._yaml import YAMLError, load
 from helpers.calls import soon
 
 yaml = pytest.importorskip("yaml")

@@ -1,4 +1,4 @@
-"""The process that a model is measured in."""
+"""What runs in the process in which a model is measured."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fastllm.errors import CheckpointWarning, FastLLMError, OptionError
 from fastllm.llm import LLM, load
 from fastllm.progress import Bar
 
-_VISIT = 0.1  # seconds for which a combination is measured at a time: more than once, where once is short
+_VISIT = 0.1  # seconds: a combination that takes less is run again, in the same visit
 
 
 class Model(NamedTuple):
-    """A loaded model, as far as it tells what the machine has to do for a token.
+    """How much work a loaded model makes for each token.
 
     weight_bytes: read in a forward of one token. layer_work, head_work: multiply-adds of the weights of all layers for
     a token (shared experts, which a model may leave out, not counted), and of the head for one with logits.
@@ -39,7 +39,7 @@ class Model(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One batch, from its prompts to its last tokens: seconds, and the process's peak of memory in bytes."""
+    """One run of a batch, from prompts to last tokens: seconds, and the process's peak memory in bytes."""
 
     prefill: float
     first_token: float
@@ -48,8 +48,10 @@ class Sample(NamedTuple):
 
 
 def serve(pipe: Connection, path: str, dtype: str | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started us ends us
-    warnings.simplefilter("ignore", CheckpointWarning)  # speed is what is asked for, and each type is loaded anew
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends this process
+    warnings.simplefilter(
+        "ignore", CheckpointWarning
+    )  # they would be repeated for each type, and say nothing about speed
     try:
         with Bar("packing") as bar:
             llm = load(path, dtype=dtype, progress=bar)
@@ -75,7 +77,7 @@ def _describe(llm: LLM) -> Model:
 
 
 def _visit(llm: LLM, threads: int, batch: int, prompt: int, gen: int) -> list[Sample]:
-    """Runs a batch at least once, and again while that takes no time worth mentioning."""
+    """Runs a batch once, and again until _VISIT seconds have passed."""
     prompts = [random.Random(i).choices(range(llm.config.vocab_size), k=prompt) for i in range(batch)]
     llm._engine.threads = threads
     reset_peak()
@@ -88,7 +90,7 @@ def _visit(llm: LLM, threads: int, batch: int, prompt: int, gen: int) -> list[Sa
 
 
 def run(llm: LLM, prompts: Sequence[Sequence[int]], gen: int) -> tuple[list[list[int]], Sample]:
-    """Continues texts of token ids together, greedily: each text's first new token and the `gen` after it."""
+    """Continues texts of token ids together, greedily, by 1 + `gen` tokens each."""
     batch = Lockstep(llm, prompts)
     start = perf_counter()
     prefill = batch.prefill()
@@ -100,7 +102,7 @@ def run(llm: LLM, prompts: Sequence[Sequence[int]], gen: int) -> tuple[list[list
 
 
 class Lockstep:
-    """Texts that advance together; `new` holds what each has got so far.
+    """Texts that advance in step; `new` holds the new tokens of each.
 
     Unlike in engine.Batch none is written before all have been read, so that both can be timed.
     """
@@ -115,7 +117,7 @@ class Lockstep:
         self.new: list[list[int]] = [[] for _ in prompts]
 
     def prefill(self) -> float:
-        """Runs the prompts, one behind the other in forwards of CHUNK tokens. Returns the seconds in the model."""
+        """Runs the prompts one after the other in forwards of CHUNK tokens. Returns the seconds in the model."""
         seconds, spans, texts, room = 0.0, list[Span](), list[int](), CHUNK
         for i, prompt in enumerate(self._prompts):
             at = 0
@@ -143,7 +145,7 @@ class Lockstep:
         self._draw(range(len(spans)))
 
     def _draw(self, texts: Sequence[int]) -> None:
-        """The next token of texts that have logits, in their order."""
+        """Draws the next token of each text that has logits; `texts` are their indices, in the order of the rows."""
         for row, i in enumerate(texts):
             token = self._samplers[i].draw(self._logits, row)
             self._samplers[i].accept(token, generated=True)
@@ -151,7 +153,7 @@ class Lockstep:
 
 
 def reset_peak() -> None:
-    """Makes the peak of memory what is in memory now, where Linux lets us; else it stays the whole process's."""
+    """Resets the peak to what is in memory now; only Linux can, elsewhere it stays the process's whole peak."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -159,7 +161,7 @@ def reset_peak() -> None:
 
 
 def peak_rss() -> int:
-    """The most resident memory that this process had, in bytes; 0 where the system does not say."""
+    """The peak resident memory of this process in bytes; 0 where the system does not say."""
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024

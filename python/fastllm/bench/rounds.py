@@ -1,4 +1,4 @@
-"""Every combination measured in turns, each model in a process of its own, beside what the machine itself can do."""
+"""Measures every combination in turns, each model in a process of its own, together with the machine's own limits."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from fastllm.errors import FastLLMError, OptionError
 from fastllm.machine import check_threads, int8_peak, read_bandwidth, thread_count
 from fastllm.weights.store import check_dtype
 
-_ROUNDS = 5  # times that every combination is measured, ...
-_PATIENCE = 60.0  # ... but no new one after so many seconds
+_ROUNDS = 5  # rounds in which every combination is measured once
+_PATIENCE = 60.0  # seconds after which no new measurement begins, once each has one
 
 
 def bench(
@@ -62,7 +62,7 @@ def bench(
     with ExitStack() as stack:
         workers = [stack.enter_context(_worker(path, dtype)) for dtype in dtypes]
         prompt, gen = _lengths(path, workers[0].model.context, prompt, gen)
-        # Batches ascend: the KV cache of a process grows to the largest so far and does not shrink.
+        # Small batches first: a process's KV cache grows to its largest batch, and memory is reported for each.
         works = [(w, t, b) for b in sorted(set(batches)) for t in dict.fromkeys(threads) for w in workers]
         found = _rounds(works, prompt, gen)
         works.sort(key=lambda work: (workers.index(work[0]), threads.index(work[1])))
@@ -70,7 +70,7 @@ def bench(
 
 
 def _lengths(path: str | os.PathLike[str], context: int, prompt: int | None, gen: int | None) -> tuple[int, int]:
-    """The prompt's and the new text's tokens; where one is not given, what there is room for."""
+    """The number of tokens of a prompt, and of the new text; one that is None becomes what fits into the context."""
     if gen is None:
         gen = min(128, max(1, context // 4 if prompt is None else context - prompt))
     if prompt is None:
@@ -86,7 +86,7 @@ def _lengths(path: str | os.PathLike[str], context: int, prompt: int | None, gen
 
 
 class _Worker:
-    """A process of its own with a loaded model: what it takes of memory is the model's."""
+    """A process with one loaded model, so that its memory is the model's."""
 
     def __init__(self, pipe: Connection, name: str) -> None:
         self._pipe, self._name = pipe, name
@@ -131,7 +131,7 @@ class _Found(NamedTuple):
 
 
 def _rounds(works: Sequence[_Work], prompt: int, gen: int) -> _Found:
-    """Measures in turns, the machine too: what makes it slower for a while is no one combination's disadvantage."""
+    """Measures all combinations, and the machine, in turns, so that a slow minute does not hit one of them alone."""
     counts = dict.fromkeys(threads for _, threads, _ in works)
     isa = works[0][0].model.isa
     found = _Found({work: [] for work in works}, {t: [] for t in counts}, {t: [] for t in counts})
@@ -163,7 +163,9 @@ def _report(found: _Found, work: _Work, prompt: int, gen: int) -> dict[str, Any]
     decode = batch * gen / median(s.decode for s in samples)
     weights = decode / batch * model.weight_bytes / 1e9
     read, int8 = median(found.read[threads]), median(found.int8[threads])
-    prefill_limit = int8 * 1e9 / (model.layer_work + model.head_work / prompt)  # a prompt's last token has logits
+    prefill_limit = (
+        int8 * 1e9 / (model.layer_work + model.head_work / prompt)
+    )  # only the last token of a prompt has logits
     decode_limit = min(
         int8 * 1e9 / (model.layer_work + model.head_work),
         batch * read * 1e9 / model.weight_bytes,
@@ -186,6 +188,6 @@ def _report(found: _Found, work: _Work, prompt: int, gen: int) -> dict[str, Any]
         "int8_gops": int8,
         "int8_share": prefill / prefill_limit,
         "first_token_s": median(s.first_token for s in samples),
-        "rss_mb": samples[0].rss / 1e6,  # the first time, before larger batches leave their memory
+        "rss_mb": samples[0].rss / 1e6,  # of the first run, before larger batches leave memory behind
         "samples": len(samples),
     }

@@ -1,4 +1,4 @@
-"""What was measured, for people: a table and a drawing."""
+"""What was measured, as a table and as a drawing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UNITS = ("", "", "", "tokens/s", "", "tokens/s", "weights", "", "s", "MB")
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """What bench found, as aligned text."""
+    """The rows of bench as an aligned table."""
     cells = [_COLUMNS, _UNITS]
     cells += [
         (
@@ -47,7 +47,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def check_plot(path: str | os.PathLike[str]) -> None:
-    """Raises OptionError where `plot` could not write: better before an hour of measuring than after."""
+    """Raises OptionError where `plot` could not write the file. Call it before measuring, which takes long."""
     try:
         from matplotlib.backend_bases import FigureCanvasBase
     except (ImportError, OSError) as error:
@@ -62,7 +62,7 @@ def check_plot(path: str | os.PathLike[str]) -> None:
 
 
 def plot(rows: Sequence[dict[str, Any]], path: str | os.PathLike[str], *, title: str) -> None:
-    """Draws what bench found: bars of tokens/s, before what the machine's limits would allow."""
+    """Draws the rows of bench: bars of tokens/s in front of what the machine's limits would allow."""
     from matplotlib.figure import Figure
 
     names = [f"{row['dtype']}, threads {row['threads']}, batch {row['batch']}" for row in rows]

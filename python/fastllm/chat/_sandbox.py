@@ -1,9 +1,9 @@
-"""Chat templates are programs that come with a checkpoint: Jinja, run so that none can do more than write a text.
+"""Runs chat templates, which are programs that come with a checkpoint, so that they can do nothing but write a text.
 
-The language is the one that transformers gives them: Jinja's immutable sandbox, which refuses what is not data, with
-all of its filters. Here every way to make much out of little is bounded too: the time, the length of each string and
-list, and all of them together. What a call would make is estimated before it is made (sandbox_sizes.py). Imported only
-where a template is run.
+The language is what transformers offers templates: Jinja's immutable sandbox, which keeps code away from anything but
+plain data, with all of Jinja's filters. On top of that, time and memory are bounded: seconds of processor time, the
+length of each string and list, and the bytes of all of them together. The size of a call's result is estimated before
+the call (_sizes.py). This module imports jinja2, so it is imported only when a template is run.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from markupsafe import Markup
 from fastllm.chat._sizes import FILTERS, LONGEST, METHODS, ExcessError, check, percent, remembering, size
 from fastllm.errors import OptionError, TokenizerError
 
-SECONDS = 1.0
-_LONGEST_TEMPLATE = 128 << 10
-_MOST_BYTES = 256 << 20  # of all strings and lists that it makes, which it may keep
+SECONDS = 1.0  # of processor time for one rendering
+_LONGEST_TEMPLATE = 128 << 10  # characters
+_MOST_BYTES = 256 << 20  # of all strings and lists that one rendering makes, since it may keep them all
 
 
 def render(source: str, variables: Mapping[str, object]) -> str:
-    """The text that a template makes of plain data.
+    """The text that a template writes for plain data.
 
-    Raises TokenizerError where it is broken or takes more than is allowed, OptionError where it says itself that it
-    cannot take such messages (raise_exception).
+    Raises TokenizerError for a template that is broken or exceeds a bound, OptionError where the template itself
+    refuses the messages (it calls raise_exception).
     """
     if len(source) > _LONGEST_TEMPLATE:
         raise TokenizerError(f"the chat template is {len(source):,} characters long, more than {_LONGEST_TEMPLATE:,}")
@@ -54,7 +54,7 @@ def render(source: str, variables: Mapping[str, object]) -> str:
         raise TokenizerError(f"the chat template is refused: {error}") from None
     except RecursionError:
         raise TokenizerError("the chat template is refused: it calls itself too deeply") from None
-    except Exception as error:  # whatever its code runs into
+    except Exception as error:  # a template's code may raise anything
         raise TokenizerError(f"the chat template cannot be used: {_line(error)}") from None
 
 
@@ -64,7 +64,7 @@ def _line(message: object) -> str:
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Ends this thread's Python code after some time, by looking at its processor time at every line."""
+    """Raises ExcessError in this thread after so many seconds of its processor time, checked at each line it runs."""
     end = time.thread_time() + seconds
 
     def trace(frame: object, event: str, arg: object) -> Any:
@@ -100,7 +100,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """No HTML escapes."""
+    """JSON as transformers' templates expect it: without Jinja's HTML escapes."""
     if (len(indent) if isinstance(indent, str) else indent or 0) > 16 or max(map(len, separators or ("",))) > 16:
         raise ExcessError("it indents or separates JSON by more than 16 characters")
     encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
@@ -108,7 +108,7 @@ def _tojson(
 
 
 class _Dict:
-    """What `dict` is: the function, without the attributes of a class."""
+    """Stands for `dict` in templates: callable as a function, without the class's attributes."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -118,7 +118,7 @@ class _Dict:
 
 
 class _Namespace(Namespace):
-    def __init__(*args: Any, **kwargs: Any) -> None:  # so that one may be called self
+    def __init__(*args: Any, **kwargs: Any) -> None:  # *args, so that a variable may be named self
         Namespace.__init__(*args, **kwargs)
         for name in dict(*args[1:], **kwargs):
             _check_name(name)
@@ -134,7 +134,7 @@ def _check_name(name: object) -> None:
 
 
 class _Generation(Extension):
-    """{% generation %} marks what is trained on: here it is what is inside, with variables of its own."""
+    """{% generation %} ... {% endgeneration %} marks text to train on. Here it only writes it, in its own scope."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -161,7 +161,7 @@ def _joined(parts: Iterable[Any]) -> str:
 
 
 class _Bounds(NodeTransformer):
-    """Lets everything that puts values together pass through the filter "bounded"."""
+    """Rewrites a template: each concatenation, list, dict and tuple goes through a filter that checks its size."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
@@ -183,7 +183,7 @@ class _Bounds(NodeTransformer):
 
 
 class _Formatting(SandboxedFormatter):
-    """str.format, with bounds on how wide a field is, and on all fields together."""
+    """str.format with bounds on the width of a field, and on the length of all fields together."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -228,7 +228,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=[loopcontrols, _Generation],
-            optimized=False,  # constants are put together with the same bounds
+            optimized=False,  # else Jinja would compute constant expressions without our bounds
             cache_size=0,
             finalize=self._written,
         )
@@ -252,7 +252,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return value
 
     def _kept(self, value: Any) -> Any:
-        """A value that was made, which counts for as long as the template runs: it may be kept."""
+        """Counts a new value's bytes, for as long as the template runs, since the template may keep it."""
         size(value)
         if isinstance(value, (str, list, tuple, dict)):
             self._left -= sys.getsizeof(value)
@@ -261,8 +261,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         return value
 
     def _checked(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter with bounds on what it is given and on what it gives."""
-        skipped = 1 if hasattr(function, "jinja_pass_arg") else 0  # an environment, or the like
+        """A filter that checks the sizes of its arguments and its result."""
+        skipped = (
+            1 if hasattr(function, "jinja_pass_arg") else 0
+        )  # the first argument is an environment or a context, not a value
         estimate = FILTERS.get(name)
 
         def checked(*args: Any, **kwargs: Any) -> Any:
@@ -276,7 +278,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return checked
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """str.format and format_map, where `value` is one of them: a field may be as wide as it says."""
+        """A bounded str.format or format_map where `value` is one of these: a field may ask for any width."""
         if super().wrap_str_format(value) is None:
             return None
         text, mapped = value.__self__, value.__name__ == "format_map"

@@ -1,7 +1,7 @@
-"""How large what a chat template asks for would be: estimated before it is made.
+"""Estimates how large the result of a chat template's operation would be, before it is computed.
 
-Whatever is not named here gives about as much as it is given. Counted are characters, items and digits, with all that
-is inside of something as often as it is there: a list that holds a list twice is as large as it would be written.
+An operation that is not listed here returns about as much as it is given. A size counts characters, items and digits,
+and counts content as often as it occurs: a list that holds another list twice is as large as its written form.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ _CONVERSION = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d*)(?:\.(\*|\d*))?")
 
 
 class ExcessError(Exception):
-    """What a template is stopped by."""
+    """A template exceeds a bound; the message says which."""
 
 
 def check(what: str, amount: float) -> None:
+    """Raises ExcessError where an operation would make more than LONGEST characters or items."""
     if not amount <= LONGEST:
         raise ExcessError(f"its {what} would make more than {LONGEST:,} characters or items, or take as long")
 
 
 class _Known(dict[int, tuple[object, int]]):
-    """Id -> a list or dict, kept so that its id stays its own, and its size.
+    """A cache of sizes: id of a list or dict -> that object, kept so that the id is not reused, and its size.
 
-    Templates ask for the messages' size again and again. Nothing in a template changes lists and dicts, but what is in
-    namespaces changes.
+    Templates look at the same messages again and again. Lists and dicts cannot change while a template runs; namespaces
+    can, so their sizes are not kept.
     """
 
-    most = 0
+    most = 0  # entries it may have
 
 
 _known: ContextVar[_Known] = ContextVar("known")
@@ -44,7 +45,7 @@ _known: ContextVar[_Known] = ContextVar("known")
 
 @contextmanager
 def remembering(variables: Mapping[str, object]) -> Iterator[None]:
-    """Sizes are measured once inside the block: of all that a template is given, and of some of what it makes."""
+    """Within the block, sizes of the template's variables are measured once, and those of 64 values that it makes."""
     known = _Known()
     known.most = LONGEST
     token = _known.set(known)
@@ -64,7 +65,7 @@ def remembering(variables: Mapping[str, object]) -> Iterator[None]:
 
 
 def size(value: Any) -> int:
-    """Raises ExcessError for more than LONGEST."""
+    """The size of a value with all that is in it. Raises ExcessError for more than LONGEST."""
     known = _known.get(_Known())
     total, fixed = 0, isinstance(value, (dict, list, tuple))
     inside: list[Any] = [value]
@@ -91,19 +92,19 @@ def size(value: Any) -> int:
         raise ExcessError(f"it makes a value of more than {LONGEST:,} characters or items")
     if fixed and known.most and id(value) not in known:
         if len(known) >= known.most:
-            known.popitem()  # the newest
+            known.popitem()  # drops the newest
         known[id(value)] = value, total
     return total
 
 
 def percent(text: str, values: Any) -> int:
-    """Of text % values."""
+    """An upper bound of the length of text % values."""
     conversions = _CONVERSION.findall(text)
     given = values if isinstance(values, tuple) else values.values() if isinstance(values, Mapping) else (values,)
     sizes = [size(value) for value in given]
     widths = [width for conversion in conversions for width in conversion if width]
-    most = max((abs(value) for value in given if isinstance(value, int)), default=0)  # what * may stand for
-    # Each value is written once, unless it has a name.
+    most = max((abs(value) for value in given if isinstance(value, int)), default=0)  # `*` takes its width from a value
+    # Positional values are written once each; named ones may be written by every conversion.
     written = len(conversions) * max(sizes, default=0) if isinstance(values, Mapping) else sum(sizes)
     return len(text) + written + sum(most if width == "*" else _number(width) for width in widths)
 
@@ -135,12 +136,12 @@ def _wrapped(text: str, width: int = 79, words: bool = True, wrapstring: str | N
 
 
 def _slow(text: Any, *_: Any, **__: Any) -> int:
-    """For what takes the square of a text's length in time."""
+    """For operations whose time grows with the square of the text's length."""
     return len(str(text)) * 128
 
 
 def _number_size(value: Any, *_: Any, **__: Any) -> int:
-    """For what reads a number, of at most 100 digits."""
+    """For operations that parse a number: texts of up to 100 digits pass."""
     return len(value) * (LONGEST // 100) if isinstance(value, str) else 0
 
 
@@ -148,8 +149,8 @@ def _named(names: str) -> dict[str, Callable[..., int] | None]:
     return dict.fromkeys(names.split())
 
 
-# Kind of value -> its methods that a template may call, with how large the result is; None: about as its arguments.
-# Not there: what knows files' encodings (encode: some take very long), and makes bytes.
+# Kind of value -> the methods that a template may call, with an estimate of the result's size; None: about that of the
+# arguments. Left out on purpose: encode, since some codecs take very long, and whatever makes bytes.
 METHODS: dict[Any, dict[str, Callable[..., int] | None]] = {
     str: _named(
         "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit isidentifier islower "

@@ -1,4 +1,4 @@
-"""A conversation with a model, turn by turn."""
+"""Conversations with a model, turn by turn."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class Speaker(Protocol):
 
 
 class Chat(Protocol):
-    """A conversation with a model. tokens: all of it so far, ready to be continued by the model's reply.
+    """A conversation with a model. tokens: the ids of all of it so far, for the model to continue with its reply.
 
-    stop: the tokens that end a reply.
+    stop: the ids that end a reply.
     """
 
     tokens: list[int]
     stop: tuple[int, ...]
 
     def say(self, text: str) -> list[int]:
-        """Adds what the user says and returns the whole conversation."""
+        """Adds a message of the user and returns the ids of the whole conversation."""
 
     def reply(self, tokens: list[int]) -> None:
-        """Adds what the model has said."""
+        """Adds the model's reply, as ids without the one that ended it."""
 
 
 def start_chat(llm: Speaker, system: str | None = None) -> Chat:

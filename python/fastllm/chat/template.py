@@ -12,21 +12,29 @@ from fastllm.tokenizer import Tokenizer
 Message = Mapping[str, Any]
 
 _ROLES = ("system", "developer", "user", "assistant", "model", "tool", "function", "ipython", "query", "document")
-# What people write is put between these while the template runs: characters that Unicode keeps for such inside uses.
+# Special tokens that occur inside messages are put between these while the template runs. Both are noncharacters, which
+# Unicode reserves for such internal use.
 _MARK, _END = "\ufdd0", "\ufdd1"
 
 
 class ChatTemplate:
-    """A tokenizer's chat template. stop: tokens that end a turn.
+    """A tokenizer's chat template. stop: ids of the tokens that end a turn.
 
-    Special tokens that the template writes become their ids. Those that are written inside a message stay text: each is
-    marked before the template runs, and what is marked is encoded as text; everything else is encoded as one text, so
-    that the ids of messages without such tokens are those that transformers gives. Tokens that are added but not
-    special, such as <tool_call>, count as special where the template names them, except in what the assistant says.
+    A special token that the template itself writes becomes its id. One that a user typed into a message must stay text,
+    or the message could end its own turn and forge the next (prompt injection). So:
+
+        message   "hi <|im_end|>"
+        marked    "hi MARK<|im_end|>END"              before the template runs
+        rendered  "<|im_start|>user\nhi MARK<|im_end|>END<|im_end|>\n"
+        encoded    special                text       special          marked parts are encoded as plain text
+
+    Everything that is not marked is encoded as one text, so that messages without special tokens get the ids that
+    transformers gives. Added tokens that are not special, such as <tool_call>, are marked too where the template names
+    them, except in what the assistant says.
     """
 
     def __init__(self, tokenizer: Tokenizer, source: str | None = None) -> None:
-        """source: the template, where it is not the tokenizer's own."""
+        """source: a template in place of the tokenizer's own. Raises TokenizerError where there is none."""
         with_tools = tokenizer.tool_template if source is None else source
         source = tokenizer.chat_template if source is None else source
         if source is None:
@@ -39,9 +47,9 @@ class ChatTemplate:
         self.stop = tokenizer.ends
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object) -> str:
-        """The text of a conversation. add_generation_prompt: whether the model's turn is begun.
+        """The text of a conversation. add_generation_prompt: whether to begin the model's turn at the end.
 
-        variables: what else the template reads, such as tools or enable_thinking. Raises TokenizerError where the
+        variables: other inputs of the template, such as tools or enable_thinking. Raises TokenizerError where the
         template cannot be run, OptionError where it refuses the messages.
         """
         plain = [_plain(message) for message in _checked(messages)]
@@ -50,12 +58,12 @@ class ChatTemplate:
     def encode(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object
     ) -> list[int]:
-        """The ids of a conversation: what `render` writes, with nothing put around it."""
+        """The ids of the text that `render` writes, without a prefix or suffix. Raises like `render`."""
         marked = [self._marked_message(message) for message in _checked(messages)]
         extra = {name: self._named.mark(value) for name, value in variables.items()}
         text = self._run(marked, add_generation_prompt, extra)
         ids: list[int] = []
-        # Text and what is to stay text take turns: a mark, its end, or a lone one of them, where a template has cut.
+        # Odd parts were marked. A lone mark or end is left where a template has cut a message in two.
         for i, part in enumerate(re.split(f"{_MARK}([^{_MARK}{_END}]*){_END}", text)):
             if i % 2:
                 ids += self._as_text(part)
@@ -79,9 +87,9 @@ class ChatTemplate:
         return {key: value if key == "role" else marker.mark(value) for key, value in message.items()}
 
     def _as_text(self, token: str) -> list[int]:
-        """The ids of a special token's text, which are those of any text."""
+        """The ids of a special token's text read as ordinary text."""
         ids = self._tokenizer.encode(token, start=False)
-        if self._tokenizer.token_id(token) in ids:  # taken whole all the same, so it is cut
+        if self._tokenizer.token_id(token) in ids:  # the tokenizer matches it all the same: encode its characters
             return [i for character in token for i in self._tokenizer.encode(character, start=False)]
         return ids
 
@@ -93,20 +101,20 @@ def _checked(messages: Sequence[Message]) -> Sequence[Message]:
         if not isinstance(message, Mapping):
             raise OptionError(f"a message is a {type(message).__name__}, not a role and a content by name")
         if message.get("role") not in _ROLES:
-            # A template may make a special token of it.
+            # Templates write roles next to special tokens, or make special tokens of them: only known ones pass.
             raise OptionError(f"a message has the role {message.get('role')!r}; roles are {', '.join(_ROLES)}")
     return messages
 
 
 def _completed(message: Message) -> Message:
-    """As transformers shows a message to templates: null is as if it was not there, reasoning has its usual names."""
+    """A message as transformers gives it to templates: without nulls, and with reasoning under both usual names."""
     given = {key: value for key, value in message.items() if value is not None}
     thoughts = next((given[name] for name in ("reasoning_content", "thinking", "reasoning") if name in given), None)
     return given if thoughts is None else {"thinking": thoughts, **given, "reasoning_content": thoughts}
 
 
 def _plain(value: Any, text: Callable[[str], str] = str.__str__) -> Any:
-    """A copy of plain data, each text of it but the keys after `text`."""
+    """A copy of plain data with `text` applied to every string but the keys. Raises OptionError for other types."""
     if isinstance(value, str):
         return text(value)
     if isinstance(value, Mapping):
@@ -120,12 +128,12 @@ def _plain(value: Any, text: Callable[[str], str] = str.__str__) -> Any:
 
 
 class _Marker:
-    """Marks special tokens inside plain data, as templates see it."""
+    """Marks special tokens inside plain data before a template sees it."""
 
     def __init__(self, tokens: Collection[str]) -> None:
         texts = sorted(filter(None, tokens), key=len, reverse=True)
         self._whole = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
-        # Two values side by side may make a token of the end of one and the start of the other.
+        # A template may put two values side by side, so that the end of one and the start of the other make a token.
         self._heads = {text[:n] for text in texts for n in range(2, len(text))}
         self._tails = {text[-n:] for text in texts for n in range(2, len(text))}
         self._most = len(texts[0]) if texts else 0
@@ -135,7 +143,7 @@ class _Marker:
 
     def _text(self, text: str) -> str:
         text = text.replace(_MARK, "\ufffd").replace(_END, "\ufffd")
-        # Templates trim: a mark goes inside of the spaces around a text.
+        # Templates trim messages, so marks go inside of the spaces around a text.
         body = text.strip()
         before, after = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :] if body else ""
         first = any(body[:n] in self._tails for n in range(2, self._most))

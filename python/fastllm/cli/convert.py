@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             )
     except KeyboardInterrupt:
         if _identity(args.out) != before:
-            raise  # just after it was written
+            raise  # the interrupt came just after the file was complete
         raise CheckpointError(f"{args.out} was not written: interrupted") from None
     print(f"{args.out}: {Path(args.out).stat().st_size:,} bytes", file=sys.stderr)
     if no_tokenizer:
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Of the file at a path, if there is one: another file has another."""
+    """Device and inode of the file at a path, or None: they tell whether it has been replaced."""
     with suppress(OSError, ValueError):
         about = os.stat(path)
         return about.st_dev, about.st_ino
@@ -78,9 +78,9 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 @contextmanager
 def _ending_by_interrupt() -> Iterator[None]:
-    """Lets the signals that end a process raise KeyboardInterrupt in the block, so that nothing half-written is left.
+    """In the block, signals that would end the process raise KeyboardInterrupt, so that the unfinished file is removed.
 
-    Those that are ignored, as SIGHUP is under nohup, stay so.
+    Signals that are ignored, as SIGHUP is under nohup, stay ignored.
     """
     import signal
     from time import monotonic
@@ -91,7 +91,8 @@ def _ending_by_interrupt() -> Iterator[None]:
     last = -math.inf
 
     def interrupt(*_: object) -> None:
-        """Once: a second signal, soon after, would end the cleaning up. A later one says that the first was lost."""
+        """Ignores a second signal within a second, which would interrupt the cleaning up. A later one counts: the first
+        exception may have been lost in code that cannot raise."""
         nonlocal last
         last, soon = monotonic(), monotonic() < last + 1
         if not soon:

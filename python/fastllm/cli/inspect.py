@@ -97,7 +97,7 @@ def _of_checkpoint(path: Path) -> _Contents:
 
 
 def _as_stored(tensor: Tensor) -> tuple[str, tuple[int, ...], int]:
-    """A tensor's type, shape and bytes as the file has them; GGUF's types as they are read."""
+    """A tensor's type, shape and bytes as stored in the file; GGUF's block types as they are read."""
     if tensor.raw is not None:
         return tensor.raw.kind, tensor.shape, math.prod(tensor.shape) * tensor.raw.size
     return tensor.stored or tensor.dtype, tensor.shape, tensor.nbytes

@@ -18,12 +18,15 @@ def lines() -> list[str]:
 
 
 def without_end(line: str) -> str:
-    """A line of stdin without its end, of Unix or of Windows."""
+    """A line of stdin without its line end, \\n or \\r\\n."""
     return line.removesuffix("\n").removesuffix("\r")
 
 
 def in_parts(texts: Sequence[str], what: str, size: int, write: Callable[[Sequence[str]], None]) -> None:
-    """Writes what becomes of texts, so many at a time: the first lines come before the last are computed."""
+    """Calls `write` with `size` texts at a time, so that the first lines appear before the last are computed.
+
+    Where one text is wrong, those before it are written, and the error names it: `what` and its number from 1.
+    """
     for start in range(0, len(texts), size):
         part = texts[start : start + size]
         try:
@@ -31,7 +34,7 @@ def in_parts(texts: Sequence[str], what: str, size: int, write: Callable[[Sequen
         except FastLLMError as error:
             if error.text is None:
                 raise
-            write(part[: error.text])  # those before it are good
+            write(part[: error.text])
             said = str(error).replace(f"text {error.text}", f"{what} {start + error.text + 1}", 1)
             raise type(error)(said.replace("truncate=True", "--truncate")) from None
 

@@ -90,5 +90,5 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
 
 
 def seed_of(args: argparse.Namespace) -> int:
-    """The seed asked for, or a new one small enough to type again."""
+    """The seed asked for, or a new one of 32 bits, short enough to be typed again."""
     return int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed

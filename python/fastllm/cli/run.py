@@ -95,15 +95,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _speed(llm: LLM, generation: Generation) -> dict[str, float | int | str | None]:
-    """What the run measured; None where too little ran to measure."""
+    """The measured speeds; None where too little ran to tell."""
 
     def rate(count: int, seconds: float) -> float | None:
         return count / seconds if count > 0 and seconds > 0 else None
 
     prompt = len(generation.prompt) - generation.cached
-    # The first new token comes with the prompt.
+    # The first new token is drawn from the prompt's logits, so it is not counted here.
     decode_tps = rate(len(generation.tokens) - 1, generation.decode_seconds)
-    # A guess that was right spares reading the weights.
+    # A right guess adds a token without reading the weights again.
     forwards = len(generation.tokens) - 1 - generation.accepted
     forward_tps = rate(forwards, generation.decode_seconds)
     weight_gbps = forward_tps * llm.bytes_per_token / 1e9 if forward_tps else None

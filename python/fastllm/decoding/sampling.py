@@ -1,4 +1,4 @@
-"""How the next token is chosen: the options, checked."""
+"""The options by which the next token is drawn, checked."""
 
 import math
 from collections.abc import Mapping
@@ -22,13 +22,14 @@ class _Fields(NamedTuple):
 class Sampling(_Fields):
     """The options of a draw, in the order they take effect.
 
-    logit_bias: token id -> what to add to its logit. repetition_penalty: divides the logits of tokens already in
-    prompt or text, where positive, and multiplies the negative ones; 1 is none (Keskar et al., 2019).
-    presence_penalty, frequency_penalty: taken from the logit of a token of the text once, and as often as it occurs.
-    temperature: 0 (below 1e-6) takes the most likely token; else logits are divided by it. top_k: the k most likely;
-    0 is all. top_p: the smallest set that holds more than top_p of the probability; 1 is all (Holtzman et al., 2020).
-    min_p: at least min_p times the best's probability (Nguyen et al., 2024). typical_p: the tokens whose surprise is
-    nearest to the expected one, up to that mass; 1 is all (Meister et al., 2022).
+    logit_bias: token id -> number added to its logit, -inf to forbid it. repetition_penalty: of tokens in the prompt or
+    the text, positive logits are divided by it and negative ones multiplied; 1 is none (Keskar et al., 2019).
+    presence_penalty, frequency_penalty: subtracted from the logit of a token in the new text, once, or as often as it
+    occurs there. temperature: logits are divided by it; 0 (below 1e-6) takes the most likely token. top_k: keeps the k
+    most likely tokens; 0 keeps all. top_p: keeps the smallest set with more than top_p of the probability; 1 keeps all
+    (Holtzman et al., 2020). min_p: keeps tokens at least min_p times as likely as the best (Nguyen et al., 2024).
+    typical_p: keeps the tokens whose surprise is nearest to the expected surprise, up to that probability; 1 keeps all
+    (Meister et al., 2022).
 
     The defaults are llama2.c's. Raises OptionError for what is out of range.
     """

@@ -1,4 +1,4 @@
-"""Strings that end a text, found in its pieces as they come."""
+"""Strings that end a text, found while it arrives piece by piece."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def stop_strings(stop: str | Sequence[str]) -> list[str]:
 
 
 class StopStrings:
-    """Takes a text piece by piece and gives back what is before the first stop string.
+    """Takes a text piece by piece and passes on what comes before the first stop string.
 
-    What may be the beginning of one is held until more of the text says so. found: whether one has come; from then on
-    nothing more is given.
+    A piece's end that may be the beginning of a stop string is held back until later pieces decide. found: whether a
+    stop string has come; nothing is passed on after it.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -27,11 +27,11 @@ class StopStrings:
         self._stops, self._held = stops, ""
 
     def __bool__(self) -> bool:
-        """Whether there is anything to look for."""
+        """Whether there are stop strings."""
         return bool(self._stops)
 
     def push(self, piece: str) -> str:
-        """The text that is certain with this piece: maybe none."""
+        """The text that is certain now: it may be empty."""
         held = self._held + piece
         cut = min((i for i in (held.find(s) for s in self._stops) if i >= 0), default=None)
         if cut is not None:
@@ -42,7 +42,7 @@ class StopStrings:
         return held[:ready]
 
     def end(self) -> str:
-        """What was held, when no more comes: it did not become a stop string."""
+        """The text that was still held back, when the text is over: it did not become a stop string."""
         held, self._held = self._held, ""
         return held
 

@@ -1,4 +1,4 @@
-"""Texts written together."""
+"""Several texts written together, one token of each per forward (continuous batching; Yu et al., 2022, Orca)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from fastllm.engine.engine import CHUNK, Engine, Span
 from fastllm.engine.generation import Generation
 from fastllm.errors import NumericError
 
-TOGETHER = 16  # texts written at once: by then a forward computes as long as it reads
+TOGETHER = 16  # texts written at once; from about here on a forward is bound by arithmetic, no longer by memory
 
 
 class Batch:
-    """Texts written together: in one forward the last token of each, and parts of the prompts of those that join.
+    """Texts written together: each forward takes the last token of every text, and parts of the prompts that join.
 
-    Each text is what it is alone. At most `most` are being written, the others wait until one has ended.
+    Each text is, to the bit, what it would be alone. At most `most` are written at a time; the others wait for a place.
     """
 
     def __init__(self, engine: Engine, most: int = TOGETHER) -> None:
@@ -26,16 +26,16 @@ class Batch:
         self._logits = engine.model.logits(most)
 
     def __bool__(self) -> bool:
-        """Whether there is anything to do."""
+        """Whether any text is waiting or being written."""
         return bool(self._waiting or self._running)
 
     def add(self, generation: Generation) -> None:
-        """Takes in a text that nothing else is writing, begun or not. Its proposer is not asked. Raises OptionError."""
+        """Adds a text, new or paused; its proposer is not used. Raises OptionError if it is being written already."""
         generation.claim(self)
         self._waiting.append(generation)
 
     def drop(self, generation: Generation) -> None:
-        """Ends a text early, if it has not ended; it may go on elsewhere."""
+        """Takes a text out, if it is in the batch; it may be continued elsewhere."""
         if (running := self._running.pop(generation, None)) is not None:
             self._engine.give(generation.prompt + generation.tokens, running.sequence)
         elif generation in self._waiting:
@@ -45,15 +45,15 @@ class Batch:
         generation.release()
 
     def close(self) -> None:
-        """Ends all texts."""
+        """Takes all texts out."""
         for generation in [*self._waiting, *self._running]:
             self.drop(generation)
 
     def step(self) -> list[tuple[Generation, int | None]]:
-        """One forward: the texts that have got a token, and the token; None for a text that has ended without.
+        """Runs one forward. Returns (text, token) for each text that got a token, (text, None) for one that ended.
 
-        A text with a finish_reason has left the batch; one whose logits are not finite has an `error`, and the others
-        go on. After an exception only close is left to do.
+        A text with a finish_reason has left the batch. One whose logits are not finite ends with an `error`, and the
+        others go on. After an exception nothing but `close` may be called.
         """
         out = self._join()
         start = perf_counter()
@@ -82,7 +82,7 @@ class Batch:
         return out
 
     def _join(self) -> list[tuple[Generation, int | None]]:
-        """Lets those that wait take free places; returns those that need none, since they are to have no tokens."""
+        """Gives free places to waiting texts. Returns those that end at once because they may have no tokens."""
         ended: list[tuple[Generation, int | None]] = []
         while self._waiting and len(self._running) < self._most:
             generation = self._waiting[0]
@@ -97,9 +97,10 @@ class Batch:
         return ended
 
     def _spans(self) -> tuple[list[Span], list[Generation]]:
-        """What goes through the model next, and whose last rows of logits come out of it.
+        """The spans of the next forward, and the texts that get logits from it, in the order of their rows.
 
-        A text that is being written always takes part; the prompts share CHUNK tokens, first come, first served.
+        Every text that is being written takes part with its last token. The prompts share CHUNK tokens, in the order in
+        which the texts were added.
         """
         spans: list[Span] = []
         drawing: list[Generation] = []
@@ -118,7 +119,7 @@ class Batch:
 
 
 class _Running:
-    """A text in a batch. rest: its tokens that are still to go through the model."""
+    """A text with a place in the batch. rest: its tokens that have not been through the model yet."""
 
     def __init__(self, sequence: _core.Sequence, rest: list[int]) -> None:
         self.sequence, self.rest = sequence, rest

@@ -1,19 +1,19 @@
-"""What forwards of a few rows cost, as far as they were seen, and how many guesses are worth a try."""
+"""How long forwards of a few rows take, learned as they run, and from it how many guessed tokens pay off."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-MOST = 15  # guesses in a forward: with the last token 16 rows
-_SIZES = (1, 3, 7, 15)  # guesses that are tried: with the last token, powers of two
-_GAIN = 1.03  # times as fast, for guesses to be worth their trouble
+MOST = 15  # guesses in one forward: with the last certain token it has 16 rows
+_SIZES = (1, 3, 7, 15)  # numbers of guesses that are used, so that forwards have a power of two rows
+_GAIN = 1.03  # guesses must promise at least this speed-up over writing token by token
 
 
 class Costs:
-    """What forwards of 1, 2, 4, 8 and 16 rows cost on a model, learned from those that ran."""
+    """Seconds that forwards of 1, 2, 4, 8 and 16 rows of a model take, learned from those that ran."""
 
     def __init__(self) -> None:
-        self._seconds = [0.0] * (len(_SIZES) + 1)  # 0: not seen yet
+        self._seconds = [0.0] * (len(_SIZES) + 1)  # for 1, 2, 4, 8, 16 rows; 0: not seen yet
 
     @property
     def alone(self) -> float:
@@ -25,14 +25,15 @@ class Costs:
         known, i = self._seconds, rows.bit_length() - 1
         known[i] = smoothed(known[i], seconds)
         if i == 0:
-            # What looked dear, maybe by accident, gets another chance some hundred tokens later.
+            # Known times fade a little with each token, so that one measured too high by accident is tried again.
             for j in range(1, len(known)):
                 known[j] *= 0.995
 
     def best(self, chances: Sequence[float], each: float = 0.0) -> int:
-        """How many guesses give most tokens a second; 0 where none do.
+        """The number of guesses, of _SIZES, that promises most tokens a second; 0 where none beats plain writing.
 
-        chances: of the first guess to be right, of the second if the first is, and so on. each: seconds for a guess.
+        chances: the probability that the first guess is right, the second if the first is, and so on. each: seconds to
+        make one guess.
         """
         seconds = self.alone
         if seconds == 0:
@@ -47,7 +48,7 @@ class Costs:
                 reach *= chance
                 expected += reach
             done = count
-            # What has not been tried is hoped to cost no more; nothing costs more than the half of it twice.
+            # A size not yet tried is assumed to cost no more than the smaller one. None costs more than twice its half.
             seconds = min(max(seen, seconds), 2 * seconds)
             rate = expected / (seconds + count * each)
             if rate > most:
@@ -56,5 +57,6 @@ class Costs:
 
 
 def smoothed(known: float, seconds: float) -> float:
-    """A time that follows what is measured: down at once, up by halves, since a machine that is shared errs upwards."""
+    """A running estimate of a time: it drops to a lower measurement at once, but rises only halfway to a higher one,
+    since other programs on the machine can make a forward slower, never faster."""
     return seconds if known == 0 or seconds < known else (known + seconds) / 2

@@ -1,4 +1,4 @@
-"""The scheduler: sequences of tokens through the model, prompts in chunks, and what earlier texts left in the cache."""
+"""Sequences of tokens through the model: prompts in chunks, with the keys and values that finished texts have left."""
 
 from __future__ import annotations
 
@@ -16,45 +16,47 @@ if TYPE_CHECKING:
 
 CHUNK = 256  # tokens of a prompt in one forward: enough to compute at full speed, few enough to stop soon on Ctrl-C
 _BATCH = 1024  # tokens of several texts in one forward
-_WORTH = 64 << 10  # bytes of weights times tokens between two barriers that are worth one more thread
-_IDLE = 4  # finished texts kept for the next request that begins alike
+_WORTH = 64 << 10  # weight bytes x tokens between two barriers from which one more thread pays for its waiting
+_IDLE = 4  # sequences of finished texts that are kept for a later text with the same beginning
 
-# A sequence, the tokens it is to get, and after how many of the last of them logits are wanted.
+# A sequence, the tokens to append to it, and for how many of the last of these logits are wanted.
 Span: TypeAlias = tuple[_core.Sequence, Sequence[int], int]
 
 
 class Engine:
-    """A model with its KV cache; several texts may run at once, each in a thread of its own."""
+    """A model with its KV cache. Several threads may call it at once, each for a text of its own."""
 
     def __init__(self, model: _core.Model, threads: int, layer_bytes: int, *, causal: bool, name: str) -> None:
-        """layer_bytes: what a token reads of a layer; a forward with too little work to pay for barriers takes fewer.
+        """threads: the most that a forward runs on; it takes fewer where its work between two barriers is too little.
 
-        causal: otherwise a text goes through the model in one forward. name: what errors call the model.
+        layer_bytes: bytes of weights that a token reads in one layer. causal: False for an encoder, each of whose texts
+        goes through the model in one forward. name: what error messages call the model.
         """
         self.model, self.threads, self._causal, self._name = model, threads, causal, name
         self._phase_bytes = layer_bytes // 5  # a layer has five barriers
         self.alone = self._threads(1)  # threads for one token
         self.costs = Costs()
         self._cache = _core.KVCache(model)
-        # Changed by single operations of a list only, without a lock: one that another thread holds at a fork stays
-        # held in the child.
+        # Changed only by single list operations, which the GIL makes atomic. A lock would not do: if another thread
+        # held it while the process forks, it would stay locked in the child for ever.
         self._idle: list[tuple[list[int], _core.Sequence]] = []
 
     def take(self, tokens: Sequence[int]) -> _core.Sequence:
-        """A sequence that holds as long a beginning of `tokens` as any idle one, but not the last token.
+        """A sequence that already holds a beginning of `tokens`: the longest among the idle ones, else an empty one.
 
-        The same tokens give the same keys and values to the bit, so nobody can tell that they were computed before.
+        It never holds the last token, whose logits are still to be computed. The same tokens always give the same keys
+        and values, to the bit, so results do not depend on what was cached.
         """
         while True:
             best, shared = None, 0
             for idle in self._idle.copy():
                 common = _common(idle[0], tokens)
-                # Taking it costs what it holds beyond that: not for a BOS in common.
+                # Taking a sequence throws away what it holds beyond the common part: not worth it for a shared BOS.
                 if common > shared and 2 * common >= len(idle[0]):
                     best, shared = idle, common
             if best is None:
                 return self._cache.sequence()
-            with suppress(ValueError):  # another thread was faster
+            with suppress(ValueError):  # another thread has taken it meanwhile: look again
                 self._idle.remove(best)
                 break
         sequence = best[1]
@@ -62,12 +64,12 @@ class Engine:
         return sequence
 
     def give(self, tokens: Sequence[int], sequence: _core.Sequence) -> None:
-        """Hands back a sequence that holds the first of `tokens`."""
+        """Keeps a sequence, which holds a beginning of `tokens`, for later texts."""
         self._idle.append((list(tokens[: sequence.length]), sequence))
         del self._idle[:-_IDLE]
 
     def forward(self, spans: list[Span], logits: _core.Buffer) -> None:
-        """Appends tokens to sequences and writes the logits that are wanted, row after row."""
+        """Runs one forward: appends each span's tokens to its sequence, and writes the wanted logits row after row."""
         count = 0
         for span in spans:
             count += len(span[1])
@@ -77,14 +79,17 @@ class Engine:
         return min(self.threads, 1 + self._phase_bytes * count // _WORTH)
 
     def prefill(self, sequence: _core.Sequence, tokens: Sequence[int], logits: _core.Buffer) -> None:
-        """Appends tokens, at least one, and writes the logits after the last."""
+        """Appends tokens, at least one, in forwards of CHUNK, and writes the logits after the last one to row 0."""
         for start in range(0, len(tokens), CHUNK):
             part = tokens[start : start + CHUNK]
             last = start + CHUNK >= len(tokens)
             self.forward([(sequence, part, int(last))], logits)
 
     def broken(self, sequence: _core.Sequence, text: Sequence[int]) -> NumericError:
-        """The error for logits after `text` that are not finite. The sequence holds the text, and maybe more."""
+        """The error to raise where the logits after `text` are not finite; it names the first layer that is not.
+
+        The sequence holds the text, and maybe more: it is cut, and its last token computed again layer by layer.
+        """
         position = len(text) - 1
         sequence.truncate(position)
         layer = self.model.broken_layer(sequence, text[-1], threads=self.alone)
@@ -95,7 +100,7 @@ class Engine:
         return NumericError(f"{self._name} computes numbers that are not finite: {where}")
 
     def logits(self, tokens: Sequence[int]) -> Iterator[tuple[int, _core.Buffer]]:
-        """Logits after every token, chunk by chunk: how many rows, and the rows."""
+        """Yields the logits after every token, chunk by chunk: the number of rows, and a buffer of those rows."""
         sequence = self._cache.sequence()
         step = CHUNK if self._causal else len(tokens)
         for start in range(0, len(tokens), step):
@@ -105,7 +110,7 @@ class Engine:
             yield len(part), rows
 
     def after(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The logits after a text, [vocabulary rounded up]. Raises NumericError where one is not finite."""
+        """The logits after a text: float32 [vocabulary rounded up to 16]. Raises NumericError unless all are finite."""
         import numpy
 
         sequence, rows = self.take(tokens), self.model.logits()
@@ -119,10 +124,11 @@ class Engine:
     def hidden(
         self, texts: Sequence[Sequence[int]], layer: int, dim: int, seconds: Mapping[int, int]
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """The stream at `layer` (see LLM.hidden_states), text after text: which text, and its rows [n, dim].
+        """Yields the residual stream at `layer` (numbered as in LLM.hidden_states): the index of a text, and rows
+        [n, dim] of it.
 
-        The rows of a long text come in several pieces, front to back. seconds: index of a text -> where in it a second
-        one begins, of a model whose texts come in one piece.
+        A long text comes in several pieces, front to back. seconds: index of a text that is a pair -> the position at
+        which its second text begins.
         """
         import numpy
 
@@ -141,9 +147,10 @@ class Engine:
                 at += len(part)
 
     def _batches(self, texts: Sequence[Sequence[int]]) -> Iterator[list[tuple[int, _core.Sequence, Sequence[int]]]]:
-        """Texts, by their index, in forwards of at most _BATCH tokens.
+        """Deals the texts into forwards of about _BATCH tokens: lists of (index of the text, sequence, tokens).
 
-        A text is cut where there is no room for all of it, unless its tokens see those after them.
+        A causal model's text is cut where the forward is full. An encoder's text stays whole, since its tokens attend
+        to those after them.
         """
         spans: list[tuple[int, _core.Sequence, Sequence[int]]] = []
         room = _BATCH
@@ -161,7 +168,7 @@ class Engine:
             yield spans
 
     def attention(self, tokens: Sequence[int], layer: int, heads: int) -> NDArray[np.float32]:
-        """What each head of a layer looks at: [heads, T, T], the rows sum to 1."""
+        """The attention probabilities of a layer: float32 [heads, T, T], each row sums to 1."""
         import numpy
 
         count = len(tokens)
@@ -172,6 +179,7 @@ class Engine:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts have in common from their beginning on."""
     count = 0
     for x, y in zip(a, b, strict=False):
         if x != y:

@@ -1,4 +1,4 @@
-"""One text being written."""
+"""One text being written, token by token."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from fastllm.errors import NumericError, OptionError
 class Generation:
     """One text being written: iterate over its new tokens, or add it to a Batch.
 
-    Iterating goes on where the last iteration stopped. One thread, or one Batch, writes a text at a time: OptionError.
+    An iteration continues where the last one stopped. Only one thread, or one Batch, may write a text at a time; a
+    second one gets an OptionError.
 
-    prompt: the ids before; tokens: the new ones so far; finish_reason: "stop" at a stop token, "length" at max_tokens
-    or the end of the context, "error" where the logits are not finite (the iterator raises it, a batch leaves it in
-    `error`), None before the end. prompt_seconds, decode_seconds: time in the model and sampler;
-    cached: prompt tokens that an earlier text had left in the cache. proposed, accepted: tokens that `proposer`
-    guessed, and those of them that are in the text.
+    prompt, tokens: the ids of the prompt, and the new ones so far. finish_reason: "stop" at a stop token; "length" at
+    max_tokens or the end of the context; "error" where logits are not finite, which an iterator raises as NumericError
+    and a batch leaves in `error`; None until then. prompt_seconds, decode_seconds: time in the model and the sampler.
+    cached: prompt tokens whose keys and values were in the cache already. proposed, accepted: how many tokens the
+    proposer guessed, and how many of them became part of the text.
     """
 
     def __init__(
@@ -44,10 +45,10 @@ class Generation:
         self.cached = self.proposed = self.accepted = 0
         self._engine, self._sampler, self._max, self._stop = engine, sampler, max_tokens, stop
         self._proposer = proposer
-        self._told = False  # whether the sampler knows of the prompt
+        self._told = False  # whether the sampler has been given the prompt, for its penalties
         self._lock = allocate_lock()
-        self._writer: ref[Generator[int, None, None] | object] | None = None  # a link would be a cycle
-        self._thread = 0  # in which the writer began
+        self._writer: ref[Generator[int, None, None] | object] | None = None  # weak, to avoid a reference cycle
+        self._thread = 0  # the thread that began to iterate
 
     def __iter__(self) -> Iterator[int]:
         with self._lock:
@@ -62,18 +63,18 @@ class Generation:
             return writer
 
     def claim(self, batch: object) -> None:
-        """Leaves the writing to a batch. Raises OptionError."""
+        """Marks the text as being written by a batch. Raises OptionError where it is being written already."""
         with self._lock:
             if self._busy() is not None:
                 raise OptionError("this text is being written already: it cannot be added to a batch")
             self._writer = ref(batch)
 
     def release(self) -> None:
-        """Takes the writing back from a batch."""
+        """Marks the text as no longer being written by a batch."""
         self._writer = None
 
     def _busy(self) -> object | None:
-        """Who is writing: the batch, or the iterator that was made last, if it can go on."""
+        """The batch or the iterator that is writing the text, if any: an iterator that has ended does not count."""
         writer = None if self._writer is None else self._writer()
         ended = isinstance(writer, GeneratorType) and writer.gi_frame is None
         return None if ended else writer
@@ -104,7 +105,7 @@ class Generation:
                 proposer.end(text)
 
     def _alone(self, sequence: _core.Sequence, text: list[int], logits: _core.Buffer) -> Iterator[int]:
-        """Token after token: nothing is done here for each that need not be."""
+        """Writes one token per forward. This loop runs for every token, so it does as little as possible."""
         step, sampler, threads = self._engine.model.step, self._sampler, self._engine.alone
         start = perf_counter()
         token = self.draw(logits, 0)
@@ -122,7 +123,7 @@ class Generation:
     def _guessing(
         self, sequence: _core.Sequence, text: list[int], logits: _core.Buffer, proposer: Proposer
     ) -> Iterator[int]:
-        """Several tokens at a time, as far as the proposer guesses them."""
+        """Writes several tokens per forward, as far as the proposer guesses them right."""
         guesses: list[int] = []
         begun = False
         now = perf_counter()
@@ -132,7 +133,7 @@ class Generation:
                 guesses = proposer.propose(text, min(MOST, self._max - len(self.tokens) - 1))
                 self._try(sequence, text[-1:] + guesses, logits)
             begun = True
-            # Row after row, for as long as all guesses before it are right.
+            # A row counts as long as every guess before it was right.
             for row in range(len(guesses) + 1):
                 token = self.draw(logits, row)
                 right = row < len(guesses) and token == guesses[row]
@@ -152,7 +153,7 @@ class Generation:
                     break
 
     def begin(self) -> _core.Sequence:
-        """A sequence with as much of the text so far as there is; the sampler knows of the prompt."""
+        """Takes a sequence that holds as much of the text as is cached; gives the sampler the prompt the first time."""
         sequence = self._engine.take(self.prompt + self.tokens)
         if not self._told:
             self._told = True
@@ -162,14 +163,14 @@ class Generation:
         return sequence
 
     def _try(self, sequence: _core.Sequence, tokens: list[int], logits: _core.Buffer) -> None:
-        """Logits after each of the tokens: the last one and the guesses."""
+        """One forward of the last token and the guesses: logits after each of them."""
         start = perf_counter()
         self._engine.forward([(sequence, tokens, len(tokens))], logits)
         self._engine.costs.note(len(tokens), perf_counter() - start)
         self.proposed += len(tokens) - 1
 
     def fail(self, sequence: _core.Sequence) -> NumericError:
-        """Ends the text, whose logits are not finite."""
+        """Ends the text with an error, since its logits are not finite, and returns that error."""
         error = self._engine.broken(sequence, self.prompt + self.tokens)
         self.finish_reason, self.error = "error", error
         return error

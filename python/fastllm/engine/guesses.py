@@ -1,12 +1,12 @@
 """Speculative decoding: several guessed tokens in one forward, and of them those that plain decoding gives too.
 
-A forward of the last token and k guesses has the logits after each. The sampler draws from one row after the other, as
-it would from one forward after the other, and a row counts as long as all tokens before it were guessed right. Rows of
-one forward are to the bit those of several, so the text is that of plain decoding, whatever is guessed: a guess only
-costs or saves time. (Leviathan et al., 2023, and Chen et al., 2023, keep the distribution; here it is the very text.)
+One forward of the last token and k guesses yields the logits after each of them. The sampler draws from these rows in
+order, and a row counts as long as every token before it was guessed right. Since the rows of one forward equal, to the
+bit, those of several forwards, the text is the same as without guesses: a wrong guess only costs time. (Leviathan et
+al., 2023, and Chen et al., 2023, preserve the distribution; here the text itself is preserved.)
 
-Who guesses is a Proposer: PromptLookup finds the end of the text earlier in the text (Saxena, 2023), DraftModel asks a
-smaller model. How many guesses are worth a try follows from what forwards were seen to cost and guesses to be right.
+A Proposer makes the guesses: PromptLookup copies from earlier in the text (Saxena, 2023), DraftModel asks a smaller
+model. The number of guesses follows from the measured times of forwards and the measured share of right guesses.
 """
 
 from __future__ import annotations
@@ -22,41 +22,42 @@ if TYPE_CHECKING:
     from fastllm import _core
     from fastllm.engine.engine import Engine
 
-_LEARN = 1 / 8  # weight of the newest observation
-_PLACES = 32  # earlier places that are looked at, the latest
-_LONGEST = 16  # tokens in common that are counted
-_HOPE = 0.7  # how often a draft's guess may be right, before it is known
+_LEARN = 1 / 8  # weight of the newest observation in a running share
+_PLACES = 32  # at most so many earlier places are compared, the latest ones
+_LONGEST = 16  # at most so many tokens in common are counted
+_HOPE = 0.7  # assumed share of a draft's right guesses, before any is known
 
 
 class Proposer(Protocol):
     """Guesses how one text goes on."""
 
     def begin(self, prompt: Sequence[int]) -> None:
-        """Reads the prompt, or the text so far where it goes on after a break; called before all else."""
+        """Takes the prompt, or the text so far where writing resumes after a pause; called first."""
 
     def propose(self, tokens: Sequence[int], most: int) -> list[int]:
-        """At most `most` guesses of what follows, as many as pay: none, 1, 3, 7 or 15.
+        """Guesses of the tokens that follow: as many as pay off, 0, 1, 3, 7 or 15, and at most `most`.
 
-        tokens: the whole text so far, prompt included, which begins with what it was before.
+        tokens: the whole text so far, prompt included; it continues the text of the call before.
         """
 
     def end(self, tokens: Sequence[int]) -> None:
-        """The text has ended with these, or makes a break."""
+        """Called when the text has ended, or pauses, with these tokens."""
 
 
 class PromptLookup(Proposer):
-    """Guesses that what followed the end of the text where it stood before, in prompt or text, follows again.
+    """Finds an earlier place in the text that follows the same tokens as its end, and guesses what came after that.
 
-    Of the places that have the text's last tokens before them, the one with most of them in common, of equals the
-    latest, as in LZ77; it is kept for as long as it is right. length: tokens in common, 0 where fewer than 2 are.
+    Of the places that follow the text's last two tokens, it takes the one with the longest match before it, the latest
+    of equals, as LZ77 does, and stays with that place for as long as its guesses are right. length: tokens of the
+    match, 0 where no place follows the last two.
     """
 
     def __init__(self, costs: Costs) -> None:
         self._costs = costs
         self._read = self.length = self._place = 0
-        self._latest: dict[tuple[int, int], int] = {}  # two tokens -> where the text went on after them, the last time
-        self._before = [0]  # place -> the one before it that follows the same two tokens; 0: there is none
-        # By length.bit_length(), how often a place with so many tokens in common was right. At first a cautious guess.
+        self._latest: dict[tuple[int, int], int] = {}  # two tokens -> the latest place that follows them
+        self._before = [0]  # place -> the previous place that follows the same two tokens; 0: there is none
+        # Share of right guesses by length.bit_length(); cautious values to begin with.
         self._right = [0.0, 0.0, 0.3, 0.5, 0.65, 0.8]
 
     def begin(self, prompt: Sequence[int]) -> None:
@@ -71,10 +72,10 @@ class PromptLookup(Proposer):
         return self.continuation(tokens, self._costs.best(chances))
 
     def end(self, tokens: Sequence[int]) -> None:
-        """Nothing is held."""
+        """Does nothing: lookup holds no resources."""
 
     def follow(self, tokens: Sequence[int]) -> None:
-        """Reads what is new, and finds the place with most tokens in common with the end."""
+        """Indexes the new tokens and, unless the current place still matches, looks for one."""
         for i in range(self._read, len(tokens)):
             if self.length:
                 self._learn(tokens[self._place] == tokens[i])
@@ -87,7 +88,7 @@ class PromptLookup(Proposer):
             self._find(tokens)
 
     def _learn(self, right: bool) -> None:
-        """Keeps the place if it was right, and how often places like it are; also of guesses that nobody tried."""
+        """Moves the place on if it predicted the token, and updates the share of right guesses of its length."""
         kind = min(self.length.bit_length(), len(self._right) - 1)
         self._right[kind] += (right - self._right[kind]) * _LEARN
         self._place += 1
@@ -106,7 +107,8 @@ class PromptLookup(Proposer):
             place = self._before[place]
 
     def continuation(self, tokens: Sequence[int], count: int) -> list[int]:
-        """What followed at the place, `count` tokens: where the text ends before them, its guesses follow, too."""
+        """The `count` tokens that follow the place. Where the text ends before that many, the guesses themselves go on
+        repeating with the same distance."""
         found, distance = list(tokens[self._place : self._place + count]), len(tokens) - self._place
         while len(found) < count:
             found.append(found[-distance])
@@ -114,20 +116,20 @@ class PromptLookup(Proposer):
 
 
 class DraftModel(Proposer):
-    """Guesses what a smaller model of the same vocabulary finds most likely."""
+    """Guesses the tokens that a smaller model of the same vocabulary finds most likely."""
 
     def __init__(self, costs: Costs, engine: Engine, greedy: _core.Sampler, context: int, share: float) -> None:
-        """engine, greedy, context: the draft's, with a sampler that takes the most likely token.
+        """costs: the large model's. engine, greedy, context: the draft's; greedy is a sampler at temperature 0.
 
-        share: the bytes that a token of the draft reads, of those that one of the model does.
+        share: bytes that the draft reads for a token, divided by those that the large model reads.
         """
         self._costs, self._engine, self._sampler, self._context = costs, engine, greedy, context
         self._share = share
         self._sequence: _core.Sequence | None = None
         self._logits = engine.model.logits()
-        self._known = 0  # tokens of the text that its sequence may hold; then come the guesses
+        self._known = 0  # the draft's sequence holds at most so many tokens of the text, then guesses
         self._guesses: list[int] = []
-        self._each = 0.0  # seconds for a guess; 0 before the first, which is taken to cost its share
+        self._each = 0.0  # measured seconds for a guess; 0: none yet, then `share` of a forward is assumed
         self._right = _HOPE
 
     def begin(self, prompt: Sequence[int]) -> None:
@@ -139,18 +141,18 @@ class DraftModel(Proposer):
         if self._sequence is None:
             return []
         self._compare(self._sequence, tokens)
-        room = self._context - len(tokens) + 1  # the last guess is not run through the model
+        room = self._context - len(tokens) + 1  # the last guess is never run through the draft
         each = self._each or self._share * self._costs.alone
         count = self._costs.best([self._right] * min(most, room), each)
         if count == 0:
-            self._right += (_HOPE - self._right) * 0.01  # it is asked again some day
+            self._right += (_HOPE - self._right) * 0.01  # drifts back, so that the draft is tried again some day
             return []
-        if len(unread := tokens[self._sequence.length : -1]) > MOST:  # the prompt: read once a guess pays
+        if len(unread := tokens[self._sequence.length : -1]) > MOST:  # the prompt, read only when a guess pays off
             self._engine.prefill(self._sequence, unread, self._logits)
         start = perf_counter()
         try:
             self._guesses = self._draft(self._sequence, tokens, count)
-        except NumericError:  # a draft that is broken guesses no more; the text is not concerned
+        except NumericError:  # a broken draft makes no more guesses; the text goes on without
             self._sequence = None
             return []
         self._each = smoothed(self._each, (perf_counter() - start) / count)
@@ -165,7 +167,7 @@ class DraftModel(Proposer):
         return guesses
 
     def _compare(self, sequence: _core.Sequence, tokens: Sequence[int]) -> None:
-        """Learns which guesses were right, and forgets the keys and values of those that were not."""
+        """Updates the share of right guesses, and drops the keys and values of wrong ones from the draft's sequence."""
         for guess, token in zip(self._guesses, tokens[self._known :], strict=False):
             right = guess == token
             self._right += (right - self._right) * _LEARN
@@ -178,6 +180,6 @@ class DraftModel(Proposer):
     def end(self, tokens: Sequence[int]) -> None:
         if self._sequence is not None:
             self._compare(self._sequence, tokens)
-            if self._sequence.length:  # nothing, if no guess ever paid
+            if self._sequence.length:  # empty if no guess ever paid off
                 self._engine.give(tokens, self._sequence)
             self._sequence = None

@@ -1,4 +1,9 @@
-"""What sentence-transformers (6.x and older) keeps beside a CrossEncoder: how a query and a document become a score."""
+"""How a CrossEncoder of sentence-transformers (6.x and older) scores a document for a query.
+
+The settings are in config.json and tokenizer_config.json, and in files of newer versions also in
+config_sentence_transformers.json and the modules' configs (see sentence_transformers.py).
+https://sbert.net/docs/cross_encoder/usage/usage.html
+"""
 
 from __future__ import annotations
 
@@ -7,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint
-from fastllm.formats.sentence_transformers import Module, json_at, modules, transformer_config
+from fastllm.formats.checkpoint import Checkpoint
+from fastllm.formats.configs import json_if_any
+from fastllm.formats.sentence_transformers import Module, modules, transformer_config
 from fastllm.heads import Ranking
 
 _ACTIVATIONS = {"Identity": "identity", "ReLU": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh"}
-_NO_LIMIT = 1 << 31  # tokenizers without a limit have one of 10^30
+_NO_LIMIT = 1 << 31  # tokens; a tokenizer without a limit says 10^30
 
 
 def read(folder: Path, checkpoint: Checkpoint) -> Ranking:
-    """What the files in a folder and a checkpoint's config say of scores; the defaults where they say nothing.
+    """The scoring that a folder's files and a checkpoint's config describe; the defaults if they say nothing.
 
-    What fastllm cannot compute is refused when scores are asked for.
+    Broken or unsupported files do not raise: the ranking then carries the reason as `refused`.
     """
     try:
         return Ranking(**_read(folder, checkpoint.header))
@@ -33,7 +39,7 @@ def _read(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     named = (older if isinstance(older, dict) else {}).get("activation_fn")
     named = named or config.get("sbert_ce_default_activation_function")
     limit, values = tokenizer.get("model_max_length"), dict[str, Any]()
-    about = json_at(folder / "config_sentence_transformers.json")
+    about = json_if_any(folder / "config_sentence_transformers.json")
     if (folder / "modules.json").exists() and about.get("model_type") == "CrossEncoder":
         named = about.get("activation_fn") or named
         first, *others = modules(folder)
@@ -49,7 +55,7 @@ def _read(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """config_sentence_transformers.json: the prompt that is used where none is asked for."""
+    """Of config_sentence_transformers.json: the default prompt."""
     name, prompts = about.get("default_prompt_name"), about.get("prompts") or {}
     prompt = "" if not name else prompts.get(name) if isinstance(prompts, dict) else None
     if not isinstance(prompt, str):
@@ -58,7 +64,7 @@ def _settings(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _transformer(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The first module's config: the length of texts, and whether they go through the chat template."""
+    """Of the first module's config: the limit of tokens, and whether texts go through the chat template."""
     options = config.get("processing_kwargs") or {}
     text = (options.get("text") or {}) if isinstance(options, dict) else None
     chat = (options.get("chat_template") or {}) if isinstance(options, dict) else None
@@ -70,7 +76,7 @@ def _transformer(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         )
     if config.get("do_lower_case"):
         raise CheckpointError(f"{path} makes texts lower case, which fastllm does not support")
-    modalities = config.get("modality_config") or {}  # files without one are of a version that knew no messages
+    modalities = config.get("modality_config") or {}  # versions that do not write one have no messages
     return {
         "limit": text.get("max_length") or config.get("max_seq_length"),
         "messages": "message" in modalities,
@@ -79,13 +85,13 @@ def _transformer(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _words(folder: Path, first: Module, others: list[Module]) -> dict[str, Any]:
-    """The tokens that a judge answers with, of a LogitScore module."""
+    """Of a LogitScore module: the tokens for yes and no, whose logits make the score; None for no if it is not used."""
     if first.kind != "Transformer" or [module.kind for module in others] not in ([], ["LogitScore"]):
         kinds = ", ".join(module.kind for module in (first, *others))
         raise CheckpointError(f"{folder} is a CrossEncoder of the modules {kinds}, which fastllm does not support")
     if not others:
         return {}
-    config = json_at(others[0].folder / "config.json")
+    config = json_if_any(others[0].folder / "config.json")
     words = config.get("true_token_id"), config.get("false_token_id")
     for token, needed in zip(words, (True, False), strict=True):
         if not (token is None and not needed) and not (type(token) is int and 0 <= token < 1 << 31):
@@ -94,7 +100,7 @@ def _words(folder: Path, first: Module, others: list[Module]) -> dict[str, Any]:
 
 
 def _activation(folder: Path, named: object) -> str:
-    """The activation function behind a name such as torch.nn.modules.activation.Sigmoid."""
+    """fastllm's name of an activation function such as torch.nn.modules.activation.Sigmoid. Raises CheckpointError."""
     name = named.rpartition(".")[2] if isinstance(named, str) and named.startswith("torch.nn.") else ""
     if name not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)

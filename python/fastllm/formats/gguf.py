@@ -1,6 +1,14 @@
-"""GGUF, llama.cpp's format (ggml-org/ggml, docs/gguf.md), versions 2 and 3: metadata, tensor table, aligned tensors.
+"""GGUF, llama.cpp's format, versions 2 and 3. All numbers are little-endian.
 
-A model may be split in files NAME-00001-of-00003.gguf ...; any of them opens all. The metadata holds the tokenizer too.
+    "GGUF", version u32, count of tensors u64, count of metadata u64
+    metadata   each: key string, type u32, value              string: length u64, UTF-8
+               with the tokenizer under "tokenizer.ggml."     array: type u32, count u64, values
+    tensors    each: name string, count of axes u32, axes u64 (fastest first), type u32, offset u64
+    padding    to a multiple of general.alignment, 32 bytes by default
+    data       of the tensors, at their offsets from here, each aligned
+
+A model may be split into files NAME-00001-of-00003.gguf, ...; opening one of them opens all.
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -14,12 +22,12 @@ from typing import Any, NamedTuple
 
 from fastllm.errors import CheckpointError
 from fastllm.files import map_file
-from fastllm.formats import Checkpoint
-from fastllm.formats.quants import BLOCKS
-from fastllm.formats.quants import tensor as quantized
+from fastllm.formats._blocks import BLOCKS
+from fastllm.formats._blocks import tensor as quantized
+from fastllm.formats.checkpoint import Checkpoint
 from fastllm.tensors import SIZES, Reader, Tensor, mapped
 
-# By ggml's numbers; _FLOATS and BLOCKS are read.
+# Names of the tensors' types by their numbers (enum ggml_type). Those in _FLOATS and BLOCKS are read.
 # fmt: off
 _TYPES = (
     "F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
@@ -28,26 +36,28 @@ _TYPES = (
 )
 # fmt: on
 _FLOATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-# Of metadata: the number of a type -> struct's letter for it. 7 is bool, 8 a string, 9 an array.
+# The number of a metadata type -> the struct module's letter for it. 7 is bool.
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _MOST_NESTED = 4
-_MOST_ENTRIES = 1 << 16  # of metadata, and of tensors
+_MOST_ENTRIES = 1 << 16  # of metadata, and of tensors each
 _MOST_AXES = 4
-# Metadata that only a tokenizer reads: left out of the header.
+# Long arrays that only the tokenizer needs; they are left out of the header.
 _TOKENIZER_ARRAYS = ("tokens", "scores", "token_type", "merges", "precompiled_charsmap", "added_tokens")
 
 
 class _Part(NamedTuple):
+    """What one file holds."""
+
     metadata: dict[str, Any]
     tensors: dict[str, Tensor]
 
 
 def read(path: Path, data: memoryview) -> Checkpoint:
-    """Opens a file, and the others of its model when it is one of several. Raises CheckpointError.
+    """Opens a file, and if its model is split, the other files too. Raises CheckpointError.
 
-    The header is the metadata under llama.cpp's own keys; the tokenizer is JSON of the metadata whose keys start with
-    "tokenizer.", where bytes that are not UTF-8 are surrogate escapes (PEP 383).
+    The header is the metadata, under its own keys. The tokenizer is a JSON object of the metadata whose keys begin with
+    "tokenizer."; bytes that are not UTF-8 become surrogate escapes (PEP 383).
     """
     part = _read(path, data)
     count = part.metadata.get("split.count", 1)
@@ -68,7 +78,7 @@ def read(path: Path, data: memoryview) -> Checkpoint:
 
 
 def _joined(path: Path, opened: _Part, count: Any) -> _Part:
-    """All parts of a split model: the metadata of the first, the tensors of each."""
+    """A whole split model: the metadata of the first file, the tensors of all. opened: the file at `path`."""
     place = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name, re.DOTALL)
     number = opened.metadata.get("split.no")
     if not place or type(count) is not int or int(place[3]) != count or number != int(place[2]) - 1:
@@ -138,13 +148,16 @@ def _tensor(reader: Reader, name: str, shape: tuple[int, ...], number: int) -> T
 
 
 class _Metadata(Reader):
-    """Reads what comes before the tensors."""
+    """Reads the metadata and the table of tensors, from front to back."""
 
     def number(self, letter: str) -> Any:
         return struct.unpack("<" + letter, self.take(struct.calcsize("<" + letter), "its metadata"))[0]
 
     def count(self, n: int, least: int, what: str) -> int:
-        """n, when so many things of at least so many bytes fit in the rest of the file."""
+        """n itself, if n things of at least `least` bytes each can be in the rest of the file. Raises CheckpointError.
+
+        It comes before memory is allocated for n things.
+        """
         if n * least > len(self.data) - self.offset:
             raise CheckpointError(f"{self.path} is truncated or broken: {n:,} {what} do not fit in the file")
         return n
@@ -153,7 +166,7 @@ class _Metadata(Reader):
         return str(self.take(self.number("Q"), "a string of its metadata"), "utf-8", "surrogateescape")
 
     def entry(self) -> tuple[str, tuple[int, ...], int, int]:
-        """Of a tensor: name, shape, number of the type, offset. Axes are stored fastest first."""
+        """A tensor's name, shape (the file has the fastest axis first), type number and offset."""
         name, axes = self.string(), self.number("I")
         if axes > _MOST_AXES:
             raise CheckpointError(f"{self.path} is broken: tensor {name!r} has {axes} axes")
@@ -181,7 +194,7 @@ class _Metadata(Reader):
         return list(struct.unpack(f"<{n}{letter}", self.take(size, "an array of its metadata")))
 
     def _strings(self, n: int) -> list[str]:
-        """A vocabulary has hundreds of thousands: one loop without calls of ours."""
+        """n strings, in one loop without calls of string(): vocabularies have hundreds of thousands."""
         data, at, end = self.data, self.offset, len(self.data)
         length, strings = struct.Struct("<Q").unpack_from, []
         for _ in range(n):

@@ -1,8 +1,8 @@
-"""Grok-1's released checkpoint (github.com/xai-org/grok-1): a folder ckpt-0 with a pickle for every tensor.
+"""Grok-1 as it was released: a folder ckpt-0 with a pickle for each tensor, tensor00000_000, tensor00001_000, ...
 
-The files have numbers, not names: the order in which jax flattens the tree of parameters, whose keys are sorted, so
-that layer 10 comes before layer 2. A matrix is int8 (..., inputs, outputs) with scales (..., groups, outputs); its
-inputs fall evenly into the groups, which is how 8 devices had shared them.
+Files have numbers instead of names: the order in which jax flattens the tree of parameters, by sorted keys, so that
+layer 10 comes before layer 2. A matrix is int8 (..., inputs, outputs) with scales (..., groups, outputs); inputs are
+divided evenly into groups, one for each device that held a shard of them. https://github.com/xai-org/grok-1
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from typing import Any
 
 from fastllm.errors import CheckpointError
 from fastllm.files import map_file
-from fastllm.formats import Checkpoint, arrays, pickles
+from fastllm.formats import _arrays, _pickles
+from fastllm.formats.checkpoint import Checkpoint
+from fastllm.formats.configs import config
 from fastllm.tensors import Bytes, Tensor, floats
 
-# The leaves of the tree, each sorted. A layer's come below transformer/decoder_layer_<i>.
+# The leaves of the tree of parameters, sorted: the model's own, and those below transformer/decoder_layer_<i>.
 _MODEL = ("language_model/in_out_embed/embeddings", "language_model/rms_norm/scale")
 _LAYER = (
     "moe/linear/w",
@@ -32,7 +34,7 @@ _LAYER = (
     "router/w",
 )
 
-# The release has its constants in run.py. Shapes that tell the release from any other checkpoint:
+# The config of the release, which has no file of it, from its run.py; and the shapes that identify the release.
 _RELEASE = {
     "vocab_size": 131072,
     "pad_token": 0,
@@ -66,7 +68,7 @@ _RELEASE_LAYER = {
 def read_folder(path: Path) -> Checkpoint:
     """Opens ckpt-0, or the folder that contains it.
 
-    Raises CheckpointError when files are missing or broken, or nothing says what the model's constants are.
+    Raises CheckpointError if files are missing or broken, or if there is no config and this is not the release.
     """
     folder = path if path.name == "ckpt-0" else path / "ckpt-0"
     files = sorted(folder.glob("tensor*"))
@@ -87,9 +89,7 @@ def read_folder(path: Path) -> Checkpoint:
 
 
 def _header(folder: Path, tensors: dict[str, Tensor], layers: int) -> dict[str, Any]:
-    """config.json beside ckpt-0, in the released code's names; the release has none, but its shapes."""
-    from fastllm.formats.huggingface import config
-
+    """The config.json beside ckpt-0, with the released code's names; without one, the config of the release."""
     beside = folder.absolute().parent
     if (beside / "config.json").exists():
         return config(beside)
@@ -103,15 +103,15 @@ def _header(folder: Path, tensors: dict[str, Tensor], layers: int) -> dict[str, 
     )
 
 
-# ---- what a pickle may build
+# ---- what a pickle may build -----------------------------------------------------------------------------------------
 
 
-class _Dtype(pickles.Built):
-    """numpy.dtype: its name, then a state whose second value is the byte order."""
+class _Dtype(_pickles.Built):
+    """numpy.dtype: built from a name; its state has the byte order as the second item."""
 
     def __init__(self, name: Any, *_: Any) -> None:
         self.kind = "<V2" if name is _BFLOAT16 else f"<{name:.8}"
-        arrays.size(self.kind)
+        _arrays.size(self.kind)
 
     def build(self, state: Any) -> None:
         order = state[1]
@@ -120,8 +120,8 @@ class _Dtype(pickles.Built):
         self.kind = (">" if order == ">" and self.kind != "<V2" else "<") + self.kind[1:]
 
 
-class _Array(pickles.Built):
-    """numpy.ndarray: (version, shape, dtype, whether the first axis moves fastest, bytes)."""
+class _Array(_pickles.Built):
+    """numpy.ndarray: its state is (version, shape, dtype, whether the first axis moves fastest, bytes)."""
 
     state: tuple[tuple[int, ...], _Dtype, bool, memoryview] | None = None
 
@@ -129,11 +129,11 @@ class _Array(pickles.Built):
         _, shape, dtype, in_columns, data = state
         if not isinstance(dtype, _Dtype) or not isinstance(data, memoryview):
             raise TypeError
-        self.state = (pickles.numbers(shape), dtype, bool(in_columns), data)
+        self.state = (_pickles.numbers(shape), dtype, bool(in_columns), data)
 
 
-class _Quantized(pickles.Built):
-    """The released code's QuantizedWeight8bit: weight and scales."""
+class _Quantized(_pickles.Built):
+    """QuantizedWeight8bit of the released code: an int8 weight and its scales."""
 
     weight: Any = None
     scales: Any = None
@@ -142,7 +142,7 @@ class _Quantized(pickles.Built):
         self.weight, self.scales = state["weight"], state["scales"]
 
 
-_BFLOAT16 = object()  # ml_dtypes.bfloat16, a type that is not called
+_BFLOAT16 = object()  # ml_dtypes.bfloat16: an argument of numpy.dtype, never called itself
 _GLOBALS: dict[str, Any] = {
     "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
     "numpy._core.multiarray._reconstruct": lambda *_: _Array(),
@@ -155,11 +155,11 @@ _GLOBALS: dict[str, Any] = {
 }
 
 
-# ---- from objects to tensors
+# ---- from objects to tensors -----------------------------------------------------------------------------------------
 
 
 def _tensor(file: Path, name: str, last: _Last) -> Tensor:
-    value, _ = pickles.load(file, map_file(file), _GLOBALS.get)
+    value, _ = _pickles.load(file, map_file(file), _GLOBALS.get)
     if not isinstance(value, _Quantized):
         return _array(file, name, value)
     weight, scales = _array(file, name, value.weight, "<i1"), _array(file, f"{name}'s scales", value.scales)
@@ -180,18 +180,18 @@ def _array(file: Path, name: str, array: Any, only: str | None = None) -> Tensor
     shape, dtype, in_columns, data = array.state
     if only and dtype.kind != only:
         raise CheckpointError(f"{file} is broken: {name} is of the type {dtype.kind[1:]!r}, not {only[1:]!r}")
-    return arrays.tensor(
+    return _arrays.tensor(
         dtype.kind,
         shape,
-        arrays.data(data),
+        _arrays.data(data),
         f"{name} of {file}",
-        strides=arrays.column_major(shape) if in_columns else arrays.row_major(shape),
-        count=len(data) // arrays.size(dtype.kind),
+        strides=_arrays.column_major(shape) if in_columns else _arrays.row_major(shape),
+        count=len(data) // _arrays.size(dtype.kind),
     )
 
 
 class _Last:
-    """The rows that were dequantized last: an expert is asked for again for every part of it, transposed."""
+    """Keeps the rows that were dequantized last: a transposed expert is read whole again for each piece of its rows."""
 
     def __init__(self) -> None:
         self.weight: Tensor | None = None
@@ -201,7 +201,7 @@ class _Last:
     def get(self, weight: Tensor, scales: Tensor, group: int, begin: int, end: int) -> Bytes:
         """Rows begin .. end of weight * scales as f32; `group` rows share a row of scales."""
         if self.weight is not weight or (self.begin, self.end) != (begin, end):
-            self.weight = self.rows = None  # free it before there is another
+            self.weight = self.rows = None  # frees the old rows before the new ones are made
             self.rows = _dequantized(weight, scales, group, begin, end)
             self.weight, self.begin, self.end = weight, begin, end
         return self.rows
@@ -211,7 +211,7 @@ def _dequantized(weight: Tensor, scales: Tensor, group: int, begin: int, end: in
     import numpy
 
     rows, at = floats(weight, begin, end), begin
-    with numpy.errstate(over="ignore", invalid="ignore"):  # what is no number is found when it is packed
+    with numpy.errstate(over="ignore", invalid="ignore"):  # packing refuses values that are not finite
         while at < end:
             stop = min(end, at - at % group + group)
             rows[at - begin : stop - begin] *= floats(scales, at // group, at // group + 1)

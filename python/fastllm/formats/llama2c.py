@@ -1,8 +1,15 @@
-"""llama2.c's .bin checkpoints (karpathy/llama2.c, export.py): versions 0, 1 and 2.
+"""llama2.c's .bin checkpoints, versions 0, 1 and 2. Tensors follow each other without gaps.
 
-Version 0 has no magic number: 7 int32, then f32 tensors and two tables of rotations that nobody reads. A negative
-vocabulary says that the head is a matrix of its own. Versions 1 and 2 have a header of 256 bytes; version 2 holds
-int8 values with an f32 scale for each `group_size` of them.
+    version 0   fields, 7 int32; vocab_size is negative if the head is a matrix of its own
+                f32: tok_embeddings; attention_norm, wq, wk, wv, wo, ffn_norm, w1, w2, w3, each for all layers;
+                norm; tables of rotations (max_seq_len, head size / 2) of cosines and of sines, not needed; [output]
+    version 1   magic "ak42" u32, version i32, fields, shared u8: 1 if the head is the embedding; zeros to byte 256
+                f32: attention_norm, ffn_norm, each for all layers; norm; tok_embeddings; wq, wk, wv, wo, w1, w2, w3,
+                each for all layers; [output]
+    version 2   as version 1, with group_size i32 after shared; norms are f32, each matrix is
+                int8 values, then an f32 scale for each group_size consecutive ones
+
+https://github.com/karpathy/llama2.c/blob/master/export.py
 """
 
 import struct
@@ -10,18 +17,18 @@ from math import prod
 from pathlib import Path
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint
+from fastllm.formats.checkpoint import Checkpoint
 from fastllm.tensors import Reader, Tensor, mapped
 
 MAGIC = 0x616B3432  # "ak42"
 HEADER_BYTES = 256
 _FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
-# More than any real model: what is beyond is not a header but something else.
+# Larger than in any real model: a file with a larger field is not of this format.
 _MOST = (1 << 17, 1 << 20, 1024, 4096, 4096, 1 << 24, 1 << 24)
 
 
 def read(path: Path, data: memoryview) -> Checkpoint:
-    """Opens a checkpoint. Raises CheckpointError for what is none, or is cut short."""
+    """Opens a checkpoint. Raises CheckpointError for a file of another format, and for a truncated one."""
     if len(data) < 28:
         raise CheckpointError(f"{path} is no model: {len(data)} bytes are less than any checkpoint's header")
     magic, version = struct.unpack_from("<Ii", data)
@@ -68,7 +75,7 @@ def _read_v0(path: Path, data: memoryview) -> Checkpoint:
     reader.take(header["max_seq_len"] * (dim // header["n_heads"]) * 4, "the table of rotations")
     if not shared:
         _take(reader, header, "output", tensors)
-    if reader.offset != len(data):  # without a magic number, the size is what tells a checkpoint from anything else
+    if reader.offset != len(data):  # there is no magic number: only the size tells the format
         raise CheckpointError(
             f"{path} is no model that fastllm knows: as a llama2.c checkpoint it would end at byte {reader.offset:,}, "
             f"not {len(data):,}"
@@ -116,7 +123,7 @@ def _norms(reader: Reader, header: dict[str, int]) -> dict[str, Tensor]:
 
 
 def _take(reader: Reader, header: dict[str, int], name: str, tensors: dict[str, Tensor], group: int = 0) -> None:
-    """Takes a matrix: of every layer, where it is a layer's. group > 0: int8 values, then their scales."""
+    """Reads a matrix, or if layers have it that of every layer, into `tensors`. group > 0: int8 values, then scales."""
     shape = _shape(header, name)
     keys = [f"{name}.weight"]
     if name in _LAYER_MATRICES:

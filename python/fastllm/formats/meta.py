@@ -1,20 +1,19 @@
-"""Meta's folders of Llama: params.json and consolidated.00.pth, .01.pth ..., each with a share of every matrix.
+"""Llama as Meta releases it: params.json and parts consolidated.00.pth, .01.pth, ..., each with a share of each matrix.
 
-The shares come from tensor parallelism (Shoeybi et al., 2019): of wq, wk, wv, w1, w3 and the head each file has some of
-the rows, of wo and w2 some of the columns; of the embedding columns (Llama 2) or rows (Llama 3). Norms are whole.
+The shares are those of tensor parallelism (Shoeybi et al., 2019, https://arxiv.org/abs/1909.08053): wq, wk, wv, w1, w3
+and the head are split by rows, wo and w2 by columns, the embedding by columns (Llama 2) or rows (Llama 3). Every part
+has the whole norms.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fastllm.errors import CheckpointError
-from fastllm.files import map_file
-from fastllm.formats import Checkpoint, torch
+from fastllm.formats._files import tensors_of
+from fastllm.formats.checkpoint import Checkpoint
+from fastllm.formats.configs import json_of
 from fastllm.tensors import Tensor, joined_columns, joined_rows
 
 _ROWS = ("wq", "wk", "wv", "w1", "w3", "output")
@@ -22,8 +21,8 @@ _COLUMNS = ("wo", "w2")
 
 
 def read_folder(path: Path) -> Checkpoint:
-    """Opens all parts. Raises CheckpointError when one is missing, or they do not fit params.json or each other."""
-    params = _params(path / "params.json")
+    """Opens all parts. Raises CheckpointError if one is missing, or if they do not fit params.json or each other."""
+    params = json_of(path / "params.json", dict)
     found = {int(m[1]): p for p in path.glob("consolidated.*.pth") if (m := re.search(r"\.(\d{1,4})\.pth$", p.name))}
     for i in range(max(found, default=0) + 1):
         if i not in found:
@@ -31,7 +30,7 @@ def read_folder(path: Path) -> Checkpoint:
                 f"{path} lacks consolidated.{i:02}.pth: it has {len(found)} of {max(found) + 1} parts"
             )
     files = [found[i] for i in range(len(found))]
-    parts = [torch.tensors(file, map_file(file)) for file in files]
+    parts = [tensors_of(file) for file in files]
     for file, part in zip(files, parts, strict=True):
         if part.keys() != parts[0].keys():
             name = min(part.keys() ^ parts[0].keys())
@@ -40,15 +39,15 @@ def read_folder(path: Path) -> Checkpoint:
             )
     dim = params.get("dim")
     tensors: dict[str, Tensor] = {}
-    made: dict[tuple[int, ...], Tensor] = {}  # a head that is the embedding stays the same tensor
+    joined: dict[tuple[int, ...], Tensor] = {}  # by the shares' ids: a head that is the embedding stays the same tensor
     for name in parts[0]:
         if name == "rope.freqs":  # computed from params.json
             continue
         shares = [part[name] for part in parts]
         same = tuple(id(share) for share in shares)
-        if same not in made:
-            made[same] = _joined(path, name, shares, dim)
-        tensors[name] = made[same]
+        if same not in joined:
+            joined[same] = _joined(path, name, shares, dim)
+        tensors[name] = joined[same]
     share = parts[0].get("layers.0.attention.wq.weight")  # (dim / parts, dim)
     if share and isinstance(dim, int) and share.rows and share.rows * len(files) < dim:
         raise CheckpointError(f"{path} has {len(files)} of {dim // share.rows} parts: the last are missing")
@@ -57,6 +56,7 @@ def read_folder(path: Path) -> Checkpoint:
 
 
 def _joined(path: Path, name: str, shares: list[Tensor], dim: object) -> Tensor:
+    """The whole tensor. dim: that of params.json, the whole width of the embedding."""
     shape = shares[0].shape
     if any(share.shape != shape for share in shares):
         raise CheckpointError(f"{path} is broken: its parts have {name} in several shapes")
@@ -70,13 +70,3 @@ def _joined(path: Path, name: str, shares: list[Tensor], dim: object) -> Tensor:
     if kind in _COLUMNS:
         return joined_columns(shares)
     raise CheckpointError(f"{path} has the tensor {name} in {len(shares)} parts; how they belong together is not known")
-
-
-def _params(path: Path) -> Mapping[str, Any]:
-    try:
-        params = json.loads(bytes(map_file(path)))
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path} is broken: it is not JSON") from None
-    if not isinstance(params, dict):
-        raise CheckpointError(f"{path} is broken: it is not a JSON object")
-    return params

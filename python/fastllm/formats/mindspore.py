@@ -1,10 +1,14 @@
-"""MindSpore's .ckpt: a protobuf message of named tensors; mindformers' .yaml beside it says what the model is.
+"""MindSpore's .ckpt: a protobuf message of named tensors.
 
-The message is (mindspore, ccsrc/utils/checkpoint.proto): Checkpoint { repeated Value value = 1 }, Value { tag = 1,
-tensor = 2 }, Tensor { repeated dims = 1, type = 2, content = 3 }. A tensor above 512 MiB is written as consecutive
-values of one tag, each with all of its dims and a slice of its bytes. A file may end in "crc_num" and the rest's CRC.
+    message Checkpoint { repeated Value value = 1; }
+    message Value      { string tag = 1; TensorProto tensor = 2; }    a value without a tensor is skipped
+    message TensorProto { repeated int64 dims = 1; string tensor_type = 2; bytes tensor_content = 3; }
+    "crc_num" and a CRC-32 of what is before it, big-endian in 10 bytes; optional
 
-A tag that comes again after its tensor is complete starts it anew: the last one counts, as for MindSpore's own loader.
+A tensor above 512 MiB is written as consecutive values of one tag, each with all dims and a slice of the bytes. If a
+tag comes again after its tensor is complete, the last tensor counts, as for MindSpore's own loader.
+The messages: mindspore/ccsrc/utils/checkpoint.proto in https://gitee.com/mindspore/mindspore. Their encoding:
+https://protobuf.dev/programming-guides/encoding
 """
 
 from __future__ import annotations
@@ -13,53 +17,33 @@ import zlib
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fastllm.errors import CheckpointError
-from fastllm.files import map_file
-from fastllm.formats import Checkpoint, yaml
-from fastllm.formats.safetensors import as_f32
+from fastllm.formats._arrays import as_f32
 from fastllm.tensors import SIZES, Bytes, Raw, Tensor, mapped
 
 _OURS = {"Float32": "f32", "Float16": "f16", "BFloat16": "bf16"}
-_KINDS = {  # by the names of tensors.Raw
+_KINDS = {  # types that are read as f32 -> their names in tensors.Raw
     "Float64": "float64",
     **{f"{kind}{bits}": f"{kind.lower()}{bits}" for kind in ("Int", "UInt") for bits in (8, 16, 32, 64)},
     "Bool": "bool",
 }
 _MOST_AXES = 16
 _MOST_ENTRIES = 1 << 16
-_MOST_YAML = 1 << 18  # bytes of a config, many times what it takes
-_TRAILER = 17  # "crc_num" and the sum in 10 bytes, big-endian
-
-
-def read(path: Path, data: memoryview) -> Checkpoint:
-    """Opens one file. Raises CheckpointError for what is no such file, or is cut short, encrypted or corrupt."""
-    return Checkpoint(path, "MindSpore", "mindformers.llama", _config(path.parent), _tensors(path, data))
-
-
-def read_folder(path: Path) -> Checkpoint:
-    """Opens the .ckpt files of a folder, which hold different tensors of one model."""
-    tensors: dict[str, Tensor] = {}
-    files = sorted(path.glob("*.ckpt"))
-    for file in files:
-        more = _tensors(file, map_file(file))
-        if both := tensors.keys() & more.keys():
-            raise CheckpointError(
-                f"{path} has several checkpoints: {file.name} holds {min(both)!r}, as one before it does; name the file"
-            )
-        tensors |= more
-    name = "MindSpore" if len(files) == 1 else f"MindSpore, {len(files)} files"
-    return Checkpoint(path, name, "mindformers.llama", _config(path), tensors)
+_TRAILER = 17  # bytes of "crc_num" and the CRC
 
 
 class _Stored(NamedTuple):
+    """A tensor as it is stored. kind: MindSpore's name of its type. slices: of its bytes, in order."""
+
     kind: str
     shape: tuple[int, ...]
     slices: list[memoryview]
 
 
-def _tensors(path: Path, data: memoryview) -> dict[str, Tensor]:
+def tensors(path: Path, data: memoryview) -> dict[str, Tensor]:
+    """The tensors of a mapped file by name. Raises CheckpointError for a truncated, encrypted or corrupt file."""
     if bytes(data[1:4]) == b"\x5e\x3a\x7f":
         raise CheckpointError(f"{path} is encrypted; save it again without a key")
     if bytes(data[-_TRAILER:-10]) == b"crc_num":
@@ -68,7 +52,7 @@ def _tensors(path: Path, data: memoryview) -> dict[str, Tensor]:
         if zlib.crc32(data) != expected:
             raise CheckpointError(f"{path} is corrupt: its contents do not have the CRC that it ends with")
     found: dict[str, _Stored] = {}
-    last, missing = "", 0  # the tensor that is being read, and how many of its bytes are still to come
+    last, missing = "", 0  # the tensor that is being read, and how many of its bytes have yet to come
     for count, (number, value) in enumerate(_fields(path, data)):
         if count == _MOST_ENTRIES:
             raise CheckpointError(f"{path} is no model: it holds more than {count:,} entries")
@@ -94,7 +78,7 @@ def _tensors(path: Path, data: memoryview) -> dict[str, Tensor]:
 
 
 def _entry(path: Path, value: memoryview | int) -> tuple[str, _Stored] | None:
-    """A Value's tag and tensor. None for what is no tensor: a string, a table that maps."""
+    """A Value's tag and tensor; None if it holds something else: a string, or MindSpore's map of parameters."""
     tag, tensor = "", None
     for number, part in _fields(path, value):
         if number == 1:
@@ -103,7 +87,7 @@ def _entry(path: Path, value: memoryview | int) -> tuple[str, _Stored] | None:
             tensor = part
     kind, dims, content = "", [], memoryview(b"")
     for number, part in _fields(path, tensor if tensor is not None else content):
-        if number == 1:  # one number, or all of them packed
+        if number == 1:  # one dim, or all of them packed into bytes
             dims += [part] if isinstance(part, int) else _numbers(path, part)
         elif number == 2:
             kind = _text(path, part)
@@ -122,11 +106,11 @@ def _tensor(stored: _Stored) -> Tensor:
     kind, shape, slices = stored
     size = sum(map(len, slices))
     whole = slices[0] if len(slices) == 1 else memoryview(b"")
-    if kind not in _OURS:  # counters and flags of the training: small
+    if kind not in _OURS:  # counters and flags of training, small enough to be copied
         return as_f32(_KINDS[kind], shape, whole if len(slices) == 1 else memoryview(b"".join(slices)))
     if len(slices) == 1:
         return mapped(_OURS[kind], shape, whole)
-    width = size // max(1, prod(shape[:-1]))  # of a row, which slices do not respect
+    width = size // max(1, prod(shape[:-1]))  # bytes of a row; slices may end within one
 
     def rows(begin: int, end: int) -> Bytes:
         pieces, start = [], 0
@@ -142,10 +126,11 @@ def _size(kind: str) -> int:
     return SIZES[_OURS[kind]] if kind in _OURS else Raw(_KINDS[kind], lambda *_: b"").size
 
 
-# ---- protobuf's wire format
+# ---- protobuf's wire format ------------------------------------------------------------------------------------------
 
 
 def _varint(path: Path, data: memoryview, at: int) -> tuple[int, int]:
+    """The integer at `at` and its end: 7 bits a byte, lowest first; the highest bit says that more bytes follow."""
     value = shift = 0
     while at < len(data) and shift < 64:
         byte = data[at]
@@ -158,6 +143,7 @@ def _varint(path: Path, data: memoryview, at: int) -> tuple[int, int]:
 
 
 def _numbers(path: Path, data: memoryview) -> list[int]:
+    """Packed integers, at most one more than a tensor may have axes."""
     numbers: list[int] = []
     at = 0
     while at < len(data) and len(numbers) <= _MOST_AXES:
@@ -167,7 +153,7 @@ def _numbers(path: Path, data: memoryview) -> list[int]:
 
 
 def _fields(path: Path, data: memoryview | int) -> Iterator[tuple[int, memoryview | int]]:
-    """The number and value of each field of a message: a number, or bytes."""
+    """The number and the value, an integer or bytes, of each field of a message."""
     if isinstance(data, int):
         raise CheckpointError(f"{path} is no MindSpore checkpoint")
     at = 0
@@ -194,41 +180,3 @@ def _text(path: Path, data: memoryview | int) -> str:
         return str(data, "utf-8")  # type: ignore[arg-type]  # a number raises TypeError
     except (TypeError, ValueError):
         raise CheckpointError(f"{path} is broken: a name in it is no text") from None
-
-
-# ---- mindformers' config
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """model.model_config of the folder's .yaml, without what is no plain value; empty when there is no such file."""
-    configs = {file.name: config for file in sorted(folder.glob("*.yaml")) if (config := _model_config(file))}
-    values = list(configs.values())
-    if any(config != values[0] for config in values):
-        raise CheckpointError(f"{folder} has several configs of a model that differ: {', '.join(configs)}; leave one")
-    return values[0] if values else {}
-
-
-def _model_config(path: Path) -> dict[str, Any]:
-    data = bytes(map_file(path))
-    if b"model_config" not in data:  # another program's
-        return {}
-    if len(data) > _MOST_YAML:
-        raise CheckpointError(f"{path} is no mindformers config: it is too long")
-    try:
-        found = yaml.load(data.decode())
-    except ValueError as error:  # no UTF-8, or YAMLError
-        raise CheckpointError(f"{path} cannot be read as a config in YAML: {error}") from None
-    for key in ("model", "model_config"):
-        found = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(found, dict):
-        return {}
-    return {key: value for key, value in found.items() if _is_plain(value)}
-
-
-def _is_plain(value: object) -> bool:
-    """Whether it is a number, a text, or a table of those, as scaling_factor is."""
-    if isinstance(value, dict):
-        return all(_is_plain(v) and not isinstance(v, dict) for v in value.values())
-    if isinstance(value, int):
-        return abs(value) < 1 << 63
-    return value is None or isinstance(value, (float, str))

@@ -1,6 +1,6 @@
-"""A folder as the PEFT library saves an adapter: adapter_config.json, and what it adds to a model's weights beside it.
+"""A folder as the PEFT library saves an adapter: adapter_config.json and the weights that it adds to a model's.
 
-https://huggingface.co/docs/peft/developer_guides/checkpoint. It is no model: adapters.py puts it on top of one.
+weights/lora/ applies it to a model. https://huggingface.co/docs/peft/developer_guides/checkpoint
 """
 
 from __future__ import annotations
@@ -8,22 +8,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastllm.errors import CheckpointError
-from fastllm.files import map_file
-from fastllm.formats import Checkpoint
+from fastllm.formats._files import tensors_of
+from fastllm.formats.checkpoint import Checkpoint
+from fastllm.formats.configs import json_of
 
 CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def folder_of(path: Path) -> Path | None:
-    """The folder of the adapter that a path names: the folder itself, or one of its files. None for anything else."""
+    """The folder of an adapter, if `path` is that folder or one of the adapter's files in it; else None."""
     if path.name in (CONFIG, *_WEIGHTS):
         return path.parent
     return path if path.is_dir() and ((path / CONFIG).exists() or holds_adapter(path)) else None
 
 
 def holds_adapter(folder: Path) -> bool:
-    """Whether there are weights of an adapter in a folder."""
+    """Whether a folder has the weights of an adapter."""
     return any((folder / name).exists() for name in _WEIGHTS)
 
 
@@ -34,26 +35,12 @@ def holds_only_adapter(folder: Path) -> bool:
     return folder_of(folder) is not None and not models
 
 
-def read(path: Path, data: memoryview) -> Checkpoint:
-    """An adapter by the name of its file."""
-    return read_folder(path.parent)
-
-
 def read_folder(path: Path) -> Checkpoint:
-    """Opens an adapter. Raises CheckpointError for a file that is missing or broken."""
-    from fastllm.formats import huggingface, safetensors
-
+    """Opens an adapter; its architecture is its peft_type. Raises CheckpointError for a missing or broken file."""
     if not (path / CONFIG).exists():
         raise CheckpointError(f"{path} has no {CONFIG}, which says how its adapter is applied")
-    header = huggingface.json_of(path / CONFIG, dict)
+    header = json_of(path / CONFIG, dict)
     name = next((name for name in _WEIGHTS if (path / name).exists()), None)
     if name is None:
         raise CheckpointError(f"{path} has none of {', '.join(_WEIGHTS)}: its adapter has no weights")
-    data = map_file(path / name)
-    if name.endswith(".safetensors"):
-        tensors = safetensors.tensors(path / name, data)
-    else:
-        from fastllm.formats.torch import tensors as unpickled
-
-        tensors = unpickled(path / name, data)
-    return Checkpoint(path, "PEFT adapter", str(header.get("peft_type", "")), header, tensors)
+    return Checkpoint(path, "PEFT adapter", str(header.get("peft_type", "")), header, tensors_of(path / name))

@@ -1,6 +1,11 @@
-"""The .safetensors format: the length of a JSON header, the header, then tensors at the places it names.
+"""The .safetensors format.
 
-https://github.com/huggingface/safetensors. A file that fastllm wrote itself is one of these too; store.py reads it.
+    length of the header u64, little-endian
+    header   JSON: {name: {"dtype": "F32", "shape": [...], "data_offsets": [begin, end]}, ..., "__metadata__": {...}}
+    data     of the tensors, row-major; offsets count from its beginning
+
+https://github.com/huggingface/safetensors#format. The files that fastllm itself writes have this format as well, and
+weights/store.py reads them.
 """
 
 from __future__ import annotations
@@ -10,20 +15,18 @@ import struct
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint
-from fastllm.tensors import Bytes, Raw, Tensor, mapped
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from fastllm.formats._arrays import as_f32
+from fastllm.formats.checkpoint import Checkpoint
+from fastllm.formats.configs import with_config_beside
+from fastllm.tensors import Bytes, Tensor, mapped
 
 _MOST_HEADER = 100 << 20  # the format's own limit
 _MOST_TENSORS, _MOST_AXES = 1 << 17, 16
 _OURS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-# What is read as f32, by the names of tensors.Raw.
+# Types that are read as f32 -> their names in tensors.Raw.
 _KINDS = {
     "F64": "float64",
     "I64": "int64",
@@ -42,16 +45,14 @@ _KINDS = {
 
 
 def read(path: Path, data: memoryview) -> Checkpoint:
-    """A lone file, with the config.json that lies beside it."""
-    from fastllm.formats.huggingface import checkpoint
-
-    return checkpoint(path, path.parent, "Hugging Face safetensors", tensors(path, data))
+    """Opens a file, with the config.json beside it. Raises CheckpointError."""
+    return with_config_beside(path, "Hugging Face safetensors", tensors(path, data))
 
 
 def tensors(path: Path, data: memoryview) -> dict[str, Tensor]:
-    """The tensors of a mapped file. Raises CheckpointError for a header that does not fit the file.
+    """The tensors of a mapped file by name. Raises CheckpointError for a header that does not fit the file.
 
-    Numbers that fastllm has no type for are read as f32; a type that is not known raises when the tensor is read.
+    Types that fastllm lacks are read as f32. An unknown type raises CheckpointError when the tensor is read.
     """
     header, body = _header(path, data)
     found: dict[str, Tensor] = {}
@@ -79,6 +80,7 @@ def tensors(path: Path, data: memoryview) -> dict[str, Tensor]:
 
 
 def _header(path: Path, data: memoryview) -> tuple[dict[str, Any], memoryview]:
+    """The header, and the data after it."""
     if len(data) < 8:
         raise CheckpointError(f"{path} is no safetensors file: it has {len(data)} bytes")
     (length,) = struct.unpack_from("<Q", data)
@@ -115,38 +117,3 @@ def _tensor(path: Path, name: str, dtype: str, shape: tuple[int, ...], data: mem
             f"{path} is broken: tensor {name!r} of {dtype} {shape} takes {size:,} bytes, not {len(data):,}"
         )
     return tensor
-
-
-def as_f32(kind: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
-    """A tensor of numbers that fastllm has no type for, row-major in `data`, that is read as f32.
-
-    kind: see tensors.Raw; e4m3 and e5m2 are of Micikevicius et al., 2022, e8m0 is OCP's scale, a power of two. 8 bits
-    are not 32: weights of theirs count as stored in few.
-    """
-    raw = Raw(kind, lambda begin, end: data[begin * width : end * width])
-    width = (shape[-1] if shape else 1) * raw.size
-
-    def values(begin: int, end: int) -> Bytes:
-        import numpy
-
-        if raw.is_float8:
-            return _float8(kind)[numpy.frombuffer(raw.read(begin, end), numpy.uint8)]
-        with numpy.errstate(over="ignore", invalid="ignore"):  # what is too large for f32 is infinite
-            return numpy.frombuffer(raw.read(begin, end), numpy.dtype(kind).newbyteorder("<")).astype(numpy.float32)
-
-    return Tensor("f32", shape, values, stored=kind if raw.is_float8 else None, raw=raw)
-
-
-def _float8(kind: str) -> NDArray[np.float32]:
-    """The values of the 256 bytes."""
-    import numpy
-
-    byte = numpy.arange(256)
-    if kind == "float8_e8m0":
-        return numpy.where(byte < 255, numpy.ldexp(1.0, byte - 127), numpy.nan).astype(numpy.float32)
-    if kind == "float8_e5m2":  # the upper half of an f16
-        return (byte.astype(numpy.uint16) << 8).view(numpy.float16).astype(numpy.float32)
-    exponent, mantissa = byte >> 3 & 15, byte & 7
-    values = numpy.where(exponent, (8 + mantissa) * 2.0 ** (exponent - 10), mantissa * 2.0**-9)
-    values[byte & 127 == 127] = numpy.nan  # there is no infinity
-    return numpy.where(byte < 128, values, -values).astype(numpy.float32)

@@ -1,8 +1,12 @@
-"""What sentence-transformers (6.x and older) keeps beside a model: modules.json, and a folder for each module.
+"""How a sentence-transformers model (6.x and older) makes a vector of a text: modules.json, a folder for each module.
 
-A model there is a list of modules: Transformer, Pooling, Dense, Normalize, ... Here the list becomes an Embedding and
-the weights of its dense layers. What fastllm cannot compute is refused, by the module's name, when vectors are asked
-for: the model itself, its logits and hidden states are not touched by it.
+    modules.json                        [{"type": "sentence_transformers.models.Transformer", "path": ""}, ...]
+    config_sentence_transformers.json   prompts, similarity, how many dimensions are kept
+    1_Pooling/config.json               each module's config, and its weights if it has any
+
+The list of modules (Transformer, Pooling, Dense, Normalize, ...) becomes an Embedding and the weights of its dense
+layers. A module that fastllm cannot compute is refused only when vectors are asked for, by its name: the model's
+logits and hidden states do not depend on it. https://sbert.net/docs/sentence_transformer/usage/custom_models.html
 """
 
 from __future__ import annotations
@@ -13,7 +17,10 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint, huggingface
+from fastllm.formats import huggingface
+from fastllm.formats._files import tensors_of
+from fastllm.formats.checkpoint import Checkpoint
+from fastllm.formats.configs import json_if_any, json_of
 from fastllm.heads import Embedding, Layer, prompts_by_name
 from fastllm.tensors import Tensor, floats
 
@@ -26,7 +33,7 @@ _POOLINGS = {
     "weightedmean": "weighted_mean",
     "lasttoken": "last",
 }
-# The flags that were in place of names once, in the order in which the vectors follow each other.
+# Older files have flags instead of names. Several vectors are concatenated in this order.
 _FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -43,38 +50,41 @@ _ACTS = {
     "GELU": "gelu",
     "SiLU": "silu",
 }
-# Where the first module's config lies, in the order in which it is looked for.
+# Names of the first module's config, in the order in which the library looks for them.
 _TRANSFORMER_CONFIGS = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-# Options for the libraries that load the model there, which change no vector.
+# Options for loading the model there, which do not change vectors.
 _HARMLESS = {"trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "add_pooling_layer", "use_fast"}
 _HARMLESS |= {"device_map", "low_cpu_mem_usage", "use_safetensors", "padding_side", "clean_up_tokenization_spaces"}
 _LAST, _TOKENS, _VECTOR = "last_hidden_state", "token_embeddings", "sentence_embedding"
 _NORM = ("norm.weight", "norm.bias")
 _NOT_SUPPORTED = "which fastllm does not support"
-_MOST_MODULES = 16  # each may take the memory of a matrix, though all be of one small file
-_WIDEST = 1 << 12  # of a LayerNorm, which takes a matrix here
-_LONGEST = 1 << 31  # tokenizers without a limit have one of 10^30
+_MOST_MODULES = 16  # all may name one small file, and each then takes the memory of a matrix
+_WIDEST = 1 << 12  # channels of a LayerNorm, which becomes a matrix of their square
+_LONGEST = 1 << 31  # tokens; a tokenizer without a limit says 10^30
 
 
 class Found(NamedTuple):
-    """What the files say, and the weights of the steps that have some, in order."""
+    """layers: the weights of the embedding's steps that have weights, in their order."""
 
     embedding: Embedding
     layers: tuple[Layer, ...] = ()
 
 
 class Module(NamedTuple):
-    """kind: its class, without the library where that is sentence-transformers."""
+    """kind: the name of its class; with its library's, if that is not sentence-transformers."""
 
     kind: str
     folder: Path
 
 
 def read_folder(path: Path) -> Checkpoint:
-    """The model of a folder whose first module has a folder of its own, as the library once wrote them."""
+    """The model of a folder whose first module has a folder of its own, as older versions of the library wrote it.
+
+    Raises CheckpointError.
+    """
     first = modules(path)[0]
     if first.kind != "Transformer" or not (first.folder / "config.json").exists():
         raise CheckpointError(f"{path} is a sentence-transformers model of the module {first.kind}, {_NOT_SUPPORTED}")
@@ -82,7 +92,10 @@ def read_folder(path: Path) -> Checkpoint:
 
 
 def read(folder: Path) -> Found | None:
-    """What the files in a folder say of vectors; None where there are none."""
+    """The embedding that a folder describes; None if it has no modules.json.
+
+    Broken or unsupported files do not raise: the embedding then carries the reason as `refused`.
+    """
     if not (folder / _FILE).exists():
         return None
     try:
@@ -92,9 +105,9 @@ def read(folder: Path) -> Found | None:
 
 
 def _read(folder: Path) -> Found | None:
-    about = json_at(folder / "config_sentence_transformers.json")
+    about = json_if_any(folder / "config_sentence_transformers.json")
     kind = about.get("model_type") or "SentenceTransformer"
-    if kind == "CrossEncoder":  # a classifier: it makes no vectors of its own
+    if kind == "CrossEncoder":  # it scores pairs and makes no vectors; cross_encoder.py reads it
         return None
     if kind != "SentenceTransformer":
         raise CheckpointError(
@@ -120,7 +133,7 @@ def _read(folder: Path) -> Found | None:
             steps += ["standardize", "dense"]
             layers.append(_layer_norm(module.folder))
         elif module.kind == "Normalize":
-            if _takes(module, json_at(module.folder / "config.json"), pooled="pool" in steps, may_miss=True):
+            if _takes(module, json_if_any(module.folder / "config.json"), pooled="pool" in steps, may_miss=True):
                 steps.append("normalize")
         elif module.kind != "Dropout":
             raise CheckpointError(f"{folder} takes the sentence-transformers module {module.kind}, {_NOT_SUPPORTED}")
@@ -130,9 +143,9 @@ def _read(folder: Path) -> Found | None:
 
 
 def modules(folder: Path) -> list[Module]:
-    """The modules of modules.json, in its order."""
+    """The modules in modules.json, in its order. Raises CheckpointError."""
     path = folder / _FILE
-    listed = huggingface.json_of(path, list)
+    listed = json_of(path, list)
     found = []
     for entry in listed:
         kind, place = (entry.get("type"), entry.get("path")) if isinstance(entry, dict) else (None, None)
@@ -150,7 +163,7 @@ def modules(folder: Path) -> list[Module]:
 
 
 def _settings(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """config_sentence_transformers.json: prompts, what is kept of a vector, how two are compared."""
+    """Of config_sentence_transformers.json: prompts, how many dimensions of a vector are kept, how two are compared."""
     path = folder / "config_sentence_transformers.json"
     prompts = about.get("prompts") or {}
     default, dimensions = about.get("default_prompt_name") or "", about.get("truncate_dim") or 0
@@ -168,7 +181,7 @@ def _settings(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _transformer(folder: Path) -> dict[str, Any]:
-    """The first module's config: which tokens go in, and that nothing but the last hidden states comes out."""
+    """Of the first module's config: how texts are cut. Checks that it gives the last hidden states and nothing else."""
     config, path = transformer_config(folder)
     task = config.get("transformer_task", "feature-extraction")
     modalities = config.get("modality_config", {"text": {"method": "forward", "method_output_name": _LAST}})
@@ -184,7 +197,7 @@ def _transformer(folder: Path) -> dict[str, Any]:
         tokenizer |= _options(path, config, name)
     if unknown := sorted(tokenizer.keys() - _HARMLESS):
         raise CheckpointError(f"{path} has the option {_shown(unknown[0])}, {_NOT_SUPPORTED}")
-    beside = json_at(folder / "tokenizer_config.json")
+    beside = json_if_any(folder / "tokenizer_config.json")
     if limit is None:
         limit = beside.get("model_max_length")
     limit = _processing(path, config).get("max_length", limit)
@@ -201,13 +214,13 @@ def _transformer(folder: Path) -> dict[str, Any]:
 
 
 def transformer_config(folder: Path) -> tuple[dict[str, Any], Path]:
-    """The first module's config and where it lies; an empty one where there is none."""
-    path = next((folder / name for name in _TRANSFORMER_CONFIGS if json_at(folder / name)), folder / "none")
-    return json_at(path), path
+    """The first module's config and its path; an empty one if there is none. Raises CheckpointError."""
+    path = next((folder / name for name in _TRANSFORMER_CONFIGS if json_if_any(folder / name)), folder / "none")
+    return json_if_any(path), path
 
 
 def _options(path: Path, config: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Options that a config hands on under one of several names."""
+    """The options in a config under the first of several names that has any."""
     value: object = next((config[name] for name in names if config.get(name)), {})
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} has {names[0]} {_shown(value)}, not options")
@@ -215,7 +228,7 @@ def _options(path: Path, config: Mapping[str, Any], *names: str) -> dict[str, An
 
 
 def _processing(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What tokenizing takes besides."""
+    """The options for tokenizing texts, in processing_kwargs."""
     options = _options(path, config, "processing_kwargs")
     text = _options(path, options, "text")
     if unknown := sorted((options.keys() - {"text"}) | (text.keys() - {"max_length", "padding"})):
@@ -224,9 +237,9 @@ def _processing(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pooling(folder: Path) -> dict[str, Any]:
-    """The names of "pooling_mode", or the flags of older files; without either the mean."""
+    """The kinds of pooling, by the names in pooling_mode or the flags of older files; without either, the mean."""
     path = folder / "config.json"
-    config = huggingface.json_of(path, dict)
+    config = json_of(path, dict)
     names = config.get("pooling_mode")
     if names is None:
         modes = tuple(mode for flag, mode in _FLAGS.items() if config.get(flag)) or ("mean",)
@@ -244,7 +257,7 @@ def _pooling(folder: Path) -> dict[str, Any]:
 def _dense(folder: Path, *, pooled: bool) -> tuple[str, Layer]:
     """The step and the layer of a Dense module."""
     path = folder / "config.json"
-    config = json_at(path)
+    config = json_if_any(path)
     _takes(Module("Dense", folder), config, pooled=pooled)
     name = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     act = _ACTS.get(name.rpartition(".")[2]) if isinstance(name, str) and name.startswith("torch.nn.") else None
@@ -263,7 +276,10 @@ def _dense(folder: Path, *, pooled: bool) -> tuple[str, Layer]:
 
 
 def _layer_norm(folder: Path) -> Layer:
-    """What a LayerNorm module does to rows of mean 0 and variance 1: scales and bias, as a diagonal matrix."""
+    """The scales and biases of a LayerNorm module, as a dense layer with a diagonal matrix.
+
+    The step before it, "standardize", gives rows the mean 0 and the variance 1.
+    """
     import numpy
 
     tensors = _weights(folder)
@@ -281,9 +297,10 @@ def _layer_norm(folder: Path) -> Layer:
 
 
 def _takes(module: Module, config: Mapping[str, Any], *, pooled: bool, may_miss: bool = False) -> bool:
-    """Whether a module takes what the one before it gives, and gives it back under the same name.
+    """Whether a module reads the output of the one before it, and writes its own under the same name.
 
-    may_miss: one that does not does nothing, rather than fail.
+    pooled: whether that output is one vector, rather than a vector for each token. may_miss: False instead of an error
+    if the module reads the other of the two: the library then lets it do nothing. Raises CheckpointError.
     """
     now = _VECTOR if pooled else _TOKENS
     takes = config.get("module_input_name", _VECTOR)
@@ -300,14 +317,9 @@ def _takes(module: Module, config: Mapping[str, Any], *, pooled: bool, may_miss:
 def _weights(folder: Path) -> dict[str, Tensor]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).exists():
-            return huggingface.tensors(folder / name)
+            return tensors_of(folder / name)
     raise CheckpointError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin")
 
 
 def _shown(value: object) -> str:
     return repr(value)[:100]
-
-
-def json_at(path: Path) -> dict[str, Any]:
-    """A file's object; an empty one where there is no file."""
-    return huggingface.json_of(path, dict) if path.exists() else {}

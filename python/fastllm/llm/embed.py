@@ -1,4 +1,4 @@
-"""What an LLM makes of texts as a whole: one vector for each."""
+"""Vectors of texts (embeddings)."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ class Vectors(Texts):
         prompt_name: str | None = None,
         truncate: bool = False,
     ) -> NDArray[np.float32]:
-        """One vector for each text, strings or token ids, in their order: float32 [n, channels].
+        """One vector for each text, strings or token ids, in order: float32 [n, channels].
 
-        Where None is given, what the checkpoint says is done (see `embedding`), sentence-transformers' files or a
-        GGUF's metadata; where it says nothing, the mean of the hidden states, as long as it is. pooling: one of
-        embedding.POOLINGS, of the hidden states at `layer` (see hidden_states). normalize: to length 1. prompt: goes
-        before each string; prompt_name: the name of one of the checkpoint's (embedding.prompts); "" is none. truncate:
-        cuts texts that are longer than the model takes, as tokenizers do: what belongs around them stays. Else they
-        are an error. A string gets what its tokenizer puts around a text.
+        An option that is None follows the checkpoint (see `embedding`: sentence-transformers' files, or GGUF metadata).
+        Where that says nothing, a vector is the mean of the hidden states, not normalized. pooling: one of
+        fastllm.heads.POOLINGS, over the hidden states at `layer` (numbered as in hidden_states). normalize: scales
+        vectors to length 1. prompt: a text put before each string; prompt_name: the name of one of the checkpoint's
+        prompts; "" is none. truncate: cuts texts that are too long for the model, keeping what belongs around them;
+        else they are an error. Strings get what the tokenizer puts around a text, ids are taken as they are.
 
-        Raises OptionError, ContextError, TokenizerError, NumericError (a vector that is not finite), CheckpointError
-        (what the checkpoint says cannot be done, as long as no pooling is named). An error about one of the texts has
-        its place among them as `text`.
+        Raises OptionError, ContextError, TokenizerError, NumericError (a vector is not finite), CheckpointError (the
+        checkpoint asks for something that cannot be done, unless a pooling is named). An error about one of the texts
+        has its index as `text`.
         """
         import numpy
 
@@ -77,7 +77,7 @@ class Vectors(Texts):
     def _embedded(
         self, text: str | Sequence[int], what: str, how: Embedding, before: str, *, truncate: bool
     ) -> list[int]:
-        """The ids of a text that is to be embedded; of a string with its prompt and what belongs around it."""
+        """The ids of a text to be embedded, cut where that is asked for; a string's with its prompt and frame."""
         longest = min(self.context, how.max_tokens or self.context)
         ids = self._prompted(before, self._lowered(how, text)) if isinstance(text, str) else token_ids(text, what)
         if len(ids) > longest:
@@ -92,7 +92,7 @@ class Vectors(Texts):
         return self._ids(ids, what)
 
     def _prompted(self, before: str, text: str) -> list[int]:
-        """The ids of a prompt and a text as one text; in the prompt, special tokens that are written out count."""
+        """The ids of a prompt and a text as one text. Special tokens that the prompt spells out become their ids."""
         words = self.tokenizer
         end = max((before.rfind(token) + len(token) for token in words.special if token in before), default=0)
         if not end or not self.config.causal:
@@ -105,7 +105,7 @@ class Vectors(Texts):
         return how.lowered(text, special)
 
     def _prompt_length(self, before: str) -> int:
-        """Tokens of a text that are its prompt's: those of the prompt alone, less a special one that ends it."""
+        """How many of a text's first tokens are its prompt's: those of the prompt alone, without a special last one."""
         ids = self._prompted(before, "")
         special = {self.tokenizer.token_id(token) for token in self.tokenizer.special}
         return len(ids) - bool(ids and ids[-1] in special)

@@ -1,4 +1,4 @@
-"""What an LLM says of texts by its head: labels of texts and tokens, and scores of documents for a query."""
+"""Labels of texts and tokens, and scores of documents for a query."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from fastllm.heads import Classifier
     from fastllm.weights.store import Stored
 
-# What Qwen3-Reranker (Zhang et al., 2025) was trained to read, by its model card.
+# The question that Qwen3-Reranker (Zhang et al., 2025) was trained to answer, from its model card.
 _JUDGE = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
     'Note that the answer can only be "yes" or "no".'
 )
 _INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
-_FILLERS = ("0", "1 2 3 4")  # stand for texts where what a template writes after them is looked for
+_FILLERS = ("0", "1 2 3 4")  # placeholder texts, to find what a template writes after a document
 
 
 class Labels(Texts):
-    """The part of an LLM (fastllm.llm.llm) that has to do with labels and scores."""
+    """The part of an LLM that labels and scores texts."""
 
     def _set_head(self, stored: Stored) -> None:
         """Takes the classifier of a model. Raises CheckpointError where its layers do not fit it."""
@@ -52,7 +52,7 @@ class Labels(Texts):
 
     @property
     def max_length(self) -> int | None:
-        """Tokens that a classifier's texts are cut to, and pairs; None where the model's files do not say."""
+        """The number of tokens to which a classifier's texts and pairs are cut; None where the files do not say."""
         longest = self.ranking.max_length
         return None if longest is None else min(longest, self.context)
 
@@ -60,11 +60,11 @@ class Labels(Texts):
 
     @_core.standard_floats
     def classify(self, texts: Sequence[str | tuple[str, str] | Sequence[int]]) -> NDArray[np.float32]:
-        """Scores of each text for each label, as they leave the head: float32 [n, labels].
+        """The scores (logits) of each text for each label: float32 [n, labels].
 
-        A text is a string, a pair of strings, which a model for pairs reads as one, or token ids. Strings get what the
-        tokenizer puts around them and are cut to max_length (of a pair the longer one first); ids are taken as they
-        are. classifier.probabilities(scores) makes probabilities, `labels` names the columns.
+        A text is a string, a pair of strings that is read as one text, or token ids. Strings get what the tokenizer
+        puts around them and are cut to max_length (of a pair, the longer one first); ids are taken as they are.
+        `labels` names the columns; classifier.probabilities(scores) makes probabilities of them.
 
         Raises OptionError (the model has no such head), ContextError, TokenizerError, NumericError.
         """
@@ -79,10 +79,10 @@ class Labels(Texts):
 
     @_core.standard_floats
     def token_classify(self, text: str | Sequence[int]) -> tuple[list[int], NDArray[np.float32]]:
-        """The token ids of a text, T of them, and the scores of each for each label: float32 [T, labels].
+        """The T token ids of a text, and the scores of each token for each label: float32 [T, labels].
 
-        A string gets what its tokenizer puts around a text, so that some of the ids may be special tokens; token ids
-        are taken as they are. Raises OptionError (the model has no such head), ContextError, TokenizerError,
+        A string gets what the tokenizer puts around a text, so that some ids may be special tokens; token ids are taken
+        as they are. Raises OptionError (the model has no such head), ContextError, TokenizerError,
         NumericError.
         """
         import numpy
@@ -108,7 +108,7 @@ class Labels(Texts):
         return ["classify", *(["rerank"] if len(self.labels) == 1 else []), "embed"]
 
     def _scores(self, classifier: Classifier, texts: Sequence[tuple[list[int], int]]) -> NDArray[np.float32]:
-        """Scores of texts, [n, labels], from their ids and where their second text begins."""
+        """The scores of texts, [n, labels]. texts: the ids of each, and the position where its second text begins."""
         import numpy
 
         seconds = {i: second for i, (ids, second) in enumerate(texts) if second < len(ids)}
@@ -126,7 +126,7 @@ class Labels(Texts):
     # ---- texts
 
     def _read(self, text: str | tuple[str, str] | Sequence[int], what: str) -> tuple[list[int], int]:
-        """The ids of a text, checked, and where in them a second text with a token type of its own begins."""
+        """The ids of a text, checked, and the position at which a second text with its own token type begins."""
         ids: Sequence[int]
         second = None
         if isinstance(text, str):
@@ -139,14 +139,14 @@ class Labels(Texts):
         return ids, second if second is not None and self.config.second_segment else len(ids)
 
     def _cut(self, text: str) -> list[int]:
-        """The ids of a text with what is put around one, at most max_length."""
+        """The ids of a text with prefix and suffix, cut to max_length."""
         prefix, suffix = self._frame.prefix, self._frame.suffix
         room, left = self._room(len(prefix) + len(suffix)), self.ranking.truncate_left
         ids, _ = cut_pair(self._frame.encode(text), [], room, left=left)
         return [*prefix, *ids, *suffix]
 
     def _cut_pair(self, first: str, second: str) -> tuple[list[int], int | None]:
-        """The ids of a pair of texts, at most max_length, and where those of the second's token type begin."""
+        """The ids of a pair of texts, cut to max_length, and the position at which the second token type begins."""
         pair, encode = self._around_pair(), self._frame.encode
         around = len(pair.prefix) + len(pair.between) + len(pair.suffix)
         a, b = cut_pair(encode(first), encode(second), self._room(around), left=self.ranking.truncate_left)
@@ -154,14 +154,14 @@ class Labels(Texts):
         return ids, None if pair.second is None else len(pair.prefix) + len(a) + pair.second
 
     def _room(self, around: int) -> int | None:
-        """How many tokens there may be beside so many others."""
+        """The number of tokens that texts may have within max_length, beside `around` others."""
         longest = self.max_length
         if longest is not None and longest < around:
             raise OptionError(f"{self.path} cuts texts to {longest} tokens, but puts {around} around them")
         return None if longest is None else longest - around
 
     def _around_pair(self) -> Pair:
-        """What is put around a pair: as the tokenizer says, or what is put around a text around each of the two."""
+        """What goes around and between two texts: as the tokenizer says, else each gets a text's prefix and suffix."""
         if self.tokenizer.pair is not None:
             return self.tokenizer.pair
         prefix, suffix = self._frame.prefix, self._frame.suffix
@@ -178,16 +178,16 @@ class Labels(Texts):
         instruction: str | None = None,
         template: str | None = None,
     ) -> list[tuple[int, float]]:
-        """The documents' indices and scores, the best first: how well each answers the query.
+        """How well each document answers the query: (index of the document, score), the best first.
 
-        The model has a classifier of one label, or is a judge: a language model that answers with one of two words, by
-        default "yes" and "no"; a score is then the difference of their logits. As sentence-transformers' CrossEncoder
-        does it, with its files' activation, by default the sigmoid, prompt and max_length. What a judge reads is its
-        chat template of messages of the roles "query" and "document"; where that knows no such roles, Qwen3-Reranker's
-        question, as a user's message.
+        The model is a classifier with one label, or a judge: a language model that answers "yes" or "no" (or two words
+        that its files name), whose score is the difference of their logits. Scores, activation (by default the
+        sigmoid), prompt and max_length are those of sentence-transformers' CrossEncoder. A judge reads its chat
+        template filled with messages of the roles "query" and "document"; where the template knows no such roles, the
+        question of Qwen3-Reranker as a user's message.
 
-        instruction: what the query is for, instead of the files' prompt. template: a chat template with these roles,
-        instead of the model's own.
+        instruction: what the query is for, in place of the files' prompt. template: a chat template with these roles,
+        in place of the model's own.
 
         Raises OptionError (the model has no such head), ContextError, TokenizerError, NumericError.
         """
@@ -213,7 +213,10 @@ class Labels(Texts):
         return sorted(enumerate(scored), key=lambda pair: -pair[1])
 
     def _asking(self, template: str | None) -> _Asking | None:
-        """How query and document go through a chat template, if they do. Raises OptionError where it loses them."""
+        """How a judge is asked through its chat template; None for a model that reads the pair as it is.
+
+        Raises OptionError for a template that leaves out query or document.
+        """
         if template is None and (self.ranking.messages is False or self.tokenizer.chat_template is None):
             if self.classifier is None and self.ranking.words is None:
                 raise OptionError(f"{self.path} has no chat template to ask with: it may be no reranker")
@@ -226,8 +229,8 @@ class Labels(Texts):
         if why is None:
             return asking
         if template is None and self.classifier is None and self.ranking.words is None:
-            # With this variable Qwen3's template writes an empty thought, so that the answer comes next; others ignore
-            # it.
+            # enable_thinking=False makes Qwen3's template write an empty thought, so that the next token is the answer.
+            # Other templates ignore it.
             asking = _Asking(chat, {"add_generation_prompt": True, "enable_thinking": False}, roles=False)
             why = asking.fault()
             if why is None:
@@ -245,19 +248,19 @@ class Labels(Texts):
             return self._read((prompt + query, document), what)
         ids = asking.encode(prompt, query, document)
         if self.max_length is not None and len(ids) > self.max_length:
-            # The document is cut, not what the template writes after it, which is what makes the model answer.
+            # Cut the document, not what the template writes after it: that is what makes the model answer.
             ends = [asking.encode(prompt, text, text) for text in _FILLERS]
             keep = min(_common_end(*ends), self.max_length)
             ids = [*ids[: self.max_length - keep], *ids[len(ids) - keep :]]
         return self._read(ids, what)
 
     def _judge(self, ids: list[int], true: int, false: int | None) -> float:
-        """The answer of a language model after a text: the logit of one word, less that of the other."""
+        """The judge's score after a text: the logit of the word for true, minus that of the word for false."""
         logits = self._engine.after(ids)
         return float(logits[true] if false is None else logits[true] - logits[false])
 
     def _words(self) -> tuple[int, int | None]:
-        """The tokens that a judge answers with."""
+        """The tokens of a judge's answers: for true, and for false if there is one."""
         words = self.ranking.words or tuple(self.tokenizer.token_id(word) for word in ("yes", "no"))
         for word in words:
             if word is not None and word >= self.config.vocab_size:
@@ -269,8 +272,8 @@ class Labels(Texts):
 
 
 class _Asking(NamedTuple):
-    """How a judge is asked. roles: whether the template knows messages of the roles query and document; else both are
-    in a user's message. variables: what else the template is given."""
+    """How a judge is asked. roles: True where the template takes messages of the roles query and document; False puts
+    both into a user's message. variables: further inputs of the template."""
 
     chat: ChatTemplate
     variables: dict[str, Any]
@@ -289,7 +292,7 @@ class _Asking(NamedTuple):
         return self.chat.encode(self.messages(prompt, query, document), **self.variables)
 
     def fault(self) -> str | None:
-        """What is wrong with the template: it must write both texts."""
+        """What is wrong with the template, if anything: it must write both texts."""
         try:
             pairs = (("a", "b"), ("c", "b"), ("a", "c"))
             base, *others = (self.chat.render(self.messages("", *pair), **self.variables) for pair in pairs)
@@ -299,7 +302,7 @@ class _Asking(NamedTuple):
 
 
 def _common_end(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many of the last tokens are the same; none where all are."""
+    """How many tokens two texts have in common at their ends; 0 where one is the end of the other."""
     count = 0
     while count < min(len(a), len(b)) and a[-1 - count] == b[-1 - count]:
         count += 1

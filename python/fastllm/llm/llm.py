@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 
 class LLM(Labels, Vectors):
-    """A model and its tokenizer. Immutable: several threads may use one at once."""
+    """A model and its tokenizer. Nothing in it changes after loading, so several threads may use one at once.
+
+    config: what the model computes. context: positions that a text may have. path: where it was loaded from. dtypes:
+    the types of its weights. bos: the id that texts begin with, if any; stop, chat_stop: the ids that end a text, and a
+    turn. file_bytes: bytes of all weights; bytes_per_token: bytes of weights that one token reads.
+    """
 
     @_core.standard_floats
     def __init__(
@@ -55,7 +60,7 @@ class LLM(Labels, Vectors):
             tensors["rope.freqs"] = tensors["rope.freqs_long"]
         self.dtypes = stored.dtypes
         self.embedding, self._embedding_layers = stored.embedding, stored.dense.get("embedding", ())
-        # f32 weights come with f32 keys and values, so that nothing is rounded that the reference does not round.
+        # With f32 weights, keys and values are f32 too, so that nothing is rounded that a reference keeps in f32.
         kv_dtype = kv or ("f32" if "f32" in self.dtypes else "f16")
         isa = os.environ.get("FASTLLM_ISA")
         self._isa = isa
@@ -66,12 +71,13 @@ class LLM(Labels, Vectors):
         self._engine = Engine(self._model, threads, layers // config.n_layers, causal=config.causal, name=str(path))
         self._tokenizer = tokenizer
         self.file_bytes = sum(t.nbytes for t in stored.tensors.values())
-        # Of an embedding that is not also the head, one row.
+        # A token reads one row of the embedding, about nothing, unless the embedding is also the head.
         is_head = config.head and "head" not in tensors
         self.bytes_per_token = sum(read.values()) - (0 if is_head else read["embed"])
 
     @property
     def threads(self) -> int:
+        """The most threads that a forward runs on."""
         return self._engine.threads
 
     @property
@@ -80,7 +86,7 @@ class LLM(Labels, Vectors):
         return self._model.isa
 
     def read_bandwidth(self) -> float:
-        """GB/s at which its threads read its own weights, of its head, and do nothing else: takes no memory for it."""
+        """GB/s at which its threads read weights and do nothing else, measured on its own head: no extra memory."""
         return read_bandwidth(self.threads, data=self._head.data[: 64 << 20])
 
     def start(
@@ -94,15 +100,16 @@ class LLM(Labels, Vectors):
         lookup: bool = False,
         draft: LLM | None = None,
     ) -> Generation:
-        """A Generation of token ids: what generate runs on, without a tokenizer where the prompt is ids.
+        """The new token ids of a text, as a Generation to iterate over: the level below generate.
 
-        stop: token ids that end it; None is the model's own. max_tokens: None is to the end of the context.
+        A prompt of ids needs no tokenizer. stop: ids that end the text; None: the model's own. max_tokens: None: to the
+        end of the context. Raises OptionError, ContextError, TokenizerError.
         """
         self._check_head()
         if not self.config.causal:
             raise OptionError(f"{self.path} is an encoder, which reads texts but cannot continue them")
         tokens = self._ids(prompt, "the prompt")
-        # The last new token need not be run through the model: one more than there are positions left.
+        # The last new token takes no position, since it is not run through the model: hence + 1.
         room = self.context - len(tokens) + 1
         if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 0):
             raise OptionError(f"max_tokens must be 0 or more, not {max_tokens!r}")
@@ -125,7 +132,7 @@ class LLM(Labels, Vectors):
         return _core.Sampler(self.config.vocab_size, sampling, seed=seed, bias=sampling.logit_bias, isa=self._isa)
 
     def _proposer(self, lookup: bool, draft: LLM | None) -> Proposer | None:
-        """Who guesses tokens of a text, if anybody."""
+        """The proposer that guesses tokens, if one is asked for. Raises OptionError for a draft that does not fit."""
         if draft is None:
             return PromptLookup(self._engine.costs) if lookup else None
         if lookup:
@@ -169,15 +176,16 @@ class LLM(Labels, Vectors):
         draft: LLM | None = None,
         stream: bool = False,
     ) -> str | TextStream | list[int] | Iterator[int]:
-        """Continues a prompt, text or token ids, and returns the new text; with stream, an iterator of its pieces.
+        """Continues a prompt, a text or token ids, and returns the new text; with stream, a TextStream of its pieces.
 
-        max_tokens: at most so many new tokens; None is to the end of the context. stop: strings that end the text,
-        themselves left out. seed: the same seed gives the same text, on any machine; None takes a new one. lookup,
-        draft: write the same text, faster where much of it stands in the prompt or in the text before (lookup), or
-        where a smaller model with the same vocabulary guesses well (draft); see fastllm.engine.guesses. The others are
-        Sampling's. A model without a tokenizer takes ids and gives ids: a list, or with stream their iterator.
-        Raises OptionError, ContextError, TokenizerError (text where there is no tokenizer), NumericError (the model
-        computes numbers that are not finite).
+        max_tokens: at most so many new tokens; None: to the end of the context. stop: strings that end the text and are
+        left out of it. seed: the same seed gives the same text on any machine; None takes a new one. lookup, draft: the
+        same text, sooner (speculative decoding): lookup guesses tokens from the prompt and the text so far, which pays
+        where these repeat; draft is a smaller model with the same vocabulary that guesses. The other options are those
+        of fastllm.decoding.Sampling. A model without a tokenizer takes ids and returns ids: a list, or an iterator.
+
+        Raises OptionError, ContextError, TokenizerError (a text, but no tokenizer), NumericError (the model computes
+        numbers that are not finite).
         """
         stops = stop_strings(stop)
         sampling = Sampling(
@@ -206,12 +214,14 @@ class LLM(Labels, Vectors):
         stop: str | Sequence[str] = (),
         **sampling: Any,
     ) -> list[str] | list[list[int]]:
-        """Continues several prompts at once and returns the new texts, in order; of a model without a tokenizer, ids.
+        """Continues several prompts together and returns the new texts in order; without a tokenizer, lists of ids.
 
-        Each text is what generate gives for its prompt alone, but n of them take far less time than n times one: see
-        fastllm.engine.Batch. seed: one for all, or one for each. sampling: the fields of Sampling, such as temperature.
-        Raises OptionError, ContextError, TokenizerError, and once all texts have ended NumericError, with the others in
-        its `texts`, where the model computed numbers that are not finite for one of them.
+        Each text is what generate returns for its prompt alone, but together they take far less time (see
+        fastllm.engine.Batch). seed: one for all, or one for each prompt. sampling: fields of Sampling, such as
+        temperature.
+
+        Raises OptionError, ContextError, TokenizerError. Where the model computes numbers that are not finite for one
+        prompt, raises NumericError once all texts have ended, with the good ones in its `texts`.
         """
         if isinstance(prompts, str):
             raise OptionError("generate_batch takes a list of prompts, not one prompt")
@@ -234,7 +244,7 @@ class LLM(Labels, Vectors):
         return _unbroken(generations, [texts[generation] for generation in generations])
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The logits at every token: float32 [T, vocabulary]; of an encoder, the masked-token logits.
+        """The logits at every token: float32 [T, vocabulary]; for an encoder, those of its masked-token head.
 
         Raises OptionError, ContextError.
         """
@@ -245,22 +255,23 @@ class LLM(Labels, Vectors):
         out = numpy.empty((len(ids), self.config.vocab_size), numpy.float32)
         at = 0
         for count, rows in self._engine.logits(ids):
-            block = numpy.frombuffer(memoryview(rows), numpy.float32).reshape(count, -1)
-            out[at : at + count] = block[:, : self.config.vocab_size]
+            chunk = numpy.frombuffer(memoryview(rows), numpy.float32).reshape(count, -1)
+            out[at : at + count] = chunk[:, : self.config.vocab_size]
             at += count
-        out[numpy.isnan(out)] = numpy.nan  # of one sign and payload, which depend on the machine
+        out[numpy.isnan(out)] = numpy.nan  # one NaN for all: its sign and payload depend on the machine
         return out
 
     def hidden_states(self, tokens: Sequence[int], layer: int | None = None) -> NDArray[np.float32]:
-        """The stream at every token: float32 [T, dim].
+        """The residual stream at every token: float32 [T, dim].
 
-        layer: 0 is what enters the first block, i what leaves block i, n_layers + 1 (None) is after the final norm.
+        layer: 0: the input of the first layer; i: the output of the i-th layer; n_layers + 1 (None): after the final
+        norm.
         Raises OptionError, ContextError.
         """
         return next(self._streams([self._ids(tokens, "the text")], layer))
 
     def attentions(self, tokens: Sequence[int], layer: int) -> NDArray[np.float32]:
-        """How much each head of block `layer`, from 0, looks from each token at each: float32 [heads, T, T].
+        """The attention probabilities of layer `layer`, from 0: float32 [heads, T, T], [h, i, j] from token i to j.
 
         Raises OptionError, ContextError.
         """
@@ -278,7 +289,7 @@ class LLM(Labels, Vectors):
 
 
 def _write(batch: Batch, streams: Mapping[Generation, TextStream]) -> dict[Generation, str]:
-    """Runs a batch to its end and returns the texts of the streams."""
+    """Runs a batch to its end and returns the text of each stream."""
     pieces: dict[Generation, list[str]] = {generation: [] for generation in streams}
     try:
         while batch:
@@ -297,7 +308,7 @@ def _write(batch: Batch, streams: Mapping[Generation, TextStream]) -> dict[Gener
 
 
 def _unbroken(generations: Sequence[Generation], texts: list[Any]) -> list[Any]:
-    """The texts of a batch. Raises NumericError, with all others in it, where one ended so."""
+    """The texts of a batch; where one ended in a NumericError, raises one that has the good texts in it."""
     failed = [i for i, generation in enumerate(generations) if generation.error is not None]
     if not failed:
         return texts
@@ -308,7 +319,7 @@ def _unbroken(generations: Sequence[Generation], texts: list[Any]) -> list[Any]:
 
 
 def _bytes_read(config: Config, name: str, tensor: _core.Matrix | _core.Vector) -> int:
-    """What a token reads of a tensor: of experts, those that it uses; of a table of positions, one row."""
+    """Bytes that a token reads of a tensor: of experts, those that it uses; of learned positions one row, about 0."""
     if name == "positions":
         return 0
     share = config.n_experts_used / config.n_experts if ".experts." in name else 1

@@ -10,9 +10,9 @@ from fastllm.tokenizer import Tokenizer
 
 
 class TextStream:
-    """The new text, piece by piece, as it is written; ends at a stop string, which is left out.
+    """Iterates over the pieces of a text as it is written; ends before a stop string.
 
-    generation: the tokens and times behind it; finish_reason: "stop" or "length" once it has ended.
+    generation: its token ids and times. finish_reason: "stop" or "length" once it has ended, None until then.
     """
 
     def __init__(self, generation: Generation, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
@@ -44,9 +44,9 @@ class TextStream:
             yield piece
 
     def push(self, token: int) -> str:
-        """Takes the next token, for those who do not iterate: returns the text that is certain with it, maybe none.
+        """For callers that do not iterate: takes the next token and returns the text that is now certain, maybe none.
 
-        finish_reason is "stop" from then on if it completes a stop string.
+        Sets finish_reason to "stop" where the token completes a stop string.
         """
         piece = self._decoder.push(token)
         if not self._stops:
@@ -57,7 +57,7 @@ class TextStream:
         return ready
 
     def end(self) -> str:
-        """The rest of the text, after the last token."""
+        """Returns the rest of the text, after the last token."""
         rest = self._stops.push(self._decoder.flush()) + self._stops.end()
         self.finish_reason = "stop" if self._stops.found else self.generation.finish_reason
         return rest

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Texts:
-    """The part of an LLM (fastllm.llm.llm, which sets its fields) that reads texts."""
+    """The part of an LLM that reads texts. LLM.__init__ sets the fields."""
 
     config: Config
     context: int
@@ -44,12 +44,14 @@ class Texts:
         return self._tokenizer
 
     def tokenize(self, text: str, *, bos: bool = True, special: bool | None = None) -> list[int]:
-        """The token ids of a text, unless bos=False with what belongs around it.
+        """The token ids of a text; with bos, as the model expects a text to begin and end.
 
-        Before a text that is to be continued, that is BOS where the model has one; around an encoder's, what its
-        tokenizer says, such as [CLS] and [SEP]. An empty text is BOS also where texts do without it, or the token that
-        ends one. special: whether special tokens that are written in the text ("<mask>", "<|im_end|>") become their ids
-        or are text like any other; None: they do in an encoder's, which is how a text for it is masked.
+        That is BOS before a text to be continued, where the model has one, and around an encoder's text what its
+        tokenizer says, such as [CLS] and [SEP]. An empty text becomes BOS, or else the token that ends a text, even
+        where texts do without it. special: whether special tokens written in the text ("<mask>", "<|im_end|>") become
+        their ids or stay text; None: they do for an encoder, since that is how its texts are masked.
+
+        Raises TokenizerError, OptionError (the tokenizer gives an id that the model does not have).
         """
         frame = self._frame
         ids = frame.tokenize(text, special) if bos else frame.encode(text, special)
@@ -72,7 +74,7 @@ class Texts:
                 raise OptionError(f"{token}{self._named(token)} is no token id: the vocabulary has {size:,}")
 
     def _named(self, token: int) -> str:
-        """The text of a token past the model's vocabulary, which the tokenizer may have all the same."""
+        """The text of an id that the tokenizer has and the model does not, for an error message."""
         if isinstance(words := self._tokenizer, TokenizerError):
             return ""
         return next((f", {text!r}," for text in (*words.special, *words.added) if words.token_id(text) == token), "")
@@ -80,7 +82,8 @@ class Texts:
     def _streams(
         self, texts: list[list[int]], layer: int | None, seconds: Mapping[int, int] = MappingProxyType({})
     ) -> Iterator[NDArray[np.float32]]:
-        """The hidden states of each text, [T, dim]. seconds: where second texts begin, see Engine.hidden."""
+        """Yields the hidden states of each text, float32 [T, dim]. layer: as for LLM.hidden_states. seconds: index of a
+        text that is a pair -> the position at which its second text begins."""
         import numpy
 
         last = self.config.n_layers + 1
@@ -91,12 +94,12 @@ class Texts:
             pieces.append(rows)
             if sum(map(len, pieces)) == len(texts[text]):
                 whole = numpy.concatenate(pieces)
-                whole[numpy.isnan(whole)] = numpy.nan  # of one sign and payload, which depend on the machine
+                whole[numpy.isnan(whole)] = numpy.nan  # one NaN for all: its sign and payload depend on the machine
                 yield whole
                 pieces = []
 
     def _ids(self, text: str | Sequence[int], what: str) -> list[int]:
-        """The ids of a text that is to go through the model, checked, as are the files that it lies in."""
+        """The ids of a text for the model, checked; checks too that the model's files have not changed meanwhile."""
         self._model.check_files()
         ids = self.tokenize(text) if isinstance(text, str) else token_ids(text, what)
         if not ids:

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Difference(NamedTuple):
-    """How two models differ over one text: in logits, without a head in hidden states, and in what they predict.
+    """How two models differ over the same `tokens` tokens.
 
-    what: "logits" or "hidden states"; largest, mean: of the absolute differences; kl: mean of KL(source || result) in
-    nats; top1: share of positions where both find the same token likeliest. Without a head there are no kl and top1.
+    what: "logits", or "hidden states" of a model without a head. largest, mean: of the absolute differences. kl: mean
+    of KL(source || result) in nats; top1: share of positions with the same most likely token; None without a head.
     """
 
     tokens: int
@@ -43,14 +43,17 @@ def verify(
     lora: Adapters | None = None,
     threads: int | None = None,
 ) -> Difference:
-    """Runs a checkpoint, in a type that holds it exactly, and what it was converted to over the same random tokens."""
+    """Runs a checkpoint, in a type that holds it exactly, and its converted file over the same random tokens.
+
+    revision, lora, threads: as for fastllm.load. Raises what load raises.
+    """
     import numpy
 
     path, _ = find_source(source, revision)
     count = check_threads(threads)
     if (stored := store.open_file(path)) is None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CheckpointWarning)  # whoever converted it has been told
+            warnings.simplefilter("ignore", CheckpointWarning)  # convert has given the warning already
             recipe = open_source(path, None, adapters=find_adapters(lora)).recipe
         stored = assemble(recipe, dtype=None, threads=count)
     size = stored.config.vocab_size

@@ -1,11 +1,11 @@
-// libFuzzer over forwards and draws: a model of random shape, flags and weight types, whose weights hold NaN, infinities,
-// denormals and numbers near the largest, reads a few ragged batches.
+// libFuzzer over forwards and draws: a model of random shape, flags and weight types, whose weights hold NaN,
+// infinities, denormals and numbers near the largest, reads a few ragged batches.
 //
-// Sanitizers look for what must not happen. What must, is checked here: a status for every model and batch, the same bits
+// Sanitizers find what must not happen. This file checks what must: a status for every model and batch, the same bits
 // from another instruction set, from two threads and from other cuts into batches, whatever the numbers are, and a draw
 // only from logits that are finite.
 //
-// Built and run by fuzz.sh beside this file; a file that libFuzzer leaves is run again by naming it.
+// fuzz.sh beside this file builds and runs it. To run an input again that libFuzzer has left, name its file.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,14 +16,14 @@
 // ---- numbers out of the input ---------------------------------------------------------------------------------------
 
 static const uint8_t *input, *input_end;
-static uint64_t state; // goes on where the input ends
+static uint64_t state; // of random numbers, for when the input has ended
 
 static uint64_t next(void) {
     state = state * 6364136223846793005u + 1442695040888963407u;
     return state >> 33;
 }
 
-// 0 to most, of the input while there is some.
+// 0 to most, by the input while there is some left.
 static size_t pick(size_t most) {
     const size_t x = input < input_end ? *input++ : (size_t)next();
     return x % (most + 1);
@@ -31,7 +31,7 @@ static size_t pick(size_t most) {
 
 static size_t between(size_t low, size_t high) { return low + pick(high - low); }
 
-// How often a number is none, or extreme: 1 in so many; 0: never.
+// One number in `odd` is NaN, infinite or extreme; 0: none is.
 static size_t odd;
 
 static float number(float scale) {
@@ -44,7 +44,7 @@ static float number(float scale) {
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
-// Each part is an allocation of its own, so that sanitizers see who reads past its end.
+// Each part is an allocation of its own, so that sanitizers see reads past its end.
 static void *owned[4096];
 static size_t n_owned;
 
@@ -83,23 +83,23 @@ static fl_matrix stack(fl_type type, size_t count, size_t d, size_t n, int bias)
         const int integer = type == FL_Q8 || type == FL_Q8_F32 || type == FL_Q4;
         const size_t columns = integer ? groups : n;
         for (size_t k = 0; k < columns; k++)
-            for (size_t lane = 0; lane < rows; lane++) {
+            for (size_t row = 0; row < rows; row++) {
                 const float x = number(integer ? 0.01f : 0.5f);
-                const size_t i = k * FL_LANES + lane;
+                const size_t i = k * FL_LANES + row;
                 if (type == FL_F32 || type == FL_Q8_F32) memcpy(at + 4 * i, &x, 4);
                 else memcpy(at + 2 * i, (uint16_t[]){type == FL_BF16 ? fl_bf16_from_f32(x) : fl_f16_from_f32(x)}, 2);
             }
         if (!integer) continue;
-        for (size_t i = fl_scales_bytes(type, groups); i < panel; i++) { // rows and columns past the last are zero, as packed
-            const size_t in_group = (i - fl_scales_bytes(type, groups)) % (type == FL_Q4 ? 256 : 512);
-            const size_t lane = in_group % 64 / 4;
+        // Rows and columns past the last stay zero, as packed.
+        for (size_t i = fl_scales_bytes(type, groups); i < panel; i++) {
+            const size_t row = (i - fl_scales_bytes(type, groups)) % 64 / 4; // a line is 16 rows x 4 bytes
             const int8_t x = (int8_t)next();
-            if (lane < rows) at[i] = (char)(type != FL_Q4 && x == -128 ? -127 : x);
+            if (row < rows) at[i] = (char)(type != FL_Q4 && x == -128 ? -127 : x);
         }
         const size_t last = n % FL_GROUP; // columns of the last group that there are
         for (size_t k = last; last && type != FL_Q4 && k < FL_GROUP; k++)
-            for (size_t lane = 0; lane < FL_LANES; lane++)
-                at[fl_scales_bytes(type, groups) + (groups - 1) * 512 + k / 4 * 64 + lane * 4 + k % 4] = 0;
+            for (size_t row = 0; row < FL_LANES; row++)
+                at[fl_scales_bytes(type, groups) + (groups - 1) * 512 + k / 4 * 64 + row * 4 + k % 4] = 0;
     }
     return (fl_matrix){.data = data, .type = type, .d = d, .n = n, .bias = bias && !pick(3) ? vector(d) : NULL};
 }
@@ -138,7 +138,7 @@ static fl_model make_model(fl_layer *layers) {
     static const size_t odds[] = {0, 4096, 512, 64, 8};
     static const fl_type kv[] = {FL_F32, FL_F16, FL_Q8};
     odd = odds[pick(4)];
-    const int gated = (int)pick(1), moe = !pick(2), large = !pick(31); // as a rule small: thousands in a second
+    const int gated = (int)pick(1), moe = !pick(2), large = !pick(31); // small as a rule: thousands in a second
     fl_model m = {.kv_type = kv[pick(2)], .layers = layers};
     fl_config *c = &m.config;
     c->causal = pick(3) > 0;
@@ -164,7 +164,7 @@ static fl_model make_model(fl_layer *layers) {
     c->logit_softcap = pick(3) ? 0 : 30;
     c->embed_scale = pick(3) ? 1 : 10;
     c->residual_scale = pick(3) ? 1 : 0.25f;
-    c->mask_token = c->causal || pick(1) ? -1 : (int32_t)pick(c->vocab_size - 1); // counted in a span: all of the text
+    c->mask_token = c->causal || pick(1) ? -1 : (int32_t)pick(c->vocab_size - 1); // masks are counted in a span
     c->pad_token = pick(3) ? -1 : (int32_t)pick(c->vocab_size - 1);
     c->positions = pick(3) ? 0 : c->max_seq;
     if (moe) {
@@ -192,49 +192,50 @@ static fl_model make_model(fl_layer *layers) {
     return m;
 }
 
-// ---- texts ----------------------------------------------------------------------------------------------------------
+// ---- sequences ------------------------------------------------------------------------------------------------------
 
-enum { TEXTS = 3, MOST = 90, PAGES = 3, STRIDE = 48 };
+enum { SEQUENCES = 3, MOST = 90, PAGES = 3, STRIDE = 48 };
 
-typedef struct text {
-    size_t length, segment; // the second text begins there
+typedef struct sequence {
+    size_t length, segment; // tokens, and the first of the second segment
     int32_t tokens[MOST];
-} text;
+} sequence;
 
-// Where the second text begins in tokens [from, from + n) of a text.
-static size_t second_text(const fl_model *m, const text *t, size_t from, size_t n) {
+// Where the second segment begins in tokens [from, from + n) of a sequence.
+static size_t second_segment(const fl_model *m, const sequence *t, size_t from, size_t n) {
     if (!m->config.second_segment || t->segment >= from + n) return n;
     return t->segment > from ? t->segment - from : 0;
 }
 
-// Logits of all tokens, (texts, MOST, STRIDE), by forwards of at most `chunk` tokens of each text; with `ragged` some take
-// fewer or none. All NaN are one.
-static void read_texts(const fl_model *m, const text *texts, size_t n, size_t chunk, int ragged, size_t threads, float *out) {
+// Logits of all tokens, out (sequences, MOST, STRIDE), by forwards of at most `chunk` tokens of each sequence; with
+// `ragged` some take fewer or none. Every NaN becomes the same one.
+static void read_sequences(const fl_model *m, const sequence *sequences, size_t n, size_t chunk, int ragged,
+                           size_t threads, float *out) {
     fl_scratch *scratch;
-    void *pages[TEXTS][PAGES];
-    size_t done[TEXTS] = {0}, left = 0;
+    void *pages[SEQUENCES][PAGES];
+    size_t done[SEQUENCES] = {0}, left = 0;
     const size_t stride = fl_logits_stride(m);
-    float *logits = take(TEXTS * MOST * STRIDE * sizeof *logits);
+    float *logits = take(SEQUENCES * MOST * STRIDE * sizeof *logits);
     must(fl_scratch_new(&scratch) == FL_OK, "memory");
     for (size_t i = 0; i < n; i++) {
-        for (size_t j = 0; j * FL_PAGE < texts[i].length; j++) {
+        for (size_t j = 0; j * FL_PAGE < sequences[i].length; j++) {
             pages[i][j] = take(fl_kv_page_bytes(m));
-            memset(pages[i][j], 0xff, fl_kv_page_bytes(m)); // NaN, as a broken text may have left it
+            memset(pages[i][j], 0xff, fl_kv_page_bytes(m)); // NaN, as a broken sequence may have left it
         }
-        left += texts[i].length;
+        left += sequences[i].length;
     }
     while (left > 0) {
-        fl_span spans[TEXTS];
-        size_t whose[TEXTS], count = 0, row = 0;
+        fl_span spans[SEQUENCES];
+        size_t whose[SEQUENCES], count = 0, row = 0;
         for (size_t i = 0; i < n; i++) {
-            const size_t rest = texts[i].length - done[i];
+            const size_t rest = sequences[i].length - done[i];
             size_t take_now = !m->config.causal || rest < chunk ? rest : chunk;
             if (ragged && m->config.causal && take_now > 0 && left > rest) take_now = (size_t)next() % (take_now + 1);
             if (take_now == 0) continue;
             whose[count] = i;
-            spans[count++] = (fl_span){texts[i].tokens + done[i], take_now, done[i], pages[i],
-                                       (texts[i].length + FL_PAGE - 1) / FL_PAGE, take_now,
-                                       second_text(m, &texts[i], done[i], take_now)};
+            spans[count++] = (fl_span){sequences[i].tokens + done[i], take_now, done[i], pages[i],
+                                       (sequences[i].length + FL_PAGE - 1) / FL_PAGE, take_now,
+                                       second_segment(m, &sequences[i], done[i], take_now)};
         }
         if (count == 0) continue;
         const fl_outputs outputs = {.logits = logits};
@@ -255,10 +256,9 @@ static void read_texts(const fl_model *m, const text *texts, size_t n, size_t ch
 
 static void draw(const fl_model *m, const float *row) {
     const size_t vocab = m->config.vocab_size;
-    const fl_sampling p = {.temperature = pick(3) ? number(2) : 0, .top_k = pick(3) ? 0 : pick(50), .top_p = (float)pick(4) / 4,
-                           .min_p = (float)pick(4) / 8, .typical_p = (float)pick(4) / 4,
-                           .repetition_penalty = pick(1) ? 1 : 1.5f, .presence_penalty = pick(1) ? 0 : 0.5f};
-    fl_sampling sampling = p;
+    fl_sampling sampling = {.temperature = pick(3) ? number(2) : 0, .top_k = pick(3) ? 0 : pick(50),
+                            .top_p = (float)pick(4) / 4, .min_p = (float)pick(4) / 8, .typical_p = (float)pick(4) / 4,
+                            .repetition_penalty = pick(1) ? 1 : 1.5f, .presence_penalty = pick(1) ? 0 : 0.5f};
     if (!(sampling.temperature >= 0)) sampling.temperature = 1;
     fl_sampler *s;
     fl_draw_scratch *work;
@@ -278,14 +278,14 @@ static void draw(const fl_model *m, const float *row) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static float first[TEXTS * MOST * STRIDE], again[TEXTS * MOST * STRIDE];
+    static float first[SEQUENCES * MOST * STRIDE], again[SEQUENCES * MOST * STRIDE];
     fl_layer layers[2] = {{.window = 0}};
-    text texts[TEXTS];
+    sequence sequences[SEQUENCES];
     input = data;
     input_end = data + size;
     state = 0x9E3779B97F4A7C15u;
     for (size_t i = 0; i < size; i++) state = (state ^ data[i]) * 0x100000001b3u;
-    static const fl_kernels *isas[8]; // asked for once: a virtual machine takes long to say
+    static const fl_kernels *isas[8]; // asked for once: cpuid takes long on a virtual machine
     static size_t n_isas;
     int supported = 1;
     for (size_t i = 0; (i > 0 || n_isas == 0) && fl_isa_built(i, &supported); i++)
@@ -294,18 +294,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     fl_model m = make_model(layers);
     m.kernels = isas[pick(n_isas - 1)];
     must(fl_model_check(&m) == FL_OK, "a model");
-    const size_t n = between(1, TEXTS), longest = m.config.max_seq < MOST ? m.config.max_seq : MOST;
+    const size_t n = between(1, SEQUENCES), longest = m.config.max_seq < MOST ? m.config.max_seq : MOST;
     for (size_t i = 0; i < n; i++) {
-        texts[i].length = pick(15) ? between(1, longest < 4 ? longest : 4) : between(1, longest);
-        texts[i].segment = pick(texts[i].length);
-        for (size_t t = 0; t < texts[i].length; t++) texts[i].tokens[t] = (int32_t)pick(m.config.vocab_size - 1);
+        sequences[i].length = pick(15) ? between(1, longest < 4 ? longest : 4) : between(1, longest);
+        sequences[i].segment = pick(sequences[i].length);
+        for (size_t t = 0; t < sequences[i].length; t++)
+            sequences[i].tokens[t] = (int32_t)pick(m.config.vocab_size - 1);
     }
     memset(first, 0, sizeof first);
     memset(again, 0, sizeof again);
-    read_texts(&m, texts, n, MOST, 0, 1, first);
+    read_sequences(&m, sequences, n, MOST, 0, 1, first);
     draw(&m, first + (between(1, n) - 1) * MOST * STRIDE);
     m.kernels = isas[pick(n_isas - 1)];
-    read_texts(&m, texts, n, between(1, 33), 1, pick(15) ? 1 : 2, again);
+    read_sequences(&m, sequences, n, between(1, 33), 1, pick(15) ? 1 : 2, again);
     must(memcmp(first, again, sizeof first) == 0, "the same bits");
     while (n_owned > 0) free(owned[--n_owned]);
     return 0;

@@ -76,7 +76,7 @@ def _open(path: Path) -> Checkpoint:
 
 def _base_of(folder: Path) -> str | None:
     """What an adapter's config says it was made for."""
-    from fastllm.formats.huggingface import json_of
+    from fastllm.formats.configs import json_of
 
     try:
         name = json_of(folder / peft.CONFIG, dict).get("base_model_name_or_path")

@@ -1,4 +1,4 @@
-"""Schemes that are not read: how each is recognized, and its name."""
+"""The schemes that are refused: how each is recognized, and its name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fastllm.tensors import Tensor
 
-# What a tensor's name ends with, where nothing but one scheme's tensors does; the first that is found names the scheme.
+# Endings of names that only one scheme's tensors have, and the scheme. The first ending that occurs names it.
 _ENDINGS = (
     (".quant_state.bitsandbytes__nf4", "bitsandbytes (NF4, 4 bits)"),
     (".quant_state.bitsandbytes__fp4", "bitsandbytes (FP4, 4 bits)"),
@@ -41,7 +41,7 @@ _ENDINGS = (
     (".weight_scale_inv", "a scheme of scaled weights"),
 )
 
-# What quantization_config calls methods whose tensors do not tell them apart.
+# The config's quant_method -> the scheme's name, for schemes whose tensors do not tell them apart.
 _NAMES = {
     "bitsandbytes": "bitsandbytes",
     "bitsandbytes_4bit": "bitsandbytes (4 bits)",
@@ -55,12 +55,12 @@ _NAMES = {
 }
 
 
-def named_by(tensors: Mapping[str, Tensor], method: str) -> str | None:
-    """What tensors are quantized with that were not made plain; None where all are plain.
+def refused_scheme(tensors: Mapping[str, Tensor], method: str) -> str | None:
+    """The name of the scheme in which tensors are still quantized; None if all are plain.
 
-    method: what the config calls it, for tensors that tell no scheme from another.
+    tensors: those of a checkpoint after all known schemes were read. method: the config's quant_method, "" if none.
     """
-    if "bitnet" in method:  # which rounds weights as the model runs, though its tensors be plain
+    if "bitnet" in method:  # its tensors may be plain: the model rounds them each time it runs
         return "BitNet (weights of -1, 0 and 1)"
     telling = [name for name in tensors if name.endswith(tuple(ending for ending, _ in _ENDINGS))]
     for ending, name in _ENDINGS:
@@ -78,6 +78,6 @@ def named_by(tensors: Mapping[str, Tensor], method: str) -> str | None:
 
 
 def _bases(name: str) -> tuple[str, ...]:
-    """The matrices that a tensor with "scale" in its name may belong to: w.scale or w_scale to w or w.weight."""
+    """The matrices that a tensor with "scale" in its name may belong to: w.scale and w_scale to w or w.weight."""
     base = name[: name.rindex("scale")].rstrip("._")
     return base, f"{base}.weight", f"{base.rpartition('.')[0]}.weight"

@@ -1,4 +1,7 @@
-"""Tensors of GGUF's block types: values of a few bits that share scales (see csrc/blocks.c)."""
+"""Tensors of GGUF's quantized types: blocks of 32 or 256 values of a few bits that share scales.
+
+https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h has the layouts; the core dequantizes them.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from fastllm import _core
 from fastllm.machine import thread_count
 from fastllm.tensors import Bytes, Tensor
 
-BLOCKS = _core.block_types()  # name -> values of a block, its bytes
+BLOCKS = _core.block_types()  # a type's name -> (values, bytes) of a block
 
 
 def tensor(kind: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
-    """A tensor of blocks in `data`, read as f32. Its width is a multiple of the type's block."""
+    """A tensor of the type `kind` in `data`, read as f32. Its width is a multiple of the values of a block."""
     values, nbytes = BLOCKS[kind]
     blocks_a_row = (shape[-1] if shape else 1) // values
 

@@ -1,8 +1,8 @@
-"""Pickles, read without executing any: a small machine that builds plain objects and what its caller allows.
+"""Reads pickles safely: a small stack machine that builds plain objects, and others only as its caller allows.
 
-Python's own unpickler imports whatever a file names and calls it. This one knows the opcodes of protocols 2 to 5, and
-asks its caller for every name: what the caller has no builder for is refused by name, or stays a Foreign, which is
-never made.
+Python's own unpickler imports whatever a file names and calls it. This one knows the opcodes of protocols 2 to 5
+(https://github.com/python/cpython/blob/main/Lib/pickletools.py describes them) and asks its caller about every global:
+the caller gives a builder, refuses the name, or lets it become a Foreign, an object that is described and not built.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from typing import Any
 
 from fastllm.errors import CheckpointError
 
-_MOST_OPCODES = 1 << 19  # some 30 make a tensor: 16,000 tensors, and half a second of work
-# What a few opcodes can have done over and over to something large that they remember: so nothing is large.
+_MOST_OPCODES = 1 << 19  # a tensor takes some 30: enough for 16,000 tensors, and half a second of work
+# A few opcodes can fetch a memoized object and use it again and again, so each use must be cheap: names and tuples of
+# arguments have limits.
 _MOST_NAME, _MOST_ARGUMENTS = 1024, 64
-_MOST_DIGITS = 255  # bytes of a long integer; generators of random numbers have 17
+_MOST_DIGITS = 255  # bytes of a long integer; the states of random number generators have 17
 
 
 class Built(ABC):
-    """An object that is made empty and given its state later."""
+    """An object that is built empty and given its state later, by the opcode BUILD."""
 
     @abstractmethod
     def build(self, state: Any) -> None: ...
 
 
 class Foreign:
-    """What a file names and nothing here builds: a class or function, or what it would have made of `args`.
+    """Stands for a class or function that is not imported, or for the object that calling it with `args` would make.
 
-    items: what was put into it by name, as into a kind of dict.
+    items: the items that the pickle sets, if the object is a kind of dict.
     """
 
     def __init__(self, name: str, args: Any = ()) -> None:
@@ -40,7 +41,7 @@ class Foreign:
 
 
 class _RefusedError(CheckpointError):
-    """What the file asks for; the message lacks the file yet."""
+    """The pickle asks for something that is not allowed. The message says what; load() adds the file's name."""
 
 
 def load(
@@ -51,12 +52,13 @@ def load(
     *,
     begin: int = 0,
 ) -> tuple[Any, int]:
-    """The object that the pickle in data[begin:] describes, and where the pickle ends.
+    """The object that the pickle in data[begin:] describes, and the offset at which the pickle ends.
 
-    find: what a global's name ("module.name") stands for, None to refuse it, a Foreign to go on without it; if it is
-    callable, the pickle may call it with any arguments. persistent: the same for what torch calls storages. Bytes come
-    as memoryviews of `data`. What the builders raise for arguments that make no sense (TypeError, ValueError and the
-    like) says that the file is broken.
+    find: gives for a global ("module.name") what stands for it: a builder, which the pickle may call with any
+    arguments, a Foreign, or None to refuse the file. persistent: gives the object for a persistent id, torch's
+    storages; without it such ids are refused. Bytes objects become memoryviews of `data`. Raises CheckpointError for a
+    refused file, and for a broken one, where builders raise TypeError, ValueError and the like for arguments that make
+    no sense.
     """
     machine = _Machine(data, begin, find, persistent)
     try:
@@ -72,16 +74,19 @@ def load(
 
 
 class _Machine:
+    """Reads one pickle. Methods without a docstring do what pickletools says of their opcodes in _OPCODES."""
+
     def __init__(
         self, data: memoryview, begin: int, find: Callable[[str], Any], persistent: Callable[[Any], Any] | None
     ) -> None:
         self.data, self.at = data, begin
         self.find, self.persistent = find, persistent
         self.stack: list[Any] = []
-        self.marked: list[list[Any]] = []  # the stacks below each mark
+        self.marked: list[list[Any]] = []  # what lay on the stack below each mark
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
+        """Runs opcodes up to STOP, and returns the object on top of the stack."""
         data, opcodes = self.data, _OPCODES
         for _ in range(_MOST_OPCODES):
             code = data[self.at]
@@ -118,12 +123,13 @@ class _Machine:
         self.at += len(line) + 1
         return line.decode()
 
-    # ---- the stack
+    # ---- the stack and the memo
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
 
     def mark(self) -> None:
+        """MARK: what is pushed from here on goes into a new stack, until to_mark takes it all."""
         self.marked.append(self.stack)
         self.stack = []
 
@@ -154,7 +160,7 @@ class _Machine:
         if not isinstance(target, dict) or len(items) % 2:
             raise TypeError
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Others could take long to hash, or be made to collide, and are no names of tensors.
+            # Other keys are dropped: they name no tensor, and may be slow to hash or made to collide.
             if key is None or isinstance(key, str) or (isinstance(key, int) and abs(key) < 1 << 63):
                 target[key] = value
 
@@ -170,7 +176,7 @@ class _Machine:
         elif not isinstance(target, Foreign):
             raise TypeError
 
-    # ---- what would import and call
+    # ---- globals and calls
 
     def look_up(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > _MOST_NAME:
@@ -190,17 +196,20 @@ class _Machine:
         self.push(function(*args))
 
     def call_with_names(self) -> None:
+        """NEWOBJ_EX: a class, its arguments, its named arguments. Only a Foreign may have named ones."""
         if self.pop(1) != ({},) and not isinstance(self.stack[-2], Foreign):
             raise TypeError
         self.call()
 
     def instance(self) -> None:
+        """INST: arguments from the mark on; the class's names follow in the pickle."""
         args = tuple(self.to_mark())
         self.look_up(self.line(), self.line())
         self.push(args)
         self.call()
 
     def instance_of_class(self) -> None:
+        """OBJ: a class and its arguments, from the mark on."""
         made, *args = self.to_mark()
         self.push(made)
         self.push(tuple(args))
@@ -211,23 +220,23 @@ class _Machine:
         target = self.stack[-1]
         if isinstance(target, Built):
             target.build(state)
-        elif not isinstance(target, (dict, Foreign)):  # of a dict it would set attributes, as a state_dict's _metadata
+        elif not isinstance(target, (dict, Foreign)):  # their state, such as a state_dict's _metadata, is dropped
             raise TypeError
 
-    # ---- what no tensor is in
-
     def frozen_set(self) -> None:
+        """FROZENSET: its items, from the mark on, are dropped, for no tensor is in a set."""
         self.to_mark()
         self.push(Foreign("frozenset"))
 
     def persist(self) -> None:
+        """BINPERSID: an object outside of the pickle, such as torch's storages."""
         if self.persistent is None:
             raise _RefusedError("refers to something outside of it")
         self.push(self.persistent(self.stack.pop()))
 
 
 def numbers(values: Any) -> tuple[int, ...]:
-    """A shape, or the like, out of a pickle. Raises TypeError for anything else."""
+    """A shape or strides from a pickle. Raises TypeError unless it is a short tuple or list of integers."""
     if (
         not isinstance(values, (tuple, list))
         or len(values) > _MOST_ARGUMENTS
@@ -242,7 +251,7 @@ _OPCODES: dict[int, Callable[[_Machine], object]] = {
     code[0]: action
     for code, action in {
         b"\x80": lambda m: m.take(1),  # PROTO
-        b"\x95": lambda m: m.take(8),  # FRAME: its length says nothing new
+        b"\x95": lambda m: m.take(8),  # FRAME: its length is not needed
         b"(": _Machine.mark,
         b"0": lambda m: m.stack.pop() if m.stack else m.to_mark(),  # POP, also of a mark
         b"1": _Machine.to_mark,  # POP_MARK
@@ -259,7 +268,7 @@ _OPCODES: dict[int, Callable[[_Machine], object]] = {
         b"X": lambda m: m.push(m.text("<I")),  # BINUNICODE
         b"\x8c": lambda m: m.push(m.text("<B")),
         b"\x8d": lambda m: m.push(m.text("<Q")),
-        b"U": lambda m: m.push(m.text("<B")),  # SHORT_BINSTRING: Python 2's text
+        b"U": lambda m: m.push(m.text("<B")),  # SHORT_BINSTRING: a str of Python 2
         b"T": lambda m: m.push(m.text("<I")),
         b"C": lambda m: m.push(m.sized("<B")),  # SHORT_BINBYTES
         b"B": lambda m: m.push(m.sized("<I")),

@@ -1,23 +1,23 @@
-"""The tensors of one quantized matrix, checked as they are asked for."""
+"""One quantized matrix of a checkpoint: the tensors that it is spread over, checked as a scheme asks for them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastllm.errors import CheckpointError
-from fastllm.formats import Checkpoint
-from fastllm.tensors import Tensor, columns, floats, raw_values
+from fastllm.formats.checkpoint import Checkpoint
+from fastllm.tensors import Tensor
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+FLOATS = ("f32", "f16", "bf16")
+FLOAT8 = ("float8_e4m3", "float8_e5m2")
 
 
-class Module:
-    """The tensors of `base`, such as model.layers.0.mlp.up_proj.
+class Matrix:
+    """The tensors whose names begin with `base`, such as model.layers.0.mlp.up_proj.
 
-    about: the checkpoint's settings. taken: the tensors that have been asked for, which the matrix replaces.
+    A part is the rest of a tensor's name: qweight, scales. about: the config's section on quantization. taken: the
+    names of the tensors that a scheme has asked for, which the plain matrix replaces.
     """
 
     def __init__(self, checkpoint: Checkpoint, base: str, about: Mapping[str, Any]) -> None:
@@ -26,22 +26,23 @@ class Module:
         self.taken: list[str] = []
 
     def name(self, part: str) -> str:
+        """A part's full name in the checkpoint."""
         return f"{self.base}.{part}" if self.base else part
 
     def has(self, part: str) -> bool:
         return self.name(part) in self._checkpoint.tensors
 
     def kind(self, part: str) -> str:
-        """The type that the file has a tensor in; empty for one that is not there."""
+        """The type that a part has in the file; empty if there is no such part."""
         tensor = self._checkpoint.tensors.get(self.name(part))
         return "" if tensor is None else tensor.raw.kind if tensor.raw else tensor.dtype
 
     def get(self, part: str) -> Tensor | None:
-        """A tensor that need not be there."""
+        """An optional part."""
         return self.tensor(part) if self.has(part) else None
 
     def tensor(self, part: str, *, axes: int | None = None, kinds: tuple[str, ...] = ()) -> Tensor:
-        """A tensor with so many axes, of one of these types in the file."""
+        """A part that has `axes` axes and in the file one of the types in `kinds`, if given. Raises CheckpointError."""
         if not self.has(part):
             raise CheckpointError(f"{self._checkpoint.path} has no tensor {self.name(part)}")
         tensor = self._checkpoint.tensors[self.name(part)]
@@ -55,54 +56,21 @@ class Module:
         return tensor
 
     def sized(self, part: str, *shapes: tuple[int, ...], kinds: tuple[str, ...] = ()) -> Tensor:
-        """A tensor of one of these shapes."""
+        """A part of one of these shapes. Raises CheckpointError."""
         tensor = self.tensor(part, kinds=kinds)
         if tensor.shape not in shapes:
             raise self.error(part, f"has the shape {tensor.shape}, not {' or '.join(map(str, shapes))}")
         return tensor
 
     def option(self, key: str, default: Any = None) -> Any:
-        """What the settings say; null counts as missing."""
+        """A value of the config's section on quantization; null counts as missing."""
         value = self.about.get(key)
         return default if value is None else value
 
     def error(self, part: str, what: str) -> CheckpointError:
+        """For a part that does not fit the others."""
         return CheckpointError(f"{self._checkpoint.path} is broken: {self.name(part)} {what}")
 
     def refusal(self, what: str) -> CheckpointError:
+        """For a form of the scheme that fastllm does not read."""
         return CheckpointError(f"{self._checkpoint.path} has {self.base or 'a matrix'} {what}")
-
-
-# ---- numbers of a few bits -------------------------------------------------------------------------------------------
-
-
-def unpacked(words: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    """Integers of a few bits from words along the last axis, which they fill from the lowest bit of the first word."""
-    import numpy
-
-    data = numpy.ascontiguousarray(words).view(numpy.uint8)
-    if bits == 8:
-        return data
-    if bits in (2, 4):
-        parts = [data >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)]
-        return numpy.stack(parts, axis=-1).reshape(*data.shape[:-1], -1)
-    stream = numpy.unpackbits(data, axis=-1, bitorder="little")
-    count = stream.shape[-1] // bits
-    values: NDArray[np.uint8] = numpy.packbits(
-        stream[..., : count * bits].reshape(*data.shape[:-1], count, bits), axis=-1, bitorder="little"
-    )[..., 0]
-    return values
-
-
-def column_words(tensor: Tensor, begin: int, end: int) -> NDArray[Any]:
-    """Columns begin .. end of a matrix of integers as rows, [end - begin, rows of the matrix]."""
-    import numpy
-
-    return numpy.ascontiguousarray(raw_values(tensor)[:, begin:end].T)
-
-
-def column_floats(tensor: Tensor, begin: int, end: int) -> NDArray[np.float32]:
-    """Columns begin .. end of a matrix of floats as rows."""
-    import numpy
-
-    return numpy.ascontiguousarray(floats(columns(tensor, begin, end)).T)

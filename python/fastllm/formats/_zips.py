@@ -1,4 +1,13 @@
-"""Zip archives in memory (APPNOTE.TXT, with zip64): entries that are stored are seen where they lie in the file."""
+"""Reads zip archives in mapped files: a stored entry is a view of the file, a deflated one is inflated as it is read.
+
+    local header, data        of the first entry; an entry's local header repeats its name
+    ...
+    central directory         for each entry: flags, method, sizes, name, offset of its local header
+    zip64 end, its locator    optional: sizes and offsets of 64 bits
+    end of central directory  count of entries; size and offset of the central directory
+
+https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
+"""
 
 from __future__ import annotations
 
@@ -13,20 +22,24 @@ from fastllm.errors import CheckpointError
 _END, _END64, _PLACE64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 _CENTRAL, _LOCAL = b"PK\x01\x02", b"PK\x03\x04"
 _MOST_ENTRIES = 1 << 17
-# Weights deflate to nine tenths. What would become a hundred times as large is a bomb; a megabyte of zeros is not.
+# An entry of `packed` bytes may inflate to _MOST_RATIO * packed + _FREE: weights deflate to nine tenths, a zip bomb to
+# less than a hundredth, and a megabyte is harmless whatever it takes.
 _MOST_RATIO, _FREE = 100, 1 << 20
 _STEP = 1 << 20  # bytes that are inflated, or skipped, at once
 
 
 class Entry(NamedTuple):
-    """A file of an archive. size: of its content; data: its bytes as they lie in the archive."""
+    """A file of an archive. size: bytes of its content. data: its bytes in the archive, deflated or not."""
 
     size: int
     data: memoryview
     deflated: bool
 
     def reader(self, path: Path) -> Callable[[int, int], memoryview]:
-        """Bytes begin .. end of the content. What is deflated is best read front to back: going back starts again."""
+        """A function that reads bytes begin .. end of the content. path: the archive, for errors.
+
+        A deflated entry is best read front to back: reading an earlier place inflates it from the start again.
+        """
         if not self.deflated:
             return lambda begin, end: self.data[begin:end]
         return _Inflater(path, self).read
@@ -71,7 +84,7 @@ def _entries(path: Path, data: memoryview) -> dict[str, Entry]:
 
 
 def _directory(path: Path, data: memoryview) -> tuple[int, int, int]:
-    """How many entries there are, and the size and place of the directory that lists them."""
+    """The number of entries, and the size and offset of the central directory."""
     tail = max(0, len(data) - 22 - 0xFFFF)  # a comment may follow
     found = bytes(data[tail:]).rfind(_END)
     if found < 0:
@@ -87,7 +100,7 @@ def _directory(path: Path, data: memoryview) -> tuple[int, int, int]:
 
 
 def _long_sizes(extra: memoryview, *sizes: int) -> tuple[int, ...]:
-    """Sizes that do not fit 32 bits are in an extra field (1), in order, where the entry itself has all ones."""
+    """Replaces sizes of 0xFFFFFFFF by those in the zip64 extra field (kind 1), which has them in the same order."""
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
         if kind == 1:
@@ -98,11 +111,11 @@ def _long_sizes(extra: memoryview, *sizes: int) -> tuple[int, ...]:
 
 
 class _Inflater:
-    """The content of a deflated entry, without ever holding more of it than is asked for."""
+    """Inflates an entry as it is read, and never holds more of it than was asked for."""
 
     def __init__(self, path: Path, entry: Entry) -> None:
         self.path, self.entry = path, entry
-        self.machine: Any = None  # takes memory: there is one only while the entry is being read
+        self.machine: Any = None  # zlib's state of some 40 KB, freed at the entry's end
         self.at = 0
 
     def read(self, begin: int, end: int) -> memoryview:
@@ -118,7 +131,7 @@ class _Inflater:
         return memoryview(out)
 
     def _next(self, most: int) -> bytes:
-        """Some of what comes next, at most `most` bytes."""
+        """The next bytes of the content: at least one, at most `most`."""
         part: bytes = b""
         try:
             while not part and not self.machine.eof and (self.rest or self.machine.unconsumed_tail):

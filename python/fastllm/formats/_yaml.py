@@ -1,8 +1,8 @@
-"""The part of YAML 1.1 that configs are written in, read strictly: what is not known here is refused, never guessed.
+"""Reads the part of YAML 1.1 (https://yaml.org/spec/1.1/) in which configs are written; refuses all else.
 
-Mappings and sequences in blocks or in brackets, scalars of one line, plain or quoted, comments, anchors and aliases.
-Not: tags, scalars of several lines (| and >), merges (<<), complex keys, dates, numbers to base 60, tabs, documents
-after the first. Values are those of PyYAML's safe_load.
+Read: mappings and sequences in blocks or in brackets, scalars of one line, plain or quoted, comments, anchors, aliases.
+Refused: tags, scalars of several lines (| and >), merges (<<), complex keys, dates, numbers to base 60, tabs, a second
+document. Values are those of PyYAML's safe_load.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BOOL = {"yes": True, "no": False, "true": True, "false": False, "on": True, "of
 _INT = re.compile(r"[-+]?(0b[01_]+|0[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)")
 _FLOAT = re.compile(r"[-+]?[0-9][0-9_]*\.[0-9_]*([eE][-+][0-9]+)?|\.[0-9][0-9_]*([eE][-+][0-9]+)?")
 _SPECIAL_FLOAT = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-# Numbers to base 60 and dates: other things to the eye than to YAML.
+# Numbers to base 60, dates, = and <<, which YAML 1.1 does not read as the text they look like.
 _REFUSED = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}.*|=|<<")
 _ESCAPES = dict(zip('0abtnvfre "\\/N_LP', '\0\a\b\t\n\v\f\r\x1b "\\/\x85\xa0\u2028\u2029', strict=True))
 _CODES = {"x": 2, "u": 4, "U": 8}
@@ -28,11 +28,11 @@ _UNPRINTABLE = re.compile("[^\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uf
 
 
 class YAMLError(ValueError):
-    """What is no YAML, or more of it than is read here. The message begins with the line."""
+    """The text is not YAML, or uses a part of YAML that is not read here. The message begins with the line's number."""
 
 
 class _Line(NamedTuple):
-    """A line with content: its number, its indent, and where in the text the content begins and the line ends."""
+    """A line with content. number: from 1. indent: spaces before the content. begin, end: its place in the text."""
 
     number: int
     indent: int
@@ -41,11 +41,13 @@ class _Line(NamedTuple):
 
 
 def load(text: str) -> Any:
-    """The document in a text. Raises YAMLError."""
+    """The value of a text's only document. Raises YAMLError."""
     return _Reader(text.removeprefix("\ufeff").replace("\r\n", "\n")).document()
 
 
 class _Reader:
+    """Parses by recursive descent: blocks line by line, values within a line or brackets character by character."""
+
     def __init__(self, text: str) -> None:
         self._text, self._anchors, self._depth = text, dict[str, Any](), 0
         if found := _UNPRINTABLE.search(text):
@@ -59,7 +61,7 @@ class _Reader:
                 indent = len(line) - len(content)
                 self._lines.append(_Line(number, indent, at + indent, at + len(line)))
             at += len(line) + 1
-        self._at = 0  # the next of these lines
+        self._at = 0  # index of the next line to read
 
     def document(self) -> Any:
         if self._lines and self._lines[0].indent == 0 and self._rest().rstrip(" ") == "---":
@@ -88,7 +90,7 @@ class _Reader:
     # ---- blocks
 
     def _node(self) -> Any:
-        """What begins at the next line: a sequence, a mapping or a value."""
+        """The value that begins at the next line: a sequence, a mapping or a scalar."""
         line = self._lines[self._at]
         self._depth += 1
         if self._depth > _MOST_DEPTH:
@@ -109,7 +111,7 @@ class _Reader:
             begin = self._content(line.begin + 1, line.end)
             inner = self._text[begin : line.end]
             if _is_entry(inner) or (inner and inner[0] not in "&*#[{" and self._key(inner) is not None):
-                # A block that begins on the line of its dash: as if it had a line of its own.
+                # "- key: value": a block begins on its dash's line. Read it as if that line began with the block.
                 self._lines[self._at] = line._replace(indent=indent + begin - line.begin, begin=begin)
                 values.append(self._node())
             else:
@@ -133,7 +135,7 @@ class _Reader:
         return at
 
     def _key(self, rest: str) -> tuple[Any, int] | None:
-        """The key that a line begins with, and how many characters it takes with its colon."""
+        """The key at the beginning of a line and its length with the colon; None if the line has no key."""
         if rest[0] in "'\"":
             key, end = self._quoted(rest, 0)
             colon = end + len(rest[end:]) - len(rest[end:].lstrip(" "))
@@ -151,8 +153,11 @@ class _Reader:
         return key, length
 
     def _value(self, begin: int, indent: int, *, nested: bool, in_mapping: bool = False) -> Any:
-        """The value that begins at `begin` of the next line, or, nested, in the lines below that are indented by more
-        than `indent`. A mapping's value may be a sequence that is indented as the key is."""
+        """The value at `begin` of the next line; if nothing is there, in the lines below that are indented by more.
+
+        indent: the one that those lines must exceed. nested: whether the value belongs to an entry or a key.
+        in_mapping: whether to a key, whose value may also be a sequence that is indented as the key is.
+        """
         line = self._lines[self._at]
         name = None
         if found := _ANCHOR.match(self._text[begin : line.end]):
@@ -173,6 +178,7 @@ class _Reader:
         return value
 
     def _below(self, indent: int, *, in_mapping: bool) -> Any:
+        """The value in the lines after this one; None if they are not indented as a value's."""
         self._at += 1
         if (after := self._line()) is None:
             return None
@@ -181,7 +187,7 @@ class _Reader:
         return None
 
     def _advance(self, end: int) -> None:
-        """To the line after the one on which a value has ended; nothing but a comment may follow it there."""
+        """Goes to the line after the one that contains `end`, a value's end, after which only a comment may follow."""
         while self._lines[self._at].end < end:
             self._at += 1
         line = self._lines[self._at]
@@ -193,7 +199,7 @@ class _Reader:
     # ---- values within a line, or within brackets
 
     def _flow(self, at: int, end: int, *, within: bool) -> tuple[Any, int]:
-        """The value at `at`, and where it ends. within: whether brackets are open, so that commas end it too."""
+        """The value at `at` and its end. within: whether brackets are open, so that commas and brackets end it too."""
         first = self._text[at]
         if within and first in ":?":
             raise self._error(f"has {first} where a value begins")
@@ -221,6 +227,7 @@ class _Reader:
         return self._plain(self._text[at:stop].rstrip(" ")), stop
 
     def _brackets(self, at: int, opening: str) -> tuple[Any, int]:
+        """The sequence or mapping in brackets that begins at `at`, and its end."""
         closing = "]" if opening == "[" else "}"
         values: list[Any] = []
         pairs: dict[Any, Any] = {}
@@ -230,7 +237,7 @@ class _Reader:
                 raise self._error("has no value where one belongs between brackets")
             value, at = self._flow(at, len(self._text), within=True)
             if opening == "{":
-                at = self._content(at, len(self._text))  # the colon is on the key's line
+                at = self._content(at, len(self._text))  # the colon must be on the key's line
                 if self._text[at : at + 1] != ":" or isinstance(value, (list, dict)):
                     raise self._error("has a { } with something that is no pair of a key and its value")
                 at = self._skip(at + 1)
@@ -244,7 +251,7 @@ class _Reader:
         return (values if opening == "[" else pairs), at + 1
 
     def _skip(self, at: int) -> int:
-        """Past spaces, comments and the ends of lines between brackets."""
+        """The next place between brackets that is no space, comment or end of a line."""
         while at < len(self._text):
             if self._text[at] == "#" and self._text[at - 1] in " \n":
                 end = self._text.find("\n", at)
@@ -256,7 +263,7 @@ class _Reader:
         raise self._error("opens a bracket that is not closed")
 
     def _quoted(self, text: str, at: int) -> tuple[str, int]:
-        """The quoted scalar at `at`, and where it ends: on the same line."""
+        """The quoted scalar at `at` and its end, which must be on the same line."""
         quote, out, at = text[at], [], at + 1
         while at < len(text) and text[at] != "\n":
             letter = text[at]
@@ -274,6 +281,7 @@ class _Reader:
         raise self._error("has a quoted text that does not end on it")
 
     def _escaped(self, text: str, at: int) -> tuple[str, int]:
+        """The character of the escape whose backslash is before `at`, and the escape's end."""
         letter = text[at : at + 1]
         if letter in _ESCAPES:
             return _ESCAPES[letter], at + 1
@@ -284,7 +292,7 @@ class _Reader:
         return chr(code), at + 1 + len(digits)
 
     def _plain(self, text: str) -> Any:
-        """The value of a plain scalar."""
+        """The value of a scalar without quotes: null, a boolean, a number, or the text itself."""
         if text and (text[0] in ",[]{}#&*!|>'\"%@`" or (text[0] in "-?:" and text[1:2] in ("", " "))):
             raise self._error(f"has {text[:20]!r} where a value begins")
         if _REFUSED.fullmatch(text):

@@ -1,11 +1,7 @@
-"""What _core is given may lie: about its length, its order, its value; and may change while it is looked at."""
+"""Arguments of _core are checked by what they convert to: they may lie about length, items or value, or change."""
 
 import contextlib
 import ctypes
-import gc
-import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,6 +12,7 @@ from fastllm import CheckpointError, ContextError, OptionError, _core
 from fastllm.decoding import Sampling
 from fastllm.errors import FastLLMError
 from helpers import writers
+from helpers.liars import Changes, Gives, Liar, Says
 from helpers.writers import SMALL
 
 VOCAB = SMALL.vocab_size
@@ -33,52 +30,7 @@ def logits_after(model, tokens, count=1):
     return bytes(rows)
 
 
-# ---- lengths that are not --------------------------------------------------------------------------------------------
-
-
-class Says(list):
-    """A list that says it has so many items, and is iterated over as it is."""
-
-    def __init__(self, items, length):
-        super().__init__(items)
-        self.length = length
-
-    def __len__(self):
-        return self.length
-
-
-class Gives(list):
-    """A list that gives other items than it holds."""
-
-    def __init__(self, items, given):
-        super().__init__(items)
-        self.given = given
-
-    def __iter__(self):
-        return iter(self.given)
-
-
-class Changes:
-    """An int that changes a list when it is looked at."""
-
-    def __init__(self, value, victim, change):
-        self.value, self.victim, self.change = value, victim, change
-
-    def __index__(self):
-        self.change(self.victim)
-        return self.value
-
-    __int__ = __index__
-
-    def __ge__(self, other):
-        self.change(self.victim)
-        return self.value >= other
-
-    def __lt__(self, other):
-        self.change(self.victim)
-        return self.value < other
-
-    __le__, __gt__ = __lt__, __ge__
+# ---- lengths and values ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [0, 1, 100_000])
@@ -110,7 +62,7 @@ def test_spans_that_change_while_they_are_read(model):
 
 
 def test_tokens_that_use_their_own_sequence(model):
-    """Code that runs while a sequence is taken finds it in use."""
+    """Python code that a conversion runs during a forward finds the sequence in use."""
     sequence = _core.KVCache(model).sequence()
     found = []
 
@@ -124,19 +76,6 @@ def test_tokens_that_use_their_own_sequence(model):
     model.forward([(sequence, [5, Changes(6, None, meddle)], 0)])
     assert found
     assert sequence.length == 2
-
-
-class Liar:
-    """A number that is what is asked for, until it is converted."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def __index__(self):
-        return self.value
-
-    __int__ = __index__
-    __le__ = __lt__ = __ge__ = __gt__ = lambda self, other: True
 
 
 @pytest.mark.parametrize("value", [VOCAB, 2**31 - 1, -1, -(2**31), 2**40, 2**70])
@@ -159,12 +98,40 @@ def test_numbers_that_lie(model, value):
     assert 0 <= model.step(sequence, 1, sampler, rows) < VOCAB  # nothing stayed in use
 
 
+def test_seen_is_counted():
+    one = np.ones((3, 16), np.float32)
+    out = np.zeros((3, 16), np.float32)
+    _core.attend(one, one, one, Says([1, 2, 3], 70), out)
+    assert (out == 1).all()
+    for wrong in (Says([1, 2], 3), Gives([1, 2, 3], [1] * 100), [1, 2, Liar(4)], [1, 2, Liar(0)], [1, 2, 4], [0, 1, 2]):
+        with pytest.raises(TYPED):
+            _core.attend(one, one, one, wrong, out)
+
+
+def test_words_that_change_while_they_are_written():
+    words = [b"a", b"b"]
+
+    class Score:
+        def __float__(self):
+            words[1] = b"x" * 100_000
+            return 1.0
+
+    written = _core.write_proto_pieces(words, [Score(), 2.0], [1, 1])
+    assert _core.proto_pieces(written)[0] == [b"a", b"b"]
+
+
+def test_rows_outside_the_source():
+    rows = (ctypes.c_int32 * 2)(0, 5)
+    with pytest.raises(CheckpointError):
+        _core.pack("f32", 2, 32, "f32", bytes(2 * 32 * 4), rows=rows)
+
+
 # ---- sizes -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("huge", [2**31, 2**48, 2**54, 2**58, 2**60, 2**62 + 1, 2**63, 2**64 - 1])
 def test_sizes_that_overflow(model, huge):
-    """Products of sizes that wrap around look small."""
+    """Their products wrap around to small numbers."""
     sequence, rows = _core.KVCache(model).sequence(), model.logits()
     sampler = _core.Sampler(VOCAB, Sampling(), seed=1)
     some = bytes(128)
@@ -212,7 +179,7 @@ def test_negative_numbers(model):
 
 
 def test_nothing_where_something_is_needed(model):
-    """None, where an object of ours or memory is wanted; and no memory at all."""
+    """None where an object or memory is needed, and memory of no bytes."""
     sequence, rows = _core.KVCache(model).sequence(), model.logits()
     sampler, none = _core.Sampler(VOCAB, Sampling(), seed=1), None
     floats, empty = np.zeros((1, 32), np.float32), np.zeros((0, 0), np.float32)
@@ -265,7 +232,7 @@ def test_nothing_where_something_is_needed(model):
 
 
 def test_memory_of_another_shape():
-    """Columns, steps, and memory that may not be written are refused, not read as if they were rows."""
+    """Arrays that are not contiguous rows, or not writable, are refused and not read as if they were."""
     matrix = _core.pack("f32", 16, 32, "f32", bytes(16 * 32 * 4))
     x, out = np.zeros((2, 32), np.float32), np.zeros((2, 16), np.float32)
     matrix.multiply(x, out)
@@ -279,98 +246,7 @@ def test_memory_of_another_shape():
             matrix.multiply(x, bad)
 
 
-# ---- objects ---------------------------------------------------------------------------------------------------------
-
-
-def test_constructors_run_once(model):
-    """A second __init__ must not put other memory under what is in use; without a first there is no object."""
-    cache = _core.KVCache(model)
-    sequence = cache.sequence()
-    model.forward([(sequence, [1, 2], 0)])
-    matrix, sampler = _core.pack("f32", 16, 32, "f32", bytes(16 * 32 * 4)), _core.Sampler(9, Sampling(), seed=1)
-    for thing, arguments in (
-        (cache, (model,)),
-        (sequence, (_core.KVCache(model),)),
-        (matrix, ("f32", 1, 1, bytes(2048))),
-        (sampler, (1 << 20, Sampling())),
-        (model, (SMALL, {})),
-    ):
-        with contextlib.suppress(TypeError):
-            thing.__init__(*arguments)  # object's own, which has nothing to do
-        with pytest.raises(TypeError):
-            type(thing).__new__(type(thing))
-    assert matrix.shape == (16, 32)
-    assert sequence.length == 2
-    model.forward([(sequence, [3], 1)], rows := model.logits())
-    assert bytes(rows) == logits_after(model, [1, 2, 3])
-
-
-def test_a_model_keeps_its_tensors():
-    """The dict it was given is the caller's to change."""
-    tensors = writers.core_tensors(SMALL, writers.random_weights(SMALL), "f32")
-    model = _core.Model(SMALL, tensors)
-    expected = logits_after(model, [1, 2, 3])
-    tensors.clear()
-    gc.collect()
-    assert logits_after(model, [1, 2, 3]) == expected
-
-
-def test_buffers_that_are_dropped_during_a_forward():
-    """Another thread empties the dict while C writes to what was in it."""
-    cfg = writers.config(64, 128, 4, 4, 64, n_layers=4, max_seq=512)
-    model = writers.core_model(cfg, writers.random_weights(cfg), "f32", isa="scalar")
-    cache, hidden, entered = _core.KVCache(model), {}, threading.Event()
-
-    def empty():
-        entered.wait()
-        hidden.clear()
-        gc.collect()
-
-    with ThreadPoolExecutor(1) as pool:
-        hidden.update({i: _core.Buffer(500 * 64 * 4) for i in range(6)})
-        done = pool.submit(empty)
-        token = Changes(1, entered, threading.Event.set)
-        model.forward([(cache.sequence(), [1] * 499 + [token], 0)], hidden=hidden)
-        done.result()
-    assert hidden == {}
-
-
-# ---- a sampler in two threads ----------------------------------------------------------------------------------------
-
-
-def test_a_sampler_in_two_threads():
-    """Each draw is whole or refused: what is drawn is what one thread draws, each token once."""
-    vocab, count = 20_000, 400
-    options = Sampling(temperature=1e4, typical_p=0.9, presence_penalty=0.1)
-    logits = _core.Buffer(vocab * 4)
-    alone = _core.Sampler(vocab, options, seed=3)
-    expected = [alone.draw(logits) for _ in range(count)]
-    shared, drawn, refused, lock = _core.Sampler(vocab, options, seed=3), [], [], threading.Lock()
-
-    def draw():
-        while len(drawn) < count:
-            try:
-                token = shared.draw(logits)
-            except OptionError as error:
-                assert "in use" in str(error)  # noqa: PT017
-                refused.append(1)
-                continue
-            with lock:
-                drawn.append(token)
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        with ThreadPoolExecutor(3) as pool:
-            for future in [pool.submit(draw) for _ in range(3)]:
-                future.result()
-    finally:
-        sys.setswitchinterval(interval)
-    more = [alone.draw(logits) for _ in range(len(drawn) - count)]
-    assert sorted(drawn) == sorted(expected + more)
-
-
-# ---- whatever comes --------------------------------------------------------------------------------------------------
+# ---- anything at all -------------------------------------------------------------------------------------------------
 
 odd = (
     st.none()
@@ -389,7 +265,7 @@ odd = (
 
 @given(st.data())
 def test_whatever_comes(model, data):
-    """Wrong arguments of any kind: an exception or a result, and no other memory than is there (under ASan)."""
+    """Wrong arguments of any kind end in an exception or a result; AddressSanitizer finds no access out of bounds."""
     draw = lambda: data.draw(odd)  # noqa: E731
     cache = _core.KVCache(model)
     sequence, sampler = cache.sequence(), _core.Sampler(VOCAB, Sampling(), seed=1)
@@ -420,31 +296,3 @@ def test_whatever_comes(model, data):
     sequence.truncate(0)
     model.forward([(sequence, [1], 1)], rows)
     assert np.isfinite(np.frombuffer(rows, np.float32)).all()
-
-
-def test_seen_is_counted():
-    one = np.ones((3, 16), np.float32)
-    out = np.zeros((3, 16), np.float32)
-    _core.attend(one, one, one, Says([1, 2, 3], 70), out)
-    assert (out == 1).all()
-    for wrong in (Says([1, 2], 3), Gives([1, 2, 3], [1] * 100), [1, 2, Liar(4)], [1, 2, Liar(0)], [1, 2, 4], [0, 1, 2]):
-        with pytest.raises(TYPED):
-            _core.attend(one, one, one, wrong, out)
-
-
-def test_words_that_change_while_they_are_written():
-    words = [b"a", b"b"]
-
-    class Score:
-        def __float__(self):
-            words[1] = b"x" * 100_000
-            return 1.0
-
-    written = _core.write_proto_pieces(words, [Score(), 2.0], [1, 1])
-    assert _core.proto_pieces(written)[0] == [b"a", b"b"]
-
-
-def test_rows_outside_the_source():
-    rows = (ctypes.c_int32 * 2)(0, 5)
-    with pytest.raises(CheckpointError):
-        _core.pack("f32", 2, 32, "f32", bytes(2 * 32 * 4), rows=rows)

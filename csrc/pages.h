@@ -1,0 +1,34 @@
+// What lies where in a page: the keys and values of 64 positions, from a multiple of 64 on, in all layers and KV heads.
+//
+//   page     | layer 0, head 0 | layer 0, head 1 | ... | last layer, last head | mask: 64 f32 |
+//   a head   | keys | scales | values | scales |      scales: of FL_Q8 alone;  mask: with a pad_token alone
+//
+//   keys: a row for each channel               values: a row for each position
+//               position  0  1  2  ..  63                    channel  0  1  ..  head_dim - 1, up to a multiple of 16
+//   channel 0             k  k  k  ..  k        position 0            v  v  ..  v  -
+//   channel 1             k  k  k  ..  k        position 1            v  v  ..  v  -
+//   ..                                          ..
+//   scales: (groups, 64) f32                    scales: (64, groups) f32
+//
+// A vector of keys is one channel of 16 positions, and a vector of values 16 channels of one position: scores, sums over
+// channels, and sums of values over positions, then add up within lanes. A group is 32 channels of a position; the last
+// may have fewer.
+#ifndef FL_PAGES_H
+#define FL_PAGES_H
+
+#include "kernels/kernels.h"
+
+// At which byte of a page a head's keys and values begin, and the mask, which is added to the scores of each position.
+static inline size_t fl_page_keys(const fl_model *m, size_t layer, size_t head) {
+    const size_t head_dim = m->config.head_dim;
+    const size_t bytes = fl_keys_bytes(m->kv_type, head_dim) + fl_values_bytes(m->kv_type, head_dim);
+    return (layer * m->config.n_kv_heads + head) * bytes;
+}
+
+static inline size_t fl_page_values(const fl_model *m, size_t layer, size_t head) {
+    return fl_page_keys(m, layer, head) + fl_keys_bytes(m->kv_type, m->config.head_dim);
+}
+
+static inline size_t fl_page_mask(const fl_model *m) { return fl_page_keys(m, m->config.n_layers, 0); }
+
+#endif
