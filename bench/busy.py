@@ -1,7 +1,7 @@
-"""What a busy machine costs: python bench/busy.py [MODEL...], a file or a name of bench/models.py.
+"""Tokens/s on a busy machine: python bench/busy.py [MODEL...], each a file or a name in bench/models.py.
 
-Tokens/s of one text: alone; with one thread; beside one busy process, which of two cores leaves hardly more than one;
-with eight times as many threads as there are cores. In turns, medians of --rounds, and shares of the first.
+Writes one text alone, with one thread, beside a process that keeps one core busy, and with eight times as many threads
+as there are cores. The four take turns; printed are medians of --rounds and their shares of the first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastllm.decoding import Sampling
 from fastllm.llm import LLM
 from fastllm.machine import thread_count
 
-LONGEST = 200  # tokens of a text, so that all of them see about as many before them
+LONGEST = 200  # tokens of a text, so that all tokens have about as many before them
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def load(name: str, threads: int) -> LLM:
 
 
 def speed(llm: LLM, seconds: float) -> float:
-    """Tokens/s of texts, one after the other, for so long."""
+    """Tokens/s of texts that are written one after the other for about this many seconds."""
     count, start = 0, perf_counter()
     while perf_counter() - start < seconds:
         for _ in llm.start([1, 5, 6, 7], Sampling(temperature=0), max_tokens=LONGEST, seed=1, stop=()):
@@ -65,7 +65,7 @@ def main() -> int:
             rows.append([speed(llm, args.seconds), speed(single, args.seconds), speed(large, args.seconds)])
             with busy(1):
                 rows[-1].insert(2, speed(llm, args.seconds))
-            speed(llm, 1)  # all threads again
+            speed(llm, 1)  # lets the engine use all threads again
         alone, *others = (median(column) for column in zip(*rows, strict=True))
         line = "".join(f"{tps:12.1f} {tps / alone:5.0%}" for tps in others)
         print(f"{name if name in models.CONFIGS else Path(name).stem:12.12} {alone:9.1f} {line}", flush=True)

@@ -1,7 +1,7 @@
 """Two commits side by side on this machine: python bench/compare.py BASE [HEAD]
 
-Each is built in a folder of its own, the same benchmarks (HEAD's) run on both in turns, and what differs is said.
-Without HEAD, the working tree as it is, uncommitted and new files included. Nothing is written to the repository.
+Each is built in a folder of its own. HEAD's benchmarks run on both builds in turns, and differences are printed.
+Without HEAD it is the working tree as it is, with uncommitted and new files. Nothing is written to the repository.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pathlib import Path
 from statistics import median
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-NOTABLE = 0.10  # differences below this are within what a shared machine does to the same code
+NOTABLE = 0.10  # smaller differences occur on a shared machine between runs of the same code
 
 
 class CompareError(Exception):
-    """What keeps two commits from being compared, in one sentence, and what a command said if one failed."""
+    """Why two commits cannot be compared, in one sentence, with the output of a command that failed."""
 
 
 def main() -> int:
@@ -36,7 +36,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error("--rounds must be 1 or more")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the folder goes then, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the temporary folder is removed
     try:
         with tempfile.TemporaryDirectory(prefix="fastllm-compare-") as folder:
             compare(Path(folder), args.base, args.head, args.rounds, args.k)
@@ -59,7 +59,7 @@ def compare(folder: Path, base: str, head: str | None, rounds: int, select: str 
         run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], path)
     found: dict[str, dict[str, list[float]]] = {side: defaultdict(list) for side in builds}
     for i in range(rounds):
-        # Who goes first changes, so that a machine that gets slower or faster meanwhile is no one's advantage.
+        # The order alternates, so that neither side gains when the machine becomes slower or faster.
         for side in list(builds)[:: -1 if i % 2 else 1]:
             say(f"round {i + 1} of {rounds}: {side}")
             for name, seconds in measure(builds[side], builds["head"], select).items():
@@ -72,7 +72,7 @@ def say(what: str) -> None:
 
 
 def run(command: Sequence[str], cwd: Path, *, env: Mapping[str, str] | None = None, fine: Sequence[int] = (0,)) -> str:
-    """Runs a command and returns its output. Raises CompareError, with the output's end, unless it ends as is fine."""
+    """Runs a command and returns its output. Raises CompareError with the output's end unless its code is in `fine`."""
     try:
         done = subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True, check=False)
     except OSError as error:
@@ -84,7 +84,7 @@ def run(command: Sequence[str], cwd: Path, *, env: Mapping[str, str] | None = No
 
 
 def check_out(folder: Path, revision: str) -> str:
-    """Puts a commit into `folder` and returns its name."""
+    """Writes the files of a commit into `folder` and returns its short hash."""
     try:
         commit = run(["git", "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"], REPOSITORY).strip()
     except CompareError:
@@ -95,11 +95,11 @@ def check_out(folder: Path, revision: str) -> str:
 
 
 def copy_working_tree(folder: Path) -> str:
-    """Copies the files that git knows or would take, as they are now."""
+    """Copies the files that git tracks or does not ignore, as they are now."""
     listed = run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], REPOSITORY)
     for name in filter(None, listed.split("\0")):
         source, target = REPOSITORY / name, folder / name
-        if source.is_file():  # else deleted, and not yet committed
+        if source.is_file():  # else it was deleted, which is not committed yet
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
     return "the working tree"
@@ -109,13 +109,13 @@ def measure(build: Path, source: Path, select: str | None) -> dict[str, float]:
     """Runs the benchmarks of `source` on a build: name -> median seconds."""
     results = build / "results.json"
     command = [sys.executable, "-m", "pytest", "bench", f"--benchmark-json={results}", "-p", "no:cacheprovider"]
-    # No setting of `source` may put its own package before the build's.
+    # A pythonpath in the settings of `source` would put its package before the build's.
     command += ["--continue-on-collection-errors", "-o", "pythonpath="]
-    command += ["-W", "default"]  # a benchmark that does not get as far as timing is a warning, not the end of the run
+    command += ["-W", "default"]  # a benchmark that fails before its timing gives a warning, which must not be an error
     if select:
         command += ["-k", select]
     results.unlink(missing_ok=True)
-    # A benchmark that fails is one that this side cannot do; the table says so. pytest ends with 1 then.
+    # pytest ends with 1 if a benchmark failed. The table says which this side cannot run.
     env = os.environ | {"PYTHONPATH": str(build / "python"), "PYTHONDONTWRITEBYTECODE": "1"}
     output = run(command, source, env=env, fine=(0, 1))
     try:
@@ -134,7 +134,7 @@ def report(base: Mapping[str, float], head: Mapping[str, float]) -> None:
         times = [f"{side[name] * 1e3:.4f}" if name in side else "none" for side in (base, head)]
         ratio = head[name] / base[name] if name in base and name in head else None
         print(f"{name:{width}}  {times[0]:>10}  {times[1]:>10}  {f'{ratio:.2f}' if ratio else '':>11}")
-        # As many times faster as slower: a ratio of 1 / 1.1 is as far from 1 as 1.1 is.
+        # Symmetric: a ratio of 1 / 1.1 is as notable as one of 1.1.
         if ratio and not 1 / (1 + NOTABLE) <= ratio <= 1 + NOTABLE:
             notable.append(
                 f"  {name}: {f'{ratio:.2f} times as slow' if ratio > 1 else f'{1 / ratio:.2f} times as fast'}"

@@ -1,4 +1,4 @@
-"""The second table: how much each benchmark moved and computed a second, beside what this machine's memory gives."""
+"""A second table after pytest-benchmark's: GB/s and operations/s of each benchmark, and its share of memory's speed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the largest shapes where nothing is timed: they would run no other code."""
+    """Leaves out the largest shapes if nothing is timed, because they run the same code as the smaller ones."""
     if config.getoption("benchmark_disable"):
         large = [
             item for item in items if any(shape in item.name for shape in ("110M", "1.1B", "SmolLM2", "32000x2048"))
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _keep(benchmark: Any, pytestconfig: pytest.Config) -> Iterator[None]:
-    """Keeps what a benchmark measured. Its extra_info says what one call does: bytes, multiply_adds, threads."""
+    """Keeps a benchmark's median for the table. extra_info holds the bytes, multiply_adds and threads of a call."""
     benchmark.extra_info["threads"] = 1
     yield
     if benchmark.stats:  # None when benchmarks are disabled
@@ -43,7 +43,7 @@ def _keep(benchmark: Any, pytestconfig: pytest.Config) -> Iterator[None]:
         pytestconfig.stash[_ROWS].append(_Row(name, benchmark.stats.stats.median, benchmark.extra_info))
 
 
-@pytest.hookimpl(trylast=True)  # under pytest-benchmark's own table
+@pytest.hookimpl(trylast=True)  # after pytest-benchmark's own table
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     rows = config.stash[_ROWS]
     if not rows:

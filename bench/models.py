@@ -1,4 +1,4 @@
-"""Random models of real shapes, in memory: how fast a model runs does not depend on what its weights are."""
+"""Random models of real shapes, made in memory, because a model's speed does not depend on its weights' values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def config(
     max_seq: int,
     head_dim: int = 0,
 ) -> Config:
-    """A Llama's Config. head_dim 0: dim / n_heads."""
+    """The Config of a Llama. head_dim 0 means dim / n_heads."""
     head_dim = head_dim or dim // n_heads
     return Config(
         dim=dim,
@@ -56,7 +56,7 @@ CONFIGS = {
     "stories15M": config(dim=288, hidden_dim=768, n_layers=6, n_heads=6, n_kv_heads=6, vocab_size=32000, max_seq=1024),
     "110M": config(dim=768, hidden_dim=2048, n_layers=12, n_heads=12, n_kv_heads=12, vocab_size=32000, max_seq=1024),
     "1.1B": config(dim=2048, hidden_dim=5632, n_layers=22, n_heads=32, n_kv_heads=4, vocab_size=32000, max_seq=2048),
-    # Of larger ones, as many layers as make them larger than caches, and rounds short: 4 of 22, 6 of 30.
+    # Of larger models as many layers as exceed the caches, to keep rounds short: 4 of 22, 6 of 30.
     "1.1B/4": config(dim=2048, hidden_dim=5632, n_layers=4, n_heads=32, n_kv_heads=4, vocab_size=32000, max_seq=2048),
     "SmolLM2/6": config(dim=576, hidden_dim=1536, n_layers=6, n_heads=9, n_kv_heads=3, vocab_size=49152, max_seq=8192),
 }
@@ -74,18 +74,18 @@ def _numbers() -> NDArray[np.float32]:
 
 
 def weights(*shape: int) -> NDArray[np.float32]:
-    """Random f32 in [-0.05, 0.05). Every call gives the beginning of the same numbers: no matrix needs its own."""
+    """Random f32 in [-0.05, 0.05). Every call returns the beginning of the same numbers, which is enough for timing."""
     return _numbers()[: prod(shape)].reshape(shape)
 
 
-# Tests that share weights follow each other, so one of a kind is kept: a second large one need not fit beside it.
+# One model is kept, as tests of the same weights follow each other and a second large model may not fit in memory.
 @lru_cache(maxsize=1)
 def matrix(dtype: str, d: int, n: int) -> _core.Matrix:
     return _core.pack(dtype, d, n, "f32", _bytes(weights(d, n)), threads=thread_count()[0])
 
 
 def aligned(*shape: int) -> NDArray[np.float32]:
-    """Zeros that begin where a cache line does, as the model's own activations do."""
+    """Zeros that begin at a cache line, as the core's activations do."""
     return np.frombuffer(_core.Buffer(prod(shape) * 4), np.float32).reshape(shape)
 
 
@@ -94,12 +94,12 @@ def _bytes(values: NDArray[np.float32]) -> memoryview:
 
 
 def _norms(config: Config) -> list[tuple[str, int]]:
-    """Those of a plain Llama."""
+    """Names and lengths of a Llama's norms."""
     return [(name, n) for name, n, _ in config.vectors() if name.endswith((".attn_norm", ".ffn_norm", "final_norm"))]
 
 
 def stored(config: Config, dtype: str) -> store.Stored:
-    """A model with a tied head, in one stretch of memory like any that is loaded."""
+    """A model with a tied head in one piece of memory, as a loaded one is."""
     matrices = {
         name: Weight(mapped("f32", shape, _bytes(weights(*shape))))
         for name, shape, required in config.matrices()
@@ -117,12 +117,12 @@ def named(name: str, dtype: str) -> store.Stored:
 
 
 def llm(name: str, dtype: str, threads: int) -> LLM:
-    """A model that takes and gives token ids."""
+    """An LLM without a tokenizer: its texts are token ids."""
     return LLM(named(name, dtype), TokenizerError("none"), threads=threads, context=None, path=Path(name))
 
 
 def write_llama2c(path: Path, config: Config) -> None:
-    """A llama2.c checkpoint, version 0, of random numbers."""
+    """Writes a llama2.c checkpoint, version 0, with random weights."""
     fields = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq")
     count = sum(prod(shape) for _, shape, required in config.matrices() if required)
     count += sum(n for _, n in _norms(config))
@@ -133,7 +133,7 @@ def write_llama2c(path: Path, config: Config) -> None:
 
 
 def write_words(path: Path, vocab_size: int) -> None:
-    """A tokenizer.bin of random words, as long as words are, with llama2.c's special tokens and bytes before them."""
+    """Writes a tokenizer.bin: llama2.c's special tokens and bytes, then random words of ordinary lengths."""
     draw = random.Random(1)
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = [b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % byte for byte in range(256))]
@@ -146,7 +146,7 @@ def write_words(path: Path, vocab_size: int) -> None:
 
 
 def write_converted(path: Path, name: str, dtype: str = "q8") -> Path:
-    """A converted file with a tokenizer as large as the model's vocabulary."""
+    """Writes a converted file with a tokenizer as large as the model's vocabulary."""
     words = path.with_suffix(".words")
     write_words(words, CONFIGS[name].vocab_size)
     store.save(path, named(name, dtype)._replace(tokenizer=("llama2.c", words.read_bytes())))
@@ -157,7 +157,7 @@ def write_converted(path: Path, name: str, dtype: str = "q8") -> Path:
 
 
 def attention_work(config: Config, start: int, tokens: int, kv_dtype: str) -> dict[str, int]:
-    """The attention of `tokens` new tokens after `start` others: keys and values read, and multiply-adds."""
+    """What attention of `tokens` new tokens after `start` others does: bytes of keys and values, and multiply-adds."""
     kv_width, q_width = config.n_kv_heads * config.head_dim, config.n_heads * config.head_dim
     seen = sum(range(start + 1, start + tokens + 1))
     return {
@@ -167,7 +167,7 @@ def attention_work(config: Config, start: int, tokens: int, kv_dtype: str) -> di
 
 
 def forward_work(llm: LLM, start: int, tokens: int, texts: int = 1) -> dict[str, int]:
-    """A forward of `tokens` new tokens of each text after `start` others, logits for its last: weights read once."""
+    """What a forward does: `tokens` new tokens of each text after `start` others, and logits for the last of each."""
     work = attention_work(llm.config, start, tokens, "f32" if "f32" in llm.dtypes else "f16")
     layers = sum(prod(shape) for name, shape, _ in llm.config.matrices() if name.startswith("layers."))
     head = llm.config.vocab_size * llm.config.dim

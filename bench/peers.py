@@ -1,10 +1,10 @@
 """fastllm beside its peers: python bench/peers.py --with llama.cpp=PYTHON --with ctranslate2=PYTHON ...
 
-Every peer gets the same random weights of real shapes, rounded to its own formats by its own converter, the same
-prompts and the same threads. Each measurement is a process of its own; peers, thread counts and the machine's own
-limits (reading memory, int8 multiply-adds) take turns, and one that other processes disturbed is made again. A peer's
-settings are those with which it is fastest: the first round tries them all. Prints Markdown tables; a peer that is
-absent or refuses is left out with a line that says why.
+Every peer gets the same random weights of real shapes, converted to its formats by its own converter, the same prompts
+and the same number of threads. Each measurement is a process of its own. Peers, thread counts and the machine's limits
+(reading memory, int8 multiply-adds) take turns, and a measurement that other processes disturbed is repeated. The first
+round tries all settings of a peer; the fastest are used from then on. Prints Markdown tables. A peer that is missing or
+fails is left out, and a line says why.
 """
 
 from __future__ import annotations
@@ -20,21 +20,20 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import peers_report
 from fastllm.weights.store import DTYPES
-from peers_models import SHAPES, write_folder
+from peers_files import Files, output
+from peers_kinds import GGUF, KINDS, Peer, Variant
+from peers_models import SHAPES
 from peers_report import Result, Sample
 
 HERE = Path(__file__).resolve().parent
-SEQUENCES = 16  # of "batch"
-FAR = 8000  # tokens before those of "long" and "long-q8"
-TEXTS = 5  # of theirs, one after the other in one process
-DISTURBED = 0.1  # of a core, taken by other processes: more, and a figure is measured again
+DISTURBED = 0.1  # cores that other processes may take; with more, a figure is measured again
 TRIES = 4
 
-# Work: the shapes it is measured on unless --shapes says otherwise.
+# Work -> the shapes on which it is measured.
 WORKS = {
     "decode": tuple(SHAPES),
     "prefill": tuple(SHAPES),
@@ -46,193 +45,11 @@ WORKS = {
 }
 
 
-class Variant(NamedTuple):
-    name: str
-    bits: float  # a weight, scales included; files that say it themselves are asked
-
-
-class Kind(NamedTuple):
-    """A peer: its formats and the settings that are tried."""
-
-    title: str
-    variants: tuple[Variant, ...]
-    settings: tuple[dict[str, Any], ...] = ({},)
-    far: tuple[dict[str, Any], ...] = ({},)  # tried with a long context, each with all of those
-    without: tuple[str, ...] = ()  # works
-
-
-GGUF = (Variant("Q8_0", 8.5), Variant("Q4_0", 4.5), Variant("Q4_K_M", 4.8))
-KINDS = {
-    "fastllm": Kind("fastllm", (Variant("q8", 8.5), Variant("q4", 4.5))),
-    "llama.cpp": Kind("llama.cpp", GGUF, ({"repack": True}, {"repack": False}), far=({"flash": 1}, {"flash": 0})),
-    "ik_llama.cpp": Kind("ik_llama.cpp", GGUF, ({"rtr": 1}, {"rtr": 0}), without=("start",)),
-    "ctranslate2": Kind("CTranslate2", (Variant("int8", 8),), ({"compute": "int8"},)),
-    "ort": Kind("ORT GenAI", (Variant("int8", 9), Variant("int4", 5))),
-    "openvino": Kind(
-        "OpenVINO GenAI",
-        (Variant("int8", 8), Variant("int4", 4.2)),
-        ({}, {"INFERENCE_PRECISION_HINT": "f32"}, {"ATTENTION_BACKEND": "SDPA"}),
-        without=("batch",),
-    ),
-    "torch": Kind("transformers", (Variant("f32", 32), Variant("bf16", 16), Variant("int8", 8))),
-    "llama2.c": Kind("llama2.c runq", (Variant("int8", 9),), without=("prefill", "batch", "long", "long-q8")),
-}
-
-# How libraries that choose their instructions as they start are kept to those of an instruction set.
-LIMITS = {
-    "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "MKL_ENABLE_INSTRUCTIONS": "AVX512_E1"},
-    "avxvnni": {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI", "MKL_ENABLE_INSTRUCTIONS": "AVX2_E1", "CT2_FORCE_CPU_ISA": "AVX2"},
-    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "CT2_FORCE_CPU_ISA": "AVX2"},
-}
-
-
-class Peer:
-    """One variant of one kind, on one shape."""
-
-    def __init__(self, name: str, variant: Variant, shape: str, where: str) -> None:
-        self.kind, _, self.tag = name.partition("@")
-        self.variant, self.shape, self.where = variant, shape, where
-        self.label = f"{KINDS[self.kind].title} {variant.name}" + (f" ({self.tag})" if self.tag else "")
-        self.model = self.scratch = Path()
-        self.token_bytes = SHAPES[shape].weights * variant.bits / 8
-
-    @property
-    def is_binary(self) -> bool:
-        """Not a Python package: what is started is the folder's programs."""
-        return self.kind in ("ik_llama.cpp", "llama2.c")
-
-    def settings(self, work: str) -> list[dict[str, Any]]:
-        """Those that are tried."""
-        kind = KINDS[self.kind]
-        return [some | more for some in kind.settings for more in (kind.far if work.startswith("long") else ({},))]
-
-    def python(self) -> str:
-        return sys.executable if self.is_binary else self.where
-
-    def environment(self) -> dict[str, str]:
-        extra = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        if self.tag:
-            extra |= {"FASTLLM_ISA": self.tag, **LIMITS.get(self.tag, {})}
-        return os.environ | extra
-
-    def spec(self, work: str, threads: int, settings: dict[str, Any]) -> dict[str, Any]:
-        shape = SHAPES[self.shape]
-        count = {"prefill": shape.prompt, "decode": shape.tokens, "busy": min(shape.tokens, 64)}.get(work, 16)
-        before = FAR if work.startswith("long") else 8
-        return {
-            "peer": self.kind,
-            "where": self.where,
-            "model": str(self.model),
-            "scratch": str(self.scratch),
-            "variant": self.variant.name,
-            "work": work,
-            "kv": "q8" if work == "long-q8" else "f16",
-            "threads": threads,
-            "count": count,
-            "before": before,
-            "texts": TEXTS if work.startswith("long") else 1,
-            "room": before + count + 16,
-            "batch": SEQUENCES if work == "batch" else 1,
-            "vocab": shape.vocab,
-            "settings": settings,
-        }
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
-class Files:
-    """The folder with every peer's files of the shapes: made once, with the peer's own converter."""
-
-    def __init__(self, folder: Path, smollm2: Path | None, where: dict[str, str]) -> None:
-        self.folder, self.smollm2, self.where = folder, smollm2, where
-
-    def prepare(self, peer: Peer) -> None:
-        """Sets peer.model and, where the file says it, peer.token_bytes. Raises RuntimeError when it can't be had."""
-        peer.scratch = self.folder / peer.shape
-        peer.scratch.mkdir(parents=True, exist_ok=True)
-        if peer.shape == "SmolLM2-135M":
-            self._smollm2(peer)
-            return
-        home = peer.scratch
-        write_folder(home / "hf", SHAPES[peer.shape])
-        source, name = str(home / "hf"), peer.variant.name
-        if peer.kind == "fastllm":
-            peer.model = self._made(home / f"fastllm-{name}.safetensors", peer.python(), "fastllm_file", source, name)
-        elif peer.kind == "llama2.c":
-            peer.model = self._made(home / "llama2c.bin", sys.executable, "llama2c_file", source)
-        elif peer.kind in ("llama.cpp", "ik_llama.cpp"):
-            peer.model = self._gguf(peer, source)
-        elif peer.kind == "torch":
-            peer.model = home / "hf"
-        else:
-            function, *more = {
-                "ctranslate2": ("ctranslate2_folder",),
-                "ort": ("ort_folder",),
-                "openvino": ("openvino_folder", peer.shape),
-            }[peer.kind]
-            target = home / f"{peer.kind}-{name}"
-            peer.model = self._made(target, peer.python(), function, source, name, after=more)
-        self._count_bytes(peer)
-
-    def _smollm2(self, peer: Peer) -> None:
-        if self.smollm2 is None:
-            raise RuntimeError("--smollm2 is not given")
-        if peer.kind == "fastllm":
-            target = peer.scratch / f"fastllm-{peer.variant.name}.safetensors"
-            peer.model = self._made(target, peer.python(), "fastllm_file", str(self.smollm2), peer.variant.name)
-        else:
-            peer.model = self.smollm2
-        self._count_bytes(peer)
-
-    def _gguf(self, peer: Peer, source: str) -> Path:
-        python, kind = self._llama_cpp(peer), peer.variant.name
-        target = peer.scratch / f"{kind}.gguf"
-        if not target.exists():
-            plain = self._made(peer.scratch / "f16.gguf", python, "gguf_file", source, after=[peer.shape])
-            self._made(target, python, "quantized_gguf", str(plain), kind)
-        return target
-
-    def _llama_cpp(self, peer: Peer) -> str:
-        """The interpreter that makes and reads a peer's GGUF."""
-        return self.where["llama.cpp"] if peer.is_binary else peer.python()
-
-    def _made(
-        self, target: Path, python: str, function: str, source: str, *rest: str, after: Sequence[str] = ()
-    ) -> Path:
-        if not target.exists():
-            unfinished = target.with_name(f"unfinished-{target.name}")
-            convert(python, function, source, str(unfinished), *rest, *after)
-            unfinished.rename(target)
-        return target
-
-    def _count_bytes(self, peer: Peer) -> None:
-        if peer.model.suffix == ".gguf":
-            peer.token_bytes = convert(self._llama_cpp(peer), "gguf_token_bytes", str(peer.model))
-        elif peer.kind == "fastllm":
-            peer.token_bytes = convert(peer.python(), "fastllm_token_bytes", str(peer.model))
-
-
-def convert(python: str, function: str, *args: str) -> Any:
-    command = [python, str(HERE / "peers_convert.py"), function, json.dumps(args)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    return json.loads(output(subprocess.run(command, text=True, capture_output=True, check=False, env=environment)))
-
-
-def output(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line. Raises RuntimeError with the last line of what went wrong."""
-    if done.returncode:
-        said = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        ended = f"ended by signal {-done.returncode}" if done.returncode < 0 else "failed"
-        raise RuntimeError(said[-1][:300] if said and done.returncode > 0 else ended)
-    return done.stdout.strip().splitlines()[-1]
-
-
 # ---- measuring -----------------------------------------------------------------------------------------------------
 
 
 def machine_seconds() -> tuple[float, float]:
-    """CPU time that all processes have used, and that this one and those it waited for have; where Linux tells."""
+    """CPU seconds of all processes, and of this one with those it waited for; zeros without /proc/stat."""
     try:
         fields = list(map(int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9]))
     except (OSError, ValueError):
@@ -243,7 +60,10 @@ def machine_seconds() -> tuple[float, float]:
 
 
 def run(peer: Peer, work: str, threads: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """One process: "values" (tokens/s, or of "start" seconds), "rss_mb", "others" (cores that others took)."""
+    """Runs one measurement in a process of its own, up to TRIES times while others disturb it.
+
+    Returns "values" (tokens/s; of "start" seconds), "rss_mb", and "others": the cores that other processes took.
+    """
     spec = json.dumps(peer.spec(work, threads, settings))
     command = [peer.python(), str(HERE / "peers_children.py"), "measure", spec]
     best: dict[str, Any] = {}
@@ -280,16 +100,16 @@ def run_machine(work: str, threads: int, isa: str | None) -> float:
 
 
 class Bench:
-    """What was measured so far, and what is left out."""
+    """What was measured so far, the best settings, and what is left out."""
 
     def __init__(self, result: Result, path: Path | None) -> None:
         self.result, self.path = result, path
         self.best: dict[tuple[str, str, str], dict[str, Any]] = {}
-        for sample in result.samples:  # of an earlier run: its settings stay
+        for sample in result.samples:  # those of an earlier run keep their settings
             self.best[sample.label, sample.shape, sample.work] = sample.settings
 
     def take(self, peer: Peer, work: str, threads: int) -> None:
-        """What one process gives with the settings that were best; the first time, of all of them the best."""
+        """Measures a peer once with its best settings. The first time all are tried, and the best figure counts."""
         key = (peer.label, peer.shape, work)
         why = f"{peer.label}, {peer.shape}, {work}"
         if why in self.result.absent:
@@ -312,7 +132,7 @@ class Bench:
         self.best[key] = chosen[0].settings
         self.result.samples += chosen
         if self.path:
-            self.result.write(self.path)  # what is interrupted can go on
+            self.result.write(self.path)  # so that an interrupted run can go on
 
     def take_machine(self, threads: int, tags: Sequence[str]) -> None:
         for work, tag in [("read", ""), *(("int8", tag) for tag in tags)]:
@@ -326,10 +146,10 @@ class Bench:
 
 
 def measure(bench: Bench, peers: Sequence[Peer], works: Sequence[str], threads: Sequence[int]) -> None:
-    """A round: each of everything once."""
+    """A round: every work of every peer once."""
     tags = list(dict.fromkeys(["", *(peer.tag for peer in peers)]))
     for work in works:
-        # Of the others the most threads tell most: with one, the busy process would have the other core.
+        # Other works are measured with the most threads only: with one, a busy process would have the other core.
         counts = threads if work in ("decode", "prefill") else [max(threads)]
         for count in counts:
             bench.take_machine(count, tags)
@@ -341,7 +161,7 @@ def measure(bench: Bench, peers: Sequence[Peer], works: Sequence[str], threads: 
 def find_peers(
     names: Sequence[str], shapes: Sequence[str], where: dict[str, str], files: Files, bench: Bench
 ) -> list[Peer]:
-    """Those that are there, with their files."""
+    """The peers that are installed, with their files made. All others are left out with the reason."""
     found = []
     for name in names:
         kind = KINDS[name.partition("@")[0]]
@@ -353,7 +173,7 @@ def find_peers(
                 made = variant
                 if shape == "SmolLM2-135M" and not name.startswith("fastllm"):
                     if variant not in GGUF[:1]:
-                        continue  # once, from the file as it is
+                        continue  # the GGUF file is measured once, as it is
                     made = Variant("Q4_1", 5)
                 peer = Peer(name, made, shape, where.get(name, where.get(name.partition("@")[0], "")))
                 try:
@@ -411,7 +231,7 @@ def parse() -> argparse.Namespace:
 
 
 def default_peers(where: Iterable[str]) -> list[str]:
-    """Every kind, then for each instruction set that there are builds for, fastllm and those."""
+    """Every kind of peer, then fastllm and the builds for each instruction set that `where` names."""
     builds: dict[str, list[str]] = {}
     for name in where:
         _, _, tag = name.partition("@")

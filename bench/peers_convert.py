@@ -1,6 +1,6 @@
-"""Makes a peer's file of a folder that peers_models has written: python peers_convert.py FUNCTION JSON.
+"""Converts a folder of peers_models to a peer's format: python peers_convert.py FUNCTION JSON.
 
-Runs in the peer's interpreter, with its own converter, offline.
+The peer's interpreter runs this, with the peer's own converter, offline.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def fastllm_token_bytes(path: str) -> int:
 
 
 def llama2c_file(folder: str, target: str) -> None:
-    """llama2.c's int8 format, and beside it a tokenizer whose every token prints as one word."""
+    """Writes llama2.c's int8 format, and beside it a tokenizer in which every token is one word."""
     from fastllm.weights.convert import convert
 
     convert(folder, target, format="llama2c", version=2)
@@ -58,7 +58,7 @@ def llama2c_file(folder: str, target: str) -> None:
 
 
 def gguf_file(folder: str, target: str, name: str) -> None:
-    """An f16 GGUF, without a tokenizer."""
+    """Writes an f16 GGUF without a tokenizer."""
     import gguf
 
     shape = SHAPES[name]
@@ -91,7 +91,7 @@ def gguf_file(folder: str, target: str, name: str) -> None:
 
 
 def quantized_gguf(source: str, target: str, kind: str) -> None:
-    """By llama.cpp itself."""
+    """Quantizes a GGUF by llama.cpp itself."""
     import llama_cpp as lib
 
     log = lib.llama_log_callback(lambda level, text, data: None)
@@ -103,7 +103,7 @@ def quantized_gguf(source: str, target: str, kind: str) -> None:
 
 
 def gguf_token_bytes(path: str) -> int:
-    """Bytes of the weights that a new token reads: all, but for an embedding that is not also the head."""
+    """Bytes of the weights that a new token reads: all except an embedding that is not also the head."""
     import gguf
 
     sizes = {tensor.name: int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors}
@@ -118,7 +118,7 @@ def ctranslate2_folder(source: str, target: str, kind: str) -> None:
 
 def ort_folder(source: str, target: str, kind: str) -> None:
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", source, "-o", target, "-p", kind]
-    # Activations in int8, as all others have them.
+    # int8 activations, as in the other peers.
     command += ["-e", "cpu", "-c", f"{target}.cache", "--extra_options", "int4_accuracy_level=4", "int4_block_size=32"]
     _run(command)
 

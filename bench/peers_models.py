@@ -1,8 +1,8 @@
 """What the peers are measured on: random Llamas of real shapes, as a Hugging Face folder that every converter reads.
 
-A weight is an int8 times a scale of four significant bits, one scale a group of 32, and every group has a 127 or -127.
-So the f16 files hold them exactly, and whoever rounds groups of 32 to int8 by their largest value (Q8_0, fastllm's q8)
-finds the same integers and scales again: the same numbers in all those formats.
+A weight is an int8 times the scale of its group of 32. Scales have four significant bits, and every group has a 127 or
+-127. So f16 holds the weights exactly, and any format that rounds groups of 32 to int8 by their largest value (Q8_0,
+fastllm's q8) gets the same integers and scales: all these formats hold the same numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 GROUP = 32
-VERSION = 2  # of what is written here; folders of another are written again
+VERSION = 2  # of the folders' content; a folder of another version is written again
 
 
 class Shape(NamedTuple):
@@ -29,12 +29,12 @@ class Shape(NamedTuple):
     vocab: int
     context: int
     tied: bool  # the head is the embedding
-    prompt: int  # tokens of the prompt that is timed
+    prompt: int  # length of the timed prompt
     tokens: int  # new tokens that are timed
 
     @property
     def matrices(self) -> list[tuple[str, int, int]]:
-        """Of a layer: the name in Hugging Face's files, rows, columns."""
+        """The matrices of a layer: name in Hugging Face's files, rows, columns."""
         kv = self.dim // self.heads * self.kv_heads
         return [
             ("self_attn.q_proj", self.dim, self.dim),
@@ -48,12 +48,12 @@ class Shape(NamedTuple):
 
     @property
     def layer_weights(self) -> int:
-        """Weights that every token of a prompt is multiplied with."""
+        """The number of weights by which every token of a prompt is multiplied."""
         return self.layers * sum(d * n for _, d, n in self.matrices)
 
     @property
     def weights(self) -> int:
-        """Weights that a new token is multiplied with: the layers and the head."""
+        """The number of weights by which a new token is multiplied: the layers' and the head's."""
         return self.layer_weights + self.vocab * self.dim
 
 
@@ -66,7 +66,7 @@ SHAPES = {
 
 
 def write_folder(folder: Path, shape: Shape) -> None:
-    """config.json, model.safetensors in f16 and a tokenizer whose every token is a word of its own."""
+    """Writes config.json, model.safetensors in f16, and a tokenizer in which every token is a word of its own."""
     done = folder / "written"
     if done.exists() and done.read_text() == f"{VERSION} {shape}":
         return
@@ -159,7 +159,7 @@ def _write_weights(path: Path, shape: Shape) -> None:
             else:
                 values = _matrix(rng, *dims)
                 if name.endswith(("embed_tokens.weight", "lm_head.weight")):
-                    values[:3] *= np.float16(0.125)  # as outputs, never the most likely: no text ends early
+                    values[:3] *= np.float16(0.125)  # special tokens are never likeliest: no text ends early
             file.write(values.tobytes())
 
 
@@ -171,7 +171,7 @@ def _matrix(rng: np.random.Generator, d: int, n: int) -> NDArray[np.float16]:
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, NDArray[np.float16]]]:
-    """Name and values of every tensor of a folder that write_folder has written."""
+    """Name and values of every tensor in a folder that write_folder wrote."""
     data = np.memmap(path, np.uint8, "r")
     length = int(data[:8].view("<u8")[0])
     header = json.loads(data[8 : 8 + length].tobytes())
@@ -182,6 +182,6 @@ def read_tensors(path: Path) -> Iterator[tuple[str, NDArray[np.float16]]]:
 
 
 def interleaved(rows: NDArray[np.float16], heads: int) -> NDArray[np.float16]:
-    """A query's or key's rows as llama2.c and GGUF order them: pairs that rotate together follow each other."""
+    """Rows of queries or keys in the order of llama2.c and GGUF: the two rows of a rotary pair are neighbours."""
     d, n = rows.shape
     return rows.reshape(heads, 2, d // heads // 2, n).swapaxes(1, 2).reshape(d, n)

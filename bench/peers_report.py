@@ -23,24 +23,25 @@ TITLES = {
 
 
 class Sample(NamedTuple):
-    """One process's figure. value: tokens/s; of the work "start", seconds."""
+    """A figure of one process. value: tokens/s, or seconds for the work "start"."""
 
     label: str
     shape: str
     work: str
     threads: int
     settings: dict[str, Any]
-    token_bytes: float  # of weights, that a new token reads
-    bits: float  # nominal, a weight
+    token_bytes: float  # bytes of weights that a new token reads
+    bits: float  # nominal bits per weight
     value: float
     rss_mb: float
-    others: float  # cores that other processes took meanwhile
-    share: float | None = None  # of the machine's limit in the same run
+    others: float  # cores that other processes took during the measurement
+    share: float | None = None  # of the machine's limit, which was measured in the same run
 
 
 def limit_key(work: str, threads: int, isa: str = "") -> str:
-    """Of reading memory, GB/s ("read 2"), or of int8 multiply-adds, 1e9/s ("int8 2", of one instruction set
-    "int8 2 avx2")."""
+    """The key of a machine's limit: "read 2" is GB/s with two threads, "int8 2" and "int8 2 avx2" are 1e9 int8
+    multiply-adds/s with the best and with one instruction set.
+    """
     return f"{work} {threads} {isa}".strip()
 
 
@@ -48,7 +49,7 @@ class Result:
     def __init__(self) -> None:
         self.samples: list[Sample] = []
         self.machine: dict[str, list[float]] = {}  # by limit_key
-        self.absent: dict[str, str] = {}  # what is left out: why
+        self.absent: dict[str, str] = {}  # what is left out -> why
 
     @classmethod
     def read(cls, path: Path) -> Result:
@@ -65,32 +66,32 @@ class Result:
         os.replace(unfinished, path)
 
     def add(self, other: Result) -> None:
-        """Another run's figures. Their shares are of what the machine gave in that run."""
+        """Adds the figures of another run, with shares of the machine's limits in that run."""
         self.samples += [sample._replace(share=_share(other, sample)) for sample in other.samples]
         for key, values in other.machine.items():
             self.machine.setdefault(key, []).extend(values)
         self.absent |= other.absent
 
     def limit(self, work: str, threads: int, isa: str = "") -> float | None:
-        """The median of what was measured."""
+        """The median of a limit's measurements."""
         values = self.machine.get(limit_key(work, threads, isa))
         return median(values) if values else None
 
 
 class Row(NamedTuple):
-    """The samples of one peer at one work, shape and thread count."""
+    """The samples of a peer for one work, shape and number of threads."""
 
     label: str
     threads: int
     value: float  # the median
     least: float
     most: float
-    share: float | None  # of the machine's limit, the median
-    ratio: float | None  # how many times as fast fastllm is
+    share: float | None  # median share of the machine's limit
+    ratio: float | None  # fastllm's speed divided by this one
 
 
 def rows(result: Result, shape: str, work: str) -> list[Row]:
-    """In the order in which the peers were first measured."""
+    """The rows of a table, in the order in which the peers were first measured."""
     groups: dict[tuple[str, int], list[Sample]] = {}
     for sample in result.samples:
         if (sample.shape, sample.work) == (shape, work):
@@ -109,8 +110,10 @@ def rows(result: Result, shape: str, work: str) -> list[Row]:
 
 
 def _ours(groups: dict[tuple[str, int], list[Sample]], sample: Sample) -> list[Sample] | None:
-    """fastllm's samples to compare a peer's with: for the same instruction set, and of no more than some 5 bits a
-    weight where the peer's are; where there are none such, those of q8."""
+    """The samples of fastllm to compare a peer's with.
+
+    Of the same instruction set; of about as few bits per weight if the peer has five or fewer; else of q8.
+    """
     isa = isa_of(sample.label)
     for dtype in ("q4", "q8") if sample.bits <= 5 else ("q8",):
         for suffix in (f" ({isa})", "") if isa else ("",):
@@ -120,12 +123,12 @@ def _ours(groups: dict[tuple[str, int], list[Sample]], sample: Sample) -> list[S
 
 
 def isa_of(label: str) -> str:
-    """Of "llama.cpp Q8_0 (avx2)" avx2."""
+    """The instruction set in a label: "avx2" of "llama.cpp Q8_0 (avx2)"."""
     return label.partition(" (")[2].removesuffix(")")
 
 
 def _share(result: Result, sample: Sample) -> float | None:
-    """Of reading memory for a token's weights, of int8 multiply-adds for a prompt's (its head and attention aside)."""
+    """The share of the limit: of memory's speed for a token's weights, of int8 multiply-adds for a prompt's layers."""
     if sample.work == "decode" and (read := result.limit("read", sample.threads)):
         return sample.value * sample.token_bytes / 1e9 / read
     if sample.work == "prefill" and (peak := result.limit("int8", sample.threads, isa_of(sample.label))):
@@ -205,7 +208,7 @@ def _threads(count: int) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, or all of a larger number."""
+    """A number with three significant digits, or all digits before the point if they are more."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
@@ -215,8 +218,11 @@ def number(value: float) -> str:
 
 
 def plot(result: Result, path: Path) -> None:
-    """A panel for each work and shape: a bar for each peer and thread count, and the machine's limit as a line where
-    a peer's own bytes or multiply-adds would meet it."""
+    """Draws a chart for each work and shape.
+
+    A bar is a peer with a number of threads. A line on it is the speed at which the bytes or multiply-adds of the peer
+    would reach the machine's limit.
+    """
     from matplotlib.figure import Figure
 
     panels = [(work, shape) for work in TITLES for shape in SHAPES if rows(result, shape, work)]

@@ -2,10 +2,10 @@
 
     python bench/quality.py [MODEL.gguf ...] [--peer-python PATH]
 
-The built-in model and each MODEL are read as f16 by both sides; each side's types are compared with that side's own f16
-over the same held-out tokens. Text: help texts of Python's own documentation (pydoc's topics), every other one to
-calibrate with and the rest held out; the built-in model's are stories of its grammar. Prints a Markdown table. Without
-a Python that has llama-cpp-python, llama.cpp is left out.
+Both read the built-in model and each MODEL as f16, and compare their smaller types with their own f16 over the same
+held-out tokens. The text is Python's documentation (pydoc's topics): every other topic is for calibration, the others
+are held out. For the built-in model it is stories of its grammar. Prints a Markdown table. Without a Python that has
+llama-cpp-python, llama.cpp is left out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from storyteller.corpus import stories
 
 DEMO = Path(_core.__file__).parent / "demo" / "stories.safetensors"
 PEER = Path(__file__).parent / "quality_llama.py"
-PIECE = 256  # tokens that are read as one text
+PIECE = 256  # tokens of a text
 
 
 class Model(NamedTuple):
@@ -50,7 +50,7 @@ class Row(NamedTuple):
     side: str
     dtype: str
     nbytes: int
-    kl: float  # nats, mean over positions
+    kl: float  # the mean over positions, in nats
     ppl: float
     top1: float
 
@@ -94,7 +94,7 @@ def _held_out(llm: LLM, topics: list[str], pieces: int) -> list[list[int]]:
 
 
 def _write_demo(folder: Path) -> Path:
-    """The built-in model as a GGUF of f16. Its words are not written: both sides are given token ids."""
+    """Writes the built-in model as an f16 GGUF without a vocabulary, as both sides are given token ids."""
     import gguf
 
     stored = store.open_file(DEMO)
@@ -141,7 +141,7 @@ def _floats(matrix: _core.Matrix) -> NDArray[np.float32]:
 
 
 def _interleaved(part: str, w: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
-    """Rows of wq and wk as Llama's GGUF has them: channels that rotate together lie side by side."""
+    """Rows of wq and wk in the order of a Llama in GGUF: the two rows of a rotary pair are neighbours."""
     if part not in ("attn.wq", "attn.wk"):
         return w
     return w.reshape(-1, 2, head_dim // 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
@@ -164,7 +164,7 @@ def _measure(model: Model, folder: Path, peer: str | None) -> Iterator[Row]:
 
 
 def _llama(model: Model, folder: Path, peer: str) -> Iterator[Row]:
-    """llama.cpp's rows: without an importance matrix, and with that of the calibration text."""
+    """llama.cpp's rows of the table: without an importance matrix, and with one of the calibration text."""
     names = folder / "importance.npz"
     np.savez(names, **_importance(model))
     about: dict[str, Any] = {"model": str(model.path), "folder": str(folder), "texts": model.held_out}
@@ -177,7 +177,7 @@ def _llama(model: Model, folder: Path, peer: str) -> Iterator[Row]:
 
 
 def _importance(model: Model) -> dict[str, NDArray[np.float32]]:
-    """The squares of each input of each matrix over the calibration text (as q4 sees them), by GGUF's names."""
+    """The sums of squares of each matrix's inputs over the calibration text, by GGUF's names of the matrices."""
     opened = open_source(model.path, model.tokenizer)
     stored = assemble(opened.recipe, dtype="q8", threads=2)
     llm = LLM(stored, opened.tokenizer, threads=2, context=None, path=model.path)
@@ -188,7 +188,7 @@ def _importance(model: Model) -> dict[str, NDArray[np.float32]]:
     for layer in range(stored.config.n_layers):
         for part, targets in names.items():
             known = seen.factors(f"layers.{layer}.{part}")
-            assert known is not None  # no experts here
+            assert known is not None  # these models have no experts
             squares = np.diag(known.products)
             found |= {f"blk.{layer}.{target}.weight": squares.astype(np.float32) for target in targets}
     return found

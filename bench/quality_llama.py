@@ -1,4 +1,4 @@
-"""llama.cpp's part of bench/quality.py, in the Python that has it: a job as JSON on stdin, rows as JSON to stdout."""
+"""llama.cpp's part of bench/quality.py, run by the Python that has it: reads a job as JSON, writes rows as JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def quantize(source: str, out: Path, ftype: int, importance: dict[str, NDArray[n
     params.ftype, params.allow_requantize = ftype, True
     if importance:
         kind = llama_cpp.llama_cpp.llama_model_imatrix_data
-        entries = (kind * (len(importance) + 1))()  # the last, all zero, ends the list
+        entries = (kind * (len(importance) + 1))()  # an entry of zeros ends the list
         for entry, (name, values) in zip(entries, importance.items(), strict=False):
             entry.name, entry.size = name.encode(), len(values)
             entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
@@ -39,7 +39,7 @@ def quantize(source: str, out: Path, ftype: int, importance: dict[str, NDArray[n
 class Loaded:
     def __init__(self, path: Path, longest: int) -> None:
         params = llama_cpp.llama_model_default_params()
-        params.use_extra_bufts = False  # weights repacked for AMX crash in batches
+        params.use_extra_bufts = False  # batches crash with weights repacked for AMX
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         context = llama_cpp.llama_context_default_params()
         context.n_ctx = context.n_batch = context.n_ubatch = longest

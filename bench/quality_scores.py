@@ -1,4 +1,4 @@
-"""How far one model is from another, the same for every engine: imports nothing but numpy, as their Pythons differ."""
+"""How far one model is from another. Imports only numpy, because every engine runs it in a Python of its own."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 class Model(Protocol):
     def logits(self, text: list[int], /) -> NDArray[np.float32]:
-        """(tokens, vocabulary)"""
+        """The logits after every token: (tokens, vocabulary)."""
 
 
 def compare(exact: Model, other: Model, texts: list[list[int]]) -> tuple[float, float, float]:
-    """KL(exact || other), perplexity of the other, share of positions where both find the same token likeliest."""
+    """KL(exact || other) in nats, the other's perplexity, and the share of positions with the same likeliest token."""
     kl, loss, same = [], [], []
     for text in texts:
         p, q = exact.logits(text), other.logits(text)

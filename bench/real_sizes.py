@@ -2,9 +2,9 @@
 
     python bench/real_sizes.py --folder DIR llama-2-7b llama-3-8b grok-1-pair
 
-Prints for each: bytes read and written, seconds to convert, the converter's memory beside the page cache, tokens/s. A
-model at a time is on the disk: up to 27 GB. Grok-1's is one pair of layers at full width, of the release's 64; what all
-of them take is worked out from it at the end.
+Prints for each the bytes read and written, the seconds and the memory of the conversion (without the page cache), and
+tokens/s. One model at a time is on the disk, of up to 27 GB. Grok-1 is two of the release's 64 layers at full width,
+from which the needs of all 64 are computed at the end.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-_PATTERN = 64 << 20  # bytes of random values, which every tensor repeats
+_PATTERN = 64 << 20  # bytes of random values, of which every tensor is made
 
 
 class Llama(NamedTuple):
     architecture: str
-    dtype: str  # of the safetensors format
+    dtype: str  # as safetensors names it
     config: dict[str, object]
     shards: int
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        c: dict[str, int] = self.config  # type: ignore[assignment]  # those used here are numbers
+        c: dict[str, int] = self.config  # type: ignore[assignment]  # the values used here are numbers
         dim, hidden, vocab = c["hidden_size"], c["intermediate_size"], c["vocab_size"]
         kv = dim // c["num_attention_heads"] * c["num_key_value_heads"]
         yield "model.embed_tokens.weight", (vocab, dim)
@@ -91,7 +91,7 @@ LLAMAS = {
 
 
 def _pattern(dtype: str) -> bytes:
-    """Normal values of standard deviation 0.02, as trained weights have."""
+    """The bytes of normal values with the standard deviation of trained weights, 0.02."""
     values = (np.random.default_rng(0).standard_normal(_PATTERN // 2, np.float32) * 0.02).astype(np.float32)
     if dtype == "F16":
         return values.astype(np.float16).tobytes()
@@ -122,7 +122,7 @@ def write_llama(folder: Path, model: Llama) -> None:
                 if len(shape) == 1:
                     file.write(ones * (left // 2))
                     continue
-                start = hash_of(key) % (_PATTERN // 2) * 2  # no two matrices are the same
+                start = hash_of(key) % (_PATTERN // 2) * 2  # so that no two matrices are equal
                 while left:
                     piece = pattern[start : start + min(left, _PATTERN - start)]
                     file.write(piece)
@@ -135,7 +135,7 @@ def hash_of(text: str) -> int:
 
 
 class QuantizedWeight8bit:
-    """What the released code pickles a matrix as."""
+    """The class as which the released code pickles a matrix."""
 
     def __init__(self, weight: NDArray[np.int8], scales: NDArray[np.float32]) -> None:
         self.weight, self.scales = weight, scales
@@ -172,7 +172,7 @@ def write_grok(folder: Path, layers: int = 2) -> None:
 
     def matrix(*shape: int) -> QuantizedWeight8bit:
         *stack, _, outputs = shape
-        scales = np.full((*stack, 8, outputs), 0.02 / 73, np.float32)  # of uniform values: a deviation of 0.02
+        scales = np.full((*stack, 8, outputs), 0.02 / 73, np.float32)  # deviation 0.02 for uniform int8
         return QuantizedWeight8bit(np.resize(pattern, shape), scales)
 
     emb, ffn, experts = g["emb"], g["ffn"], g["experts"]
@@ -202,7 +202,7 @@ def write_grok(folder: Path, layers: int = 2) -> None:
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
 
-# A process of its own generates, so that its memory is its own too. No tokenizer: ids go in and out.
+# Generates in a process of its own, so that its memory can be measured. There is no tokenizer: texts are ids.
 _RUN = """
 import json, sys, time
 start = time.perf_counter()
@@ -221,7 +221,7 @@ print(json.dumps({"load": loaded, "prefill": len(prompt) / generation.prompt_sec
 
 
 def anonymous_peak(process: subprocess.Popen[str]) -> int:
-    """The most memory a process has beside mapped files, in bytes, looked at every 20 ms until it ends."""
+    """The peak of a process's memory without mapped files, in bytes, sampled every 20 ms until it ends."""
     most = 0
     status = Path(f"/proc/{process.pid}/status")
     while process.poll() is None:
@@ -236,7 +236,7 @@ def anonymous_peak(process: subprocess.Popen[str]) -> int:
 
 
 def run(*command: str) -> tuple[str, float, int]:
-    """A command's output, seconds, and most anonymous memory in bytes."""
+    """Runs a command: its output, seconds, and peak of anonymous memory in bytes."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
     peaks: list[int] = []
@@ -274,7 +274,7 @@ def measure(name: str, folder: Path) -> str:
 
 
 def grok_on_paper() -> str:
-    """What the release's 64 layers take: parameters, bytes per token, memory, tokens/s at some bandwidths."""
+    """What all 64 layers of the release need: parameters, bytes per token, memory, tokens/s at some bandwidths."""
     g = GROK
     q, kv = g["heads"] * g["key"], g["kv_heads"] * g["key"]
     attention = g["emb"] * (2 * q + 2 * kv)

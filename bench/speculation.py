@@ -1,8 +1,8 @@
 """Speculative decoding side by side with plain decoding: python bench/speculation.py MODEL [--draft MODEL]
 
-Texts that repeat what they were given (a summary by quotes, code with a small change), and one that does not (a story),
-each written plainly and with guesses, in turns; the texts must be equal. A table of medians comes out as Markdown.
-Without MODEL: SmolLM2-135M-Instruct below the folder that FASTLLM_TEST_WEIGHTS names.
+Two of the texts repeat their prompt (a summary by quotes, code with a small change), one does not (a story). Each is
+written plainly and with guesses in turns, and the texts must be equal. Prints a Markdown table of medians. The default
+MODEL is SmolLM2-135M-Instruct in the folder that FASTLLM_TEST_WEIGHTS names.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ SAMPLINGS = {"greedy": Sampling(temperature=0), "sampled": Sampling(temperature=
 
 class Run(NamedTuple):
     tokens: list[int]
-    tps: float  # new tokens a second, without the first, which comes with the prompt
+    tps: float  # new tokens per second after the first, which comes with the prompt
     proposed: int
     accepted: int
 

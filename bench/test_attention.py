@@ -1,4 +1,4 @@
-"""Attention far into a context, where a token's time is the reading of its past."""
+"""Attention in a long context, where a token's time is spent on reading keys and values."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from fastllm import _core
 from . import models
 
 POSITION = 8000
-BYTES = {"f32": 4.0, "f16": 2.0, "q8": 1.125}  # of a number, scales included
+BYTES = {"f32": 4.0, "f16": 2.0, "q8": 1.125}  # bytes per number, with scales
 
 
 @pytest.mark.parametrize("threads", [1, 2], ids=["1 thread", "2 threads"])
 @pytest.mark.parametrize("kv_dtype", BYTES)
 def test_long_context(benchmark: Any, kv_dtype: str, threads: int) -> None:
-    """One token through four layers with SmolLM2-135M's heads, the stream so narrow that all else is little."""
+    """One token, four layers with SmolLM2-135M's heads and a stream so narrow that nearly all work is attention."""
     config = models.config(
         dim=32,
         hidden_dim=32,

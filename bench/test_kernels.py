@@ -1,4 +1,4 @@
-"""The parts: matrix products, attention, sampling."""
+"""Single parts of a forward: matrix products, attention, sampling."""
 
 from typing import Any
 
@@ -18,8 +18,10 @@ pytestmark = pytest.mark.benchmark(min_rounds=5, max_time=0.4)
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16", "q8"])
 @pytest.mark.parametrize("shape", models.MATRICES_1B, ids=lambda s: f"{s[0]}x{s[1]}")
 def test_multiply(benchmark: Any, shape: tuple[int, int], dtype: str, tokens: int) -> None:
-    """One product on one thread, the inputs' copy and quantization to int8 included, which a model shares between
-    products. The smaller matrices stay in a cache from one call to the next; those of a model do not."""
+    """One product on one thread, with the copy of its inputs and their rounding to int8.
+
+    A model shares these between several products. The smaller matrices stay in a cache between calls, unlike a model's.
+    """
     d, n = shape
     matrix = models.matrix(dtype, d, n)
     x, out = models.aligned(tokens, n), models.aligned(tokens, -(-d // _core.LANES) * _core.LANES)
@@ -28,9 +30,9 @@ def test_multiply(benchmark: Any, shape: tuple[int, int], dtype: str, tokens: in
     benchmark(matrix.multiply, x, out)
 
 
-# _core.attend copies all keys and values into the cache's layout before it attends, and for one row that copy is most
-# of the work. So attention is measured where it runs, in a forward: of one layer with the heads of a 1 B model, around
-# a residual stream so narrow (32) that 96 % of its multiply-adds and 86 % of its bytes, or more, are attention's.
+# _core.attend first copies all keys and values into the cache's layout, which for one row is most of the work. So
+# attention is measured in a forward of one layer, with the heads of a 1B model and a stream so narrow (32) that
+# attention does at least 96 % of the multiply-adds and reads 86 % of the bytes.
 @pytest.mark.parametrize("tokens", [(2047, 1), (960, 64)], ids=["1t-of-2048", "64t-of-1024"])
 @pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
 @pytest.mark.parametrize("heads", [(32, 64), (16, 128)], ids=["32x64", "16x128"])
@@ -61,7 +63,7 @@ def test_attention(benchmark: Any, heads: tuple[int, int], kv_dtype: str, tokens
     benchmark(step)
 
 
-# The standard deviation of logits at which 1 % of a vocabulary holds nine tenths of the mass, as a text's next word.
+# With this standard deviation of logits 1 % of the vocabulary has 90 % of the probability, as in a text.
 SPREAD = 3.5
 
 SAMPLINGS = {
@@ -85,12 +87,12 @@ SAMPLINGS = {
 @pytest.mark.parametrize("kind", SAMPLINGS)
 @pytest.mark.parametrize("vocab_size", [32000, 128256])
 def test_sampler(benchmark: Any, vocab_size: int, kind: str) -> None:
-    """One draw, from logits spread as a text's are."""
+    """One draw from logits that are distributed as in a text."""
     rng = np.random.default_rng(1)
     logits = _core.Buffer(-(-vocab_size // _core.LANES) * _core.LANES * 4)
     np.frombuffer(logits, np.float32)[:vocab_size] = rng.standard_normal(vocab_size, np.float32) * SPREAD
     sampler = _core.Sampler(vocab_size, SAMPLINGS[kind], seed=1)
-    for token in rng.integers(vocab_size, size=256):  # what the penalties are for
+    for token in rng.integers(vocab_size, size=256):  # tokens that the penalties apply to
         sampler.accept(int(token), generated=True)
     benchmark.extra_info.update(bytes=vocab_size * 4)
     benchmark(sampler.draw, logits)

@@ -1,4 +1,4 @@
-"""The side-by-side: its tables, from figures that are given, and what it would measure."""
+"""bench/peers.py: its tables, made from given figures, and what it would measure."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-# Nothing is timed here.
+# pytest-benchmark warns of tests that time nothing.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest_benchmark.logger.PytestBenchmarkWarning")
 
 PEERS = Path(__file__).with_name("peers.py")
@@ -23,7 +23,7 @@ def sample(label: str, value: float, *, work: str = "decode", threads: int = 1, 
 
 
 def cells(folder: Path, *runs: tuple[list[dict[str, Any]], dict[str, list[float]]]) -> dict[str, list[str]]:
-    """The one table of speeds that comes out of these runs' samples and machine's limits: first cell -> the others."""
+    """Runs bench/peers.py on (samples, machine's limits) of runs; returns its one table: first cell -> the others."""
     files = [folder / f"run{i}.json" for i in range(len(runs))]
     for file, (samples, machine) in zip(files, runs, strict=True):
         absent = {f"someone of {file.stem}": "no such file"}
@@ -44,7 +44,7 @@ def test_medians_shares_and_ratios(tmp_path: Path) -> None:
     found = cells(tmp_path, (samples, {"read 1": [100, 50, 25], "read 2": [80]}))
     assert found["fastllm q8"] == ["20.0", "10.0 to 30.0", "40%", "", "40.0", "40.0 to 40.0", "50%", ""]
     assert found["peer Q8_0"] == ["5.00", "5.00 to 5.00", "10%", "4.00 x", "10.0", "10.0 to 10.0", "12%", "4.00 x"]
-    assert found["peer Q4_0"][3] == "3.00 x"  # beside q4, not q8
+    assert found["peer Q4_0"][3] == "3.00 x"  # compared with q4, not with q8
 
 
 def test_less_time_is_faster(tmp_path: Path) -> None:
@@ -62,14 +62,14 @@ def test_runs_are_shown_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("label", ["fastllm q8 (avx2)", "fastllm q8"])
 def test_builds_for_an_instruction_set(tmp_path: Path, label: str) -> None:
-    """Beside fastllm with the same one, where that was measured."""
+    """A build for an instruction set is compared with fastllm on the same one, if that was measured."""
     samples = [sample("fastllm q8", 50), sample(label, 20), sample("peer Q8_0 (avx2)", 10)]
     expected = "2.00 x" if label.endswith("(avx2)") else "3.50 x"
     assert cells(tmp_path, (samples, {}))["peer Q8_0 (avx2)"][3] == expected
 
 
 def test_an_instruction_set_has_a_peak_of_its_own(tmp_path: Path) -> None:
-    weights = 22 * (2048 * (2 * 2048 + 2 * 256) + 3 * 2048 * 5632)  # of the 1.1B layers
+    weights = 22 * (2048 * (2 * 2048 + 2 * 256) + 3 * 2048 * 5632)  # of the layers of 1.1B
     samples = [sample(label, 100, work="prefill") for label in ("peer Q8_0", "peer Q8_0 (avx2)", "peer Q8_0 (sse)")]
     found = cells(tmp_path, (samples, {"int8 1": [weights / 1e6], "int8 1 avx2": [weights / 4e6]}))
     assert [row[2] for row in found.values()] == ["10%", "40%", ""]
@@ -93,7 +93,7 @@ def test_builds_stand_beside_fastllm_with_their_instruction_set(peers: ModuleTyp
 
 
 def test_settings_that_crash_are_not_taken(peers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And of the others the fastest is, from then on."""
+    """A setting that crashes is not taken, and the fastest of the others is used from then on."""
     ran = []
 
     def run(peer: Any, work: str, threads: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +111,14 @@ def test_settings_that_crash_are_not_taken(peers: ModuleType, monkeypatch: pytes
     found = [(sample.work, sample.value, sample.settings) for sample in bench.result.samples]
     decode, prefill = {"repack": True}, {"repack": False}
     assert found == 2 * [("decode", 11.0, decode), ("prefill", 10.0, prefill)]
-    assert ran == [decode, prefill, decode, prefill, decode, prefill]  # of each work both, then the better one
+    assert ran == [
+        decode,
+        prefill,
+        decode,
+        prefill,
+        decode,
+        prefill,
+    ]  # both settings of each work, then the better
     assert bench.result.machine == {"read 1": 4 * [1.0], "int8 1": 4 * [1.0], "int8 1 avx2": 4 * [1.0]}
     assert not bench.result.absent
 
@@ -125,7 +132,7 @@ def test_what_always_crashes_is_left_out(peers: ModuleType, monkeypatch: pytest.
 
 
 def test_several_texts_of_a_process(peers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is a sample; of two settings those are better whose median is."""
+    """Each text of a process is a sample, and the settings with the better median win."""
     values = {1: [1.0, 9.0, 2.0], 0: [3.0, 4.0, 5.0]}
     ran = []
 
@@ -144,13 +151,13 @@ def test_long_contexts_are_kept_in_16_or_8_bits(peers: ModuleType) -> None:
     peer = peers.Peer("llama.cpp", peers.GGUF[0], "SmolLM2-135M", "python")
     for work, kv in (("long", "f16"), ("long-q8", "q8")):
         spec = peer.spec(work, 1, {})
-        assert (spec["kv"], spec["before"]) == (kv, peers.FAR)
+        assert (spec["kv"], spec["before"]) == (kv, importlib.import_module("peers_kinds").FAR)
         assert spec["before"] + spec["count"] < spec["room"] <= peers.SHAPES["SmolLM2-135M"].context
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the program is a script")
 def test_the_table_of_ik_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of what llama-batched-bench prints, the speed of the new tokens, wherever it is printed."""
+    """The speed of new tokens is read from llama-batched-bench's table, on stdout or stderr."""
     lines = ["main: n_threads = 2", "|    PP |  TG |   B |  N_KV |  T_PP s | S_PP t/s |  T_TG s | S_TG t/s |"]
     lines += ["|-------|-----|-----|-------|---------|----------|---------|----------|"]
     lines += ["|     8 |  16 |  16 |   384 |   0.500 |   256.00 |   2.000 |   128.00 |"]

@@ -1,6 +1,6 @@
-"""The walls of the house: no circles, folders that only say and export, files that can be read at a sitting.
+"""The structure of the sources: no circular imports, folders whose __init__ only exports, no file of over 400 lines.
 
-What a part of python/fastllm may import is in pyproject.toml, as import-linter's contracts.
+Which part of python/fastllm may import which is in pyproject.toml, as contracts of import-linter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PYTHON, CSRC = ROOT / "python", ROOT / "csrc"
 _MOST_LINES = 400
-# Longer, and why a sentence cannot name the halves.
+# Longer files, and why each is not two: no sentence could name the halves.
 _LONGER: dict[str, str] = {
     "bench/storyteller/grammar.py": "a table of words and plots",
 }
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="needs the repository"
 
 
 def circle(edges: Mapping[str, Iterable[str]]) -> list[str]:
-    """The nodes of a circle in a graph, in order, or none."""
+    """The nodes of one circle of a graph in order, or an empty list."""
     done: set[str] = set()
 
     def walk(node: str, path: list[str]) -> list[str]:
@@ -54,7 +54,7 @@ def test_circle() -> None:
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package by its name; a folder's __init__ by the folder's."""
+    """The path of every module of the package by its dotted name; an __init__ has its folder's name."""
     found = {}
     for path in (PYTHON / "fastllm").rglob("*.py"):
         parts = path.relative_to(PYTHON).with_suffix("").parts
@@ -63,7 +63,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported(path: Path, known: Mapping[str, Path]) -> set[str]:
-    """The modules of the package that a file imports, wherever in it and for types too."""
+    """The modules of the package that a file imports anywhere: in functions and for type checkers too."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -78,12 +78,12 @@ def imported(path: Path, known: Mapping[str, Path]) -> set[str]:
 def test_python_has_no_circles() -> None:
     known = modules()
     edges = {name: imported(path, known) - {"fastllm"} for name, path in known.items()}
-    del edges["fastllm"]  # it gives LLM and load when they are asked for; all others import its version and core
+    del edges["fastllm"]  # it imports LLM and load when they are first used; every module may import it
     assert not circle(edges)
 
 
 def test_what_lies_in_a_folder_does_not_import_the_folder() -> None:
-    """It would be a circle: the folder's __init__ exports what lies in it."""
+    """That would be a circle, because the folder's __init__ imports its modules."""
     known = modules()
     for name, path in known.items():
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
@@ -106,7 +106,7 @@ def test_a_folder_says_what_it_is_and_exports() -> None:
 
 # ---- C ---------------------------------------------------------------------------------------------------------------
 
-# What a line at a file's left edge defines for others: a function, a type, a macro; and the constants of an enum.
+# A definition at the left edge of a C file: a function, a type or a macro. _ENUM: the constants of an enum.
 _DEFINED = re.compile(
     r"^(?:static inline |FL_INLINE |static FL_INLINE |const )*[A-Za-z_][\w ]*?[\s*]+\**(\w+)\([^;{}]*\)\s*\{"
     r"|^\} (\w+);|^typedef [^;{]*?(\w+)(?:\([^;]*\))?;|^#define (\w+)|^struct (\w+) \{",
@@ -121,7 +121,7 @@ def code(path: Path) -> str:
 
 
 def defined(path: Path) -> set[str]:
-    """The names that a file gives to others: all of a header, and of a .c file its functions that are not static."""
+    """The names that a file defines for other files: all of a header, and a .c file's functions that are not static."""
     names = set()
     for match in _DEFINED.finditer(code(path)):
         if path.suffix == ".h" or (match[1] and not match[0].startswith("static")):
@@ -132,14 +132,14 @@ def defined(path: Path) -> set[str]:
 
 
 def test_c_has_no_circles() -> None:
-    """A file's .c and .h are one, and so are the instruction sets' lanes. An edge is the use of a name of another.
+    """A unit is a .c file with its .h; the headers of lanes are one unit. A unit needs those whose names it uses.
 
-    Names that do not begin with fl_ or FL_ are known in their folder only: kernels/ has many short ones.
+    Names that do not begin with fl_ or FL_ count only within kernels/, where many are short.
     """
     homes: dict[str, set[str]] = defaultdict(set)
     words: dict[str, set[str]] = defaultdict(set)
     for path in sorted(CSRC.rglob("*.[ch]")):
-        if path.name == "fastllm.h":  # what it declares is defined in the others
+        if path.name == "fastllm.h":  # its declarations are defined in other files
             continue
         unit = re.sub(r"^kernels/lanes_\w+", "kernels/lanes", str(path.relative_to(CSRC).with_suffix("")))
         words[unit] |= set(re.findall(r"\b[A-Za-z_]\w*\b", code(path)))

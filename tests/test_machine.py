@@ -1,4 +1,4 @@
-"""How many threads, and why; how fast memory reads."""
+"""The number of threads and the reasons for it, and the measured speed of memory."""
 
 import os
 import subprocess
@@ -7,10 +7,10 @@ from math import inf
 
 import pytest
 
-from conftest import run
 from fastllm import _core, cores, machine
 from fastllm.cli import main
 from fastllm.errors import OptionError
+from helpers.calls import run
 
 openmp = pytest.mark.skipif(not _core.has_threads(), reason="built without OpenMP")
 
@@ -81,7 +81,7 @@ def test_omp_num_threads_is_honoured(monkeypatch, value, count):
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     assert machine.thread_count() == (default if count is None else (count, "OMP_NUM_THREADS"))
     assert machine.check_threads(None) == machine.thread_count()[0]
-    assert machine.check_threads(2) == 2  # what is asked for goes first
+    assert machine.check_threads(2) == 2  # an explicit number wins
 
 
 @openmp

@@ -1,0 +1,1 @@
+"""What tests share: random models and files, references to compare with, and how calls end."""
