@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import vocabularies
 from conftest import failure
 from fastllm import TokenizerError
-from fastllm.tokenizer import classes, decode, find, from_blob, read
+from fastllm.tokenizer import _classes as classes
+from fastllm.tokenizer import decode, find, from_blob, read
 from vocabularies import clean
 
 transformers = pytest.importorskip("transformers")

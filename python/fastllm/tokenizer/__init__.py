@@ -135,11 +135,11 @@ Files = Mapping[str, bytes]
 
 # Kind -> its module in this package, and the name under which its `read` finds the main file.
 _KINDS: dict[str, tuple[str, str]] = {
-    "llama2.c": ("pieces", "tokenizer.bin"),
-    "sentencepiece": ("pieces", "tokenizer.model"),
+    "llama2.c": ("sentencepiece", "tokenizer.bin"),
+    "sentencepiece": ("sentencepiece", "tokenizer.model"),
     "tokenizer.json": ("tokenizer_json", "tokenizer.json"),
     "unigram": ("unigram", "tokenizer.model"),
-    "tiktoken": ("tiktoken_ranks", "tokenizer.model"),
+    "tiktoken": ("tiktoken", "tokenizer.model"),
     "tekken": ("tekken", "tekken.json"),
     "gpt2": ("gpt2", "vocab.json"),
     "wordpiece": ("wordpiece", "vocab.txt"),
@@ -229,18 +229,18 @@ def _load(path: Path) -> bytes:
 
 
 def _class_of(beside: Files) -> str:
-    found: str = import_module("fastllm.tokenizer.classes").class_of(beside)
+    found: str = import_module("fastllm.tokenizer._classes").class_of(beside)
     return found
 
 
 def _own_rules(beside: Files) -> str:
     """The class for which a tokenizer.json is, where that has rules of its own in place of the file's; else nothing."""
-    bert: str = import_module("fastllm.tokenizer.settings").BERT
+    bert: str = import_module("fastllm.tokenizer._settings").BERT
     return _llama_class(beside) or (bert if _class_of(beside) == bert else "")
 
 
 def _llama_class(beside: Files) -> str:
-    found: str = import_module("fastllm.tokenizer.settings").llama_class(beside)
+    found: str = import_module("fastllm.tokenizer._settings").llama_class(beside)
     return found
 
 

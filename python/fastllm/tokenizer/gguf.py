@@ -14,8 +14,9 @@ from typing import Any
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import END_TOKENS, Files, Tokenizer
-from fastllm.tokenizer.added import AddedToken
-from fastllm.tokenizer.pieces import (
+from fastllm.tokenizer._added import AddedToken
+from fastllm.tokenizer._settings import Settings
+from fastllm.tokenizer.sentencepiece import (
     BYTE,
     CONTROL,
     NORMAL,
@@ -26,7 +27,6 @@ from fastllm.tokenizer.pieces import (
     shown,
     user_defined,
 )
-from fastllm.tokenizer.settings import Settings
 
 # ---- splits of a text into words -------------------------------------------------------------------------------------
 

@@ -6,9 +6,9 @@ import re
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import Files, Stream, Tokenizer
-from fastllm.tokenizer.added import special_splitter
-from fastllm.tokenizer.classes import by_role, class_of, roles_of
-from fastllm.tokenizer.settings import Settings
+from fastllm.tokenizer._added import special_splitter
+from fastllm.tokenizer._classes import by_role, class_of, roles_of
+from fastllm.tokenizer._settings import Settings
 
 _NAMED = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")  # <mask>, [MASK]
 

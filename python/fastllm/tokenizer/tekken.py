@@ -7,9 +7,9 @@ from typing import Any
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import Files
-from fastllm.tokenizer.classes import mapping_of
-from fastllm.tokenizer.settings import Settings
-from fastllm.tokenizer.tiktoken_ranks import RankTokenizer
+from fastllm.tokenizer._classes import mapping_of
+from fastllm.tokenizer._settings import Settings
+from fastllm.tokenizer.tiktoken import RankTokenizer
 
 # The special tokens of files up to version 7 that list none (mistral-common, tokens/tokenizers/tekken.py).
 _OLD_SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"]

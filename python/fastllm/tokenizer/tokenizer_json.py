@@ -16,8 +16,8 @@ from weakref import WeakSet
 
 from fastllm.errors import FastLLMError, TokenizerError, import_error
 from fastllm.tokenizer import Files, Pair, Stream, Tokenizer
-from fastllm.tokenizer.decoding import Decoding
-from fastllm.tokenizer.settings import Settings
+from fastllm.tokenizer._decoders import Decoding
+from fastllm.tokenizer._settings import Settings
 
 if TYPE_CHECKING:
     import tokenizers

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import Files
-from fastllm.tokenizer.classes import Added, add_specials, around, by_role, class_of, roles_of, special
+from fastllm.tokenizer._classes import Added, add_specials, around, by_role, class_of, roles_of, special
+from fastllm.tokenizer._settings import Settings
 from fastllm.tokenizer.letters import lines_of
-from fastllm.tokenizer.settings import Settings
 from fastllm.tokenizer.tokenizer_json import LibraryTokenizer, bert_normalizer, library, refusals
 
 # White space at the end of a line is none of the token's.

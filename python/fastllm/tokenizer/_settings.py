@@ -8,7 +8,7 @@ from typing import Any
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import CLASS_FILE, Files, Tokenizer
-from fastllm.tokenizer.added import AddedToken
+from fastllm.tokenizer._added import AddedToken
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

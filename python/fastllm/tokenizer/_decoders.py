@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer import Stream
-from fastllm.tokenizer.pieces import byte_or
+from fastllm.tokenizer.sentencepiece import byte_or
 
 Settings = dict[str, Any]
 
