@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import CLASS_FILE, Files
 from fastllm.tokenizer._settings import ROLES, Settings, load_json
+from fastllm.tokenizer.base import CLASS_FILE, Files
 from fastllm.tokenizer.tokenizer_json import library
 
 # Class -> the model types that it belongs to (transformers, models/auto/tokenization_auto.py).

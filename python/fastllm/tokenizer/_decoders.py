@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import Stream
+from fastllm.tokenizer.base import Stream
 from fastllm.tokenizer.sentencepiece import byte_or
 
 Settings = dict[str, Any]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import CLASS_FILE, Files, Tokenizer
 from fastllm.tokenizer._added import AddedToken
+from fastllm.tokenizer.base import CLASS_FILE, Files, Tokenizer
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

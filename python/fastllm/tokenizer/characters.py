@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import Files, Stream, Tokenizer
+from fastllm.tokenizer.base import Files, Stream, Tokenizer
 
 
 class CharacterTokenizer(Tokenizer):

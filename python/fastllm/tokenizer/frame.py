@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fastllm.tokenizer import Tokenizer
+from fastllm.tokenizer.base import Tokenizer
 
 
 class Frame(NamedTuple):

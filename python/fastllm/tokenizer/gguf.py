@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import END_TOKENS, Files, Tokenizer
 from fastllm.tokenizer._added import AddedToken
+from fastllm.tokenizer._ends import END_TOKENS
 from fastllm.tokenizer._settings import Settings
+from fastllm.tokenizer.base import Files, Tokenizer
 from fastllm.tokenizer.sentencepiece import (
     BYTE,
     CONTROL,

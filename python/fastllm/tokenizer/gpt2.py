@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import Files
 from fastllm.tokenizer._classes import Added, add_specials, around, by_role, class_of, roles_of, special
 from fastllm.tokenizer._settings import Settings, load_json
+from fastllm.tokenizer.base import Files
 from fastllm.tokenizer.tokenizer_json import LibraryTokenizer, library, refusals
 
 _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"

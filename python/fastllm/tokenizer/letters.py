@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import Files, Stream, Tokenizer
 from fastllm.tokenizer._added import special_splitter
 from fastllm.tokenizer._classes import by_role, class_of, roles_of
 from fastllm.tokenizer._settings import Settings
+from fastllm.tokenizer.base import Files, Stream, Tokenizer
 
 _NAMED = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")  # <mask>, [MASK]
 

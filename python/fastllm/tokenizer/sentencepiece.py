@@ -8,9 +8,9 @@ from typing import Any
 
 from fastllm import _core
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import Files, Stream, Tokenizer
 from fastllm.tokenizer._added import AddedToken, AddedTokens
 from fastllm.tokenizer._settings import Settings
+from fastllm.tokenizer.base import Files, Stream, Tokenizer
 
 SPACE = "\u2581".encode()
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # sentencepiece_model.proto, Type; GGUF's too

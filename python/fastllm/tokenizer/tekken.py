@@ -6,9 +6,9 @@ from base64 import b64decode
 from typing import Any
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import Files
 from fastllm.tokenizer._classes import mapping_of
 from fastllm.tokenizer._settings import Settings
+from fastllm.tokenizer.base import Files
 from fastllm.tokenizer.tiktoken import RankTokenizer
 
 # The special tokens of files up to version 7 that list none (mistral-common, tokens/tokenizers/tekken.py).

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from fastllm.errors import FastLLMError, TokenizerError, import_error
-from fastllm.tokenizer import Files, Pair, Stream, Tokenizer
 from fastllm.tokenizer._decoders import Decoding
 from fastllm.tokenizer._settings import Settings
+from fastllm.tokenizer.base import Files, Pair, Stream, Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers

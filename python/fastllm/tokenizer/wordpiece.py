@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import Files
 from fastllm.tokenizer._classes import Added, add_specials, around, by_role, class_of, roles_of, special
 from fastllm.tokenizer._settings import Settings
+from fastllm.tokenizer.base import Files
 from fastllm.tokenizer.letters import lines_of
 from fastllm.tokenizer.tokenizer_json import LibraryTokenizer, bert_normalizer, library, refusals
 
