@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from fastllm.errors import TokenizerError
+from fastllm.tokenizer._pieces import byte_or
 from fastllm.tokenizer.base import Stream
-from fastllm.tokenizer.sentencepiece import byte_or
 
 Settings = dict[str, Any]
 

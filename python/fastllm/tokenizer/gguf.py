@@ -15,9 +15,7 @@ from typing import Any
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer._added import AddedToken
 from fastllm.tokenizer._ends import END_TOKENS
-from fastllm.tokenizer._settings import Settings
-from fastllm.tokenizer.base import Files, Tokenizer
-from fastllm.tokenizer.sentencepiece import (
+from fastllm.tokenizer._pieces import (
     BYTE,
     CONTROL,
     NORMAL,
@@ -28,6 +26,8 @@ from fastllm.tokenizer.sentencepiece import (
     shown,
     user_defined,
 )
+from fastllm.tokenizer._settings import Settings
+from fastllm.tokenizer.base import Files, Tokenizer
 
 # ---- splits of a text into words -------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from fastllm.tokenizer.base import Files, Tokenizer
 
 # Kind -> its module in this package, and the name under which its `read` finds the main file.
 KINDS: dict[str, tuple[str, str]] = {
-    "llama2.c": ("sentencepiece", "tokenizer.bin"),
+    "llama2.c": ("llama2c", "tokenizer.bin"),
     "sentencepiece": ("sentencepiece", "tokenizer.model"),
     "tokenizer.json": ("tokenizer_json", "tokenizer.json"),
     "unigram": ("unigram", "tokenizer.model"),
@@ -35,8 +35,7 @@ def from_blob(kind: str, blob: bytes) -> Tokenizer:
     files = _unpack(blob) if blob.startswith(_PACKED) else {name: blob}
     if name not in files:
         raise TokenizerError(f"it has no {name}")
-    function = "read_llama2c" if kind == "llama2.c" else "read"
-    reader: Callable[[Files], Tokenizer] = getattr(import_module(f"fastllm.tokenizer.{module}"), function)
+    reader: Callable[[Files], Tokenizer] = import_module(f"fastllm.tokenizer.{module}").read
     tokenizer = reader(files)
     tokenizer.kind, tokenizer.blob = kind, blob
     tokenizer.ends = tuple(dict.fromkeys((*tokenizer.ends, *known_ends(tokenizer))))
