@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastllm.errors import TokenizerError
+from fastllm.tokenizer._library import library
 from fastllm.tokenizer._settings import ROLES, Settings, load_json
 from fastllm.tokenizer.base import CLASS_FILE, Files
-from fastllm.tokenizer.tokenizer_json import library
 
 # Class -> the model types that it belongs to (transformers, models/auto/tokenization_auto.py).
 _MODEL_TYPES = {

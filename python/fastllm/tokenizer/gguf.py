@@ -177,7 +177,7 @@ def _sentencepiece(metadata: _Metadata) -> Tokenizer:
 
 
 def _bpe(metadata: _Metadata) -> Tokenizer:
-    from fastllm.tokenizer.tokenizer_json import LibraryTokenizer, library, refusals
+    from fastllm.tokenizer._library import LibraryTokenizer, library, refusals
 
     hf = library("its vocabulary")
     pre = metadata.get("pre")

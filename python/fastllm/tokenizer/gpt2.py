@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer._classes import Added, add_specials, around, by_role, class_of, roles_of, special
+from fastllm.tokenizer._library import LibraryTokenizer, library, refusals
 from fastllm.tokenizer._settings import Settings, load_json
 from fastllm.tokenizer.base import Files
-from fastllm.tokenizer.tokenizer_json import LibraryTokenizer, library, refusals
 
 _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 _CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"

@@ -7,9 +7,9 @@ from typing import Any
 
 from fastllm.errors import TokenizerError, import_error
 from fastllm.tokenizer._added import special_splitter
+from fastllm.tokenizer._library import refusals
 from fastllm.tokenizer._settings import Settings
 from fastllm.tokenizer.base import Files, Stream, Tokenizer
-from fastllm.tokenizer.tokenizer_json import refusals
 
 # Llama 3's own split of a text into words, from its reference tokenizer.
 WORDS = (

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from fastllm import _core
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer._classes import Added, add_specials, around, by_role, class_of, mapping_of, roles_of, special
+from fastllm.tokenizer._library import LibraryTokenizer, library, refusals
 from fastllm.tokenizer._pieces import CONTROL, USER_DEFINED
 from fastllm.tokenizer._settings import Settings
 from fastllm.tokenizer.base import Files
-from fastllm.tokenizer.tokenizer_json import LibraryTokenizer, library, refusals
 
 Pieces = list[tuple[str, float]]
 _MOST_EXTRA = 1 << 12  # T5's extra ids

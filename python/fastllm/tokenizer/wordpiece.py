@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer._classes import Added, add_specials, around, by_role, class_of, roles_of, special
+from fastllm.tokenizer._library import LibraryTokenizer, bert_normalizer, library, refusals
 from fastllm.tokenizer._settings import Settings
 from fastllm.tokenizer.base import Files
 from fastllm.tokenizer.letters import lines_of
-from fastllm.tokenizer.tokenizer_json import LibraryTokenizer, bert_normalizer, library, refusals
 
 # White space at the end of a line is none of the token's.
 _WHITE = " \t\n\v\f\r\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
