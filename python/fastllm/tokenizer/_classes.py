@@ -1,17 +1,13 @@
-"""Which of transformers' tokenizer classes a vocabulary is for, and the special tokens that such a class brings.
+"""Which of transformers' tokenizer classes a vocabulary is for.
 
-A vocab.json or a SentencePiece model does not say how a text is split, nor what is put around it: that is in the class
-that tokenizer_config.json names, or that belongs to config.json's model type.
+A vocab.json or a SentencePiece model does not say how a text is split, or which tokens are put around it. That is in
+the class, which tokenizer_config.json names or which follows from config.json's model type. Here are only the names;
+what each class does is in the files of the kinds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-from fastllm.errors import TokenizerError
-from fastllm.tokenizer._library import library
-from fastllm.tokenizer._settings import ROLES, Settings, load_json
+from fastllm.tokenizer._parsing import json_object
 from fastllm.tokenizer.base import CLASS_FILE, Files
 
 # Class -> the model types that it belongs to (transformers, models/auto/tokenization_auto.py).
@@ -80,100 +76,40 @@ def class_of(files: Files) -> str:
     type, else the unknown model type itself. Empty where the files say nothing."""
     if CLASS_FILE in files:
         return files[CLASS_FILE].decode("utf-8", "replace")
-    config = mapping_of(files, "config.json")
+    config = json_object(files, "config.json")
     kind = config.get("model_type")
     kind = kind if isinstance(kind, str) else ""
     registered = _REGISTERED.get(kind)
     if registered is not None and kind in _TYPE_DECIDES:
         return registered
-    named = mapping_of(files, "tokenizer_config.json").get("tokenizer_class") or config.get("tokenizer_class")
+    named = json_object(files, "tokenizer_config.json").get("tokenizer_class") or config.get("tokenizer_class")
     if not isinstance(named, str):
         return registered or kind
     named = named.removesuffix("Fast")
     return _SAME.get(named, named)
 
 
-def mapping_of(files: Files, name: str) -> Mapping[str, Any]:
-    """A JSON file's object, empty where the file is missing. Raises TokenizerError."""
-    value = load_json(files[name], name) if name in files else {}
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{name} is no JSON object")
-    return value
+BERT = "BertTokenizer"
+LLAMA, CODE_LLAMA = "LlamaTokenizer", "CodeLlamaTokenizer"
+# The model types for which transformers does not run the class that a checkpoint names: the files alone say how a text
+# is split (transformers, models/auto/tokenization_auto.py: those with a backend for a class).
+_CLASSLESS = (
+    "EvollaModel arctic aria beam bigbird_pegasus camembertv2-base canary chatlm cohere_asr ernie4_5 ernie4_5_moe "
+    "flex_olmo fuyu glm glm4 glm4_moe glm4_moe_lite glm4v glm4v_moe glm_image glmasr got_ocr2 gpt_bigcode granite "
+    "granitemoe granitemoehybrid granitemoeshared h2ovl_chat hyperclovax hyperclovax_vlm internlm2 internlm3 "
+    "iquestcoder jamba kimi_k25 kimi_linear kosmos-2 llava llava_next mimo_v2_flash minicpm3 minicpmv minimax_m2 "
+    "ministral ministral3 mistral mistral3 mistral_large4 mixtral modernbert modernbert-decoder molmo molmo2 nemotron "
+    "nvfp4 nystromformer olmo2 olmo3 olmo_hybrid opencua openvla paddleocr_vl pegasus_x persimmon phi3 phi3_v phimoe "
+    "pix2struct pixtral smolvlm stablelm step3_vl umt5 vipllava voxtral xlm-roberta-xl"
+)
+# For these it runs a class of their own, whatever is named.
+_OWN_CLASS = "qwen2 qwen3_5 qwen3_5_moe qwen3_5_moe_text siglip2"
 
 
-# ---- special tokens --------------------------------------------------------------------------------------------------
-
-Added = dict[str, Any]  # an AddedToken's arguments
-
-
-def special(content: str, *, lstrip: bool = False) -> Added:
-    """A special token. lstrip: whether it takes the spaces before it."""
-    return {"content": content, "special": True, "normalized": False, "lstrip": lstrip}
-
-
-def by_role(**tokens: str | Added) -> dict[str, Added]:
-    """Special tokens by their role: "mask_token" for mask=..."""
-    return {f"{role}_token": special(token) if isinstance(token, str) else token for role, token in tokens.items()}
-
-
-def roles_of(files: Files, defaults: Mapping[str, Added]) -> dict[str, Added]:
-    """The special tokens by their role, such as "mask_token": what the files say, else the class's own. A role that
-    the files set to null has none."""
-    config, named = mapping_of(files, "tokenizer_config.json"), mapping_of(files, "special_tokens_map.json")
-    if "added_tokens_decoder" in config:  # then the map is not read
-        named = {}
-    roles: dict[str, Added] = {}
-    for role in ROLES:
-        value = named.get(role, config.get(role, defaults.get(role)))
-        if isinstance(value, str) and value:
-            roles[role] = special(value)
-        elif isinstance(value, Mapping):
-            content = value.get("content")
-            if not isinstance(content, str) or not content:
-                raise TokenizerError(f"its {role} has no text")
-            flags = ("lstrip", "rstrip", "single_word", "normalized")
-            kept = {flag: value[flag] for flag in flags if isinstance(value.get(flag), bool)}
-            kept.setdefault("normalized", role not in named)
-            roles[role] = {"content": content, "special": True, **kept}
-        elif value is not None:
-            raise TokenizerError(f"its {role} is no token")
-    return roles
-
-
-def add_specials(
-    tokenizer: Any,
-    files: Files,
-    settings: Settings,
-    defaults: Mapping[str, Added],
-    extras: Iterable[Added] = (),
-) -> None:
-    """Adds the special tokens of a class to a tokenizers.Tokenizer, behind its vocabulary where that has them not.
-
-    defaults: by role. extras: other tokens, whose flags count where one has a role too. What tokenizer_config.json or
-    added_tokens.json list by id is added later, with the ids that they say.
-    """
-    hf, roles = library("its vocabulary"), roles_of(files, defaults)
-    settings.roles = {role: token["content"] for role, token in roles.items()}
-    listed = mapping_of(files, "tokenizer_config.json").get("added_tokens_decoder")
-    later = set(mapping_of(files, "added_tokens.json"))
-    for token in listed.values() if isinstance(listed, Mapping) else ():
-        text = token.get("content") if isinstance(token, Mapping) else token
-        later.update([text] if isinstance(text, str) else [])
-    tokens = {token["content"]: token for token in (*roles.values(), *extras) if token["content"] not in later}
-    tokenizer.add_tokens([hf.AddedToken(**token) for token in tokens.values()])
-
-
-def around(tokenizer: Any, before: list[str], after: list[str], *, doubled: bool = False) -> Any:
-    """A post-processor that puts tokens around a text. Raises TokenizerError where the vocabulary has them not.
-
-    Of two texts the first ends as it would alone, and the second has a token type of its own, as BERT has it; doubled:
-    it ends twice, and types are all one, as RoBERTa has it.
-    """
-    ids = {token: tokenizer.token_to_id(token) for token in (*before, *after)}
-    if missing := [token for token, i in ids.items() if i is None]:
-        raise TokenizerError(f"it has no token {missing[0]}")
-    first = [*before, "$A", *after]
-    second = [*after, "$B", *after] if doubled else [f"{token}:1" for token in ("$B", *after)]
-    return library("its vocabulary").processors.TemplateProcessing(
-        single=first, pair=[*first, *second], special_tokens=list(ids.items())
-    )
+def llama_class(files: Files) -> str:
+    """LlamaTokenizer or CodeLlamaTokenizer, where tokenizer_config.json and config.json come to that; else nothing."""
+    config = json_object(files, "config.json")
+    named = json_object(files, "tokenizer_config.json").get("tokenizer_class") or config.get("tokenizer_class")
+    named = named.removesuffix("Fast") if isinstance(named, str) else ""
+    other = config.get("model_type") in [*_CLASSLESS.split(), *_OWN_CLASS.split()]
+    return named if named in (LLAMA, CODE_LLAMA) and not other else ""

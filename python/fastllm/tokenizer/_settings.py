@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer._added import AddedToken
+from fastllm.tokenizer._classes import BERT, CODE_LLAMA, LLAMA
+from fastllm.tokenizer._parsing import json_object
 from fastllm.tokenizer.base import CLASS_FILE, Files, Tokenizer
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-
-BERT = "BertTokenizer"
-_LLAMA, _CODE_LLAMA = "LlamaTokenizer", "CodeLlamaTokenizer"
-# The model types for which transformers does not run the class that a checkpoint names: the files alone say how a text
-# is split (transformers, models/auto/tokenization_auto.py: those with a backend for a class).
-_CLASSLESS = (
-    "EvollaModel arctic aria beam bigbird_pegasus camembertv2-base canary chatlm cohere_asr ernie4_5 ernie4_5_moe "
-    "flex_olmo fuyu glm glm4 glm4_moe glm4_moe_lite glm4v glm4v_moe glm_image glmasr got_ocr2 gpt_bigcode granite "
-    "granitemoe granitemoehybrid granitemoeshared h2ovl_chat hyperclovax hyperclovax_vlm internlm2 internlm3 "
-    "iquestcoder jamba kimi_k25 kimi_linear kosmos-2 llava llava_next mimo_v2_flash minicpm3 minicpmv minimax_m2 "
-    "ministral ministral3 mistral mistral3 mistral_large4 mixtral modernbert modernbert-decoder molmo molmo2 nemotron "
-    "nvfp4 nystromformer olmo2 olmo3 olmo_hybrid opencua openvla paddleocr_vl pegasus_x persimmon phi3 phi3_v phimoe "
-    "pix2struct pixtral smolvlm stablelm step3_vl umt5 vipllava voxtral xlm-roberta-xl"
-)
-# For these it runs a class of their own, whatever is named.
-_OWN_CLASS = "qwen2 qwen3_5 qwen3_5_moe qwen3_5_moe_text siglip2"
-
-
-def llama_class(files: Files) -> str:
-    """LlamaTokenizer or CodeLlamaTokenizer, where tokenizer_config.json and config.json come to that; else nothing."""
-    config = _mapping(files, "config.json")
-    named = _mapping(files, "tokenizer_config.json").get("tokenizer_class") or config.get("tokenizer_class")
-    named = named.removesuffix("Fast") if isinstance(named, str) else ""
-    other = config.get("model_type") in [*_CLASSLESS.split(), *_OWN_CLASS.split()]
-    return named if named in (_LLAMA, _CODE_LLAMA) and not other else ""
-
-
-def load_json(blob: bytes, what: str) -> Any:
-    """Raises TokenizerError, naming what it is, when it is no JSON."""
-    try:
-        return json.loads(blob.decode())
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise TokenizerError(f"{what} is no JSON: {error}") from None
-
 
 # Classes whose texts have no token types, though a vocabulary's file may number those of a pair.
 _UNTYPED = {f"{name}Tokenizer" for name in ("Albert", "DistilBert", "Herbert", "MPNet", "RemBert")}
@@ -63,8 +30,8 @@ class Settings:
     """
 
     def __init__(self, files: Files) -> None:
-        config = self._config = dict(_mapping(files, "tokenizer_config.json"))
-        beside = _mapping(files, "special_tokens_map.json")
+        config = self._config = dict(json_object(files, "tokenizer_config.json"))
+        beside = json_object(files, "special_tokens_map.json")
         listed = config.get("added_tokens_decoder")
         extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
         oldest: Any = []
@@ -87,17 +54,17 @@ class Settings:
         else:
             # These are looked for in the raw text.
             early = {self.roles[role] for role in ROLES if role in self.roles} | {token.content for token in extras}
-            found = _older(_mapping(files, "added_tokens.json"), early)
+            found = _older(json_object(files, "added_tokens.json"), early)
             always |= {token.content for token in others}
         self.added = {i: t._replace(special=t.special or t.content in always) for i, t in found.items()}
         flags = {token.content: token for token in self.added.values()}
         both = {t.content: flags.get(t.content, t) for t in (*special.values(), *extras, *others)}
         self.special = list(both.values())
         named_class = files.get(CLASS_FILE, b"").decode("utf-8", "replace")
-        self.llama = named_class in (_LLAMA, _CODE_LLAMA)
-        self.legacy = self.flag("legacy") if named_class != _CODE_LLAMA else False
+        self.llama = named_class in (LLAMA, CODE_LLAMA)
+        self.legacy = self.flag("legacy") if named_class != CODE_LLAMA else False
         self.bert = named_class == BERT
-        ends = _mapping(files, "generation_config.json").get("eos_token_id")
+        ends = json_object(files, "generation_config.json").get("eos_token_id")
         self.ends = tuple(i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int and i >= 0)
         self._templates = _templates(files, config)
         inputs, name = config.get("model_input_names"), config.get("tokenizer_class")
@@ -150,13 +117,6 @@ class Settings:
             else:
                 suffix = given
         return prefix, suffix
-
-
-def _mapping(files: Files, name: str) -> Mapping[str, Any]:
-    value = load_json(files[name], name) if name in files else {}
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{name} is no JSON object")
-    return value
 
 
 def _is_role(key: str, value: Any) -> bool:
@@ -213,7 +173,7 @@ def _templates(files: Files, config: Mapping[str, Any]) -> dict[str, str]:
         except UnicodeDecodeError as error:
             raise TokenizerError(f"its chat template's file is no UTF-8 text: byte {error.start:,} is not") from None
     if "chat_template.json" in files:
-        config = _mapping(files, "chat_template.json")
+        config = json_object(files, "chat_template.json")
     given = config.get("chat_template")
     if isinstance(given, list):  # several by name
         given = {str(each.get("name")): each.get("template") for each in given if isinstance(each, dict)}

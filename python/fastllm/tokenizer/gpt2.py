@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer._classes import Added, add_specials, around, by_role, class_of, roles_of, special
+from fastllm.tokenizer._classes import class_of
 from fastllm.tokenizer._library import LibraryTokenizer, library, refusals
-from fastllm.tokenizer._settings import Settings, load_json
+from fastllm.tokenizer._parsing import load_json
+from fastllm.tokenizer._settings import Settings
+from fastllm.tokenizer._specials import Added, add_specials, around, by_role, roles_of, special
 from fastllm.tokenizer.base import Files
 
 _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"

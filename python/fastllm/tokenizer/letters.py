@@ -6,8 +6,10 @@ import re
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer._added import special_splitter
-from fastllm.tokenizer._classes import by_role, class_of, roles_of
+from fastllm.tokenizer._classes import class_of
+from fastllm.tokenizer._parsing import token_lines
 from fastllm.tokenizer._settings import Settings
+from fastllm.tokenizer._specials import by_role, roles_of
 from fastllm.tokenizer.base import Files, Stream, Tokenizer
 
 _NAMED = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")  # <mask>, [MASK]
@@ -69,7 +71,7 @@ _ESM = by_role(unk="<unk>", cls="<cls>", pad="<pad>", mask="<mask>", eos="<eos>"
 
 
 def read(files: Files) -> LetterTokenizer:
-    tokens, settings = lines_of(files["vocab.txt"]), Settings(files)
+    tokens, settings = token_lines(files["vocab.txt"]), Settings(files)
     esm = class_of(files) == "EsmTokenizer"
     if esm:
         tokens = [token.strip() for token in tokens]
@@ -87,22 +89,12 @@ def read(files: Files) -> LetterTokenizer:
     return tokenizer
 
 
-def lines_of(blob: bytes) -> list[str]:
-    """The tokens of a vocab.txt. Raises TokenizerError where it is no text."""
-    try:
-        text = blob.decode()
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"it is no UTF-8 text: byte {error.start:,} is not") from None
-    lines = text.removesuffix("\n").split("\n")
-    return [line.removesuffix("\r") for line in lines]
-
-
 def kind_of(blob: bytes, vocab_size: int, name: str, found: str) -> str:
     """What a text file is: a vocabulary of letters or of word pieces, or a text whose characters are the vocabulary.
 
     found: the class or model type that the files beside it name.
     """
-    lines = lines_of(blob)
+    lines = token_lines(blob)
     unknown = {"<unk>", "[UNK]"} & set(lines)
     if not found.endswith("Tokenizer") and (
         not unknown or (len(lines) > vocab_size and not name.endswith("vocab.txt"))

@@ -35,12 +35,12 @@ def _class_of(beside: Files) -> str:
 
 def _own_rules(beside: Files) -> str:
     """The class for which a tokenizer.json is, where that has rules of its own in place of the file's; else nothing."""
-    bert: str = import_module("fastllm.tokenizer._settings").BERT
+    bert: str = import_module("fastllm.tokenizer._classes").BERT
     return _llama_class(beside) or (bert if _class_of(beside) == bert else "")
 
 
 def _llama_class(beside: Files) -> str:
-    found: str = import_module("fastllm.tokenizer._settings").llama_class(beside)
+    found: str = import_module("fastllm.tokenizer._classes").llama_class(beside)
     return found
 
 

@@ -6,7 +6,7 @@ from base64 import b64decode
 from typing import Any
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer._classes import mapping_of
+from fastllm.tokenizer._parsing import json_object
 from fastllm.tokenizer._settings import Settings
 from fastllm.tokenizer.base import Files
 from fastllm.tokenizer.tiktoken import RankTokenizer
@@ -21,7 +21,7 @@ _MOST_SPECIAL = 1 << 16
 
 def read(files: Files) -> RankTokenizer:
     """A token's id is its rank after the special tokens; <s> is put before a text."""
-    content = mapping_of(files, "tekken.json")
+    content = json_object(files, "tekken.json")
     config = content.get("config")
     if not isinstance(config, dict) or not isinstance(config.get("pattern"), str):
         raise TokenizerError("its config has no pattern")

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 from fastllm import _core
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer._classes import Added, add_specials, around, by_role, class_of, mapping_of, roles_of, special
+from fastllm.tokenizer._classes import class_of
 from fastllm.tokenizer._library import LibraryTokenizer, library, refusals
+from fastllm.tokenizer._parsing import json_object
 from fastllm.tokenizer._pieces import CONTROL, USER_DEFINED
 from fastllm.tokenizer._settings import Settings
+from fastllm.tokenizer._specials import Added, add_specials, around, by_role, roles_of, special
 from fastllm.tokenizer.base import Files
 
 Pieces = list[tuple[str, float]]
@@ -249,7 +251,7 @@ def class_for(found: str, name: str, blob: bytes, vocab_size: int) -> str:
 
 
 def read(files: Files) -> LibraryTokenizer:
-    hf, settings, config = library("its class"), Settings(files), mapping_of(files, "tokenizer_config.json")
+    hf, settings, config = library("its class"), Settings(files), json_object(files, "tokenizer_config.json")
     kind = _CLASSES.get(name := class_of(files))
     if kind is None:
         raise TokenizerError(f"the class {name!r} is not known for a SentencePiece model"[:200])

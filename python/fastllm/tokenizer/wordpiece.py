@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer._classes import Added, add_specials, around, by_role, class_of, roles_of, special
+from fastllm.tokenizer._classes import class_of
 from fastllm.tokenizer._library import LibraryTokenizer, bert_normalizer, library, refusals
+from fastllm.tokenizer._parsing import token_lines
 from fastllm.tokenizer._settings import Settings
+from fastllm.tokenizer._specials import Added, add_specials, around, by_role, roles_of, special
 from fastllm.tokenizer.base import Files
-from fastllm.tokenizer.letters import lines_of
 
 # White space at the end of a line is none of the token's.
 _WHITE = " \t\n\v\f\r\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
@@ -35,7 +36,7 @@ def read(files: Files) -> LibraryTokenizer:
             f"how {name[:100]!r} splits a text is not known here without a tokenizer.json; known are {known}"
         )
     return build(
-        {line.rstrip(_WHITE): i for i, line in enumerate(lines_of(files["vocab.txt"]))},
+        {line.rstrip(_WHITE): i for i, line in enumerate(token_lines(files["vocab.txt"]))},
         files,
         _CLASSES.get(name, _CLASSES["BertTokenizer"]),
     )
