@@ -7,9 +7,9 @@ from typing import Any
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer._parsing import json_object
+from fastllm.tokenizer._ranks import RankTokenizer
 from fastllm.tokenizer._settings import Settings
 from fastllm.tokenizer.base import Files
-from fastllm.tokenizer.tiktoken import RankTokenizer
 
 # The special tokens of files up to version 7 that list none (mistral-common, tokens/tokenizers/tekken.py).
 _OLD_SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"]
