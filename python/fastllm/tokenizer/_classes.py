@@ -113,3 +113,9 @@ def llama_class(files: Files) -> str:
     named = named.removesuffix("Fast") if isinstance(named, str) else ""
     other = config.get("model_type") in [*_CLASSLESS.split(), *_OWN_CLASS.split()]
     return named if named in (LLAMA, CODE_LLAMA) and not other else ""
+
+
+def overriding_class(files: Files) -> str:
+    """The class for which a tokenizer.json is, where transformers applies the class's rules in place of the file's:
+    Llama's for spaces, BERT's for case and accents. Else empty."""
+    return llama_class(files) or (BERT if class_of(files) == BERT else "")

@@ -1,49 +1,216 @@
-"""The kinds of tokenizers: a row of a table and a file of this folder for each."""
+"""The kinds of tokenizers: a row of a table and a file of this folder for each.
+
+To add a kind, write a module here with `read(files: Files) -> Tokenizer` and add a row to _KINDS. Nothing else knows
+the kinds. Their modules are imported when one is needed: a stored tokenizer waits for no other kind's code or
+libraries.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cached_property
 from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer._ends import known_ends
-from fastllm.tokenizer.base import Files, Tokenizer
+from fastllm.tokenizer._parsing import token_lines
+from fastllm.tokenizer.base import CLASS_FILE, Files, Tokenizer
 
-# Kind -> its module in this package, and the name under which its `read` finds the main file.
-KINDS: dict[str, tuple[str, str]] = {
-    "llama2.c": ("llama2c", "tokenizer.bin"),
-    "sentencepiece": ("sentencepiece", "tokenizer.model"),
-    "tokenizer.json": ("tokenizer_json", "tokenizer.json"),
-    "unigram": ("unigram", "tokenizer.model"),
-    "tiktoken": ("tiktoken", "tokenizer.model"),
-    "tekken": ("tekken", "tekken.json"),
-    "gpt2": ("gpt2", "vocab.json"),
-    "wordpiece": ("wordpiece", "vocab.txt"),
-    "letters": ("letters", "vocab.txt"),
-    "characters": ("characters", "characters"),
-    "gguf": ("gguf", "metadata"),
+
+class Candidate:
+    """A file that may hold a vocabulary, for the functions that tell its kind.
+
+    path, blob: the file and its content. beside: other files of its folder that say how it is used. vocab_size: the
+    model's.
+    """
+
+    def __init__(self, path: Path, blob: bytes, beside: Files, vocab_size: int) -> None:
+        self.name, self.suffix = path.name, path.suffix
+        self.blob, self.beside, self.vocab_size = blob, beside, vocab_size
+
+    @cached_property
+    def form(self) -> str:
+        """What the content looks like: "json", "text", "sentencepiece" or "other"."""
+        if self.suffix == ".json" or self.blob[:1] == b"{":
+            return "json"
+        if self.suffix == ".txt":
+            return "text"
+        # A SentencePiece model is a protobuf whose field 1 is a piece, a message that begins with its own field 1: the
+        # tag 0x0a, a length of one byte, 0x0a again.
+        return "sentencepiece" if self.blob[:1] == b"\x0a" and self.blob[2:3] == b"\x0a" else "other"
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """The lines of a text. Raises TokenizerError where it is not UTF-8."""
+        return token_lines(self.blob)
+
+    @cached_property
+    def class_name(self) -> str:
+        """The class of transformers, or the unknown model type, that the files beside it name, see class_of."""
+        from fastllm.tokenizer._classes import class_of
+
+        return class_of(self.beside)
+
+    @cached_property
+    def is_corpus(self) -> bool:
+        """Whether a text is one whose characters are the vocabulary, rather than a vocabulary with a token a line."""
+        if self.class_name.endswith("Tokenizer"):
+            return False
+        has_unknown = not {"<unk>", "[UNK]"}.isdisjoint(self.lines)
+        return not has_unknown or (len(self.lines) > self.vocab_size and not self.name.endswith("vocab.txt"))
+
+
+# ---- what tells a kind -----------------------------------------------------------------------------------------------
+#
+# Each function returns None for a file of another kind. For one of its own it returns the class of transformers that a
+# converted file has to remember, or "" where the class makes no difference. What a function needs beyond Candidate is
+# imported in it.
+
+_CHARACTER_FILES = ("vocab.json", "chars.json")
+
+
+def _tokenizer_json(file: Candidate) -> str | None:
+    if file.form != "json" or file.name in _CHARACTER_FILES or _has_token_bytes(file):
+        return None
+    from fastllm.tokenizer._classes import overriding_class
+
+    return overriding_class(file.beside)
+
+
+def _tekken(file: Candidate) -> str | None:
+    return "" if file.form == "json" and file.name not in _CHARACTER_FILES and _has_token_bytes(file) else None
+
+
+def _has_token_bytes(file: Candidate) -> bool:
+    return b'"token_bytes"' in file.blob
+
+
+def _unigram(file: Candidate) -> str | None:
+    if file.form != "sentencepiece":
+        return None
+    from fastllm.tokenizer.unigram import class_for
+
+    return class_for(file.class_name, file.name, file.blob, file.vocab_size) or None
+
+
+def _sentencepiece(file: Candidate) -> str | None:
+    if file.form != "sentencepiece":
+        return None
+    from fastllm.tokenizer._classes import llama_class
+
+    return llama_class(file.beside)
+
+
+def _tiktoken(file: Candidate) -> str | None:
+    line = file.blob[:400].split(b"\n", 1)[0].split()  # a token in base64 and its rank
+    return "" if file.form == "other" and len(line) == 2 and line[1].isdigit() else None
+
+
+def _gpt2(file: Candidate) -> str | None:
+    return file.class_name if file.name == "vocab.json" and "merges.txt" in file.beside else None
+
+
+def _letters(file: Candidate) -> str | None:
+    if file.form != "text" or file.is_corpus:
+        return None
+    from fastllm.tokenizer.letters import is_letters
+
+    return file.class_name if is_letters(file.lines, file.class_name) else None
+
+
+def _wordpiece(file: Candidate) -> str | None:
+    return file.class_name if file.form == "text" and not file.is_corpus else None
+
+
+def _characters(file: Candidate) -> str | None:
+    return "" if file.name in _CHARACTER_FILES or (file.form == "text" and file.is_corpus) else None
+
+
+def _any_other(file: Candidate) -> str | None:
+    return ""
+
+
+def _never(file: Candidate) -> str | None:
+    return None
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+class _Kind(NamedTuple):
+    """A row of the table.
+
+    module: the file of this folder that has its `read`. file: the name under which `read` finds the vocabulary among
+    its files. names: the names that the vocabulary may have in a checkpoint's folder. tells: whether a file is of this
+    kind, and for which class. settings: whether the files that Hugging Face puts beside a vocabulary are read too.
+    """
+
+    module: str
+    file: str
+    names: tuple[str, ...]
+    tells: Callable[[Candidate], str | None]
+    settings: bool = True
+
+
+_PIECES = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
+
+# The keys are stored in converted files, which a renaming makes unreadable. The order is that in which a folder is
+# searched (a tokenizer.json says most of how a text is split) and in which kinds are asked about a file.
+_KINDS: dict[str, _Kind] = {
+    "tokenizer.json": _Kind("tokenizer_json", "tokenizer.json", ("tokenizer.json",), _tokenizer_json),
+    "tekken": _Kind("tekken", "tekken.json", ("tekken.json",), _tekken),
+    "unigram": _Kind("unigram", "tokenizer.model", _PIECES, _unigram),
+    "sentencepiece": _Kind("sentencepiece", "tokenizer.model", _PIECES, _sentencepiece),
+    "tiktoken": _Kind("tiktoken", "tokenizer.model", ("tokenizer.model",), _tiktoken),
+    "gpt2": _Kind("gpt2", "vocab.json", ("vocab.json",), _gpt2),
+    "letters": _Kind("letters", "vocab.txt", ("vocab.txt", "amplify_vocab.txt"), _letters),
+    "wordpiece": _Kind("wordpiece", "vocab.txt", ("vocab.txt",), _wordpiece),
+    "characters": _Kind("characters", "characters", ("chars.json", "chars.txt"), _characters, settings=False),
+    "gguf": _Kind("gguf", "metadata", (), _never),
+    "llama2.c": _Kind("llama2c", "tokenizer.bin", ("tokenizer.bin",), _any_other, settings=False),
 }
-_PACKED = b'{"files": '
+
+# The names of all kinds' files, those to be preferred first.
+FILE_NAMES = tuple(dict.fromkeys(name for kind in _KINDS.values() for name in kind.names))
+
+
+def files_of(candidate: Candidate) -> tuple[str, dict[str, bytes]]:
+    """The kind of a file, and the files that this kind reads: the file itself under the kind's own name, then what lies
+    beside it. Raises TokenizerError."""
+    told = ((name, kind.tells(candidate)) for name, kind in _KINDS.items())
+    name, class_name = next((name, class_name) for name, class_name in told if class_name is not None)
+    files = {_KINDS[name].file: candidate.blob}
+    if _KINDS[name].settings:
+        files |= {beside: blob for beside, blob in candidate.beside.items() if beside != "config.json"}
+        files |= {CLASS_FILE: class_name.encode()} if class_name else {}
+    return name, files
 
 
 def from_blob(kind: str, blob: bytes) -> Tokenizer:
     """A tokenizer from its kind and the bytes of its file, or of `pack` where it has several. Raises TokenizerError."""
-    if kind not in KINDS:
+    if kind not in _KINDS:
         raise TokenizerError(f"no tokenizer of the kind {kind!r} is known")
-    module, name = KINDS[kind]
+    module, name = _KINDS[kind].module, _KINDS[kind].file
     files = _unpack(blob) if blob.startswith(_PACKED) else {name: blob}
     if name not in files:
         raise TokenizerError(f"it has no {name}")
-    reader: Callable[[Files], Tokenizer] = import_module(f"fastllm.tokenizer.{module}").read
-    tokenizer = reader(files)
+    read: Callable[[Files], Tokenizer] = import_module(f"fastllm.tokenizer.{module}").read
+    tokenizer = read(files)
     tokenizer.kind, tokenizer.blob = kind, blob
     tokenizer.ends = tuple(dict.fromkeys((*tokenizer.ends, *known_ends(tokenizer))))
     return tokenizer
 
 
+# ---- several files as one blob ---------------------------------------------------------------------------------------
+
+_PACKED = b'{"files": '  # how such a blob begins
+
+
 def pack(files: Files) -> bytes:
-    """Several files as one blob: JSON, with base64 of those that are no text."""
+    """Several files as one blob: JSON {"files": {name: text}}, where binary content is a list of its base64."""
     from base64 import b64encode
 
     def text(blob: bytes) -> str | list[str]:

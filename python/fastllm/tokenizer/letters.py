@@ -89,16 +89,12 @@ def read(files: Files) -> LetterTokenizer:
     return tokenizer
 
 
-def kind_of(blob: bytes, vocab_size: int, name: str, found: str) -> str:
-    """What a text file is: a vocabulary of letters or of word pieces, or a text whose characters are the vocabulary.
+def is_letters(lines: list[str], class_name: str) -> bool:
+    """Whether a vocab.txt is one of letters: every line is a letter or special, and one of these is <unk> or [UNK].
 
-    found: the class or model type that the files beside it name.
+    class_name: the class of transformers that it is for, as far as the files say.
     """
-    lines = token_lines(blob)
-    unknown = {"<unk>", "[UNK]"} & set(lines)
-    if not found.endswith("Tokenizer") and (
-        not unknown or (len(lines) > vocab_size and not name.endswith("vocab.txt"))
-    ):
-        return "characters"
-    letters = found == "EsmTokenizer" or (unknown and all(len(x) == 1 or _NAMED.fullmatch(x) for x in lines if x))
-    return "letters" if letters else "wordpiece"
+    if class_name == "EsmTokenizer":
+        return True
+    has_unknown = not {"<unk>", "[UNK]"}.isdisjoint(lines)
+    return has_unknown and all(len(line) == 1 or _NAMED.fullmatch(line) for line in lines if line)
