@@ -10,7 +10,10 @@ from __future__ import annotations
 from fastllm.tokenizer._parsing import json_object
 from fastllm.tokenizer.base import CLASS_FILE, Files
 
-# Class -> the model types that it belongs to (transformers, models/auto/tokenization_auto.py).
+BERT, LLAMA, CODE_LLAMA = "BertTokenizer", "LlamaTokenizer", "CodeLlamaTokenizer"
+
+# Class -> the model types (config.json's "model_type") that use it: TOKENIZER_MAPPING_NAMES in transformers,
+# models/auto/tokenization_auto.py.
 _MODEL_TYPES = {
     "AlbertTokenizer": "albert fnet yoso",
     "BertTokenizer": "align bert blip bros chinese_clip convbert distilbert electra ernie flava git layoutlm "
@@ -50,7 +53,7 @@ _MODEL_TYPES = {
     "XLNetTokenizer": "xlnet",
 }
 _REGISTERED = {kind: name for name, kinds in _MODEL_TYPES.items() for kind in kinds.split()}
-# Classes that are others under a second name.
+# Classes that are only another name of a class.
 _SAME = {
     "BartTokenizer": "RobertaTokenizer",
     "CodeGenTokenizer": "GPT2Tokenizer",
@@ -67,13 +70,16 @@ _SAME = {
     "MobileBertTokenizer": "BertTokenizer",
     "MvpTokenizer": "RobertaTokenizer",
 }
-# Model types whose published tokenizer_config.json often names a wrong class: the type decides.
+# For these model types the published tokenizer_config.json often names a wrong class, so that the type decides.
 _TYPE_DECIDES = {"qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text"}
 
 
 def class_of(files: Files) -> str:
-    """The class, without "Fast": tokenizer_config.json's or config.json's "tokenizer_class", else that of the model
-    type, else the unknown model type itself. Empty where the files say nothing."""
+    """The name of the class, without "Fast".
+
+    It is "tokenizer_class" in tokenizer_config.json or config.json, else the class of the model type, else the model
+    type itself where that is not known here. Empty where the files say nothing.
+    """
     if CLASS_FILE in files:
         return files[CLASS_FILE].decode("utf-8", "replace")
     config = json_object(files, "config.json")
@@ -89,10 +95,10 @@ def class_of(files: Files) -> str:
     return _SAME.get(named, named)
 
 
-BERT = "BertTokenizer"
-LLAMA, CODE_LLAMA = "LlamaTokenizer", "CodeLlamaTokenizer"
-# The model types for which transformers does not run the class that a checkpoint names: the files alone say how a text
-# is split (transformers, models/auto/tokenization_auto.py: those with a backend for a class).
+# ---- classes with rules of their own ---------------------------------------------------------------------------------
+
+# For these model types transformers ignores the class that a checkpoint names and takes all rules from its files
+# (models/auto/tokenization_auto.py: types that are mapped to TokenizersBackend or MistralCommonBackend).
 _CLASSLESS = (
     "EvollaModel arctic aria beam bigbird_pegasus camembertv2-base canary chatlm cohere_asr ernie4_5 ernie4_5_moe "
     "flex_olmo fuyu glm glm4 glm4_moe glm4_moe_lite glm4v glm4v_moe glm_image glmasr got_ocr2 gpt_bigcode granite "
@@ -102,12 +108,12 @@ _CLASSLESS = (
     "nvfp4 nystromformer olmo2 olmo3 olmo_hybrid opencua openvla paddleocr_vl pegasus_x persimmon phi3 phi3_v phimoe "
     "pix2struct pixtral smolvlm stablelm step3_vl umt5 vipllava voxtral xlm-roberta-xl"
 )
-# For these it runs a class of their own, whatever is named.
+# For these it ignores the named class too, in favour of a class of their own.
 _OWN_CLASS = "qwen2 qwen3_5 qwen3_5_moe qwen3_5_moe_text siglip2"
 
 
 def llama_class(files: Files) -> str:
-    """LlamaTokenizer or CodeLlamaTokenizer, where tokenizer_config.json and config.json come to that; else nothing."""
+    """LlamaTokenizer or CodeLlamaTokenizer where transformers would use that class for these files; else empty."""
     config = json_object(files, "config.json")
     named = json_object(files, "tokenizer_config.json").get("tokenizer_class") or config.get("tokenizer_class")
     named = named.removesuffix("Fast") if isinstance(named, str) else ""

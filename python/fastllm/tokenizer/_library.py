@@ -1,6 +1,7 @@
-"""Hugging Face's tokenizer.json, and every vocabulary that its tokenizers library (the extra "hf") runs.
+"""Vocabularies that Hugging Face's tokenizers library runs (the extra "hf"): https://huggingface.co/docs/tokenizers.
 
-The library encodes. Decoding is ours, from the file's own decoder, so that a text in pieces is the text as a whole.
+The library encodes. Decoding is done here (_decoders.py), by the steps of the tokenizer's own decoder, so that a text
+that is decoded token by token equals the text decoded at once.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from fastllm.errors import FastLLMError, TokenizerError, import_error
-from fastllm.tokenizer._decoders import Decoding
+from fastllm.tokenizer._decoders import Decoder
 from fastllm.tokenizer._settings import Settings
 from fastllm.tokenizer.base import Pair, Stream, Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
 
+# Texts to see what a tokenizer puts around any text: the first of which something is left by the normalizer will do.
+_PROBES = ("a", "A", "0", ".")
+
 
 def library(what: str) -> Any:
-    """The tokenizers library. Raises TokenizerError, naming the extra, where it is missing."""
+    """The tokenizers library. Raises TokenizerError, which says that `what` needs it, where it is not installed."""
     try:
         import tokenizers
     except (ImportError, OSError) as error:
@@ -33,7 +37,10 @@ def library(what: str) -> Any:
 
 @contextmanager
 def refusals(name: str) -> Iterator[None]:
-    """Turns what a library raises into TokenizerError. Panics of the Rust ones are BaseExceptions of their own."""
+    """Turns what the library `name` raises inside the block into TokenizerError.
+
+    A panic of a Rust library is a BaseException of its own type, hence the wide except.
+    """
     try:
         yield
     except (FastLLMError, MemoryError, KeyboardInterrupt, SystemExit):
@@ -44,7 +51,8 @@ def refusals(name: str) -> Iterator[None]:
 
 
 def bert_normalizer(hf: Any, settings: Settings) -> Any:
-    """That of transformers' BertTokenizer, which goes by tokenizer_config.json, whatever a tokenizer.json says."""
+    """The normalizer of transformers' BertTokenizer. Its flags come from tokenizer_config.json, not from a
+    tokenizer.json."""
     lower, chinese = settings.flag("do_lower_case"), settings.flag("tokenize_chinese_chars")
     return hf.normalizers.BertNormalizer(
         clean_text=True,
@@ -55,8 +63,11 @@ def bert_normalizer(hf: Any, settings: Settings) -> Any:
 
 
 class LibraryTokenizer(Tokenizer):
-    """A tokenizer of the library. What is put before and after a text is what its template puts there, and what
-    `settings` ask for."""
+    """A tokenizers.Tokenizer, which this class takes over and changes.
+
+    prefix, suffix and pair are what its post-processor puts around a text, and BOS and EOS where `settings` ask for
+    them. Raises TokenizerError for ids that leave huge gaps.
+    """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, settings: Settings) -> None:
         self._tokenizer, self._lock = tokenizer, Lock()
@@ -71,21 +82,21 @@ class LibraryTokenizer(Tokenizer):
         if self.size > 4 * len(vocabulary) + (1 << 16):
             raise TokenizerError(f"it has ids up to {self.size - 1:,} for {len(vocabulary):,} tokens")
         self.plain = max((i for i in vocabulary.values() if i not in added), default=-1) + 1
-        self._decoding: Decoding | None = None
+        self._decoder: Decoder | None = None
         self._spaced = self._puts_a_space()
-        around = self._template()
+        around = self._around_one()
         self.prefix, self.suffix = settings.affixes(self.token_id, *around)
         if (self.prefix, self.suffix) == around:
-            self.pair = self._pair_template(settings)
+            self.pair = self._around_two(settings)
         self.special = [token.content for token in added.values() if token.special]
         self.added = [token.content for token in added.values() if not token.special]
         settings.describe(self)
 
     def _add_tokens(self, settings: Settings) -> None:
-        """Adds the tokens that files beside the vocabulary name, and marks those special that they call so.
+        """Adds the tokens that the files beside the vocabulary name, or updates their flags.
 
-        As transformers does, a token of the vocabulary keeps its id, and one that is nowhere and whose id is taken
-        gets the next.
+        As in transformers, a token that the vocabulary has keeps its id; a new one gets the id that the files say, or
+        the next free one where they say none or it is taken.
         """
         hf, tokenizer = library("tokenizer.json"), self._tokenizer
         known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
@@ -95,24 +106,24 @@ class LibraryTokenizer(Tokenizer):
         settings.check_added(size)
         for i, token in sorted(settings.added.items()):
             if i >= size and tokenizer.token_to_id(token.content) is None:
-                # The library counts on: ids between get names that no text has.
+                # The library numbers added tokens without gaps: ids up to i get fillers that occur in no text.
                 added += [hf.AddedToken(f"\ufdd2{n}", special=True, normalized=False) for n in range(size, i)]
                 added.append(hf.AddedToken(**token._asdict()))
                 size = i + 1
         tokenizer.add_tokens([*added, *(hf.AddedToken(**token._asdict()) for token in later)])
 
     def _puts_a_space(self) -> bool:
-        """Whether a text's first word is made to look like one after a space."""
+        """Whether a space is put before a text, so that its first word is the same token as after a space."""
         text = "a"
         if self._tokenizer.normalizer is not None:
             text = self._tokenizer.normalizer.normalize_str(text)
         if self._tokenizer.pre_tokenizer is not None:
             text = "".join(word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text))
-        return text[:1] in (" ", "\u2581", "\u0120")
+        return text[:1] in (" ", "\u2581", "\u0120")  # as SentencePiece and as GPT-2's byte alphabet write a space
 
-    def _template(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ids that are put around a text."""
-        for text in ("a", "A", "0", "."):
+    def _around_one(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that the post-processor puts before and after a text: those that the mask calls special."""
+        for text in _PROBES:
             encoding = self._tokenizer.encode(text, add_special_tokens=True)
             ids, added = list(encoding.ids), list(encoding.special_tokens_mask)
             if 0 in added:
@@ -120,12 +131,13 @@ class LibraryTokenizer(Tokenizer):
                 return tuple(ids[: added.index(0)]), tuple(ids[end:])
         return (), ()
 
-    def _pair_template(self, settings: Settings) -> Pair | None:
-        """The ids that are put around two texts."""
-        for text in ("a", "A", "0", "."):
+    def _around_two(self, settings: Settings) -> Pair | None:
+        """The ids that the post-processor puts around two texts; None where they, or their token types, fit no Pair."""
+        for text in _PROBES:
             encoding = self._tokenizer.encode(text, text, add_special_tokens=True)
             ids, texts, types = list(encoding.ids), list(encoding.sequence_ids), list(encoding.type_ids)
             if 0 in texts and 1 in texts:
+                # The first text ends before `end`, the second is begin to last - 1.
                 end, begin, last = len(texts) - texts[::-1].index(0), texts.index(1), len(texts) - texts[::-1].index(1)
                 second = types.index(1) - end if settings.token_types and 1 in types else None
                 if second is not None and (any(types[: end + second]) or not 0 <= second <= begin - end):
@@ -134,25 +146,26 @@ class LibraryTokenizer(Tokenizer):
         return None
 
     def encode(self, text: str, *, special: bool = False, start: bool = True) -> list[int]:
-        # Lone surrogates are bytes that were not UTF-8 to begin with.
+        # A lone surrogate stands for a byte that was not UTF-8 when the text was read; it becomes "?".
         text = text.encode("utf-8", "replace").decode()
         if start or not self._spaced:
             return self._ids(text, special=special)
-        # After a line break no space is put; its own tokens are cut off again.
+        # The text continues another, so that it gets no space: encoded after a line break, whose ids are dropped.
         line, ids = self._ids("\n", special=False), self._ids("\n" + text, special=special)
         return ids[len(line) :] if ids[: len(line)] == line else self._ids(text, special=special)
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
-        with self._lock, refusals("tokenizers"):  # how special tokens are taken is a state of the library's object
+        # Whether special tokens are matched is a state of the library's object: one thread at a time.
+        with self._lock, refusals("tokenizers"):
             self._tokenizer.encode_special_tokens = not special
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def stream(self, previous: int | None = None) -> Stream:
-        if self._decoding is None:
+        if self._decoder is None:
             shown = {i: text for text, i in self._tokenizer.get_vocab().items() if i not in self._special}
             with refusals("tokenizers"):
-                self._decoding = Decoding(library("tokenizer.json"), self._tokenizer, shown, self.size)
-        return self._decoding.stream(None if previous in self._special else previous)
+                self._decoder = Decoder(library("tokenizer.json"), self._tokenizer, shown, self.size)
+        return self._decoder.stream(None if previous in self._special else previous)
 
     def token_id(self, text: str) -> int | None:
         found: int | None = self._tokenizer.token_to_id(text)
@@ -163,7 +176,7 @@ _living: WeakSet[LibraryTokenizer] = WeakSet()
 
 
 def _free_locks() -> None:
-    """In a forked child: a thread of the parent that was encoding is not there to give its lock back."""
+    """Runs in a child of fork: a lock held by a thread of the parent would never be released there."""
     for tokenizer in _living:
         tokenizer._lock = Lock()
 

@@ -11,7 +11,7 @@ from fastllm.tokenizer.base import Files
 
 
 def load_json(blob: bytes, what: str) -> Any:
-    """Raises TokenizerError, naming what it is, when it is no JSON."""
+    """The value of a JSON text. what: the name of the file, for the error."""
     try:
         return json.loads(blob.decode())
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
@@ -19,7 +19,7 @@ def load_json(blob: bytes, what: str) -> Any:
 
 
 def json_object(files: Files, name: str) -> Mapping[str, Any]:
-    """A JSON file's object, empty where the file is missing. Raises TokenizerError."""
+    """The object in a JSON file; empty where the file is missing."""
     value = load_json(files[name], name) if name in files else {}
     if not isinstance(value, dict):
         raise TokenizerError(f"{name} is no JSON object")
@@ -27,7 +27,7 @@ def json_object(files: Files, name: str) -> Mapping[str, Any]:
 
 
 def token_lines(blob: bytes) -> list[str]:
-    """The tokens of a vocab.txt. Raises TokenizerError where it is no text."""
+    """The lines of a vocab.txt, a token each; the line's number is the token's id."""
     try:
         text = blob.decode()
     except UnicodeDecodeError as error:

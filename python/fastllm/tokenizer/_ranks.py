@@ -1,4 +1,8 @@
-"""Llama 3's tokenizer.model: lines of a token in base64 and its rank, run by the tiktoken library."""
+"""Byte-level BPE given by ranks, as tiktoken and tekken have it: a token's rank is the order in which merges make it.
+
+The tiktoken library encodes (https://github.com/openai/tiktoken; BPE: Sennrich et al., 2016,
+https://arxiv.org/abs/1508.07909); a table of bytes decodes. Special tokens are handled here.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +16,14 @@ from fastllm.tokenizer.base import Stream, Tokenizer
 
 
 class RankTokenizer(Tokenizer):
-    """A tiktoken vocabulary beside special tokens.
+    """A vocabulary of ranks and special tokens.
 
-    ranks: token -> rank; its id is `first` + rank. pattern: splits a text into words.
+    ranks: token -> rank; the token's id is `first` + rank. special: special token -> id. pattern: the regular
+    expression whose matches are the words of a text; merges stay inside a word.
     """
 
     def __init__(
-        self,
-        ranks: dict[bytes, int],
-        special: dict[str, int],
-        settings: Settings,
-        *,
-        pattern: str,
-        first: int = 0,
+        self, ranks: dict[bytes, int], special: dict[str, int], settings: Settings, *, pattern: str, first: int = 0
     ) -> None:
         try:
             import tiktoken
@@ -45,7 +44,7 @@ class RankTokenizer(Tokenizer):
         settings.describe(self)
 
     def encode(self, text: str, *, special: bool = False, start: bool = True) -> list[int]:
-        # Lone surrogates are bytes that were not UTF-8 to begin with.
+        # A lone surrogate stands for a byte that was not UTF-8 when the text was read; it becomes "?".
         text = text.encode("utf-8", "replace").decode()
         ids: list[int] = []
         for i, part in enumerate(self._splitter.split(text) if special and self._splitter else [text]):

@@ -14,7 +14,7 @@ from fastllm.tokenizer._parsing import json_object
 from fastllm.tokenizer._settings import ROLES, Settings
 from fastllm.tokenizer.base import Files
 
-Added = dict[str, Any]  # an AddedToken's arguments
+Added = dict[str, Any]  # the arguments of tokenizers.AddedToken
 
 
 def special(content: str, *, lstrip: bool = False) -> Added:
@@ -23,15 +23,19 @@ def special(content: str, *, lstrip: bool = False) -> Added:
 
 
 def by_role(**tokens: str | Added) -> dict[str, Added]:
-    """Special tokens by their role: "mask_token" for mask=..."""
+    """Special tokens by their role: by_role(mask="[MASK]") has the role "mask_token"."""
     return {f"{role}_token": special(token) if isinstance(token, str) else token for role, token in tokens.items()}
 
 
-def roles_of(files: Files, defaults: Mapping[str, Added]) -> dict[str, Added]:
-    """The special tokens by their role, such as "mask_token": what the files say, else the class's own. A role that
-    the files set to null has none."""
+def texts_by_role(files: Files, defaults: Mapping[str, Added]) -> dict[str, str]:
+    """The texts of the special tokens by their role: what the files say, else the class's `defaults`."""
+    return {role: token["content"] for role, token in _tokens_by_role(files, defaults).items()}
+
+
+def _tokens_by_role(files: Files, defaults: Mapping[str, Added]) -> dict[str, Added]:
+    """The special tokens by their role. A role that the files set to null has no token, whatever the defaults."""
     config, named = json_object(files, "tokenizer_config.json"), json_object(files, "special_tokens_map.json")
-    if "added_tokens_decoder" in config:  # then the map is not read
+    if "added_tokens_decoder" in config:  # then transformers does not read the map
         named = {}
     roles: dict[str, Added] = {}
     for role in ROLES:
@@ -58,12 +62,13 @@ def add_specials(
     defaults: Mapping[str, Added],
     extras: Iterable[Added] = (),
 ) -> None:
-    """Adds the special tokens of a class to a tokenizers.Tokenizer, behind its vocabulary where that has them not.
+    """Adds the special tokens of a class to a tokenizers.Tokenizer; those outside its vocabulary get the next ids.
 
-    defaults: by role. extras: other tokens, whose flags count where one has a role too. What tokenizer_config.json or
-    added_tokens.json list by id is added later, with the ids that they say.
+    Sets settings.roles too. defaults: the class's special tokens by role. extras: more tokens; where one has a role
+    too, the flags (lstrip, ...) are those of `extras`. Tokens that tokenizer_config.json or added_tokens.json list with
+    ids are left to LibraryTokenizer, which adds them with these ids.
     """
-    hf, roles = library("its vocabulary"), roles_of(files, defaults)
+    hf, roles = library("its vocabulary"), _tokens_by_role(files, defaults)
     settings.roles = {role: token["content"] for role, token in roles.items()}
     listed = json_object(files, "tokenizer_config.json").get("added_tokens_decoder")
     later = set(json_object(files, "added_tokens.json"))
@@ -74,17 +79,18 @@ def add_specials(
     tokenizer.add_tokens([hf.AddedToken(**token) for token in tokens.values()])
 
 
-def around(tokenizer: Any, before: list[str], after: list[str], *, doubled: bool = False) -> Any:
-    """A post-processor that puts tokens around a text. Raises TokenizerError where the vocabulary has them not.
+def template(tokenizer: Any, before: list[str], after: list[str], *, double_sep: bool = False) -> Any:
+    """The library's TemplateProcessing that puts the tokens `before` and `after` around a text.
 
-    Of two texts the first ends as it would alone, and the second has a token type of its own, as BERT has it; doubled:
-    it ends twice, and types are all one, as RoBERTa has it.
+    A pair is BERT's, `before` a `after` b `after`, where b and what follows have token type 1; or with double_sep
+    RoBERTa's, `before` a `after` `after` b `after`, all of type 0. Raises TokenizerError where the vocabulary lacks one
+    of the tokens.
     """
     ids = {token: tokenizer.token_to_id(token) for token in (*before, *after)}
     if missing := [token for token, i in ids.items() if i is None]:
         raise TokenizerError(f"it has no token {missing[0]}")
     first = [*before, "$A", *after]
-    second = [*after, "$B", *after] if doubled else [f"{token}:1" for token in ("$B", *after)]
+    second = [*after, "$B", *after] if double_sep else [f"{token}:1" for token in ("$B", *after)]
     return library("its vocabulary").processors.TemplateProcessing(
         single=first, pair=[*first, *second], special_tokens=list(ids.items())
     )

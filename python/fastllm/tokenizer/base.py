@@ -7,15 +7,19 @@ from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-Files = Mapping[str, bytes]
-CLASS_FILE = "tokenizer_class"  # beside them in a blob: the class that a vocabulary is for, see classes.py
+Files = Mapping[str, bytes]  # the files of a tokenizer: name -> content
+# An entry of Files that is no file: the name of transformers' class that the vocabulary is for (_classes.py). Converted
+# files store it in place of config.json, which may say it.
+CLASS_FILE = "tokenizer_class"
 
 
 class Stream:
-    """Turns tokens into text one by one; the pieces joined are what decoding all of them gives.
+    """Decodes token ids one by one.
 
-    pieces: the bytes of each token, none for a token that is not shown. at_start: whether one space before the first
-    bytes is left out.
+    What push() returns for each id, joined, and then flush(), is the text of all the ids together.
+
+    pieces: for each id the bytes it stands for, empty for ids that are not shown (special tokens). at_start: whether
+    one space before the first bytes is dropped, as SentencePiece does at the start of a text.
     """
 
     def __init__(self, pieces: Sequence[bytes], *, at_start: bool = False) -> None:
@@ -23,28 +27,28 @@ class Stream:
         self._utf8, self._within = codecs.getincrementaldecoder("utf-8")("replace"), False
 
     def push(self, token: int) -> str:
-        """The text that is certain with this token: maybe none, never half a character."""
+        """The text that this id completes. Empty while the bytes so far end inside a UTF-8 character."""
         # A model's vocabulary may be padded past the tokenizer's.
         piece = self.pieces[token] if token < len(self.pieces) else b""
         if self._at_start and piece:
             piece = piece.removeprefix(b" ")
             self._at_start = False
-        if not self._within and piece.isascii():  # nearly always, and a tenth of the time
+        if not self._within and piece.isascii():  # the usual case, ten times faster than the incremental decoder
             return piece.decode()
         text = self._utf8.decode(piece)
-        self._within = bool(self._utf8.getstate()[0])  # a character has begun
+        self._within = bool(self._utf8.getstate()[0])  # the decoder holds the first bytes of a character
         return text
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD where a character is incomplete."""
+        """The rest at the end of the ids: U+FFFD for a character that was not completed, else nothing."""
         return self._utf8.decode(b"", final=True)
 
 
 class Pair(NamedTuple):
-    """The ids that are put around two texts that are read as one: before the first, between them, after the second.
+    """The special ids around two texts that a model reads as one input, such as BERT's [CLS] a [SEP] b [SEP].
 
-    second: how many of those between belong to the first; the others and the second text have a token type of their
-    own. None where they have not.
+    prefix, between, suffix: the ids before the first text, between the two, after the second. second: how many ids of
+    `between` still have the first text's token type, 0; all later ids have type 1. None where every id has type 0.
     """
 
     prefix: tuple[int, ...]
@@ -54,21 +58,22 @@ class Pair(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """A vocabulary.
+    """A vocabulary: text to token ids and back.
 
-    kind, blob: what a converted file keeps of it; from_blob(kind, blob) gives it back.
-    size: its ids are 0 .. size - 1. A model may have more, then the rest is padding.
-    plain: ids that a text without special tokens may have are 0 .. plain - 1; a model needs as many.
-    exact: whether the model must have exactly `size`.
-    prefix, suffix: the ids that the tokenizer's own files put before and after a text (BOS; [CLS] and [SEP]); None
-    where they do not say, so that the model's family decides.
-    pair: the same for a pair of texts, where the files say.
-    special: the special tokens by their text. added: tokens that are taken whole wherever they are written, though not
-    special.
-    roles: the text of "bos_token", "eos_token" and so on, as far as the files say. ends: ids that end what a model
-    says: what its files name, and special tokens that are known to.
-    chat_template: a Jinja template of a conversation, where the files have one. tool_template: another one for
-    conversations with tools.
+    kind, blob: what a converted file stores of the tokenizer; from_blob(kind, blob) makes it again.
+    size: the number of ids, 0 to size - 1. A model may have more rows; these are padding.
+    plain: the ids of texts without added tokens are 0 to plain - 1; the model must have a row for each of these.
+    exact: whether the model must have a row for all `size` ids.
+    prefix, suffix: the ids that the tokenizer's files put before and after a text (BOS; [CLS] and [SEP]); None where
+    the files do not say, then the model's family decides.
+    pair: the ids around two texts, where the files say.
+    special: the texts of the special tokens. added: the texts of tokens that are matched as a whole wherever they are
+    written, but are not special.
+    roles: the text of "bos_token", "eos_token" and so on, as far as the files say.
+    ends: the ids after which generation stops: those that the files name, and special tokens known to end a text
+    (END_TOKENS).
+    chat_template: the Jinja template of a conversation; tool_template: another one for conversations with tools. None
+    where the files have none.
     """
 
     kind: str = ""
@@ -87,23 +92,31 @@ class Tokenizer(Protocol):
     tool_template: str | None = None
 
     def encode(self, text: str, *, special: bool = False, start: bool = True) -> list[int]:
-        """The ids of a text, without prefix and suffix. Raises TokenizerError where the vocabulary cannot say it.
+        """The ids of a text, without prefix and suffix. Raises TokenizerError where the vocabulary has no token for it.
 
-        special: whether special tokens written in the text ("<|im_start|>", "[MASK]") become their ids; else they are
-        text like any other. start: whether this begins a text: some vocabularies put a space there.
+        special: whether special tokens written in the text ("<|im_start|>", "[MASK]") become their ids; otherwise they
+        are split like any other text. start: whether the text begins here, where some vocabularies put a space in
+        front; False for a text that continues another.
         """
 
     def stream(self, previous: int | None = None) -> Stream:
-        """A decoder of what follows the token `previous`; None: of a text from its start."""
+        """A decoder for the ids that follow the id `previous`; None: for a text from its start."""
 
     def token_id(self, text: str) -> int | None:
-        """The id of the token that is written exactly so, such as "<|im_end|>"."""
+        """The id of the token with exactly this text, such as "<|im_end|>"; None where there is none."""
+
+
+def decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """The text of token ids from the start of a text. Special tokens are not shown."""
+    stream = tokenizer.stream()
+    return "".join([stream.push(token) for token in tokens]) + stream.flush()
 
 
 def cut_pair(a: list[int], b: list[int], room: int | None, *, left: bool = False) -> tuple[list[int], list[int]]:
-    """Two texts without their ends, so that both together have at most `room` tokens: the longer one is cut first.
+    """Shortens two texts until both together have at most `room` ids (None: no limit), the longer one first.
 
-    They are as long as the tokenizers library's longest_first leaves them. left: they lose their beginnings instead.
+    The lengths are those of the tokenizers library's truncation strategy "longest_first". left: ids are dropped from
+    the beginning of each text instead of its end.
     """
     if room is None or len(a) + len(b) <= room:
         return a, b
@@ -114,9 +127,3 @@ def cut_pair(a: list[int], b: list[int], room: int | None, *, left: bool = False
     sizes = (short, long) if len(a) <= len(b) else (long, short)
     first, second = (text[len(text) - n :] if left else text[:n] for text, n in zip((a, b), sizes, strict=True))
     return first, second
-
-
-def decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    """The text of tokens from the start of a text, without special tokens."""
-    stream = tokenizer.stream()
-    return "".join([stream.push(token) for token in tokens]) + stream.flush()

@@ -1,7 +1,8 @@
-"""The tokenizer inside a GGUF file: the metadata "tokenizer.*" as JSON, with what each pre-tokenizer's name stands for.
+"""The vocabulary inside a GGUF file: the metadata under "tokenizer.", which formats gives as JSON.
 
-Names and values as llama.cpp has them (src/llama-vocab.cpp): "llama" is SentencePiece by scores, "gpt2" is BPE over
-bytes after the splits that "pre" names, "bert" is WordPiece.
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. "tokenizer.ggml.model" is "llama" for SentencePiece
+with scores, "gpt2" for byte-level BPE, "bert" for WordPiece. "tokenizer.ggml.pre" names the patterns that split a text
+before BPE; which they are is in llama.cpp only (src/llama-vocab.cpp).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _AFTER_CASED = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SIGNS = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
 _DEEPSEEK3 = _SIGNS + r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
-# Name -> the splits, each applied to the parts that those before it have left.
+# Name -> the patterns. Each in turn splits the parts that the one before has left.
 _SPLITS: dict[str, list[str]] = {
     "gpt-2": [_GPT2],
     "llama-bpe": [_LLAMA3],
@@ -55,6 +56,7 @@ _SPLITS: dict[str, list[str]] = {
     "tekken": [_CASED.replace("{0}", "") + r"|\p{N}" + _AFTER_CASED],
     "gpt-4o": [_CASED.replace("{0}", _ENDINGS + "?") + r"|\p{N}{1,3}" + _AFTER_CASED],
 }
+# Name -> other names of the same patterns.
 _SAME: dict[str, tuple[str, ...]] = {
     "gpt-2": ("phi-2", "mpt", "olmo", "jais", "exaone4", "mellum", "modern-bert", "trillion", "granite-docling"),
     "llama-bpe": ("llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "dbrx", "smaug-bpe", "glm4", "chatglm-bpe"),
@@ -64,9 +66,10 @@ _SAME: dict[str, tuple[str, ...]] = {
     "deepseek-v3": ("hunyuan-dense",),
 }
 _NAMED = {name: splits for first, splits in _SPLITS.items() for name in (first, *_SAME.get(first, ()))}
-# A word that is a token is that token, whatever the merges would make of it; and these texts begin with BOS.
+# Names with which a word that is a token becomes this token, whatever the merges make of it (the library's
+# ignore_merges), and a text begins with BOS.
 _WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "tekken"}
-# Trained on composed characters; llama.cpp leaves them as they are, the models' own tokenizers do not.
+# Models whose own tokenizers compose characters first (Unicode's NFC). llama.cpp does not.
 _COMPOSED = {"qwen2", "olmo"}
 
 
@@ -77,7 +80,11 @@ _MARKED = re.compile(r"[\u2581_]?(<.+>|\[.+\])")
 
 
 class _Metadata:
-    """The checked values of "tokenizer.ggml.*"."""
+    """The values under "tokenizer.ggml.", checked.
+
+    tokens, scores, types: of each id; scores is None where the file has none. Raises TokenizerError for values of a
+    wrong type or number.
+    """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
@@ -89,7 +96,8 @@ class _Metadata:
             raise TokenizerError("its metadata has no tokens")
         if min(self.types) < 0 or max(self.types) > BYTE:
             raise TokenizerError("its metadata has a token_type that is not known")
-        # Files call those that end or begin a text any type; as long as they are no text themselves, they are special.
+        # Files give the tokens that begin or end a text any type. Those that look like <s> or [SEP], not like ordinary
+        # text, are made special.
         named = [i for role in _CONTROLS if (i := self.token(role)) is not None]
         ends = set(END_TOKENS) - {"</s>"}
         ends_by_type = [i for i, kind in enumerate(self.types) if kind == USER_DEFINED and self.tokens[i] in ends]
@@ -101,6 +109,7 @@ class _Metadata:
         return self._values.get(f"tokenizer.ggml.{key}")
 
     def list(self, key: str, of: type, count: int | None = None) -> Any:
+        """A list of values of one type, None where the key is missing. count: how many there must be."""
         values = self.get(key)
         if values is None:
             return None
@@ -117,19 +126,24 @@ class _Metadata:
         return value if isinstance(value, bool) else default
 
     def token(self, role: str, default: int | None = None) -> int | None:
-        """The id of a token by its role, where the vocabulary has it."""
+        """The id that the key <role>_token_id gives, else the default; None where it is outside the vocabulary."""
         value = self.get(f"{role}_token_id")
         value = value if type(value) is int else default
         return value if value is not None and 0 <= value < len(self.tokens) else None
 
     def affixes(self, *, bos: bool, bos_id: int | None, eos_id: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What is put around a text. bos: whether BOS is where the metadata does not say."""
+        """The ids before and after a text.
+
+        bos: whether BOS is put there where the metadata has no add_bos_token. bos_id, eos_id: the ids where it has
+        none.
+        """
         first, last = self.token("bos", bos_id), self.token("eos", eos_id)
         prefix = () if first is None or not self.flag("add_bos_token", bos) else (first,)
         return prefix, () if last is None or not self.flag("add_eos_token", False) else (last,)
 
 
 def read(files: Files) -> Tokenizer:
+    """The tokenizer of a GGUF file's metadata. Raises TokenizerError where that is broken."""
     try:
         values = json.loads(files["metadata"].decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
@@ -163,14 +177,14 @@ def _sentencepiece(metadata: _Metadata) -> Tokenizer:
     named = enumerate(zip(metadata.tokens, types, strict=True))
     added = {i: AddedToken(token, special=True) for i, (token, kind) in named if kind == CONTROL}
     types[unknown] = UNKNOWN
-    # GGUF has user-defined pieces with plain spaces. "surrogateescape" gives back bytes that are no UTF-8.
+    # GGUF writes user-defined pieces with plain spaces. Bytes that are not UTF-8 came here as lone surrogates.
     words = [token.replace(" ", "\u2581").encode("utf-8", "surrogateescape") for token in metadata.tokens]
     space = metadata.flag("add_space_prefix", True)
 
     def model() -> bytes:
         return piece_model(words, scores, types, add_dummy_prefix=space)
 
-    tokenizer = PieceTokenizer(words, shown(words, types), model, added, space=space)
+    tokenizer = PieceTokenizer(words, shown(words, types), model, added, strips_space=space)
     tokenizer.added = [*tokenizer.added, *user_defined(words, types, added)]
     tokenizer.prefix, tokenizer.suffix = metadata.affixes(bos=True, bos_id=1, eos_id=2)
     return tokenizer
@@ -212,7 +226,7 @@ def _byte_level(hf: Any, model: Any, pre: str, metadata: _Metadata) -> Any:
 
 
 def _pair(merge: str) -> list[str]:
-    """The two halves of a merge; the first may begin with a space."""
+    """The two halves of a merge such as "t h". The search begins at 1, as the first half may begin with a space."""
     at = merge.find(" ", 1)
     if at < 0:
         raise TokenizerError(f"its metadata has the merge {merge[:40]!r} without two halves")
@@ -222,15 +236,7 @@ def _pair(merge: str) -> list[str]:
 def _word_pieces(metadata: _Metadata) -> Tokenizer:
     from fastllm.tokenizer.wordpiece import build
 
-    # A word's first piece has U+2581 in front there, and the others nothing: BERT's own files have it the other way.
-    tokens = [
-        token[1:]
-        if token.startswith("\u2581")
-        else token
-        if kind in (CONTROL, UNKNOWN) or _bracketed(token)
-        else f"##{token}"
-        for token, kind in zip(metadata.tokens, metadata.types, strict=True)
-    ]
+    tokens = [_as_bert(token, kind) for token, kind in zip(metadata.tokens, metadata.types, strict=True)]
     names = {"cls": metadata.token("bos", 101), "sep": metadata.token("seperator", metadata.token("eos", 102))}
     names |= {
         "unk": metadata.token("unknown", 100),
@@ -242,5 +248,10 @@ def _word_pieces(metadata: _Metadata) -> Tokenizer:
     return build({token: i for i, token in enumerate(tokens)}, files)
 
 
-def _bracketed(token: str) -> bool:
-    return token.startswith("[") and token.endswith("]") and len(token) > 2
+def _as_bert(token: str, kind: int) -> str:
+    """A token as BERT's vocab.txt has it: GGUF marks the first token of a word with U+2581, BERT all others with
+    "##"."""
+    if token.startswith("\u2581"):
+        return token[1:]
+    bracketed = token.startswith("[") and token.endswith("]") and len(token) > 2
+    return token if kind in (CONTROL, UNKNOWN) or bracketed else f"##{token}"

@@ -13,23 +13,15 @@ from fastllm.tokenizer._ranks import RankTokenizer
 from fastllm.tokenizer._settings import Settings
 from fastllm.tokenizer.base import Files
 
-# Llama 3's own split of a text into words, from its reference tokenizer.
 _PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPECIAL = 256  # tokens after the ranks
-
-
-def special_tokens() -> list[str]:
-    """Llama 3.1's special tokens in the order of their ids; 3.0 has reserved ones in the places of the new ones."""
-    first = ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"]
-    first += ["<|finetune_right_pad_id|>", "<|reserved_special_token_2|>", "<|start_header_id|>", "<|end_header_id|>"]
-    first += ["<|eom_id|>", "<|eot_id|>", "<|python_tag|>"]
-    return first + [f"<|reserved_special_token_{i}|>" for i in range(3, _SPECIAL - len(first) + 3)]
+_SPECIAL = 256  # special tokens, whose ids follow the ranks
 
 
 def read(files: Files) -> RankTokenizer:
+    """The tokenizer of a tokenizer.model. Raises TokenizerError where it, or a file beside it, is broken."""
     ranks: dict[bytes, int] = {}
     lines = files["tokenizer.model"].split(b"\n")
     for number, line in enumerate(lines, 1):
@@ -45,7 +37,15 @@ def read(files: Files) -> RankTokenizer:
         raise TokenizerError(f"its {count:,} tokens do not have the ranks 0 to {count - 1:,}, or miss single bytes")
     settings = Settings(files)
     settings.check_added(count)
-    special = {text: count + i for i, text in enumerate(special_tokens())}
+    special = {text: count + i for i, text in enumerate(_special_tokens())}
     if settings.added:
         special = {token.content: i for i, token in settings.added.items() if i >= count}
     return RankTokenizer(ranks, special, settings, pattern=_PATTERN)
+
+
+def _special_tokens() -> list[str]:
+    """Llama 3.1's special tokens in the order of their ids. Llama 3.0 has reserved tokens where 3.1 has new ones."""
+    first = ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"]
+    first += ["<|finetune_right_pad_id|>", "<|reserved_special_token_2|>", "<|start_header_id|>", "<|end_header_id|>"]
+    first += ["<|eom_id|>", "<|eot_id|>", "<|python_tag|>"]
+    return first + [f"<|reserved_special_token_{i}|>" for i in range(3, _SPECIAL - len(first) + 3)]

@@ -18,7 +18,7 @@ _MOST_GROWTH = 64  # times that a normalizer may make a text longer
 
 
 def read(files: Files) -> LibraryTokenizer:
-    """A tokenizer.json, with the policy that lies beside it."""
+    """The tokenizer of a tokenizer.json. Raises TokenizerError where it, or a file beside it, is broken."""
     hf = library("tokenizer.json")
     with refusals("tokenizers"):
         _check_growth(files["tokenizer.json"])
@@ -34,7 +34,10 @@ def read(files: Files) -> LibraryTokenizer:
 
 
 def _put_spaces_as_llama(hf: Any, tokenizer: tokenizers.Tokenizer, settings: Settings) -> None:
-    """transformers' LlamaTokenizer takes the vocabulary and merges from the file and none of its rules for spaces."""
+    """Replaces the file's rules for spaces by those of transformers' LlamaTokenizer.
+
+    That class takes nothing but the vocabulary and the merges from the file.
+    """
     scheme = "always" if settings.legacy else "first"
     steps = [hf.decoders.Replace("\u2581", " "), hf.decoders.ByteFallback(), hf.decoders.Fuse()]
     if settings.flag("add_prefix_space") is False:
@@ -47,7 +50,7 @@ def _put_spaces_as_llama(hf: Any, tokenizer: tokenizers.Tokenizer, settings: Set
 
 
 def _check_growth(blob: bytes) -> None:
-    """Steps that each double a text would fill all memory: the library does not look."""
+    """Raises TokenizerError for a normalizer that makes texts far longer: the library would fill all memory."""
     state = json.loads(blob)
     if not isinstance(state, dict):
         raise TokenizerError("it is no JSON object")
@@ -56,7 +59,7 @@ def _check_growth(blob: bytes) -> None:
 
 
 def _growth(step: dict[str, Any]) -> int:
-    """How many times longer a step may make a text."""
+    """How many times longer a step, with the steps in it, may make a text."""
     inner = step.get("normalizers") or []
     own = len(step.get("content") or step.get("prepend") or "") if step.get("type") in ("Replace", "Prepend") else 1
     return max(1, own) * prod(map(_growth, inner))
