@@ -81,6 +81,7 @@ class Decoder:
         return steps
 
     def _replace(self, settings: Json, whole: bool) -> _Step:
+        """A Replace, of a fixed text here, of a regular expression by the library."""
         old, new = settings["pattern"].get("String"), settings["content"]
         if old:
             return _Replace(old, new) if whole else _Each(lambda text, _: _replaced(text, old, new))
@@ -157,8 +158,8 @@ class _Each:
         return []
 
 
-class _Suffix:
-    """BPEDecoder: the suffix that marks the end of a word becomes a space, in the last token nothing."""
+class _BPEDecoder:
+    """The suffix that marks the end of a word becomes a space, in the last token nothing."""
 
     def __init__(self, settings: Json) -> None:
         self._suffix, self._last = settings["suffix"], list[str]()
@@ -171,8 +172,8 @@ class _Suffix:
         return [last.replace(self._suffix, "") for last in self._last]
 
 
-class _Distinct:
-    """CTC: of a token that is repeated one is kept, and padding is dropped."""
+class _CTC:
+    """Of a token that is repeated one is kept, and padding is dropped."""
 
     def __init__(self, settings: Json) -> None:
         self._settings, self._last = settings, list[str]()
@@ -190,8 +191,8 @@ class _Distinct:
         return []
 
 
-class _NamedBytes:
-    """ByteFallback: a run of tokens such as <0xE2> is UTF-8; where that is broken, each of them becomes U+FFFD.
+class _ByteFallback:
+    """A run of tokens such as <0xE2> is UTF-8; where that is broken, each of them becomes U+FFFD.
 
     So nothing of a run is certain before its last token.
     """
@@ -214,7 +215,7 @@ class _NamedBytes:
 
 
 class _ByteLevel:
-    """ByteLevel: GPT-2's characters back to bytes, and these to UTF-8, across tokens. All tokens become one."""
+    """GPT-2's characters back to bytes, and these to text as UTF-8, across tokens. All tokens become one."""
 
     def __init__(self, settings: Json) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -311,7 +312,7 @@ def _strip(settings: Json) -> _Step:
 
 
 def _cleaned(text: str) -> str:
-    """Without spaces before English punctuation and short forms: the library's cleanup."""
+    """Without spaces before English punctuation and short forms: the flag "cleanup" of the library's decoders."""
     for mark in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " do not", " 's", " 've", " 're"):
         text = text.replace(mark, " don't" if mark == " do not" else mark.strip())
     return text
@@ -356,10 +357,10 @@ def _from_alphabet(text: str) -> bytes:
 
 _STEPS: dict[str, Callable[[Json], _Step]] = {
     "Join": lambda _: _Each(lambda text, first: text if first else f" {text}"),
-    "BPEDecoder": _Suffix,
-    "ByteFallback": _NamedBytes,
+    "BPEDecoder": _BPEDecoder,
+    "ByteFallback": _ByteFallback,
     "ByteLevel": _ByteLevel,
-    "CTC": _Distinct,
+    "CTC": _CTC,
     "Metaspace": _metaspace,
     "Strip": _strip,
     "WordPiece": _word_piece,

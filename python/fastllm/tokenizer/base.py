@@ -120,6 +120,7 @@ def cut_pair(a: list[int], b: list[int], room: int | None, *, left: bool = False
     """
     if room is None or len(a) + len(b) <= room:
         return a, b
+    # truncate_encodings in the library, tokenizers/src/utils/truncation.rs
     short, long = sorted((len(a), len(b)))
     long = short if short > room else max(short, room - short)
     if short + long > room:

@@ -37,6 +37,7 @@ _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _AFTER_DIGITS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _AFTER_DIGITS
 _QWEN2 = _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _AFTER_DIGITS
+# Words by their case, as of GPT-4o; {0} is what may follow a word.
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = r"[^\r\n\p{L}\p{N}]?" + _UPPER + "*" + _LOWER + r"+{0}|[^\r\n\p{L}\p{N}]?" + _UPPER + "+" + _LOWER + r"*{0}"
 _AFTER_CASED = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -75,7 +76,7 @@ _COMPOSED = {"qwen2", "olmo"}
 
 # ---- the metadata ----------------------------------------------------------------------------------------------------
 
-_CONTROLS = ("bos", "eos", "eot", "eom")
+_CONTROLS = ("bos", "eos", "eot", "eom")  # roles of tokens that begin or end a text
 _MARKED = re.compile(r"[\u2581_]?(<.+>|\[.+\])")
 
 
@@ -167,6 +168,7 @@ def read(files: Files) -> Tokenizer:
 
 
 def _sentencepiece(metadata: _Metadata) -> Tokenizer:
+    """The model "llama"."""
     scores, types = metadata.scores, list(metadata.types)
     if scores is None:
         raise TokenizerError("its metadata has no scores")
@@ -191,6 +193,7 @@ def _sentencepiece(metadata: _Metadata) -> Tokenizer:
 
 
 def _bpe(metadata: _Metadata) -> Tokenizer:
+    """The model "gpt2"."""
     from fastllm.tokenizer._library import LibraryTokenizer, library, refusals
 
     hf = library("its vocabulary")
@@ -210,6 +213,7 @@ def _bpe(metadata: _Metadata) -> Tokenizer:
 
 
 def _byte_level(hf: Any, model: Any, pre: str, metadata: _Metadata) -> Any:
+    """The library's tokenizer for a BPE `model` whose words are split by the patterns of `pre`."""
     tokenizer = hf.Tokenizer(model)
     if pre in _COMPOSED:
         tokenizer.normalizer = hf.normalizers.NFC()
@@ -234,6 +238,7 @@ def _pair(merge: str) -> list[str]:
 
 
 def _word_pieces(metadata: _Metadata) -> Tokenizer:
+    """The model "bert". Ids that the metadata does not give are those of BERT's own vocabulary."""
     from fastllm.tokenizer.wordpiece import build
 
     tokens = [_as_bert(token, kind) for token, kind in zip(metadata.tokens, metadata.types, strict=True)]
@@ -249,8 +254,10 @@ def _word_pieces(metadata: _Metadata) -> Tokenizer:
 
 
 def _as_bert(token: str, kind: int) -> str:
-    """A token as BERT's vocab.txt has it: GGUF marks the first token of a word with U+2581, BERT all others with
-    "##"."""
+    """A token as BERT's vocab.txt has it, where all but the first token of a word begin with "##".
+
+    GGUF marks the first one instead, with U+2581.
+    """
     if token.startswith("\u2581"):
         return token[1:]
     bracketed = token.startswith("[") and token.endswith("]") and len(token) > 2

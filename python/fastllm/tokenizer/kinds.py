@@ -1,8 +1,8 @@
 """The kinds of tokenizers: a row of a table and a file of this folder for each.
 
-To add a kind, write a module here with `read(files: Files) -> Tokenizer` and add a row to _KINDS. Nothing else knows
-the kinds. Their modules are imported when one is needed: a stored tokenizer waits for no other kind's code or
-libraries.
+To add a kind, write a module here with `read(files: Files) -> Tokenizer` and add a row to _KINDS, with the function
+that recognizes its files. The module is imported when a tokenizer of the kind is read, so that no run waits for the
+code of other kinds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastllm.tokenizer.base import CLASS_FILE, Files, Tokenizer
 
 
 class Candidate:
-    """A file that may hold a vocabulary, for the functions that tell its kind.
+    """A file that may hold a vocabulary, as the functions see it that recognize its kind.
 
     path, blob: the file and its content. beside: other files of its folder that say how it is used. vocab_size: the
     model's.
@@ -38,8 +38,8 @@ class Candidate:
             return "json"
         if self.suffix == ".txt":
             return "text"
-        # A SentencePiece model is a protobuf whose field 1 is a piece, a message that begins with its own field 1: the
-        # tag 0x0a, a length of one byte, 0x0a again.
+        # A SentencePiece model begins with the protobuf field 1, a piece, which begins with a field 1 of its own, its
+        # text: the tag 0x0a, the length of the piece in one byte, the tag 0x0a.
         return "sentencepiece" if self.blob[:1] == b"\x0a" and self.blob[2:3] == b"\x0a" else "other"
 
     @cached_property
@@ -63,11 +63,11 @@ class Candidate:
         return not has_unknown or (len(self.lines) > self.vocab_size and not self.name.endswith("vocab.txt"))
 
 
-# ---- what tells a kind -----------------------------------------------------------------------------------------------
+# ---- recognizing a kind ----------------------------------------------------------------------------------------------
 #
-# Each function returns None for a file of another kind. For one of its own it returns the class of transformers that a
-# converted file has to remember, or "" where the class makes no difference. What a function needs beyond Candidate is
-# imported in it.
+# One function a kind. It returns None for a file of another kind; for one of its own it returns the class of
+# transformers whose rules apply, which is then stored with the vocabulary, or "" where no class matters. What a
+# function needs beyond Candidate it imports itself, see above.
 
 _CHARACTER_FILES = ("vocab.json", "chars.json")
 
@@ -129,11 +129,11 @@ def _characters(file: Candidate) -> str | None:
     return "" if file.name in _CHARACTER_FILES or (file.form == "text" and file.is_corpus) else None
 
 
-def _any_other(file: Candidate) -> str | None:
+def _any(file: Candidate) -> str | None:
     return ""
 
 
-def _never(file: Candidate) -> str | None:
+def _none(file: Candidate) -> str | None:  # GGUF's vocabulary is inside the checkpoint
     return None
 
 
@@ -144,21 +144,22 @@ class _Kind(NamedTuple):
     """A row of the table.
 
     module: the file of this folder that has its `read`. file: the name under which `read` finds the vocabulary among
-    its files. names: the names that the vocabulary may have in a checkpoint's folder. tells: whether a file is of this
-    kind, and for which class. settings: whether the files that Hugging Face puts beside a vocabulary are read too.
+    its files. names: the names that the vocabulary may have in a checkpoint's folder. recognize: whether a file is of
+    this kind, and for which class. settings: whether the files that Hugging Face puts beside a vocabulary are read too.
     """
 
     module: str
     file: str
     names: tuple[str, ...]
-    tells: Callable[[Candidate], str | None]
+    recognize: Callable[[Candidate], str | None]
     settings: bool = True
 
 
 _PIECES = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
 
-# The keys are stored in converted files, which a renaming makes unreadable. The order is that in which a folder is
-# searched (a tokenizer.json says most of how a text is split) and in which kinds are asked about a file.
+# kind: module, file, names, recognize. Converted files store the kind, so that a renamed one makes them unreadable.
+# A folder is searched for names in this order: a tokenizer.json says most about how a text is split. A file is of the
+# first kind that recognizes it: llama2.c comes last, as it takes any file.
 _KINDS: dict[str, _Kind] = {
     "tokenizer.json": _Kind("tokenizer_json", "tokenizer.json", ("tokenizer.json",), _tokenizer_json),
     "tekken": _Kind("tekken", "tekken.json", ("tekken.json",), _tekken),
@@ -169,19 +170,19 @@ _KINDS: dict[str, _Kind] = {
     "letters": _Kind("letters", "vocab.txt", ("vocab.txt", "amplify_vocab.txt"), _letters),
     "wordpiece": _Kind("wordpiece", "vocab.txt", ("vocab.txt",), _wordpiece),
     "characters": _Kind("characters", "characters", ("chars.json", "chars.txt"), _characters, settings=False),
-    "gguf": _Kind("gguf", "metadata", (), _never),
-    "llama2.c": _Kind("llama2c", "tokenizer.bin", ("tokenizer.bin",), _any_other, settings=False),
+    "gguf": _Kind("gguf", "metadata", (), _none),
+    "llama2.c": _Kind("llama2c", "tokenizer.bin", ("tokenizer.bin",), _any, settings=False),
 }
 
-# The names of all kinds' files, those to be preferred first.
+# The names of all kinds' files, in the order of the search.
 FILE_NAMES = tuple(dict.fromkeys(name for kind in _KINDS.values() for name in kind.names))
 
 
-def files_of(candidate: Candidate) -> tuple[str, dict[str, bytes]]:
-    """The kind of a file, and the files that this kind reads: the file itself under the kind's own name, then what lies
+def recognized(candidate: Candidate) -> tuple[str, dict[str, bytes]]:
+    """The kind of a file, and what this kind's `read` gets: the file under the name that it expects, and the files
     beside it. Raises TokenizerError."""
-    told = ((name, kind.tells(candidate)) for name, kind in _KINDS.items())
-    name, class_name = next((name, class_name) for name, class_name in told if class_name is not None)
+    found = ((name, kind.recognize(candidate)) for name, kind in _KINDS.items())
+    name, class_name = next((name, class_name) for name, class_name in found if class_name is not None)
     files = {_KINDS[name].file: candidate.blob}
     if _KINDS[name].settings:
         files |= {beside: blob for beside, blob in candidate.beside.items() if beside != "config.json"}

@@ -19,7 +19,7 @@ _NAMED = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")  # <mask>, [MASK]
 
 
 class LetterTokenizer(Tokenizer):
-    """From left to right, a text's next token is the longest one that the text goes on with.
+    """Greedy longest match: at each place of a text, from left to right, the longest token that stands there is taken.
 
     tokens: by their ids; those in <> or [] are special. each: whether each character is looked up by itself and is
     `unknown` where it is no token, a space too, as in AMPLIFY; otherwise spaces only separate, and a run of other

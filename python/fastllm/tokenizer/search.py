@@ -7,7 +7,7 @@ from pathlib import Path
 from fastllm.errors import CheckpointError, TokenizerError
 from fastllm.files import StandInError, read_file
 from fastllm.tokenizer.base import Tokenizer
-from fastllm.tokenizer.kinds import FILE_NAMES, Candidate, files_of, from_blob, pack
+from fastllm.tokenizer.kinds import FILE_NAMES, Candidate, from_blob, pack, recognized
 
 # What Hugging Face puts beside a vocabulary. config.json tells the class of transformers only and is not stored.
 _BESIDE = (
@@ -32,7 +32,7 @@ def read(path: Path, vocab_size: int) -> Tokenizer:
     try:
         names = (*_BESIDE, *(("merges.txt",) if path.name == "vocab.json" else ()))
         beside = {name: _load(path.parent / name) for name in names if (path.parent / name).exists()}
-        kind, files = files_of(Candidate(path, blob, beside, vocab_size))
+        kind, files = recognized(Candidate(path, blob, beside, vocab_size))
         tokenizer = from_blob(kind, blob if len(files) == 1 else pack(files))
     except TokenizerError as error:
         raise TokenizerError(f"{path} is no usable tokenizer: {error}") from None
@@ -66,20 +66,20 @@ def find(checkpoint: Path, vocab_size: int) -> Tokenizer:
 
     A folder, and a file with a config.json beside it, has its tokenizer in the same folder, where *.model files of any
     name are tried last. Any other file (llama2.c's) has it beside it or in the current folder, tokenizer.bin first;
-    there only the size tells whether a tokenizer is the model's, so that it has to be the same. Raises TokenizerError
-    that names every place looked at and what was wrong there.
+    there nothing but its size says that a tokenizer is the model's, so that it must match. Raises TokenizerError that
+    names every place looked at and what was wrong there.
     """
-    ours = ("tokenizer.bin", f"tok{vocab_size}.bin")  # llama2.c's
-    shared = ("tokenizer.model", "tokenizer.json")
+    llama2c = ("tokenizer.bin", f"tok{vocab_size}.bin")
+    common = ("tokenizer.model", "tokenizer.json")
     inside = checkpoint.is_dir() and checkpoint.name != "ckpt-0"  # Grok-1's tokenizer is beside its folder of weights
     folder = checkpoint if inside else checkpoint.parent
     own = checkpoint.is_dir() or (folder / "config.json").exists()
-    names = dict.fromkeys((*FILE_NAMES, *ours) if own else (*ours, *shared, *FILE_NAMES))
+    names = dict.fromkeys((*FILE_NAMES, *llama2c) if own else (*llama2c, *common, *FILE_NAMES))
     if own:
         names |= dict.fromkeys(sorted(path.name for path in folder.glob("*.model")))
     places = {folder: [*names]}
     if not own and folder.resolve() != Path.cwd():
-        places[Path.cwd()] = [*ours, *shared]
+        places[Path.cwd()] = [*llama2c, *common]
     looked: list[str] = []
     for place, wanted in places.items():
         missing = []
