@@ -84,9 +84,14 @@ def _is_word(character: str) -> bool:
     """Whether \\w matches it by Unicode's definition (https://www.unicode.org/reports/tr18/, Annex C)."""
     if not character:
         return False
-    kind = unicodedata.category(character)
+    category = unicodedata.category(character)
     joins = character in "\u200c\u200d"
-    return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or joins or any(a <= ord(character) <= z for a, z in _CIRCLED)
+    return (
+        category[0] in "LM"
+        or category in ("Nd", "Nl", "Pc")
+        or joins
+        or any(a <= ord(character) <= z for a, z in _CIRCLED)
+    )
 
 
 def special_splitter(tokens: Iterable[str]) -> re.Pattern[str] | None:

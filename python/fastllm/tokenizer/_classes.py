@@ -52,7 +52,7 @@ _MODEL_TYPES = {
     "XLMRobertaTokenizer": "gte jina_embeddings_v3 metaclip_2 trocr xlm-roberta xlm-roberta-xl xmod",
     "XLNetTokenizer": "xlnet",
 }
-_REGISTERED = {kind: name for name, kinds in _MODEL_TYPES.items() for kind in kinds.split()}
+_REGISTERED = {model_type: name for name, types in _MODEL_TYPES.items() for model_type in types.split()}
 # Classes that are only another name of a class.
 _SAME = {
     "BartTokenizer": "RobertaTokenizer",
@@ -83,14 +83,14 @@ def class_of(files: Files) -> str:
     if CLASS_FILE in files:
         return files[CLASS_FILE].decode("utf-8", "replace")
     config = json_object(files, "config.json")
-    kind = config.get("model_type")
-    kind = kind if isinstance(kind, str) else ""
-    registered = _REGISTERED.get(kind)
-    if registered is not None and kind in _TYPE_DECIDES:
+    model_type = config.get("model_type")
+    model_type = model_type if isinstance(model_type, str) else ""
+    registered = _REGISTERED.get(model_type)
+    if registered is not None and model_type in _TYPE_DECIDES:
         return registered
     named = json_object(files, "tokenizer_config.json").get("tokenizer_class") or config.get("tokenizer_class")
     if not isinstance(named, str):
-        return registered or kind
+        return registered or model_type
     named = named.removesuffix("Fast")
     return _SAME.get(named, named)
 

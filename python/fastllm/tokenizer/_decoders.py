@@ -65,19 +65,19 @@ class Decoder:
         steps: list[_Step] = []
         whole = False  # whether all tokens are one by now
         for settings in self._settings:
-            kind = settings["type"]
-            if kind == "Fuse":
+            name = settings["type"]
+            if name == "Fuse":
                 whole = True
-            elif kind == "Replace":
+            elif name == "Replace":
                 steps.append(self._replace(settings, whole))
-            elif kind == "Strip" and whole:
+            elif name == "Strip" and whole:
                 steps.append(_Strip(settings))
-            elif kind in _STEPS:
-                step = _STEPS[kind](settings)
+            elif name in _STEPS:
+                step = _STEPS[name](settings)
                 steps.append(_Whole(step) if whole else step)
             else:
-                raise TokenizerError(f"its decoder {kind!r} is not known here")
-            whole = whole or kind == "ByteLevel"
+                raise TokenizerError(f"its decoder {name!r} is not known here")
+            whole = whole or name == "ByteLevel"
         return steps
 
     def _replace(self, settings: Json, whole: bool) -> _Step:

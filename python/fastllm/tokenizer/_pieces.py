@@ -110,21 +110,21 @@ def byte_or(piece: bytes, other: bytes) -> bytes:
 def shown(words: Sequence[bytes], types: Sequence[int]) -> list[bytes]:
     """The bytes that each piece is shown as, by its type, as the library shows it."""
     out = [word.replace(SPACE, b" ") for word in words]
-    for i, kind in enumerate(types):
-        if kind == NORMAL:
+    for i, type_ in enumerate(types):
+        if type_ == NORMAL:
             continue
-        if kind == CONTROL:
+        if type_ == CONTROL:
             out[i] = b""
-        elif kind == UNKNOWN:
+        elif type_ == UNKNOWN:
             out[i] = " \u2047 ".encode()
-        elif kind == BYTE:
+        elif type_ == BYTE:
             out[i] = byte_or(words[i], words[i])
     return out
 
 
 def user_defined(words: Sequence[bytes], types: Sequence[int], added: Mapping[int, AddedToken]) -> list[str]:
     """The texts of the USER_DEFINED pieces that are not in `added`: these the library itself matches as a whole."""
-    found = [i for i, kind in enumerate(types) if kind == USER_DEFINED and i not in added]
+    found = [i for i, type_ in enumerate(types) if type_ == USER_DEFINED and i not in added]
     return [words[i].decode("utf-8", "replace") for i in found]
 
 

@@ -101,7 +101,7 @@ class _Metadata:
         # text, are made special.
         named = [i for role in _CONTROLS if (i := self.token(role)) is not None]
         ends = set(END_TOKENS) - {"</s>"}
-        ends_by_type = [i for i, kind in enumerate(self.types) if kind == USER_DEFINED and self.tokens[i] in ends]
+        ends_by_type = [i for i, type_ in enumerate(self.types) if type_ == USER_DEFINED and self.tokens[i] in ends]
         for i in (*named, *ends_by_type):
             if self.types[i] in (NORMAL, USER_DEFINED) and _MARKED.fullmatch(self.tokens[i]):
                 self.types[i] = CONTROL
@@ -175,9 +175,9 @@ def _sentencepiece(metadata: _Metadata) -> Tokenizer:
     if not all(map(math.isfinite, scores)) or max(map(abs, scores)) > 3e38:
         raise TokenizerError("its metadata has scores that are no numbers of 32 bits")
     unknown = metadata.token("unknown", 0) or 0
-    types = [NORMAL if kind in (0, UNKNOWN) else kind for kind in types]
+    types = [NORMAL if type_ in (0, UNKNOWN) else type_ for type_ in types]
     named = enumerate(zip(metadata.tokens, types, strict=True))
-    added = {i: AddedToken(token, special=True) for i, (token, kind) in named if kind == CONTROL}
+    added = {i: AddedToken(token, special=True) for i, (token, type_) in named if type_ == CONTROL}
     types[unknown] = UNKNOWN
     # GGUF writes user-defined pieces with plain spaces. Bytes that are not UTF-8 came here as lone surrogates.
     words = [token.replace(" ", "\u2581").encode("utf-8", "surrogateescape") for token in metadata.tokens]
@@ -222,9 +222,9 @@ def _byte_level(hf: Any, model: Any, pre: str, metadata: _Metadata) -> Any:
     tokenizer.pre_tokenizer = hf.pre_tokenizers.Sequence([*splits, to_bytes])
     tokenizer.decoder = hf.decoders.ByteLevel()
     named = list(zip(metadata.tokens, metadata.types, strict=True))
-    added = [hf.AddedToken(text, special=False, normalized=False) for text, kind in named if kind == USER_DEFINED]
+    added = [hf.AddedToken(text, special=False, normalized=False) for text, type_ in named if type_ == USER_DEFINED]
     tokenizer.add_tokens([token for token in added if token.content])
-    special = [hf.AddedToken(text, special=True, normalized=False) for text, kind in named if kind == CONTROL]
+    special = [hf.AddedToken(text, special=True, normalized=False) for text, type_ in named if type_ == CONTROL]
     tokenizer.add_special_tokens([token for token in special if token.content])
     return tokenizer
 
@@ -241,7 +241,7 @@ def _word_pieces(metadata: _Metadata) -> Tokenizer:
     """The model "bert". Ids that the metadata does not give are those of BERT's own vocabulary."""
     from fastllm.tokenizer.wordpiece import build
 
-    tokens = [_as_bert(token, kind) for token, kind in zip(metadata.tokens, metadata.types, strict=True)]
+    tokens = [_as_bert(token, type_) for token, type_ in zip(metadata.tokens, metadata.types, strict=True)]
     names = {"cls": metadata.token("bos", 101), "sep": metadata.token("seperator", metadata.token("eos", 102))}
     names |= {
         "unk": metadata.token("unknown", 100),
@@ -253,7 +253,7 @@ def _word_pieces(metadata: _Metadata) -> Tokenizer:
     return build({token: i for i, token in enumerate(tokens)}, files)
 
 
-def _as_bert(token: str, kind: int) -> str:
+def _as_bert(token: str, type_: int) -> str:
     """A token as BERT's vocab.txt has it, where all but the first token of a word begin with "##".
 
     GGUF marks the first one instead, with U+2581.
@@ -261,4 +261,4 @@ def _as_bert(token: str, kind: int) -> str:
     if token.startswith("\u2581"):
         return token[1:]
     bracketed = token.startswith("[") and token.endswith("]") and len(token) > 2
-    return token if kind in (CONTROL, UNKNOWN) or bracketed else f"##{token}"
+    return token if type_ in (CONTROL, UNKNOWN) or bracketed else f"##{token}"

@@ -105,36 +105,36 @@ def _by_content(vocabulary: Mapping[str, int], merges: list[tuple[str, ...]]) ->
     return "CLIPTokenizer"
 
 
-def _build(vocabulary: dict[str, int], merges: list[tuple[str, ...]], files: Files, kind: _Class) -> LibraryTokenizer:
+def _build(vocabulary: dict[str, int], merges: list[tuple[str, ...]], files: Files, rules: _Class) -> LibraryTokenizer:
     hf, settings = library("vocab.json"), Settings(files)
-    roles = texts_by_role(files, kind.specials)
-    ends = {"end_of_word_suffix": _WORD_END, "unk_token": roles.get("unk_token", _END)} if kind.clip else {}
+    roles = texts_by_role(files, rules.specials)
+    ends = {"end_of_word_suffix": _WORD_END, "unk_token": roles.get("unk_token", _END)} if rules.clip else {}
     tokenizer = hf.Tokenizer(hf.models.BPE(vocabulary, merges, **ends))
-    if kind.nfc:
+    if rules.nfc:
         steps = [hf.normalizers.NFC()]
-        if kind.clip:
+        if rules.clip:
             steps += [hf.normalizers.Replace(hf.Regex(r"\s+"), " "), hf.normalizers.Lowercase()]
         tokenizer.normalizer = hf.normalizers.Sequence(steps)
-    tokenizer.pre_tokenizer = _pre_tokenizer(hf, kind, settings.flag("add_prefix_space"))
+    tokenizer.pre_tokenizer = _pre_tokenizer(hf, rules, settings.flag("add_prefix_space"))
     tokenizer.decoder = hf.decoders.ByteLevel()
-    add_specials(tokenizer, files, settings, kind.specials)
-    before, after = ([roles.get(token, token) for token in tokens] for tokens in (kind.before, kind.after))
+    add_specials(tokenizer, files, settings, rules.specials)
+    before, after = ([roles.get(token, token) for token in tokens] for tokens in (rules.before, rules.after))
     if before or after:
-        tokenizer.post_processor = template(tokenizer, before, after, double_sep=kind.double_sep)
+        tokenizer.post_processor = template(tokenizer, before, after, double_sep=rules.double_sep)
     return LibraryTokenizer(tokenizer, settings)
 
 
-def _pre_tokenizer(hf: Any, kind: _Class, add_prefix_space: bool | None) -> Any:
+def _pre_tokenizer(hf: Any, rules: _Class, add_prefix_space: bool | None) -> Any:
     """What cuts a text into words, whose bytes are then merged. add_prefix_space: as tokenizer_config.json says, None
     where it does not."""
     pre = hf.pre_tokenizers
-    steps = [pre.Digits(individual_digits=True)] if kind.digits else []
-    if kind.pattern is not None:
+    steps = [pre.Digits(individual_digits=True)] if rules.digits else []
+    if rules.pattern is not None:
         # CLIP drops what lies between the matches.
-        behavior = "removed" if kind.clip else "isolated"
-        steps.append(pre.Split(hf.Regex(kind.pattern), behavior=behavior, invert=kind.clip))
-    gpt2_pattern = kind.pattern is None or kind.clip
-    space = (kind.add_prefix_space if add_prefix_space is None else add_prefix_space) and not kind.clip
+        behavior = "removed" if rules.clip else "isolated"
+        steps.append(pre.Split(hf.Regex(rules.pattern), behavior=behavior, invert=rules.clip))
+    gpt2_pattern = rules.pattern is None or rules.clip
+    space = (rules.add_prefix_space if add_prefix_space is None else add_prefix_space) and not rules.clip
     return pre.Sequence([*steps, pre.ByteLevel(add_prefix_space=space, use_regex=gpt2_pattern)])
 
 

@@ -36,9 +36,9 @@ def read(files: Files) -> PieceTokenizer:
     if not words:
         raise TokenizerError("it is no SentencePiece model: it has no pieces")
     trainer, normalizer = _specs(others)
-    for role, field, default, kind in _ROLES:
+    for role, field, default, type_ in _ROLES:
         i = trainer.get(field, default)
-        if isinstance(i, int) and i < len(words) and types[i] == kind:
+        if isinstance(i, int) and i < len(words) and types[i] == type_:
             settings.propose(role, words[i].decode("utf-8", "replace"))
     # add_dummy_prefix and remove_extra_whitespaces of NormalizerSpec
     dummy_prefix, trims = bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1))
@@ -99,9 +99,9 @@ def _added(words: Sequence[bytes], types: Sequence[int], settings: Settings, *, 
     settings.check_added(len(words))
     own = (CONTROL, USER_DEFINED, UNKNOWN) if settings.llama else (CONTROL,)
     added = {
-        i: AddedToken(words[i].decode("utf-8", "replace"), kind != USER_DEFINED)
-        for i, kind in enumerate(types)
-        if kind in own
+        i: AddedToken(words[i].decode("utf-8", "replace"), type_ != USER_DEFINED)
+        for i, type_ in enumerate(types)
+        if type_ in own
     }
     if settings.added or settings.special:
         ids = {word: i for i, word in reversed(list(enumerate(words)))}

@@ -245,17 +245,17 @@ def class_for(found: str, name: str, blob: bytes, vocab_size: int) -> str:
 def read(files: Files) -> LibraryTokenizer:
     """The tokenizer of a tokenizer.model and its class. Raises TokenizerError where a file is broken."""
     hf, settings, config = library("its class"), Settings(files), json_object(files, "tokenizer_config.json")
-    kind = _CLASSES.get(name := class_of(files))
-    if kind is None:
+    rules = _CLASSES.get(name := class_of(files))
+    if rules is None:
         raise TokenizerError(f"the class {name!r} is not known for a SentencePiece model"[:200])
-    roles = texts_by_role(files, kind.specials)
+    roles = texts_by_role(files, rules.specials)
     pieces, unknown, extras, charsmap = _opened(files["tokenizer.model"])
-    vocabulary = kind.vocabulary(pieces, roles, config)
-    if isinstance(kind.unknown, str):
-        text = roles.get(kind.unknown)
+    vocabulary = rules.vocabulary(pieces, roles, config)
+    if isinstance(rules.unknown, str):
+        text = roles.get(rules.unknown)
         unknown = next((i for i, (piece, _) in enumerate(vocabulary) if piece == text), unknown)
-    elif kind.unknown is not None:
-        unknown = kind.unknown
+    elif rules.unknown is not None:
+        unknown = rules.unknown
     if name == "T5Tokenizer":
         extras += [special(token) for token in _extra_ids(config)]
     # As in transformers, a list of special tokens replaces those that the model marks.
@@ -264,21 +264,21 @@ def read(files: Files) -> LibraryTokenizer:
         extras = [special(token) for token in listed if isinstance(token, str)]
     with refusals("tokenizers"):
         tokenizer = hf.Tokenizer(hf.models.Unigram(vocabulary, unknown, byte_fallback=False))
-        if steps := kind.normalizers(hf, charsmap, config):
+        if steps := rules.normalizers(hf, charsmap, config):
             tokenizer.normalizer = hf.normalizers.Sequence(steps)
-        scheme = "always" if config.get("add_prefix_space", True) else kind.no_prefix_space
-        tokenizer.pre_tokenizer = _pre_tokenizer(hf, kind, config, scheme)
+        scheme = "always" if config.get("add_prefix_space", True) else rules.no_prefix_space
+        tokenizer.pre_tokenizer = _pre_tokenizer(hf, rules, config, scheme)
         tokenizer.decoder = hf.decoders.Metaspace(replacement="\u2581", prepend_scheme=scheme)
-        add_specials(tokenizer, files, settings, kind.specials, extras)
-        before, after = ([roles.get(role, "") for role in part] for part in (kind.before, kind.after))
-        tokenizer.post_processor = template(tokenizer, before, after, double_sep=kind.double_sep)
+        add_specials(tokenizer, files, settings, rules.specials, extras)
+        before, after = ([roles.get(role, "") for role in part] for part in (rules.before, rules.after))
+        tokenizer.post_processor = template(tokenizer, before, after, double_sep=rules.double_sep)
         return LibraryTokenizer(tokenizer, settings)
 
 
-def _pre_tokenizer(hf: Any, kind: _Class, config: Mapping[str, Any], scheme: str) -> Any:
+def _pre_tokenizer(hf: Any, rules: _Class, config: Mapping[str, Any], scheme: str) -> Any:
     pre = hf.pre_tokenizers
-    steps = [pre.WhitespaceSplit()] if kind.whitespace_split else []
-    if kind.split_by_punct and config.get("split_by_punct"):
+    steps = [pre.WhitespaceSplit()] if rules.whitespace_split else []
+    if rules.split_by_punct and config.get("split_by_punct"):
         steps.append(pre.Punctuation(behavior="isolated"))
     return pre.Sequence([*steps, pre.Metaspace(replacement="\u2581", prepend_scheme=scheme)])
 
@@ -296,9 +296,9 @@ def _opened(blob: bytes) -> tuple[Pieces, int, list[Added], bytes]:
         unknown = processor.unk_id()
     _, types, others = _core.proto_pieces(blob)
     extras = [
-        special(piece) | {"special": kind == CONTROL}
-        for (piece, _), kind in zip(pieces, types, strict=True)
-        if kind in (CONTROL, USER_DEFINED) and piece
+        special(piece) | {"special": type_ == CONTROL}
+        for (piece, _), type_ in zip(pieces, types, strict=True)
+        if type_ in (CONTROL, USER_DEFINED) and piece
     ]
     charsmap = b""
     for number, value in others:
