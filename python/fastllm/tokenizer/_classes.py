@@ -8,9 +8,8 @@ what each class does is in the files of the kinds.
 from __future__ import annotations
 
 from fastllm.tokenizer._parsing import json_object
+from fastllm.tokenizer._settings import BERT, CODE_LLAMA, LLAMA
 from fastllm.tokenizer.base import CLASS_FILE, Files
-
-BERT, LLAMA, CODE_LLAMA = "BertTokenizer", "LlamaTokenizer", "CodeLlamaTokenizer"
 
 # Class -> the model types (config.json's "model_type") that use it: TOKENIZER_MAPPING_NAMES in transformers,
 # models/auto/tokenization_auto.py.

@@ -7,12 +7,13 @@ from typing import Any
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer._added import AddedToken
-from fastllm.tokenizer._classes import BERT, CODE_LLAMA, LLAMA
 from fastllm.tokenizer._parsing import json_object
 from fastllm.tokenizer.base import CLASS_FILE, Files, Tokenizer
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
+# transformers' classes that override a vocabulary's own rules, see Settings.
+BERT, LLAMA, CODE_LLAMA = "BertTokenizer", "LlamaTokenizer", "CodeLlamaTokenizer"
 # Classes whose models have no token types, though the post-processor in a tokenizer.json may number those of a pair.
 _UNTYPED = {f"{name}Tokenizer" for name in ("Albert", "DistilBert", "Herbert", "MPNet", "RemBert")}
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer._ends import known_ends
@@ -140,7 +139,7 @@ def _none(file: Candidate) -> str | None:  # GGUF's vocabulary is inside the che
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
-class _Kind(NamedTuple):
+class _Kind:  # no NamedTuple: that takes 0.2 ms to make, for which every start would wait
     """A row of the table.
 
     module: the file of this folder that has its `read`. file: the name under which `read` finds the vocabulary among
@@ -148,11 +147,16 @@ class _Kind(NamedTuple):
     this kind, and for which class. settings: whether the files that Hugging Face puts beside a vocabulary are read too.
     """
 
-    module: str
-    file: str
-    names: tuple[str, ...]
-    recognize: Callable[[Candidate], str | None]
-    settings: bool = True
+    def __init__(
+        self,
+        module: str,
+        file: str,
+        names: tuple[str, ...],
+        recognize: Callable[[Candidate], str | None],
+        *,
+        settings: bool = True,
+    ) -> None:
+        self.module, self.file, self.names, self.recognize, self.settings = module, file, names, recognize, settings
 
 
 _PIECES = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
