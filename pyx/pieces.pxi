@@ -1,5 +1,5 @@
 # Vocabularies of SentencePiece and llama2.c: the loops over their tens of thousands of pieces, which the first token
-# waits for. Everything else about these tokenizers is in fastllm/tokenizer/pieces.py.
+# waits for. Everything else about these tokenizers is in fastllm/tokenizer/_pieces.py.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 
 from fastllm.errors import TokenizerError

@@ -50,7 +50,7 @@ def test_little_memory(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError(24, "Too many open files", "file.so"), ImportError("x.so: failed to map")])
 def test_a_library_that_is_there_is_not_missing(monkeypatch, error):
-    from fastllm.tokenizer import tokenizer_json
+    from fastllm.tokenizer._library import library
 
     def refuse(name, *args, **kwargs):
         if name == "tokenizers":
@@ -63,7 +63,7 @@ def test_a_library_that_is_there_is_not_missing(monkeypatch, error):
     monkeypatch.setattr(builtins, "__import__", refuse)
     said = "Too many open files" if isinstance(error, OSError) else "x.so: failed to map"
     with pytest.raises(fastllm.LibraryError, match=f"^the library tokenizers cannot be loaded: {said}$"):
-        tokenizer_json.library("it")
+        library("it")
 
 
 def test_threads_that_cannot_be_started(monkeypatch):

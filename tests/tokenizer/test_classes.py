@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastllm import TokenizerError
-from fastllm.tokenizer import classes, decode, find, from_blob, read
+from fastllm.tokenizer import _classes as classes
+from fastllm.tokenizer import decode, find, from_blob, read
 from helpers import vocabularies
 from helpers.calls import failure
 from helpers.vocabularies import BART, MASKS, same, save_bytes

@@ -17,8 +17,7 @@ from fastllm.llm.labels import Labels
 from fastllm.llm.stream import TextStream
 from fastllm.llm.texts import check_layer
 from fastllm.machine import read_bandwidth
-from fastllm.tokenizer import Tokenizer
-from fastllm.tokenizer.frame import stop_tokens
+from fastllm.tokenizer import Tokenizer, stop_tokens
 from fastllm.weights import store
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fastllm.errors import ContextError, OptionError, TokenizerError
-from fastllm.tokenizer import Tokenizer, decode
-from fastllm.tokenizer.frame import Frame
+from fastllm.tokenizer import Frame, Tokenizer, decode
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,7 +1,7 @@
-"""minGPT's character vocabulary, given as a file.
+"""A vocabulary of single characters, as minGPT's chargpt has it: https://github.com/karpathy/minGPT.
 
-JSON: an object character -> id, or a list of characters. Any other text: its characters in order of their code, as
-minGPT's CharDataset takes them from the text it is trained on.
+The file is JSON, an object character -> id or a list of characters; or the text that the model was trained on, whose
+characters in order of their code points are the vocabulary, as in minGPT's CharDataset.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import Files, Stream, Tokenizer
+from fastllm.tokenizer.base import Files, Stream, Tokenizer
 
 
 class CharacterTokenizer(Tokenizer):
+    """A token is a character. ids: character -> id. Other characters cannot be encoded."""
+
     def __init__(self, ids: dict[str, int]) -> None:
         self.size = self.plain = len(ids)
         self._ids = ids
@@ -33,6 +35,7 @@ class CharacterTokenizer(Tokenizer):
 
 
 def read(files: Files) -> CharacterTokenizer:
+    """The tokenizer of a file of characters. Raises TokenizerError where that is broken."""
     try:
         text = files["characters"].decode()
     except UnicodeDecodeError as error:

@@ -1,17 +1,18 @@
-"""What belongs around the texts that a model reads."""
+"""What is put around the texts that a model reads, and which ids end those that it writes."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from fastllm.tokenizer import Tokenizer
+from fastllm.tokenizer.base import Tokenizer
 
 
 class Frame(NamedTuple):
-    """The ids before and after a model's texts: what its tokenizer's files say, else the BOS of its family.
+    """How a model's tokenizer is used: which ids stand before and after a text.
 
-    bos: the model's own BOS, None without. stop: the ids that end what it writes. encoder: whether it reads a text as a
-    whole, which then has both ends and may have special tokens written in it.
+    bos: the model's own BOS, None where it has none; put first where the tokenizer's files do not say what is. stop:
+    the ids that end what the model writes. encoder: whether the model reads a text as a whole (BERT). Then the text
+    gets its suffix too, and special tokens written in it, such as [MASK], become their ids.
     """
 
     tokenizer: Tokenizer
@@ -21,26 +22,31 @@ class Frame(NamedTuple):
 
     @property
     def prefix(self) -> tuple[int, ...]:
+        """The ids before a text: as the tokenizer's files say, else the model's BOS."""
         prefix = self.tokenizer.prefix
         return prefix if prefix is not None else () if self.bos is None else (self.bos,)
 
     @property
     def suffix(self) -> tuple[int, ...]:
+        """The ids after a text."""
         return self.tokenizer.suffix or ()
 
     def encode(self, text: str, special: bool | None = None) -> list[int]:
-        """The ids of a text alone. special: whether special tokens written in it become their ids; None: an
-        encoder's do."""
+        """The ids of a text alone, without prefix and suffix.
+
+        special: whether special tokens written in the text become their ids; None: only an encoder's do.
+        """
         return self.tokenizer.encode(text, special=self.encoder if special is None else special)
 
     def around(self, text: str, *, suffix: bool, special: bool | None = None) -> list[int]:
-        """The ids of a text behind the prefix, and with `suffix` before the suffix."""
+        """The prefix, the ids of a text, and the suffix if `suffix` is true."""
         return [*self.prefix, *self.encode(text, special), *(self.suffix if suffix else ())]
 
     def tokenize(self, text: str, special: bool | None = None) -> list[int]:
-        """The ids of a text as the model reads it: an encoder's whole, another's to be continued.
+        """The ids that the model reads: with the suffix for an encoder, without it for a model that continues the text.
 
-        An empty text is what a text of the model's own begins after: BOS, else what training put between texts.
+        An empty text without a prefix becomes the one id that texts start after: BOS, else the one that ends a text, as
+        in training it stands between two texts.
         """
         ids = self.around(text, suffix=self.encoder, special=special)
         first = self._first() if not ids else None
@@ -57,9 +63,10 @@ class Frame(NamedTuple):
 def stop_tokens(
     stop: tuple[int, ...], chat_stop: tuple[int, ...], ends: tuple[int, ...]
 ) -> tuple[tuple[int, ...], ...]:
-    """The ids that end a model's texts, and its turns: its config's, and those its tokenizer knows as ends.
+    """The ids that end a text that the model writes, and those that end its turn in a conversation.
 
-    Where the config has texts end elsewhere than turns (at BOS, as run.c's do), the tokenizer says nothing of texts.
+    stop, chat_stop: the same two of the model's config. ends: Tokenizer.ends. These end turns always; texts only where
+    the config does not tell the two apart (llama2.c's texts end at BOS, its turns at EOS).
     """
     turn = tuple(dict.fromkeys((*chat_stop, *ends)))
     return (turn if stop == chat_stop else stop), turn

@@ -1,7 +1,8 @@
-"""The tokenizer inside a GGUF file: the metadata "tokenizer.*" as JSON, with what each pre-tokenizer's name stands for.
+"""The vocabulary inside a GGUF file: the metadata under "tokenizer.", which formats gives as JSON.
 
-Names and values as llama.cpp has them (src/llama-vocab.cpp): "llama" is SentencePiece by scores, "gpt2" is BPE over
-bytes after the splits that "pre" names, "bert" is WordPiece.
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. "tokenizer.ggml.model" is "llama" for SentencePiece
+with scores, "gpt2" for byte-level BPE, "bert" for WordPiece. "tokenizer.ggml.pre" names the patterns that split a text
+before BPE; which they are is in llama.cpp only (src/llama-vocab.cpp).
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import END_TOKENS, Files, Tokenizer
-from fastllm.tokenizer.added import AddedToken
-from fastllm.tokenizer.pieces import (
+from fastllm.tokenizer._added import AddedToken
+from fastllm.tokenizer._ends import END_TOKENS
+from fastllm.tokenizer._pieces import (
     BYTE,
     CONTROL,
     NORMAL,
@@ -26,7 +27,8 @@ from fastllm.tokenizer.pieces import (
     shown,
     user_defined,
 )
-from fastllm.tokenizer.settings import Settings
+from fastllm.tokenizer._settings import Settings
+from fastllm.tokenizer.base import Files, Tokenizer
 
 # ---- splits of a text into words -------------------------------------------------------------------------------------
 
@@ -35,13 +37,14 @@ _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _AFTER_DIGITS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _AFTER_DIGITS
 _QWEN2 = _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _AFTER_DIGITS
+# Words by their case, as of GPT-4o; {0} is what may follow a word.
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = r"[^\r\n\p{L}\p{N}]?" + _UPPER + "*" + _LOWER + r"+{0}|[^\r\n\p{L}\p{N}]?" + _UPPER + "+" + _LOWER + r"*{0}"
 _AFTER_CASED = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SIGNS = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
 _DEEPSEEK3 = _SIGNS + r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
-# Name -> the splits, each applied to the parts that those before it have left.
+# Name -> the patterns. Each in turn splits the parts that the one before has left.
 _SPLITS: dict[str, list[str]] = {
     "gpt-2": [_GPT2],
     "llama-bpe": [_LLAMA3],
@@ -54,6 +57,7 @@ _SPLITS: dict[str, list[str]] = {
     "tekken": [_CASED.replace("{0}", "") + r"|\p{N}" + _AFTER_CASED],
     "gpt-4o": [_CASED.replace("{0}", _ENDINGS + "?") + r"|\p{N}{1,3}" + _AFTER_CASED],
 }
+# Name -> other names of the same patterns.
 _SAME: dict[str, tuple[str, ...]] = {
     "gpt-2": ("phi-2", "mpt", "olmo", "jais", "exaone4", "mellum", "modern-bert", "trillion", "granite-docling"),
     "llama-bpe": ("llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "dbrx", "smaug-bpe", "glm4", "chatglm-bpe"),
@@ -63,20 +67,25 @@ _SAME: dict[str, tuple[str, ...]] = {
     "deepseek-v3": ("hunyuan-dense",),
 }
 _NAMED = {name: splits for first, splits in _SPLITS.items() for name in (first, *_SAME.get(first, ()))}
-# A word that is a token is that token, whatever the merges would make of it; and these texts begin with BOS.
+# Names with which a word that is a token becomes this token, whatever the merges make of it (the library's
+# ignore_merges), and a text begins with BOS.
 _WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "tekken"}
-# Trained on composed characters; llama.cpp leaves them as they are, the models' own tokenizers do not.
+# Models whose own tokenizers compose characters first (Unicode's NFC). llama.cpp does not.
 _COMPOSED = {"qwen2", "olmo"}
 
 
 # ---- the metadata ----------------------------------------------------------------------------------------------------
 
-_CONTROLS = ("bos", "eos", "eot", "eom")
+_CONTROLS = ("bos", "eos", "eot", "eom")  # roles of tokens that begin or end a text
 _MARKED = re.compile(r"[\u2581_]?(<.+>|\[.+\])")
 
 
 class _Metadata:
-    """The checked values of "tokenizer.ggml.*"."""
+    """The values under "tokenizer.ggml.", checked.
+
+    tokens, scores, types: of each id; scores is None where the file has none. Raises TokenizerError for values of a
+    wrong type or number.
+    """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
@@ -88,10 +97,11 @@ class _Metadata:
             raise TokenizerError("its metadata has no tokens")
         if min(self.types) < 0 or max(self.types) > BYTE:
             raise TokenizerError("its metadata has a token_type that is not known")
-        # Files call those that end or begin a text any type; as long as they are no text themselves, they are special.
+        # Files give the tokens that begin or end a text any type. Those that look like <s> or [SEP], not like ordinary
+        # text, are made special.
         named = [i for role in _CONTROLS if (i := self.token(role)) is not None]
         ends = set(END_TOKENS) - {"</s>"}
-        ends_by_type = [i for i, kind in enumerate(self.types) if kind == USER_DEFINED and self.tokens[i] in ends]
+        ends_by_type = [i for i, type_ in enumerate(self.types) if type_ == USER_DEFINED and self.tokens[i] in ends]
         for i in (*named, *ends_by_type):
             if self.types[i] in (NORMAL, USER_DEFINED) and _MARKED.fullmatch(self.tokens[i]):
                 self.types[i] = CONTROL
@@ -100,6 +110,7 @@ class _Metadata:
         return self._values.get(f"tokenizer.ggml.{key}")
 
     def list(self, key: str, of: type, count: int | None = None) -> Any:
+        """A list of values of one type, None where the key is missing. count: how many there must be."""
         values = self.get(key)
         if values is None:
             return None
@@ -116,19 +127,24 @@ class _Metadata:
         return value if isinstance(value, bool) else default
 
     def token(self, role: str, default: int | None = None) -> int | None:
-        """The id of a token by its role, where the vocabulary has it."""
+        """The id that the key <role>_token_id gives, else the default; None where it is outside the vocabulary."""
         value = self.get(f"{role}_token_id")
         value = value if type(value) is int else default
         return value if value is not None and 0 <= value < len(self.tokens) else None
 
     def affixes(self, *, bos: bool, bos_id: int | None, eos_id: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What is put around a text. bos: whether BOS is where the metadata does not say."""
+        """The ids before and after a text.
+
+        bos: whether BOS is put there where the metadata has no add_bos_token. bos_id, eos_id: the ids where it has
+        none.
+        """
         first, last = self.token("bos", bos_id), self.token("eos", eos_id)
         prefix = () if first is None or not self.flag("add_bos_token", bos) else (first,)
         return prefix, () if last is None or not self.flag("add_eos_token", False) else (last,)
 
 
 def read(files: Files) -> Tokenizer:
+    """The tokenizer of a GGUF file's metadata. Raises TokenizerError where that is broken."""
     try:
         values = json.loads(files["metadata"].decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
@@ -152,31 +168,33 @@ def read(files: Files) -> Tokenizer:
 
 
 def _sentencepiece(metadata: _Metadata) -> Tokenizer:
+    """The model "llama"."""
     scores, types = metadata.scores, list(metadata.types)
     if scores is None:
         raise TokenizerError("its metadata has no scores")
     if not all(map(math.isfinite, scores)) or max(map(abs, scores)) > 3e38:
         raise TokenizerError("its metadata has scores that are no numbers of 32 bits")
     unknown = metadata.token("unknown", 0) or 0
-    types = [NORMAL if kind in (0, UNKNOWN) else kind for kind in types]
+    types = [NORMAL if type_ in (0, UNKNOWN) else type_ for type_ in types]
     named = enumerate(zip(metadata.tokens, types, strict=True))
-    added = {i: AddedToken(token, special=True) for i, (token, kind) in named if kind == CONTROL}
+    added = {i: AddedToken(token, special=True) for i, (token, type_) in named if type_ == CONTROL}
     types[unknown] = UNKNOWN
-    # GGUF has user-defined pieces with plain spaces. "surrogateescape" gives back bytes that are no UTF-8.
+    # GGUF writes user-defined pieces with plain spaces. Bytes that are not UTF-8 came here as lone surrogates.
     words = [token.replace(" ", "\u2581").encode("utf-8", "surrogateescape") for token in metadata.tokens]
     space = metadata.flag("add_space_prefix", True)
 
     def model() -> bytes:
         return piece_model(words, scores, types, add_dummy_prefix=space)
 
-    tokenizer = PieceTokenizer(words, shown(words, types), model, added, space=space)
+    tokenizer = PieceTokenizer(words, shown(words, types), model, added, strips_space=space)
     tokenizer.added = [*tokenizer.added, *user_defined(words, types, added)]
     tokenizer.prefix, tokenizer.suffix = metadata.affixes(bos=True, bos_id=1, eos_id=2)
     return tokenizer
 
 
 def _bpe(metadata: _Metadata) -> Tokenizer:
-    from fastllm.tokenizer.tokenizer_json import LibraryTokenizer, library, refusals
+    """The model "gpt2"."""
+    from fastllm.tokenizer._library import LibraryTokenizer, library, refusals
 
     hf = library("its vocabulary")
     pre = metadata.get("pre")
@@ -195,6 +213,7 @@ def _bpe(metadata: _Metadata) -> Tokenizer:
 
 
 def _byte_level(hf: Any, model: Any, pre: str, metadata: _Metadata) -> Any:
+    """The library's tokenizer for a BPE `model` whose words are split by the patterns of `pre`."""
     tokenizer = hf.Tokenizer(model)
     if pre in _COMPOSED:
         tokenizer.normalizer = hf.normalizers.NFC()
@@ -203,15 +222,15 @@ def _byte_level(hf: Any, model: Any, pre: str, metadata: _Metadata) -> Any:
     tokenizer.pre_tokenizer = hf.pre_tokenizers.Sequence([*splits, to_bytes])
     tokenizer.decoder = hf.decoders.ByteLevel()
     named = list(zip(metadata.tokens, metadata.types, strict=True))
-    added = [hf.AddedToken(text, special=False, normalized=False) for text, kind in named if kind == USER_DEFINED]
+    added = [hf.AddedToken(text, special=False, normalized=False) for text, type_ in named if type_ == USER_DEFINED]
     tokenizer.add_tokens([token for token in added if token.content])
-    special = [hf.AddedToken(text, special=True, normalized=False) for text, kind in named if kind == CONTROL]
+    special = [hf.AddedToken(text, special=True, normalized=False) for text, type_ in named if type_ == CONTROL]
     tokenizer.add_special_tokens([token for token in special if token.content])
     return tokenizer
 
 
 def _pair(merge: str) -> list[str]:
-    """The two halves of a merge; the first may begin with a space."""
+    """The two halves of a merge such as "t h". The search begins at 1, as the first half may begin with a space."""
     at = merge.find(" ", 1)
     if at < 0:
         raise TokenizerError(f"its metadata has the merge {merge[:40]!r} without two halves")
@@ -219,17 +238,10 @@ def _pair(merge: str) -> list[str]:
 
 
 def _word_pieces(metadata: _Metadata) -> Tokenizer:
+    """The model "bert". Ids that the metadata does not give are those of BERT's own vocabulary."""
     from fastllm.tokenizer.wordpiece import build
 
-    # A word's first piece has U+2581 in front there, and the others nothing: BERT's own files have it the other way.
-    tokens = [
-        token[1:]
-        if token.startswith("\u2581")
-        else token
-        if kind in (CONTROL, UNKNOWN) or _bracketed(token)
-        else f"##{token}"
-        for token, kind in zip(metadata.tokens, metadata.types, strict=True)
-    ]
+    tokens = [_as_bert(token, type_) for token, type_ in zip(metadata.tokens, metadata.types, strict=True)]
     names = {"cls": metadata.token("bos", 101), "sep": metadata.token("seperator", metadata.token("eos", 102))}
     names |= {
         "unk": metadata.token("unknown", 100),
@@ -241,5 +253,12 @@ def _word_pieces(metadata: _Metadata) -> Tokenizer:
     return build({token: i for i, token in enumerate(tokens)}, files)
 
 
-def _bracketed(token: str) -> bool:
-    return token.startswith("[") and token.endswith("]") and len(token) > 2
+def _as_bert(token: str, type_: int) -> str:
+    """A token as BERT's vocab.txt has it, where all but the first token of a word begin with "##".
+
+    GGUF marks the first one instead, with U+2581.
+    """
+    if token.startswith("\u2581"):
+        return token[1:]
+    bracketed = token.startswith("[") and token.endswith("]") and len(token) > 2
+    return token if type_ in (CONTROL, UNKNOWN) or bracketed else f"##{token}"

@@ -1,23 +1,30 @@
-"""Vocabularies of letters, a token a line: AMPLIFY's and ESM-2's proteins, AntiBERTy's antibodies, nucleotides."""
+"""Vocabularies of letters, such as those of amino acids and nucleotides: a vocab.txt with a token a line.
+
+Protein models have them (ESM-2, AMPLIFY, AntiBERTy), and DNA models with tokens of several nucleotides (k-mers).
+"""
 
 from __future__ import annotations
 
 import re
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import Files, Stream, Tokenizer
-from fastllm.tokenizer.added import special_splitter
-from fastllm.tokenizer.classes import by_role, class_of, roles_of
-from fastllm.tokenizer.settings import Settings
+from fastllm.tokenizer._added import special_splitter
+from fastllm.tokenizer._classes import class_of
+from fastllm.tokenizer._parsing import token_lines
+from fastllm.tokenizer._settings import Settings
+from fastllm.tokenizer._specials import by_role, texts_by_role
+from fastllm.tokenizer.base import Files, Stream, Tokenizer
 
 _NAMED = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")  # <mask>, [MASK]
 
 
 class LetterTokenizer(Tokenizer):
-    """A letter is a token; so is the longest of several that stand in the vocabulary, as nucleotides do.
+    """Greedy longest match: at each place of a text, from left to right, the longest token that stands there is taken.
 
-    AMPLIFY (each=True) has an <unk> for each other character, a space too. Elsewhere a space only separates and what is
-    unknown between two tokens is one <unk>, as transformers has it for ESM. prefix, suffix: ids put around a text.
+    tokens: by their ids; those in <> or [] are special. each: whether each character is looked up by itself and is
+    `unknown` where it is no token, a space too, as in AMPLIFY; otherwise spaces only separate, and a run of other
+    characters is a single `unknown`, as in transformers' EsmTokenizer. prefix, suffix: the ids around a text. unknown:
+    an id.
     """
 
     def __init__(
@@ -46,15 +53,14 @@ class LetterTokenizer(Tokenizer):
         if self._each:
             return [self._letters.get(letter, self._unknown) for letter in text]
         ids: list[int] = []
-        at, fresh = 0, True
+        at, in_run = 0, False  # in_run: whether the character before `at` is of a run of unknown ones
         while at < len(text):
-            # The longest token that stands here, if any.
             found = next((n for n in self._lengths if text[at : at + n] in self._letters), 0)
             if found:
                 ids.append(self._letters[text[at : at + found]])
-            elif fresh and not text[at].isspace():
+            elif not in_run and not text[at].isspace():
                 ids.append(self._unknown)
-            fresh = bool(found) or text[at].isspace()
+            in_run = not found and not text[at].isspace()
             at += found or 1
         return ids
 
@@ -69,11 +75,12 @@ _ESM = by_role(unk="<unk>", cls="<cls>", pad="<pad>", mask="<mask>", eos="<eos>"
 
 
 def read(files: Files) -> LetterTokenizer:
-    tokens, settings = lines_of(files["vocab.txt"]), Settings(files)
+    """The tokenizer of a vocab.txt of letters. Raises TokenizerError where it, or a file beside it, is broken."""
+    tokens, settings = token_lines(files["vocab.txt"]), Settings(files)
     esm = class_of(files) == "EsmTokenizer"
     if esm:
         tokens = [token.strip() for token in tokens]
-        roles = {role: token["content"] for role, token in roles_of(files, _ESM).items()}
+        roles = texts_by_role(files, _ESM)
         names = [[roles[role]] if role in roles else [] for role in ("unk_token", "cls_token", "eos_token")]
     else:
         names = [["<unk>", "[UNK]"], ["<cls>", "<bos>", "[CLS]"], ["<eos>", "[SEP]"]]
@@ -87,26 +94,12 @@ def read(files: Files) -> LetterTokenizer:
     return tokenizer
 
 
-def lines_of(blob: bytes) -> list[str]:
-    """The tokens of a vocab.txt. Raises TokenizerError where it is no text."""
-    try:
-        text = blob.decode()
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"it is no UTF-8 text: byte {error.start:,} is not") from None
-    lines = text.removesuffix("\n").split("\n")
-    return [line.removesuffix("\r") for line in lines]
+def is_letters(lines: list[str], class_name: str) -> bool:
+    """Whether a vocab.txt is one of letters: every line is a letter or special, and one of these is <unk> or [UNK].
 
-
-def kind_of(blob: bytes, vocab_size: int, name: str, found: str) -> str:
-    """What a text file is: a vocabulary of letters or of word pieces, or a text whose characters are the vocabulary.
-
-    found: the class or model type that the files beside it name.
+    class_name: the class of transformers that it is for, as far as the files say.
     """
-    lines = lines_of(blob)
-    unknown = {"<unk>", "[UNK]"} & set(lines)
-    if not found.endswith("Tokenizer") and (
-        not unknown or (len(lines) > vocab_size and not name.endswith("vocab.txt"))
-    ):
-        return "characters"
-    letters = found == "EsmTokenizer" or (unknown and all(len(x) == 1 or _NAMED.fullmatch(x) for x in lines if x))
-    return "letters" if letters else "wordpiece"
+    if class_name == "EsmTokenizer":
+        return True
+    has_unknown = not {"<unk>", "[UNK]"}.isdisjoint(lines)
+    return has_unknown and all(len(line) == 1 or _NAMED.fullmatch(line) for line in lines if line)

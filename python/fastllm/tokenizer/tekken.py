@@ -1,4 +1,7 @@
-"""Mistral's tekken.json: tokens in base64 by rank, the split of a text, special tokens, which have the first ids."""
+"""Mistral's tekken.json: ranks of tokens in base64, the pattern of words, and special tokens, which have the first ids.
+
+The format is that of mistral-common: https://github.com/mistralai/mistral-common, tokens/tokenizers/tekken.py.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,23 @@ from base64 import b64decode
 from typing import Any
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import Files
-from fastllm.tokenizer.classes import mapping_of
-from fastllm.tokenizer.settings import Settings
-from fastllm.tokenizer.tiktoken_ranks import RankTokenizer
+from fastllm.tokenizer._parsing import json_object
+from fastllm.tokenizer._ranks import RankTokenizer
+from fastllm.tokenizer._settings import Settings
+from fastllm.tokenizer.base import Files
 
-# The special tokens of files up to version 7 that list none (mistral-common, tokens/tokenizers/tekken.py).
+# The special tokens of files up to version 7 that list none.
 _OLD_SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"]
 _OLD_SPECIAL += ["[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]"]
 _OLD_SPECIAL += ["[PREFIX]", "[MIDDLE]", "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"]
 _OLD_VERSIONS = ("v1", "v2", "v3", "v7")
 _MOST_SPECIAL = 1 << 16
+_ROLES = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 
 
 def read(files: Files) -> RankTokenizer:
-    """A token's id is its rank after the special tokens; <s> is put before a text."""
-    content = mapping_of(files, "tekken.json")
+    """The tokenizer of a tekken.json, which puts <s> before a text. Raises TokenizerError where the file is broken."""
+    content = json_object(files, "tekken.json")
     config = content.get("config")
     if not isinstance(config, dict) or not isinstance(config.get("pattern"), str):
         raise TokenizerError("its config has no pattern")
@@ -41,11 +45,8 @@ def read(files: Files) -> RankTokenizer:
     return tokenizer
 
 
-_ROLES = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
-
-
 def _special_tokens(content: Any, config: dict[str, Any]) -> list[str]:
-    """The special tokens in the order of their ids, with fillers up to the number that the config says."""
+    """The special tokens in the order of their ids, filled up with <SPECIAL_n> to the number that the config says."""
     entries = content.get("special_tokens")
     if entries is None:
         if config.get("version") not in _OLD_VERSIONS:
@@ -70,6 +71,7 @@ def _special_tokens(content: Any, config: dict[str, Any]) -> list[str]:
 
 
 def _count(config: dict[str, Any], name: str, default: Any) -> Any:
+    """A number of the config that is 0 or more, or the default. Raises TokenizerError for any other value."""
     value = config.get(name, default)
     if value is not None and (type(value) is not int or value < 0):
         raise TokenizerError(f"its config has {name} {value!r}"[:200])
@@ -77,7 +79,7 @@ def _count(config: dict[str, Any], name: str, default: Any) -> Any:
 
 
 def _ranks(entries: Any, count: int | None) -> dict[bytes, int]:
-    """token -> rank of the first `count` entries, whose first 256 are the bytes."""
+    """token -> rank for the first `count` entries of "vocab" (None: all). The first 256 must be the single bytes."""
     if not isinstance(entries, list) or (count is not None and not 256 <= count <= len(entries)):
         raise TokenizerError("its vocab is no list, or shorter than its config's default_vocab_size says")
     ranks: dict[bytes, int] = {}

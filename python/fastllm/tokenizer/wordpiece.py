@@ -1,21 +1,25 @@
-"""BERT's vocab.txt: a token a line, words cut into the longest pieces, "##" before a piece inside a word."""
+"""BERT's vocab.txt, a token a line: WordPiece, which cuts each word into the longest tokens from left to right.
+
+A token inside a word begins with "##". Devlin et al., 2018 (https://arxiv.org/abs/1810.04805), after Schuster and
+Nakajima, 2012.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import Files
-from fastllm.tokenizer.classes import Added, add_specials, around, by_role, class_of, roles_of, special
-from fastllm.tokenizer.letters import lines_of
-from fastllm.tokenizer.settings import Settings
-from fastllm.tokenizer.tokenizer_json import LibraryTokenizer, bert_normalizer, library, refusals
+from fastllm.tokenizer._classes import class_of
+from fastllm.tokenizer._library import LibraryTokenizer, bert_normalizer, library, refusals
+from fastllm.tokenizer._parsing import token_lines
+from fastllm.tokenizer._settings import Settings
+from fastllm.tokenizer._specials import Added, add_specials, by_role, special, template, texts_by_role
+from fastllm.tokenizer.base import Files
 
-# White space at the end of a line is none of the token's.
+# White space at the end of a line does not belong to the token.
 _WHITE = " \t\n\v\f\r\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
-
-# The special tokens of transformers' classes that cut words as BERT's does.
+# transformers' classes that are WordPiece, and their special tokens.
 _CLASSES = {
     "BertTokenizer": by_role(mask="[MASK]", unk="[UNK]", sep="[SEP]", pad="[PAD]", cls="[CLS]"),
     "FunnelTokenizer": by_role(
@@ -28,6 +32,7 @@ _CLASSES = {
 
 
 def read(files: Files) -> LibraryTokenizer:
+    """The tokenizer of a vocab.txt. Raises TokenizerError where it, or a file beside it, is broken."""
     name = class_of(files)
     if name.endswith("Tokenizer") and name not in _CLASSES:
         known = ", ".join(_CLASSES)
@@ -35,7 +40,7 @@ def read(files: Files) -> LibraryTokenizer:
             f"how {name[:100]!r} splits a text is not known here without a tokenizer.json; known are {known}"
         )
     return build(
-        {line.rstrip(_WHITE): i for i, line in enumerate(lines_of(files["vocab.txt"]))},
+        {line.rstrip(_WHITE): i for i, line in enumerate(token_lines(files["vocab.txt"]))},
         files,
         _CLASSES.get(name, _CLASSES["BertTokenizer"]),
     )
@@ -46,9 +51,12 @@ def build(
     files: Files,
     specials: Mapping[str, Added] = _CLASSES["BertTokenizer"],
 ) -> LibraryTokenizer:
-    """BERT's tokenizer from a vocabulary. specials: the special tokens by role where `files` do not say them."""
+    """A WordPiece tokenizer from a vocabulary, token -> id.
+
+    specials: the special tokens by role where `files` do not say them. Raises TokenizerError.
+    """
     hf, settings = library("vocab.txt"), Settings(files)
-    roles = {role: token["content"] for role, token in roles_of(files, specials).items()}
+    roles = texts_by_role(files, specials)
     names = [roles.get(role, "") for role in ("unk_token", "cls_token", "sep_token")]
     for role, text in zip(("unknown", "first", "last"), names, strict=True):
         if text not in vocabulary:
@@ -59,5 +67,5 @@ def build(
         tokenizer.pre_tokenizer = hf.pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = hf.decoders.WordPiece(prefix="##")
         add_specials(tokenizer, files, settings, specials)
-        tokenizer.post_processor = around(tokenizer, names[1:2], names[2:], doubled=names[2] == "</s>")
+        tokenizer.post_processor = template(tokenizer, names[1:2], names[2:], double_sep=names[2] == "</s>")
         return LibraryTokenizer(tokenizer, settings)

@@ -14,7 +14,7 @@ from fastllm.files import check_target, read_file, reading
 from fastllm.heads import dense
 from fastllm.machine import check_threads
 from fastllm.tensors import Bytes, Tensor
-from fastllm.tokenizer.frame import Frame, stop_tokens
+from fastllm.tokenizer import Frame, stop_tokens
 from fastllm.weights import store
 from fastllm.weights.packing import Plan, Progress, assemble, chunks, pack, plan, vectors
 from fastllm.weights.source import (

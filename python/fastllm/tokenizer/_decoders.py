@@ -1,8 +1,9 @@
-"""What tokens are shown as by a tokenizers.Tokenizer, piece by piece.
+"""The decoders of the tokenizers library, token by token.
 
-The library decodes whole texts. Here its decoder's steps each take the tokens one by one and give on what can no longer
-change, so that the pieces joined are what the library makes of the whole. Where the only step is one from characters to
-bytes, which is the case of most vocabularies, a table of bytes does the same in a fraction of the time.
+The library decodes a list of tokens at once, in steps that change the list or its texts
+(https://huggingface.co/docs/tokenizers/api/decoders). Here each step is an object that takes one token after the other
+and returns what later tokens can no longer change, so that everything returned, joined, is what the library makes of
+the whole list. Most vocabularies have ByteLevel as the only step; a table of bytes does this in a fraction of the time.
 """
 
 from __future__ import annotations
@@ -13,18 +14,22 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import Stream
-from fastllm.tokenizer.pieces import byte_or
+from fastllm.tokenizer._pieces import byte_or
+from fastllm.tokenizer.base import Stream
 
-Settings = dict[str, Any]
+Json = dict[str, Any]  # a step as the tokenizer.json has it: {"type": ..., ...}
 
-_MOST_TEXT = 1 << 12  # characters that a step may make of a token ...
-_MOST_GROWTH = 64  # ... or times what it has got
+# The most that a step may make of a token, whichever of the two is more: a broken file could fill all memory.
+_MOST_TEXT = 1 << 12  # characters
+_MOST_GROWTH = 64  # times the characters of the token
 
 
-class Decoding:
-    """A tokenizer's decoder. words: the tokens that are shown, by id. Raises TokenizerError for a step that is not
-    known."""
+class Decoder:
+    """The decoder of a tokenizers.Tokenizer.
+
+    library: the module tokenizers. words: the texts of the tokens that are shown, by id. size: the number of ids.
+    Raises TokenizerError for a step that is not known here.
+    """
 
     def __init__(self, library: Any, tokenizer: Any, words: Mapping[int, str], size: int) -> None:
         decoder = tokenizer.decoder
@@ -34,44 +39,49 @@ class Decoding:
         self._bytes = [step["type"] for step in self._settings] == ["ByteLevel"]
         self._pieces = [b""] * size
         to_bytes = _from_alphabet if self._bytes else str.encode
-        # CLIP's pieces end a word with this; transformers shows a space there.
+        # In CLIP's vocabulary "</w>" marks the end of a word; transformers shows a space there. "\0\0" is in no token.
         end = (getattr(tokenizer.model, "end_of_word_suffix", None) or "\0\0").encode()
         for i, word in words.items():
             piece = to_bytes(word)
             self._pieces[i] = piece.removesuffix(end) + b" " if piece.endswith(end) else piece
-        self._steps()
+        self._steps()  # raises for a step that is not known
 
     def stream(self, previous: int | None) -> Stream:
-        """A decoder of what follows the shown token `previous`; None: of a text from its start."""
+        """A decoder for the ids that follow the shown token `previous`; None: for a text from its start."""
         if self._bytes:
             return Stream(self._pieces)
-        stream = StepStream(self._pieces, self._words, self._steps())
+        stream = _StepStream(self._pieces, self._words, self._steps())
         if previous is not None:
-            alone = StepStream(self._pieces, self._words, self._steps())
+            alone = _StepStream(self._pieces, self._words, self._steps())
             stream.skip(previous, len(alone.push(previous) + alone.flush()))
         return stream
 
     def _steps(self) -> list[_Step]:
-        """The steps, fresh. After some of them all tokens are one, of which the next step gets parts."""
+        """New objects of the steps.
+
+        After Fuse and ByteLevel all tokens are one, which the steps after them get in parts. Only Replace of a fixed
+        text and Strip work on parts; any other step waits for the end.
+        """
         steps: list[_Step] = []
-        whole = False
+        whole = False  # whether all tokens are one by now
         for settings in self._settings:
-            kind = settings["type"]
-            if kind == "Fuse":
+            name = settings["type"]
+            if name == "Fuse":
                 whole = True
-            elif kind == "Replace":
+            elif name == "Replace":
                 steps.append(self._replace(settings, whole))
-            elif kind == "Strip" and whole:
+            elif name == "Strip" and whole:
                 steps.append(_Strip(settings))
-            elif kind in _STEPS:
-                step = _STEPS[kind](settings)
+            elif name in _STEPS:
+                step = _STEPS[name](settings)
                 steps.append(_Whole(step) if whole else step)
             else:
-                raise TokenizerError(f"its decoder {kind!r} is not known here")
-            whole = whole or kind == "ByteLevel"
+                raise TokenizerError(f"its decoder {name!r} is not known here")
+            whole = whole or name == "ByteLevel"
         return steps
 
-    def _replace(self, settings: Settings, whole: bool) -> _Step:
+    def _replace(self, settings: Json, whole: bool) -> _Step:
+        """A Replace, of a fixed text here, of a regular expression by the library."""
         old, new = settings["pattern"].get("String"), settings["content"]
         if old:
             return _Replace(old, new) if whole else _Each(lambda text, _: _replaced(text, old, new))
@@ -84,15 +94,15 @@ class Decoding:
         return _Whole(step) if whole else step
 
 
-class StepStream(Stream):
-    """Runs each token through a decoder's steps."""
+class _StepStream(Stream):
+    """Runs each token through a decoder's steps. words: the texts of the shown tokens by id."""
 
     def __init__(self, pieces: list[bytes], words: Mapping[int, str], steps: list[_Step]) -> None:
         self.pieces, self._words, self._steps = pieces, words, steps
-        self._skip = 0  # characters that are none of this text
+        self._skip = 0  # how many characters to drop: they belong to the token before this stream
 
     def skip(self, token: int, characters: int) -> None:
-        """Takes a token of the text before, whose own characters are shown already."""
+        """Begins after a token whose text, of so many characters, is shown already. Steps may depend on it."""
         self._skip = characters
         self.push(token)
 
@@ -112,29 +122,30 @@ class StepStream(Stream):
 
 
 def _through(steps: list[_Step], texts: list[str]) -> str:
-    for step in steps:  # nearly always it is one token
+    for step in steps:  # nearly always with one token, so that this case is kept fast
         texts = step.push(texts[0]) if len(texts) == 1 else [out for text in texts for out in step.push(text)]
     return "".join(texts)
 
 
-def _flat(decoder: Settings) -> list[Settings]:
+def _flat(decoder: Json) -> list[Json]:
+    """The steps of a decoder in order, also those inside nested Sequences."""
     if decoder.get("type") == "Sequence":
         return [step for inner in decoder["decoders"] for step in _flat(inner)]
     return [decoder]
 
 
-# ---- steps that see tokens -------------------------------------------------------------------------------------------
+# ---- steps on a list of tokens ---------------------------------------------------------------------------------------
 
 
 class _Step(Protocol):
-    """push: what is certain with the next token. end: the rest. Both: as tokens."""
+    """push: takes the next token, returns the tokens that are now certain. end: returns the rest."""
 
     def push(self, text: str) -> list[str]: ...
     def end(self) -> list[str]: ...
 
 
 class _Each:
-    """Changes each token by itself. change: gets a token and whether it is the first."""
+    """Changes each token by itself. change: makes the new token from a token and whether it is the first."""
 
     def __init__(self, change: Callable[[str, bool], str]) -> None:
         self._change, self._first = change, True
@@ -147,10 +158,10 @@ class _Each:
         return []
 
 
-class _Suffix:
-    """BPEDecoder: a suffix is a space, but not in the last token."""
+class _BPEDecoder:
+    """The suffix that marks the end of a word becomes a space, in the last token nothing."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Json) -> None:
         self._suffix, self._last = settings["suffix"], list[str]()
 
     def push(self, text: str) -> list[str]:
@@ -161,10 +172,10 @@ class _Suffix:
         return [last.replace(self._suffix, "") for last in self._last]
 
 
-class _Distinct:
-    """CTC: a token counts once for all its repetitions, and padding for none."""
+class _CTC:
+    """Of a token that is repeated one is kept, and padding is dropped."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Json) -> None:
         self._settings, self._last = settings, list[str]()
 
     def push(self, text: str) -> list[str]:
@@ -180,10 +191,13 @@ class _Distinct:
         return []
 
 
-class _NamedBytes:
-    """ByteFallback: tokens such as <0xE2> in a row are UTF-8, or as many U+FFFD, which their last one decides."""
+class _ByteFallback:
+    """A run of tokens such as <0xE2> is UTF-8; where that is broken, each of them becomes U+FFFD.
 
-    def __init__(self, settings: Settings) -> None:
+    So nothing of a run is certain before its last token.
+    """
+
+    def __init__(self, settings: Json) -> None:
         self._run = b""
 
     def push(self, text: str) -> list[str]:
@@ -201,9 +215,9 @@ class _NamedBytes:
 
 
 class _ByteLevel:
-    """GPT-2's characters for bytes, of all tokens together; what follows gets one token."""
+    """GPT-2's characters back to bytes, and these to text as UTF-8, across tokens. All tokens become one."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Json) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, text: str) -> list[str]:
@@ -213,11 +227,11 @@ class _ByteLevel:
         return [self._utf8.decode(b"", final=True)]
 
 
-# ---- steps that see parts of one token -------------------------------------------------------------------------------
+# ---- steps on one token that comes in parts --------------------------------------------------------------------------
 
 
 class _Whole:
-    """Waits for the end: what the first part becomes may be decided by the last."""
+    """Runs a step at the end, on the whole token: its last character may decide what becomes of the first."""
 
     def __init__(self, step: _Step) -> None:
         self._step, self._parts = step, list[str]()
@@ -231,7 +245,7 @@ class _Whole:
 
 
 class _Replace:
-    """Replaces a text; what may be its beginning waits."""
+    """Replaces `old`. Holds the end of a part back while it could be the beginning of `old`."""
 
     def __init__(self, old: str, new: str) -> None:
         self._old, self._new, self._held = old, new, ""
@@ -250,9 +264,12 @@ class _Replace:
 
 
 class _Strip:
-    """Leaves out up to so many characters at the start, and at the end, where they may be the last."""
+    """Drops a character up to `start` times at the start and up to `stop` times at the end.
 
-    def __init__(self, settings: Settings) -> None:
+    As many of this character as may be the last ones are held back.
+    """
+
+    def __init__(self, settings: Json) -> None:
         self._content, self._start, self._stop = settings["content"], settings["start"], settings["stop"]
         self._held = 0
 
@@ -270,10 +287,11 @@ class _Strip:
         return []
 
 
-# ---- what becomes of a token -----------------------------------------------------------------------------------------
+# ---- changes of a token ----------------------------------------------------------------------------------------------
 
 
 def _replaced(text: str, old: str, new: str) -> str:
+    """text.replace(old, new). Raises TokenizerError where that would be far longer than the text."""
     found = text.count(old)
     if not found:
         return text
@@ -283,7 +301,7 @@ def _replaced(text: str, old: str, new: str) -> str:
     return text.replace(old, new)
 
 
-def _strip(settings: Settings) -> _Step:
+def _strip(settings: Json) -> _Step:
     content, start, stop = settings["content"], settings["start"], settings["stop"]
 
     def change(text: str, first: bool) -> str:
@@ -294,14 +312,14 @@ def _strip(settings: Settings) -> _Step:
 
 
 def _cleaned(text: str) -> str:
-    """Without the spaces that English does not have before punctuation and short forms."""
+    """Without spaces before English punctuation and short forms: the flag "cleanup" of the library's decoders."""
     for mark in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " do not", " 's", " 've", " 're"):
         text = text.replace(mark, " don't" if mark == " do not" else mark.strip())
     return text
 
 
-def _word_piece(settings: Settings) -> _Step:
-    """Pieces after the first: a word after a space, unless it is a word's end or punctuation."""
+def _word_piece(settings: Json) -> _Step:
+    """WordPiece: a token with the prefix ("##") is joined to the one before, any other follows a space."""
     prefix = settings["prefix"]
 
     def change(text: str, first: bool) -> str:
@@ -312,13 +330,16 @@ def _word_piece(settings: Settings) -> _Step:
     return _Each(change)
 
 
-def _metaspace(settings: Settings) -> _Step:
+def _metaspace(settings: Json) -> _Step:
     mark, spaced = settings["replacement"], settings.get("prepend_scheme") == "never"
     return _Each(lambda text, first: text.replace(mark, "" if first and not spaced else " "))
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's characters for bytes: those that print stand for themselves, the others follow from U+0100."""
+    """GPT-2's characters for the 256 bytes: bytes_to_unicode in https://github.com/openai/gpt-2, src/encoder.py.
+
+    A byte that is a printable character in Latin-1 is that character; the others are the characters from U+0100 on.
+    """
     printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printing]
     return {chr(b): b for b in printing} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -330,16 +351,16 @@ _ALPHABET = _byte_alphabet()
 def _from_alphabet(text: str) -> bytes:
     try:
         return bytes([_ALPHABET[character] for character in text])
-    except KeyError:  # an added token is written as it is
+    except KeyError:  # an added token is plain text, not in this alphabet
         return text.encode()
 
 
-_STEPS: dict[str, Callable[[Settings], _Step]] = {
+_STEPS: dict[str, Callable[[Json], _Step]] = {
     "Join": lambda _: _Each(lambda text, first: text if first else f" {text}"),
-    "BPEDecoder": _Suffix,
-    "ByteFallback": _NamedBytes,
+    "BPEDecoder": _BPEDecoder,
+    "ByteFallback": _ByteFallback,
     "ByteLevel": _ByteLevel,
-    "CTC": _Distinct,
+    "CTC": _CTC,
     "Metaspace": _metaspace,
     "Strip": _strip,
     "WordPiece": _word_piece,

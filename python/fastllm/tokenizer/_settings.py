@@ -2,122 +2,102 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastllm.errors import TokenizerError
-from fastllm.tokenizer import CLASS_FILE, Files, Tokenizer
-from fastllm.tokenizer.added import AddedToken
+from fastllm.tokenizer._added import AddedToken
+from fastllm.tokenizer._parsing import json_object
+from fastllm.tokenizer.base import CLASS_FILE, Files, Tokenizer
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
-BERT = "BertTokenizer"
-_LLAMA, _CODE_LLAMA = "LlamaTokenizer", "CodeLlamaTokenizer"
-# The model types for which transformers does not run the class that a checkpoint names: the files alone say how a text
-# is split (transformers, models/auto/tokenization_auto.py: those with a backend for a class).
-_CLASSLESS = (
-    "EvollaModel arctic aria beam bigbird_pegasus camembertv2-base canary chatlm cohere_asr ernie4_5 ernie4_5_moe "
-    "flex_olmo fuyu glm glm4 glm4_moe glm4_moe_lite glm4v glm4v_moe glm_image glmasr got_ocr2 gpt_bigcode granite "
-    "granitemoe granitemoehybrid granitemoeshared h2ovl_chat hyperclovax hyperclovax_vlm internlm2 internlm3 "
-    "iquestcoder jamba kimi_k25 kimi_linear kosmos-2 llava llava_next mimo_v2_flash minicpm3 minicpmv minimax_m2 "
-    "ministral ministral3 mistral mistral3 mistral_large4 mixtral modernbert modernbert-decoder molmo molmo2 nemotron "
-    "nvfp4 nystromformer olmo2 olmo3 olmo_hybrid opencua openvla paddleocr_vl pegasus_x persimmon phi3 phi3_v phimoe "
-    "pix2struct pixtral smolvlm stablelm step3_vl umt5 vipllava voxtral xlm-roberta-xl"
-)
-# For these it runs a class of their own, whatever is named.
-_OWN_CLASS = "qwen2 qwen3_5 qwen3_5_moe qwen3_5_moe_text siglip2"
-
-
-def llama_class(files: Files) -> str:
-    """LlamaTokenizer or CodeLlamaTokenizer, where tokenizer_config.json and config.json come to that; else nothing."""
-    config = _mapping(files, "config.json")
-    named = _mapping(files, "tokenizer_config.json").get("tokenizer_class") or config.get("tokenizer_class")
-    named = named.removesuffix("Fast") if isinstance(named, str) else ""
-    other = config.get("model_type") in [*_CLASSLESS.split(), *_OWN_CLASS.split()]
-    return named if named in (_LLAMA, _CODE_LLAMA) and not other else ""
-
-
-def load_json(blob: bytes, what: str) -> Any:
-    """Raises TokenizerError, naming what it is, when it is no JSON."""
-    try:
-        return json.loads(blob.decode())
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise TokenizerError(f"{what} is no JSON: {error}") from None
-
-
-# Classes whose texts have no token types, though a vocabulary's file may number those of a pair.
+# transformers' classes that override a vocabulary's own rules, see Settings.
+BERT, LLAMA, CODE_LLAMA = "BertTokenizer", "LlamaTokenizer", "CodeLlamaTokenizer"
+# Classes whose models have no token types, though the post-processor in a tokenizer.json may number those of a pair.
 _UNTYPED = {f"{name}Tokenizer" for name in ("Albert", "DistilBert", "Herbert", "MPNet", "RemBert")}
 
 
 class Settings:
-    """tokenizer_config.json, special_tokens_map.json, added_tokens.json and the chat template's files, as far as they
-    are there, with transformers' precedence (5.x, PreTrainedTokenizerBase._from_pretrained).
+    """What tokenizer_config.json and the other files beside a vocabulary say, as far as they are there.
 
-    added: the added tokens whose ids the files say. special: special tokens that are named without their ids, by role
-    or in a list. roles: the text of "bos_token" and so on, and of roles of the model's own, such as "image_token".
-    ends: ids that end a text, from generation_config.json. llama: whether transformers' LlamaTokenizer decides where
-    spaces are put; legacy: whether that puts one after each special token too, None where the files do not say. bert:
-    whether its BertTokenizer decides what becomes of case and accents. token_types: whether the second of two texts has
-    a token type of its own, where the vocabulary's file says so.
+    Where several of them say the same thing, the precedence is transformers' (5.x, _from_pretrained of
+    PreTrainedTokenizerBase).
+
+    added: the added tokens that the files give with their ids. special: the special tokens that they give without ids,
+    by role or in a list. roles: the texts of "bos_token" and so on, and of a model's own roles, such as "image_token".
+    ends: the ids that end a text, from generation_config.json.
+    llama: whether the rules for spaces are those of transformers' LlamaTokenizer. legacy: whether these put a space
+    after each special token too; None where the files do not say. bert: whether its BertTokenizer decides about case
+    and accents. token_types: whether the second of two texts may have a token type of its own.
+
+    Raises TokenizerError for broken files.
     """
 
+    added: dict[int, AddedToken]
+    special: list[AddedToken]
+    roles: dict[str, str]
+
     def __init__(self, files: Files) -> None:
-        config = self._config = dict(_mapping(files, "tokenizer_config.json"))
-        beside = _mapping(files, "special_tokens_map.json")
+        self._config = dict(json_object(files, "tokenizer_config.json"))
+        self._read_tokens(files)
+        class_name = files.get(CLASS_FILE, b"").decode("utf-8", "replace")
+        self.llama = class_name in (LLAMA, CODE_LLAMA)
+        self.legacy = self.flag("legacy") if class_name != CODE_LLAMA else False
+        self.bert = class_name == BERT
+        ends = json_object(files, "generation_config.json").get("eos_token_id")
+        self.ends = tuple(i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int and i >= 0)
+        self._templates = _templates(files, self._config)
+        inputs, named = self._config.get("model_input_names"), self._config.get("tokenizer_class")
+        untyped = isinstance(named, str) and named.removesuffix("Fast") in _UNTYPED
+        self.token_types = "token_type_ids" in inputs if isinstance(inputs, list) else not untyped
+
+    def _read_tokens(self, files: Files) -> None:
+        """Sets added, special and roles; fills _config from special_tokens_map.json where that counts."""
+        config, beside = self._config, json_object(files, "special_tokens_map.json")
         listed = config.get("added_tokens_decoder")
         extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
         oldest: Any = []
-        if listed is None:  # then the files are of the time when others said this
+        if listed is None:  # older files, whose tokens are in special_tokens_map.json and added_tokens.json
             config.update((key, value) for key, value in beside.items() if not key.endswith("special_tokens"))
             more = beside.get("extra_special_tokens")
             extra = [*extra, *more] if isinstance(extra, list) and isinstance(more, list) else more or extra
             oldest = [] if extra else beside.get("additional_special_tokens") or []
-        named = {key: value for key, value in config.items() if _is_role(key, value)}
+        by_role = {key: value for key, value in config.items() if _is_role(key, value)}
         for tokens in (extra, config.get("model_specific_special_tokens")):
             if isinstance(tokens, Mapping):
-                named.update(tokens)
-        special = {name: _token(value, name, special=True) for name, value in named.items()}
-        self.roles = {name: token.content for name, token in special.items()}
+                by_role.update(tokens)
+        special = {role: _token(value, role, special=True) for role, value in by_role.items()}
+        self.roles = {role: token.content for role, token in special.items()}
         extras = [] if isinstance(extra, Mapping) else _tokens(extra, "extra_special_tokens")
         others = _tokens(oldest, "additional_special_tokens")
-        always = set(self.roles.values())
+        always = set(self.roles.values())  # special, whatever their own flag says
         if listed is not None:
             found = _by_id(listed)
         else:
-            # These are looked for in the raw text.
-            early = {self.roles[role] for role in ROLES if role in self.roles} | {token.content for token in extras}
-            found = _older(_mapping(files, "added_tokens.json"), early)
+            # These are searched for in the raw text, before it is normalized.
+            raw = {self.roles[role] for role in ROLES if role in self.roles} | {token.content for token in extras}
+            found = _older(json_object(files, "added_tokens.json"), raw)
             always |= {token.content for token in others}
         self.added = {i: t._replace(special=t.special or t.content in always) for i, t in found.items()}
         flags = {token.content: token for token in self.added.values()}
         both = {t.content: flags.get(t.content, t) for t in (*special.values(), *extras, *others)}
         self.special = list(both.values())
-        named_class = files.get(CLASS_FILE, b"").decode("utf-8", "replace")
-        self.llama = named_class in (_LLAMA, _CODE_LLAMA)
-        self.legacy = self.flag("legacy") if named_class != _CODE_LLAMA else False
-        self.bert = named_class == BERT
-        ends = _mapping(files, "generation_config.json").get("eos_token_id")
-        self.ends = tuple(i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int and i >= 0)
-        self._templates = _templates(files, config)
-        inputs, name = config.get("model_input_names"), config.get("tokenizer_class")
-        untyped = isinstance(name, str) and name.removesuffix("Fast") in _UNTYPED
-        self.token_types = "token_type_ids" in inputs if isinstance(inputs, list) else not untyped
 
     def describe(self, tokenizer: Tokenizer) -> None:
-        """Gives a tokenizer what is known of its conversations."""
+        """Sets a tokenizer's roles, ends and chat templates."""
         tokenizer.roles = self.roles
         tokenizer.chat_template, tokenizer.tool_template = map(self._templates.get, ("default", "tool_use"))
         last = tokenizer.token_id(self.roles["eos_token"]) if "eos_token" in self.roles else None
         tokenizer.ends = self.ends if last is None else (*self.ends, last)
 
     def flag(self, name: str) -> bool | None:
-        """A yes or no of tokenizer_config.json; None where it does not say."""
+        """A boolean of tokenizer_config.json; None where it is missing or no boolean."""
         value = self._config.get(name)
         return value if isinstance(value, bool) else None
 
     def propose(self, role: str, text: str) -> None:
-        """Says the text of a role where no file says one, or that there is none."""
+        """Sets the text of a role that no file names; null in a file means that there is none, and stays."""
         if role not in self._config:
             self.roles[role] = text
 
@@ -126,7 +106,8 @@ class Settings:
         return self.roles.get(name)
 
     def check_added(self, size: int) -> None:
-        """Raises TokenizerError for an added token far beyond the vocabulary: a list up to there would be empty."""
+        """Raises TokenizerError for an added token whose id is far beyond the vocabulary's `size`: tables up to that id
+        would be nearly empty, and huge."""
         if max(self.added, default=0) > size + (1 << 16):
             raise TokenizerError(f"it adds the token {max(self.added):,} to {size:,}")
 
@@ -136,7 +117,11 @@ class Settings:
         prefix: tuple[int, ...] | None,
         suffix: tuple[int, ...] | None,
     ) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-        """Prefix and suffix, with BOS and EOS where add_bos_token and add_eos_token ask for them and they miss."""
+        """Prefix and suffix after add_bos_token and add_eos_token of tokenizer_config.json.
+
+        prefix, suffix: what other files say, None where they say nothing. True adds BOS or EOS where it is missing;
+        false makes None empty.
+        """
         for role in ("bos", "eos"):
             wanted, text = self.flag(f"add_{role}_token"), self.token(f"{role}_token")
             token = None if text is None else token_id(text)
@@ -152,15 +137,8 @@ class Settings:
         return prefix, suffix
 
 
-def _mapping(files: Files, name: str) -> Mapping[str, Any]:
-    value = load_json(files[name], name) if name in files else {}
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{name} is no JSON object")
-    return value
-
-
 def _is_role(key: str, value: Any) -> bool:
-    """Whether a value of tokenizer_config.json names a special token by its role; transformers takes any such."""
+    """Whether an entry of tokenizer_config.json is a special token by its role: transformers takes any "..._token"."""
     if key in ROLES:
         return value is not None and value != ""
     content = value.get("content") if isinstance(value, Mapping) else value
@@ -168,7 +146,10 @@ def _is_role(key: str, value: Any) -> bool:
 
 
 def _token(value: Any, what: str, *, special: bool | None = None) -> AddedToken:
-    """A token is its text, or an object with its text as "content". special: whether it is, where that is settled."""
+    """A token of a file: its text, or an object with the text as "content".
+
+    what: where it was found, for the error. special: overrides the object's own flag.
+    """
     token = value if isinstance(value, Mapping) else {"content": value, "special": True}
     content = token.get("content")
     if not isinstance(content, str) or not content:
@@ -186,7 +167,7 @@ def _tokens(values: Any, what: str) -> list[AddedToken]:
 
 
 def _by_id(tokens: Any) -> dict[int, AddedToken]:
-    """added_tokens_decoder: an object of tokens by their ids."""
+    """The tokens by id in added_tokens_decoder, an object id -> token."""
     if not isinstance(tokens, Mapping):
         raise TokenizerError("its added_tokens_decoder is no JSON object")
     for key in tokens:
@@ -196,7 +177,7 @@ def _by_id(tokens: Any) -> dict[int, AddedToken]:
 
 
 def _older(tokens: Mapping[str, Any], special: set[str]) -> dict[int, AddedToken]:
-    """added_tokens.json: an object of ids by the tokens' texts. special: those that other files call so."""
+    """The tokens by id in added_tokens.json, an object text -> id. special: the texts that other files call special."""
     for text, i in tokens.items():
         if not text or type(i) is not int or not 0 <= i < 10**9:
             raise TokenizerError(f"added_tokens.json has the token {text!r} with the id {i!r}"[:200])
@@ -204,7 +185,7 @@ def _older(tokens: Mapping[str, Any], special: set[str]) -> dict[int, AddedToken
 
 
 def _templates(files: Files, config: Mapping[str, Any]) -> dict[str, str]:
-    """Chat templates by name: "default", and maybe "tool_use", for conversations with tools."""
+    """The chat templates by name: "default", and where there is one "tool_use", for conversations with tools."""
     if "chat_template.jinja" in files:
         more = "additional_chat_templates/tool_use.jinja"
         names = {"default": "chat_template.jinja", "tool_use": more}
@@ -213,7 +194,7 @@ def _templates(files: Files, config: Mapping[str, Any]) -> dict[str, str]:
         except UnicodeDecodeError as error:
             raise TokenizerError(f"its chat template's file is no UTF-8 text: byte {error.start:,} is not") from None
     if "chat_template.json" in files:
-        config = _mapping(files, "chat_template.json")
+        config = json_object(files, "chat_template.json")
     given = config.get("chat_template")
     if isinstance(given, list):  # several by name
         given = {str(each.get("name")): each.get("template") for each in given if isinstance(each, dict)}

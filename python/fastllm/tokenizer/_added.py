@@ -1,7 +1,7 @@
-"""Tokens that are added to a vocabulary and taken out of a text before it is cut into pieces.
+"""Added tokens: they are searched for in a text and cut out of it before the rest is split into tokens.
 
-What they match is what the tokenizers library lets them match (its AddedVocabulary), for vocabularies that it does not
-run.
+The tokenizers library does this for the vocabularies that it runs (its AddedVocabulary, tokenizers/src/tokenizer/
+added_vocabulary.rs). This is the same, match for match, for the other vocabularies.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-_CIRCLED = [(0x24B6, 0x24E9), (0x1F130, 0x1F149), (0x1F150, 0x1F169), (0x1F170, 0x1F189)]  # symbols that are letters
+# Circled and squared letters: symbols by their category, letters to a regular expression's \w (Other_Alphabetic).
+_CIRCLED = [(0x24B6, 0x24E9), (0x1F130, 0x1F149), (0x1F150, 0x1F169), (0x1F170, 0x1F189)]
 
 
 class AddedToken(NamedTuple):
     """A token and how it is found in a text.
 
-    special: whether it is none of what people write: taken only where that is asked for, and never shown. lstrip,
-    rstrip: whether it takes the spaces before and after it. single_word: whether it must not touch a letter, digit or
-    underscore. normalized: whether it is looked for after those that are not, in what they have left.
+    content: its text. special: whether it is a control token: matched only where encode(special=True) asks for it, and
+    not shown. lstrip, rstrip: whether it takes the white space before and after it. single_word: whether it matches
+    only where no letter, digit or underscore touches it. normalized: whether it is searched for in a second round, in
+    what the tokens that are not normalized have left.
     """
 
     content: str
@@ -31,7 +33,7 @@ class AddedToken(NamedTuple):
 
 
 class AddedTokens:
-    """Cuts texts at added tokens. tokens: id -> token."""
+    """Cuts texts at added tokens, the longest first where several match. tokens: id -> token."""
 
     def __init__(self, tokens: Mapping[int, AddedToken]) -> None:
         self._found = {token.content: (i, token) for i, token in tokens.items() if token.content}
@@ -40,9 +42,9 @@ class AddedTokens:
         self._all_special = all(token.special for _, token in self._found.values())
 
     def split(self, text: str, *, special: bool) -> list[str | int]:
-        """The text's parts in order, as text, and between them the ids of tokens. special: whether special ones count.
+        """The parts of a text in order: ids of added tokens, and the texts between them, none of which is empty.
 
-        No part is empty.
+        special: whether special tokens are matched too.
         """
         parts: list[str | int] = [text] if text else []
         if self._all_special and not special:
@@ -74,20 +76,28 @@ class AddedTokens:
 
 
 def _is_space(character: str) -> bool:
-    """Whether it is white space to Unicode: Python counts four separators more."""
+    """Whether it has Unicode's property White_Space. str.isspace has four more: the separators U+001C to U+001F."""
     return character.isspace() and not "\x1c" <= character <= "\x1f"
 
 
 def _is_word(character: str) -> bool:
-    """Whether a regular expression's \\w matches it, by Unicode's definition."""
+    """Whether \\w matches it by Unicode's definition (https://www.unicode.org/reports/tr18/, Annex C)."""
     if not character:
         return False
-    kind = unicodedata.category(character)
+    category = unicodedata.category(character)
     joins = character in "\u200c\u200d"
-    return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or joins or any(a <= ord(character) <= z for a, z in _CIRCLED)
+    return (
+        category[0] in "LM"
+        or category in ("Nd", "Nl", "Pc")
+        or joins
+        or any(a <= ord(character) <= z for a, z in _CIRCLED)
+    )
 
 
 def special_splitter(tokens: Iterable[str]) -> re.Pattern[str] | None:
-    """Splits a text at special tokens, the longest first: text, token, text, token, ... text. None: there are none."""
+    """A pattern whose split() gives text, token, text, token, ..., text; None where there are no tokens.
+
+    Of several tokens that match at one place the longest is taken.
+    """
     texts = sorted(filter(None, tokens), key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, texts))})") if texts else None

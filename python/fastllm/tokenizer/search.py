@@ -1,0 +1,98 @@
+"""From a path to a tokenizer: reading a tokenizer's file with what lies beside it, and finding a checkpoint's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastllm.errors import CheckpointError, TokenizerError
+from fastllm.files import StandInError, read_file
+from fastllm.tokenizer.base import Tokenizer
+from fastllm.tokenizer.kinds import FILE_NAMES, Candidate, from_blob, pack, recognized
+
+# What Hugging Face puts beside a vocabulary. config.json tells the class of transformers only and is not stored.
+_BESIDE = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
+    "config.json",
+)
+
+
+def read(path: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer in a file, with what lies beside it, for a model whose vocabulary has vocab_size ids.
+
+    Raises TokenizerError, naming the file, where it is broken or does not fit, and CheckpointError for a web page or a
+    Git LFS pointer in its place.
+    """
+    blob = _load(path)
+    try:
+        names = (*_BESIDE, *(("merges.txt",) if path.name == "vocab.json" else ()))
+        beside = {name: _load(path.parent / name) for name in names if (path.parent / name).exists()}
+        kind, files = recognized(Candidate(path, blob, beside, vocab_size))
+        tokenizer = from_blob(kind, blob if len(files) == 1 else pack(files))
+    except TokenizerError as error:
+        raise TokenizerError(f"{path} is no usable tokenizer: {error}") from None
+    check_fit(tokenizer, vocab_size, str(path))
+    return tokenizer
+
+
+def _load(path: Path) -> bytes:
+    try:
+        blob = read_file(path)
+    except StandInError:  # stays a CheckpointError: find must not pass over it to another tokenizer
+        raise
+    except CheckpointError as error:
+        raise TokenizerError(str(error)) from None
+    if not blob and path.suffix in (".json", ".model"):
+        raise TokenizerError(f"{path} is empty")
+    return blob
+
+
+def check_fit(tokenizer: Tokenizer, vocab_size: int, where: str, *, exact: bool = False) -> None:
+    """Raises TokenizerError unless the model has an id for every token of plain text.
+
+    where: the file, for the error. exact: the model must have an id for every token, as Tokenizer.exact asks too.
+    """
+    if tokenizer.plain > vocab_size or ((exact or tokenizer.exact) and tokenizer.size < vocab_size):
+        raise TokenizerError(f"{where} has {tokenizer.size:,} words, the model {vocab_size:,}")
+
+
+def find(checkpoint: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a checkpoint, a file or a folder: the first file that fits, in the order of FILE_NAMES.
+
+    A folder, and a file with a config.json beside it, has its tokenizer in the same folder, where *.model files of any
+    name are tried last. Any other file (llama2.c's) has it beside it or in the current folder, tokenizer.bin first;
+    there nothing but its size says that a tokenizer is the model's, so that it must match. Raises TokenizerError that
+    names every place looked at and what was wrong there.
+    """
+    llama2c = ("tokenizer.bin", f"tok{vocab_size}.bin")
+    common = ("tokenizer.model", "tokenizer.json")
+    inside = checkpoint.is_dir() and checkpoint.name != "ckpt-0"  # Grok-1's tokenizer is beside its folder of weights
+    folder = checkpoint if inside else checkpoint.parent
+    own = checkpoint.is_dir() or (folder / "config.json").exists()
+    names = dict.fromkeys((*FILE_NAMES, *llama2c) if own else (*llama2c, *common, *FILE_NAMES))
+    if own:
+        names |= dict.fromkeys(sorted(path.name for path in folder.glob("*.model")))
+    places = {folder: [*names]}
+    if not own and folder.resolve() != Path.cwd():
+        places[Path.cwd()] = [*llama2c, *common]
+    looked: list[str] = []
+    for place, wanted in places.items():
+        missing = []
+        for name in wanted:
+            if not (place / name).exists():
+                missing.append(name)
+                continue
+            try:
+                tokenizer = read(place / name, vocab_size)
+                check_fit(tokenizer, vocab_size, str(place / name), exact=not own)
+            except TokenizerError as error:
+                looked.append(str(error))
+            else:
+                return tokenizer
+        looked.append(f"{'the current folder' if place == Path() else place} has no {', '.join(missing)}")
+    raise TokenizerError(f"no tokenizer fits {checkpoint}: {'; '.join(looked)}")
