@@ -3,11 +3,7 @@
 #define FL_KERNELS_H
 
 #include "fastllm.h"
-
-// Bytes of the scales at the head of an int8 panel; its tiles follow.
-static inline size_t fl_scales_bytes(fl_type type, size_t groups) {
-    return fl_round_up(groups * FL_LANES * (type == FL_Q8_F32 ? 4 : 2), FL_ALIGN);
-}
+#include "panels.h"
 
 // 32 activations of a token with their scale. `bias` is -128 * sum(q): what turns a product of (w + 128) and q back
 // into one of w and q, for instructions that multiply unsigned by signed.
