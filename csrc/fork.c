@@ -7,7 +7,7 @@
 //
 // Teams that other threads lead go on; they and their leaders are not in the child, and a thread that begins there knows
 // of none. LLVM's OpenMP mends itself in a child, and takes it ill to be paused while others run. Windows has no fork.
-#include "threads.h"
+#include "fork.h"
 
 #if defined(_OPENMP) && !defined(_WIN32)
 

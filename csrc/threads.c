@@ -4,7 +4,7 @@
 #include <time.h>
 
 #include "compiler.h"
-#include "fastllm.h"
+#include "fork.h"
 #include "fpenv.h"
 #include "pace.h"
 

@@ -37,9 +37,6 @@ double fl_parallel(size_t threads, fl_work *work, void *arg);
 // Seconds since some time ago, whatever is done to the system's date.
 double fl_now(void);
 
-// Whether the calling thread can lead a team: see fork.c.
-int fl_can_lead(void);
-
 // Returns when every thread of the team has called it.
 void fl_barrier(fl_team *team, size_t id);
 
