@@ -1,8 +1,8 @@
 // The layout of weight matrices, which packing writes and the kernels read.
 //
 // A matrix (d, n) is a sequence of panels: 16 rows x all of n, so that a vector's 16 lanes are 16 rows. Rows are padded
-// with zeros to a multiple of 16 and n to a multiple of 32. A float panel holds, for each k, 16 values, one of each row.
-// An int8 panel of g groups (a group: 32 consecutive k, which share a scale) has its scales first, then its lines:
+// with zeros to a multiple of 16 and n to a multiple of 32. A float panel holds, for each k, 16 values, one of each
+// row. An int8 panel of g groups (a group: 32 consecutive k, which share a scale) has its scales first, then its lines:
 //
 //     scales of group 0, 1, .. g - 1  (padding)  group 0's lines     group 1's lines      ...
 //     |16 floats|16 floats| ...     |~~~~~~~~~~|L0|L1|L2| .. |L7|  |L0|L1|L2| .. |L7|
@@ -19,26 +19,29 @@
 #ifndef FL_PANELS_H
 #define FL_PANELS_H
 
+#include "compiler.h"
 #include "fastllm.h"
 
-// Whether products with a matrix of this type are of int8, and its activations must be quantized.
-static inline int fl_is_int8(fl_type type) { return type == FL_Q8 || type == FL_Q8_F32 || type == FL_Q4; }
+// Always inlined: in kernels the type is a constant, and branches on it must be gone before loops are optimized.
 
-static inline size_t fl_groups(size_t n) { return (n + FL_GROUP - 1) / FL_GROUP; }
+// Whether products with a matrix of this type are of int8, and its activations must be quantized.
+static FL_INLINE int fl_is_int8(fl_type type) { return type == FL_Q8 || type == FL_Q8_F32 || type == FL_Q4; }
+
+static FL_INLINE size_t fl_groups(size_t n) { return (n + FL_GROUP - 1) / FL_GROUP; }
 
 // Bytes of the scales of so many groups at the head of an int8 panel, with their padding: its lines follow.
-static inline size_t fl_scales_bytes(fl_type type, size_t groups) {
+static FL_INLINE size_t fl_scales_bytes(fl_type type, size_t groups) {
     return fl_round_up(groups * FL_LANES * (type == FL_Q8_F32 ? 4 : 2), FL_ALIGN);
 }
 
 // Bytes of a group's lines.
-static inline size_t fl_group_bytes(fl_type type) { return (size_t)FL_LANES * FL_GROUP / (type == FL_Q4 ? 2 : 1); }
+static FL_INLINE size_t fl_group_bytes(fl_type type) { return (size_t)FL_LANES * FL_GROUP / (type == FL_Q4 ? 2 : 1); }
 
 // Where the value of row `lane` and column k of a group is, in bytes from the group's first line.
-static inline size_t fl_q8_index(size_t lane, size_t k) { return k / 4 * 64 + lane * 4 + k % 4; }
+static FL_INLINE size_t fl_q8_index(size_t lane, size_t k) { return k / 4 * 64 + lane * 4 + k % 4; }
 
 // The same for a four-bit code: the byte that holds it, and by how much to shift that right.
-static inline size_t fl_q4_index(size_t lane, size_t k, unsigned *shift) {
+static FL_INLINE size_t fl_q4_index(size_t lane, size_t k, unsigned *shift) {
     *shift = k / 4 % 2 * 4;
     return k / 8 * 64 + lane * 4 + k % 4;
 }

@@ -3,6 +3,10 @@
 #ifndef FL_ATTEND_H
 #define FL_ATTEND_H
 
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
 #include "vectors.h"
 
 // ---- keys and values -----------------------------------------------------------------------------------------------
@@ -256,9 +260,9 @@ static FL_INLINE matrix values_of(const fl_attend *a, const char *page) {
                     .groups = (a->head_dim + FL_GROUP - 1) / FL_GROUP};
 }
 
-// out (rows, stride) of a strip = out * scale + the page's values, weighed. A row takes those that it sees and no others,
-// as 0 times a value that is not finite would be NaN: what all rows of the strip see is multiplied for all at once, and what
-// lies beyond, a few positions at the strip's end, row by row.
+// out (rows, stride) of a strip = out * scale + the page's values, weighed. A row takes those that it sees and no
+// others, as 0 times a value that is not finite would be NaN: what all rows of the strip see is multiplied for all at
+// once, and what lies beyond, a few positions at the strip's end, row by row.
 //
 //      position  0 ......... 58 59 60 61        rows of a causal strip: the next token sees one more
 //      row 0     x x x x x x x

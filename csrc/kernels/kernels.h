@@ -98,8 +98,8 @@ enum { FL_RUN = 512 };
 struct fl_kernels {
     const char *name;
     fl_matmul *matmul[FL_TYPES];
-    // Groups of n floats, n a multiple of 32, into one lane of a tile of `width`. A group with a NaN or an infinity gets
-    // the scale NaN and zeros.
+    // Groups of n floats, n a multiple of 32, into one lane of a tile of `width`. A group with a NaN or an infinity
+    // gets the scale NaN and zeros.
     void (*quantize)(const float *x, size_t n, void *tile, size_t width, size_t lane);
     // RMS: out = x / sqrt(mean(x^2) + eps) * weight; layer: out = (x - mean) / sqrt(variance + eps) * weight. Then
     // + bias, unless that is NULL. n floats, out may be x. NaN where the mean of squares is not finite.

@@ -3,6 +3,9 @@
 #ifndef FL_ROUND_H
 #define FL_ROUND_H
 
+#include "kernels.h"
+#include "vectors.h"
+
 // The table's values, and halfway between each and the next.
 typedef struct table {
     float value[16], middle[15];
@@ -102,10 +105,10 @@ static void q4_descend(const fl_q4_group *g, float (*slope)[FL_LANES], const flo
     }
     vf a = zero, b = zero;
     for (size_t k = 0; k < g->count; k++) {
-        vf product = zero;
+        vf hv = zero;
         for (size_t j = 0; j < g->count; j++)
-            product = vf_fma(vf_load(g->value[j]), vf_set1(h[k * FL_GROUP + j]), product);
-        a = vf_fma(vf_load(g->value[k]), product, a);
+            hv = vf_fma(vf_load(g->value[j]), vf_set1(h[k * FL_GROUP + j]), hv);
+        a = vf_fma(vf_load(g->value[k]), hv, a);
         b = vf_fma(vf_load(g->value[k]), vf_load(slope[k]), b);
     }
     const vf most = vf_set1(65504.0f), least = vf_set1(-65504.0f);

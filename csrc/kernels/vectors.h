@@ -2,6 +2,8 @@
 #ifndef FL_VECTORS_H
 #define FL_VECTORS_H
 
+#include "lanes.h"
+
 static inline vf lanes_index(void) {
     static const float index[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     return vf_load(index);
