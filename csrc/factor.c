@@ -1,4 +1,5 @@
-// The factors of a calibration's h = U diag(D) U^T, which tell q4.c how later columns make up for errors of earlier ones.
+// The factors of a calibration's h = U diag(D) U^T, which tell q4.c how later columns make up for errors of earlier
+// ones.
 #include <float.h>
 
 #include "threads.h"
@@ -9,10 +10,10 @@ typedef struct factoring {
     size_t n;
 } factoring;
 
-// Goes from the last columns to the first, 32 at a time, so that h is read n / 32 times and not n times. A column that is
-// done is subtracted from all before it: entry (i, k) on or below the diagonal then holds h minus the columns that are
-// done, and entry (i, j) above it holds U's. Column j before it is done is read as row j, which is contiguous and equal by
-// symmetry. Subtractions from one entry have one order, however many workers there are.
+// Goes from the last columns to the first, 32 at a time, so that h is read n / 32 times and not n times. A column that
+// is done is subtracted from all before it: entry (i, k) on or below the diagonal then holds h minus the columns that
+// are done, and entry (i, j) above it holds U's. Column j before it is done is read as row j, which is contiguous and
+// equal by symmetry. Subtractions from one entry have one order, however many workers there are.
 static void factor_share(void *arg, fl_team *team, size_t id) {
     enum { COLUMNS = 32, CHUNK = 512 };
     const factoring *f = arg;

@@ -1,6 +1,6 @@
 // A try takes the forwards of some milliseconds, or one longer forward, and is held against what as many forwards took
-// before: who is faster stays. What a failed try cost, and what a team cost that turned out to be too large, is paid off
-// before the next try that way: either way costs at most 1 / (1 + PATIENCE) of the time, whatever a forward takes.
+// before: who is faster stays. What a failed try cost, and what a team cost that turned out to be too large, is paid
+// off before the next try that way: either way costs at most 1 / (1 + PATIENCE) of the time, whatever a forward takes.
 //
 //   threads    4  4  4  4 | 3     3  3  3  3  3 | 4   | 3  3  3  3  3  3  3 | 4    4  4
 //              a core is  | try:  threads that  | try:  it failed: wait   | try:  it won: the
@@ -66,8 +66,8 @@ size_t fl_pace_threads(fl_pace *pace, size_t tokens, size_t most) {
     return k->tried > 0 ? k->tried : k->threads;
 }
 
-// Where there is no difference fewer threads win: the others only wait. Steps grow as long as tries win, as where several
-// cores are lost, or are back.
+// Where there is no difference fewer threads win: the others only wait. Steps grow as long as tries win, as where
+// several cores are lost, or are back.
 static void conclude(fl_pace_kind *k) {
     const double saved = k->usual - k->took;
     const int more = k->tried > k->threads, won = saved > (more ? MARGIN : -MARGIN) * k->usual;

@@ -70,7 +70,8 @@ static fl_status quantize_group(const float *x, int8_t *q, uint16_t *scale) {
         memset(q, 0, FL_GROUP);
         return FL_OK;
     }
-    // Adding 1.5 * 2^23 and taking it away rounds to nearest even: no bit is left for a fraction. rintf would be a call.
+    // Adding 1.5 * 2^23 and taking it away rounds to nearest even: no bit is left for a fraction. rintf would be a
+    // call.
     const float magic = 12582912.0f;
     for (size_t i = 0; i < FL_GROUP; i++) {
         const float rounded = (x[i] / step + magic) - magic;

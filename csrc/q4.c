@@ -2,12 +2,12 @@
 //
 // Without a calibration text the error that counts is each weight's own, squared and weighed a little by its size.
 //
-// With one it is that of the outputs, e H e^T with H (n, n) the sum of x x^T over the text's inputs x and e (1, n) a row's
-// rounding errors. Columns are rounded one after the other, and later columns make up for the errors of earlier ones
-// (GPTQ, Frantar et al. 2022; in the form of LDLQ, Chee et al. 2023): with H = U diag(D) U^T, U unit upper triangular,
-// column k is rounded from w_k + sum over j < k of e_j U_jk. Then e H e^T is the sum of D_k times the square of what
-// rounding column k lost. After that come two rounds of coordinate descent: each value, and then each group's scale,
-// becomes the best one while all others stay as they are. That lowers e H e^T by another tenth.
+// With one it is that of the outputs, e H e^T with H (n, n) the sum of x x^T over the text's inputs x and e (1, n) a
+// row's rounding errors. Columns are rounded one after the other, and later columns make up for the errors of earlier
+// ones (GPTQ, Frantar et al. 2022; in the form of LDLQ, Chee et al. 2023): with H = U diag(D) U^T, U unit upper
+// triangular, column k is rounded from w_k + sum over j < k of e_j U_jk. Then e H e^T is the sum of D_k times the
+// square of what rounding column k lost. After that come two rounds of coordinate descent: each value, and then each
+// group's scale, becomes the best one while all others stay as they are. That lowers e H e^T by another tenth.
 //
 // What is computed over the 16 rows of a panel at once is in kernels/round.h.
 #include "q4.h"
@@ -26,8 +26,8 @@ static uint16_t scale_bits(float scale) {
     return scale == 0 || bits & 0x7fffu ? bits : bits | 1u;
 }
 
-// out (count, 16) = rows (count, s->n) times the errors (k, 16) of columns 0 .. k - 1; += with add. It is a matrix product
-// in which the errors are an f32 panel and the rows are the tokens.
+// out (count, 16) = rows (count, s->n) times the errors (k, 16) of columns 0 .. k - 1; += with add. It is a matrix
+// product in which the errors are an f32 panel and the rows are the tokens.
 static void multiply_errors(const fl_source *s, const float *rows, size_t count, const float (*errors)[FL_LANES],
                             size_t k, float (*out)[FL_LANES], int add) {
     const fl_matrix panel = {.data = errors, .type = FL_F32, .d = FL_LANES, .n = k};
@@ -35,8 +35,8 @@ static void multiply_errors(const fl_source *s, const float *rows, size_t count,
     s->kernels->matmul[FL_F32](&panel, 0, 1, &tokens, count, *out, FL_LANES, add);
 }
 
-// The weight of each squared error of x (32, 16) while its scale is searched: the importance of its column, or without a
-// calibration more for large weights than for small ones.
+// The weight of each squared error of x (32, 16) while its scale is searched: the importance of its column, or without
+// a calibration more for large weights than for small ones.
 static void weigh(const fl_source *s, size_t k, size_t count, const float (*x)[FL_LANES], float (*weight)[FL_LANES]) {
     float mean[FL_LANES] = {0};
     for (size_t i = 0; i < FL_GROUP; i++)
@@ -48,8 +48,8 @@ static void weigh(const fl_source *s, size_t k, size_t count, const float (*x)[F
                                              : 0;
 }
 
-// Finds the 16 scales of a group x (32, 16), whose first of `count` columns is column k. Overwrites x. FL_BAD_VALUE: a value
-// is too large for any scale, or NaN.
+// Finds the 16 scales of a group x (32, 16), whose first of `count` columns is column k. Overwrites x. FL_BAD_VALUE: a
+// value is too large for any scale, or NaN.
 static fl_status find_scales(const fl_source *s, size_t k, size_t count, float (*x)[FL_LANES], float *scale) {
     float weight[FL_GROUP][FL_LANES], largest[FL_LANES] = {0}, size[FL_LANES], sign[FL_LANES];
     for (size_t i = 0; i < FL_GROUP; i++)
