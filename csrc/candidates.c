@@ -8,8 +8,8 @@
 //                              ^ the mass is reached in here
 //     level 1                | 1 | 5 |  12 |  22 |           that bucket's 40 candidates
 //                                       ^ in here
-//     level 2                        | 4 | 3 | 5 |           .. until all of a set have one probability: those are taken
-//                                                            by ascending id
+//     level 2                        | 4 | 3 | 5 |           .. until all of a set have one probability, which are
+//                                                            taken by ascending id
 #include "candidates.h"
 
 #include <math.h>
@@ -137,7 +137,8 @@ fl_cut fl_candidates_cut(fl_draw_scratch *w, size_t most, double mass) {
             inside = 0;
         }
         const unsigned shift = v->histogram.shift;
-        const uint32_t first = (v->histogram.first + (uint32_t)(b - v->histogram.buckets)) << shift, width = 1u << shift;
+        const uint32_t bucket = v->histogram.first + (uint32_t)(b - v->histogram.buckets);
+        const uint32_t first = bucket << shift, width = 1u << shift;
         i += i + 1 < FL_LEVELS;
         // The last search often ended in the same bucket of level 0: then level 1 is there already.
         if (i > 1 || w->levels[1].first != first || w->levels[1].width != width) narrow(w, v->set, first, width, i);
@@ -231,7 +232,8 @@ static void collect_above(fl_draw_scratch *w, size_t vocab, float bound) {
 }
 
 // A few tokens hold most of the mass, so ever lower bounds are tried until enough lies above.
-void fl_candidates_collect(fl_draw_scratch *w, size_t vocab, const fl_kernels *k, size_t most, double mass, float least) {
+void fl_candidates_collect(fl_draw_scratch *w, size_t vocab, const fl_kernels *k, size_t most, double mass,
+                           float least) {
     const float lowest = least > 0 ? nextafterf(least, 0.0f) : 0.0f;
     float bound = mass < INFINITY && most < vocab / 32 ? 2.0f : 0.0f;
     do {

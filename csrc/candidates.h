@@ -66,7 +66,8 @@ fl_status fl_draw_reserve(fl_draw_scratch *w, size_t vocab);
 
 // Fills the candidates from w->probs and w->sums: the `most` most likely tokens or more, and the most likely that
 // together hold more than `mass` or more. Tokens less likely than `least` are left out.
-void fl_candidates_collect(fl_draw_scratch *w, size_t vocab, const fl_kernels *k, size_t most, double mass, float least);
+void fl_candidates_collect(fl_draw_scratch *w, size_t vocab, const fl_kernels *k, size_t most, double mass,
+                           float least);
 
 // The first candidates by rank.
 typedef struct fl_cut {

@@ -34,7 +34,7 @@ static void factor_share(void *arg, fl_team *team, size_t id) {
         }
         fl_barrier(team, id);
         for (size_t from = 0; from < begin; from += CHUNK) {
-            for (size_t i = from + id; i < begin; i += team->threads) { // rows above have nothing below the diagonal here
+            for (size_t i = from + id; i < begin; i += team->threads) { // row i has columns up to i
                 double *to = f->h + i * n;
                 const size_t last = i + 1 < from + CHUNK ? i + 1 : from + CHUNK;
                 for (size_t j = end; j-- > begin;) {

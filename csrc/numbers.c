@@ -1,5 +1,5 @@
 // 16-bit floats: f16 (IEEE 754 binary16) and bf16 (the upper half of an f32), to and from f32; and whether floats are
-// finite. Plain integer arithmetic, so that every machine gives the same bits.
+// finite. None of it uses the CPU's conversions, so every machine gives the same bits.
 #include <string.h>
 
 #include "fastllm.h"

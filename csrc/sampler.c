@@ -139,7 +139,8 @@ static fl_cut keep_likely(const fl_sampler *s, fl_draw_scratch *w, const fl_kern
             const float share = (float)((1.0 - (double)p->top_p) / (double)(s->vocab - 1) * all);
             least = share > least ? share : least;
         }
-        fl_candidates_collect(w, s->vocab, k, 0, nucleus ? (double)p->top_p * all : INFINITY, least < 1.0f ? least : 1.0f);
+        const double mass = nucleus ? (double)p->top_p * all : INFINITY;
+        fl_candidates_collect(w, s->vocab, k, 0, mass, least < 1.0f ? least : 1.0f);
     }
     const fl_candidate worst = fl_candidate_of(fl_rank_of(min_p), UINT32_MAX); // the last that min_p allows
     fl_cut end = {.last = worst};
@@ -176,7 +177,8 @@ static size_t draw_any(const fl_draw_scratch *w, size_t vocab, double target) {
     return last;
 }
 
-static fl_status draw_token(fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, const float *logits, int32_t *token) {
+static fl_status draw_token(fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, const float *logits,
+                            int32_t *token) {
     const fl_sampling *p = &s->p;
     const float *x = adjust(s, logits, w->logits);
     size_t best;

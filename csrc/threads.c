@@ -114,14 +114,14 @@ int fl_deal_next(fl_deal *deal, size_t *begin, size_t *end) {
     }
     const uint64_t first_chunk = (uint64_t)atomic_load_explicit(&team->phase, memory_order_relaxed) << 32;
     for (; deal->from < deal->id + team->threads; deal->from++) {
-        const size_t whose = deal->from % team->threads;
+        const size_t owner = deal->from % team->threads;
         size_t first, last;
-        fl_share(deal->n, team, whose, &first, &last);
+        fl_share(deal->n, team, owner, &first, &last);
         // Reads a queue before it adds to it: an addition takes the cache line away from all other cores, and at the
         // end of a phase each of T workers looks at T queues. A queue still tagged with an older phase belongs to a
         // worker that has not started this phase: the difference is huge, and the share is passed over.
         const size_t chunks = (last - first + deal->chunk - 1) / deal->chunk;
-        atomic_uint_least64_t *next = &team->queues[whose].next;
+        atomic_uint_least64_t *next = &team->queues[owner].next;
         if (atomic_load_explicit(next, memory_order_relaxed) - first_chunk >= chunks) continue;
         const uint64_t at = atomic_fetch_add_explicit(next, 1, memory_order_relaxed) - first_chunk;
         if (at >= chunks) continue;

@@ -15,7 +15,7 @@
 //
 // A queue's word holds the number of the phase in its high half and the next chunk in its low half. So nothing needs to
 // be reset before a phase: a word with the number of an older phase belongs to a worker that has not begun this one,
-// and that worker sets it when it begins. Until then nobody takes chunks of that share. Between two deals lies a
+// and that worker sets it when it begins. Until then no chunk of that share is taken. Between two deals lies a
 // barrier.
 #ifndef FL_THREADS_H
 #define FL_THREADS_H

@@ -8,10 +8,11 @@
 static inline vf swish(vf x, float k) {
     const vf kx = vf_mul(x, vf_set1(k));
     const vf y = vf_div(x, vf_add(vf_set1(1.0f), vf_exp(vf_sub(vf_set1(0.0f), kx))));
-    return vf_select_gt(kx, vf_set1(-88.0f), y, vf_set1(0.0f)); // vf_exp goes no further
+    return vf_select_gt(kx, vf_set1(-88.0f), y, vf_set1(0.0f)); // vf_exp ends at 88; the result is below 1e-36
 }
 
-// erf within 1.5e-7: x times a polynomial in x^2 up to 1, then 1 - exp(-x times a polynomial in x); Chebyshev fits.
+// erf within 1.5e-7. Up to |x| = 1, x times a polynomial in x^2; beyond, 1 - exp(-x times a polynomial in x).
+// Coefficients are Chebyshev fits.
 static inline vf vf_erf(vf x) {
     static const float near[] = {7.88249711e-05f, -0.000801885499f, 0.00518931194f, -0.0268543288f,
                                  0.112835975f,    -0.376126269f,    1.12837917f};
@@ -25,6 +26,7 @@ static inline vf vf_erf(vf x) {
     return vf_select_gt(vf_abs(x), one, vf_select_gt(zero, x, vf_sub(zero, tail), tail), vf_mul(x, p));
 }
 
+// The functions by their names in fl_act. What they make of NaN and infinity is put right in ACT.
 static inline vf vf_silu(vf x) { return swish(x, 1.0f); }
 static inline vf vf_quick_gelu(vf x) { return swish(x, 1.702f); }
 static inline vf vf_relu(vf x) { return vf_max(x, vf_set1(0.0f)); }
@@ -32,7 +34,7 @@ static inline vf vf_gelu_erf(vf x) {
     const vf half = vf_set1(0.5f);
     return vf_mul(vf_mul(x, half), vf_add(vf_set1(1.0f), vf_erf(vf_mul(x, vf_set1(0.707106781f)))));
 }
-// x / 2 (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3)
+// x / 2 (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3) (Hendrycks and Gimpel, 2016)
 static inline vf vf_gelu_tanh(vf x) {
     const vf cube = vf_mul(vf_mul(x, x), x);
     const vf u = vf_mul(vf_set1(0.797884561f), vf_fma(vf_set1(0.044715f), cube, x));

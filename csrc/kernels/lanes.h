@@ -13,7 +13,7 @@
 //   FL_TILE_PANELS     panels and
 //   FL_TILE_TOKENS     tokens of a tile of many tokens, whose sums stay in registers
 //   FL_STRETCH_PANELS  panels of a stretch, see staged.h; FL_TILE_PANELS if not given
-//   FL_UNPACKS         1: a q8 line is stored as vb_store has it, once for many tokens, rather than converted at each load
+//   FL_UNPACKS         1: a stretch's q8 lines are converted once, to what vb_reload takes, and not at each load
 //   FL_MUL_VECTORS     vectors of sums that a tile of attention keeps in registers
 #ifndef FL_LANES_COMMON_H
 #define FL_LANES_COMMON_H

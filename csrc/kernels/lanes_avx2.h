@@ -23,7 +23,8 @@ typedef struct { __m256i l, h; } vi;
 static inline vf vf_set1(float x) { const __m256 v = _mm256_set1_ps(x); return (vf){v, v}; }
 static inline vf vf_load(const float *p) { return (vf){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 static inline vf vf_load_f16(const uint16_t *p) {
-    return (vf){_mm256_cvtph_ps(_mm_loadu_si128((const void *)p)), _mm256_cvtph_ps(_mm_loadu_si128((const void *)(p + 8)))};
+    const __m128i *q = (const void *)p;
+    return (vf){_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
 }
 static inline __m256 fl_bf16_half(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16));

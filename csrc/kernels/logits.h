@@ -7,14 +7,14 @@
 #include "kernels.h"
 #include "vectors.h"
 
-// The largest, stretch by stretch: where it is then needs a search in one of them only.
+// Finds the largest of each PART, and then searches the index in that part alone.
 static float max_index(const float *x, size_t n, size_t *index, int *finite) {
-    enum { STRETCH = 1024 };
+    enum { PART = 1024 };
     float max = -INFINITY, broken = 0;
-    vf c = vf_set1(0.0f), d = c; // 0 times each number, added up: NaN once one is not finite
+    vf c = vf_set1(0.0f), d = c; // sums of 0 * x: 0, or NaN once an x is not finite
     size_t best = 0;
-    for (size_t start = 0; start < n; start += STRETCH) {
-        const size_t end = start + STRETCH < n ? start + STRETCH : n;
+    for (size_t start = 0; start < n; start += PART) {
+        const size_t end = start + PART < n ? start + PART : n;
         vf a = vf_set1(-INFINITY), b = a;
         size_t i = start;
         for (; i + 2 * FL_LANES <= end; i += 2 * FL_LANES) {
@@ -33,12 +33,12 @@ static float max_index(const float *x, size_t n, size_t *index, int *finite) {
             best = start;
         }
     }
-    for (; best + FL_LANES <= n; best += FL_LANES) { // up to the vector that has it
+    for (; best + FL_LANES <= n; best += FL_LANES) { // on to the vector that has it
         const vf a = vf_load(x + best);
         if (lanes_max(a) >= max) break;
     }
     while (best < n && x[best] != max) best++;
-    *index = best < n ? best : 0; // nothing but NaN and -infinity
+    *index = best < n ? best : 0; // 0: there is nothing but NaN and -infinity
     *finite = broken + lanes_sum(vf_add(c, d)) == 0;
     return max;
 }
@@ -68,8 +68,8 @@ static float above(const float *x, size_t n, float least) {
     return lanes_sum(total);
 }
 
-// x = m 2^e, m in [sqrt(1/2), sqrt(2)), ln m = 2 atanh((m - 1) / (m + 1)). Not libm's, which differs from system to
-// system. In doubles, of which there are no lanes: compilers make vectors of the loops over 16.
+// x = m 2^e with m in [sqrt(1/2), sqrt(2)), and ln m = 2 atanh((m - 1) / (m + 1)), by its series. libm's log differs
+// between systems. There are no vectors of doubles in lanes.h: compilers make vectors of the loops over 16.
 static void logarithm(double *out, const float *x, size_t n) {
     for (size_t i = 0; i < n; i += FL_LANES) {
         uint32_t bits[FL_LANES];
@@ -77,7 +77,7 @@ static void logarithm(double *out, const float *x, size_t n) {
         float m[FL_LANES];
         memcpy(bits, x + i, sizeof bits);
         for (size_t j = 0; j < FL_LANES; j++) {
-            const uint32_t exponent = (bits[j] + (0x3F800000u - 0x3F3504F4u)) >> 23; // the latter: sqrt(1/2), rounded up
+            const uint32_t exponent = (bits[j] + (0x3F800000u - 0x3F3504F4u)) >> 23; // bits of 1 and sqrt(1/2)
             e[j] = (int32_t)exponent - 127;
             bits[j] -= (exponent - 127) << 23;
         }

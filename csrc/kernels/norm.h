@@ -7,7 +7,7 @@
 
 #include "vectors.h"
 
-// The first `count` floats at p, zeros in the other lanes; and back.
+// Loads the first `count` floats at p, and zeros in the other lanes; stores the first `count` lanes.
 static inline vf load_first(const float *p, size_t count) {
     float t[FL_LANES] = {0};
     memcpy(t, p, count * sizeof(float));
@@ -38,11 +38,13 @@ static void write_norm(float *out, const float *x, const float *weight, const fl
                     n - i);
 }
 
-// 1 / sqrt(mean + eps), a mean of squares. Squares that overflow would make all of a row zero: NaN instead.
+// 1 / sqrt(mean + eps) of a mean of squares. Where the squares overflow it is NaN: 1 / infinity would make the row
+// zero.
 static inline float inverse_root(float mean, float eps) {
     return mean <= FLT_MAX ? 1.0f / sqrtf(mean + eps) : NAN;
 }
 
+// The sums of rms_norm and layer_norm: element i in lane i mod 16, then the lanes.
 static void rms_norm(float *out, const float *x, const float *weight, const float *bias, size_t n, float eps) {
     vf squares = vf_set1(0.0f);
     size_t i = 0;

@@ -48,7 +48,8 @@ static FL_INLINE void stretches_of(const size_t P, const fl_type type, const pro
             const uint8_t *at = panel_at(p, panel, i);
             s.lines[i] = at + lines + g * fl_group_bytes(type);
             s.scales[i] = at + g * scales_of_group(type);
-            s.upcoming[i] = s.ends ? at + p->next * p->panel_bytes + lines : s.lines[i] + s.groups * fl_group_bytes(type);
+            s.upcoming[i] = s.ends ? at + p->next * p->panel_bytes + lines
+                                   : s.lines[i] + s.groups * fl_group_bytes(type);
             if (type == FL_Q4 || FL_UNPACKS) {
                 unpack(type, s.lines[i], s.groups, unpacked[i]);
                 FL_COMPILER_FENCE; // some compilers do not know that AMX's loads read memory, and move them up
