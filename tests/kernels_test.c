@@ -4,17 +4,19 @@
 //   - conversions, exp and rotation angles are as exact as their comments say;
 //   - a forward gives the same bits for any number of threads and any cut into batches.
 // Inputs come from an integer generator, so that the printed hash of all results is the same on every architecture. It
-// depends on the order of the tests. Built with c/*.c and csrc/*.c and the objects of kernels.c; .ci/run has the command
-// lines.
+// depends on the order of the tests. Built with c/*.c and csrc/*.c and the objects of kernels.c; .ci/run has the
+// command lines.
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "check.h"
 
 int main(void) {
-    static void (*const tests[])(void) = {test_matmul,    test_quantize, test_vectors,     test_attend,    test_sampling,
-                                          test_sampler,   test_pool,     test_conversions, test_functions, test_forward,
-                                          test_nonfinite, test_threads,  test_callers,     test_pace,      test_dense};
+    static void (*const tests[])(void) = {
+        test_matmul,   test_quantize,    test_vectors,   test_attend,  test_sampling,
+        test_sampler,  test_pool,        test_conversions, test_functions, test_forward,
+        test_nonfinite, test_threads,    test_callers,   test_pace,    test_dense,
+    };
     int supported;
     const char *name;
     printf("instruction sets:");

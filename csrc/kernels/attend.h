@@ -20,7 +20,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "arguments.h"
 #include "vectors.h"
 
 // ---- keys and values -----------------------------------------------------------------------------------------------
@@ -93,24 +93,26 @@ typedef struct gemm {
 } gemm;
 
 // A tile of it: R rows x V vectors, from vector v0 on.
-static FL_INLINE void gemm_tile(const size_t R, const size_t V, const form kind, const gemm *m, size_t v0) {
+static FL_INLINE void gemm_tile(const size_t R, const size_t V, const form kind, const gemm *whole, size_t v0) {
+    const gemm m = *whole; // copies, which stay in registers
+    const matrix b = *m.b;
     vf sum[STRIP_ROWS][4];
-    float *c = m->c + v0 * FL_LANES;
+    float *c = m.c + v0 * FL_LANES;
     FL_UNROLL for (size_t r = 0; r < R; r++)
         FL_UNROLL for (size_t v = 0; v < V; v++)
-            sum[r][v] = m->scale ? vf_mul(vf_load(c + r * m->c_stride + v * FL_LANES), vf_set1(m->scale[r]))
+            sum[r][v] = m.scale ? vf_mul(vf_load(c + r * m.c_stride + v * FL_LANES), vf_set1(m.scale[r]))
                                  : vf_set1(0.0f);
-    for (size_t k = 0; k < m->n; k++) {
+    for (size_t k = 0; k < m.n; k++) {
         vf w[4];
-        fetch_next(kind, m->b, k, v0, V);
-        FL_UNROLL for (size_t v = 0; v < V; v++) w[v] = load_vector(kind, m->b, k, v0 + v);
+        fetch_next(kind, &b, k, v0, V);
+        FL_UNROLL for (size_t v = 0; v < V; v++) w[v] = load_vector(kind, &b, k, v0 + v);
         FL_UNROLL for (size_t r = 0; r < R; r++) {
-            const vf x = vf_set1(m->a[r * m->a_stride + k]);
+            const vf x = vf_set1(m.a[r * m.a_stride + k]);
             FL_UNROLL for (size_t v = 0; v < V; v++) sum[r][v] = vf_fma(w[v], x, sum[r][v]);
         }
     }
     FL_UNROLL for (size_t r = 0; r < R; r++)
-        FL_UNROLL for (size_t v = 0; v < V; v++) vf_store(c + r * m->c_stride + v * FL_LANES, sum[r][v]);
+        FL_UNROLL for (size_t v = 0; v < V; v++) vf_store(c + r * m.c_stride + v * FL_LANES, sum[r][v]);
 }
 
 // All vectors of R rows, as many at a time as the registers have room for.

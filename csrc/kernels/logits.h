@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-#include "kernels.h"
+#include "arguments.h"
 #include "vectors.h"
 
 // Finds the largest of each PART, and then searches the index in that part alone.

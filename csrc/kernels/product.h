@@ -2,7 +2,7 @@
 #ifndef FL_PRODUCT_H
 #define FL_PRODUCT_H
 
-#include "kernels.h"
+#include "arguments.h"
 #include "vectors.h"
 
 // out[t][r] = or += sum over k of w[r][k] * x[t][k].

@@ -4,8 +4,9 @@
 
 #include <float.h>
 #include <math.h>
+#include <string.h>
 
-#include "kernels.h"
+#include "arguments.h"
 #include "vectors.h"
 
 static void quantize(const float *x, size_t n, void *bundle, size_t width, size_t place) {

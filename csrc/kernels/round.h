@@ -3,7 +3,7 @@
 #ifndef FL_ROUND_H
 #define FL_ROUND_H
 
-#include "kernels.h"
+#include "arguments.h"
 #include "vectors.h"
 
 // The codebook's values, and the middle between each and the next.

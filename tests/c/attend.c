@@ -6,13 +6,13 @@
 
 enum { ROWS = 19, HEAD = 130, STRIDE = 144, PAGES = 3, FIRST = 6 }; // pages 6, 7 | 8: two runs
 
-// Keys and values of a page, as the kernels see them and as they are.
+// Keys and values of a page: the bytes that kernels read, and their values.
 typedef struct attend_page {
     _Alignas(FL_ALIGN) char bytes[FL_PAGE * ((HEAD + STRIDE) * 4 + 1)];
     double keys[FL_PAGE][HEAD], values[FL_PAGE][HEAD];
 } attend_page;
 
-// Element i of keys or values, x or what the type makes of it; int8 takes the bits of x for a number of its own.
+// Stores x, in [-1, 1), as element i of a page's keys or values, and returns the value that it has there.
 static double put(fl_type type, char *bytes, size_t i, float x, float scale) {
     const float f16 = fl_f32_from_f16(fl_f16_from_f32(x));
     const int8_t q = (int8_t)(127 * x);
@@ -22,7 +22,7 @@ static double put(fl_type type, char *bytes, size_t i, float x, float scale) {
     return type == FL_F32 ? (double)x : type == FL_F16 ? (double)f16 : (double)q * (double)scale;
 }
 
-// Random keys and values of `seen` positions; past them lies what an earlier sequence left.
+// Random keys and values of `seen` positions. Behind them is poison, as an earlier sequence may leave it.
 static void fill_page(attend_page *b, fl_type type, size_t head_dim, size_t seen) {
     const size_t stride = fl_round_up(head_dim, FL_LANES), groups = (head_dim + FL_GROUP - 1) / FL_GROUP;
     char *values = b->bytes + fl_keys_bytes(type, head_dim);
@@ -44,7 +44,7 @@ static void fill_page(attend_page *b, fl_type type, size_t head_dim, size_t seen
         }
 }
 
-// What row r should be, in double precision.
+// Compares row r with attention in double precision.
 static void check_attend(const fl_attend *a, const attend_page *pages, const float *mask, const float *maps, size_t r) {
     double total = 0, want[HEAD] = {0}, size[HEAD] = {0};
     for (size_t p = a->from[r] > a->begin ? a->from[r] : a->begin; p < a->limit[r] && p < a->end; p++) {
@@ -74,12 +74,14 @@ void test_attend(void) {
     float *work = take(fl_attend_floats(ROWS, STRIDE) * sizeof *work);
     for (size_t number = 0; number < 600; number++) {
         const fl_type type = types[number % 3];
-        const size_t rows = number / 3 % ROWS + 1, head_dim = between(2, HEAD), stride = fl_round_up(head_dim, FL_LANES);
+        const size_t rows = number / 3 % ROWS + 1, head_dim = between(2, HEAD);
+        const size_t stride = fl_round_up(head_dim, FL_LANES);
         const size_t n_pages = between(1, PAGES), begin = FIRST * FL_PAGE, middle = 8 * FL_PAGE;
         const int masked = number % 7 == 0;
         size_t limit[ROWS], from[ROWS], end = begin + 1;
         void *pages[FIRST + PAGES];
-        describe("attend_%s number %zu rows %zu head_dim %zu pages %zu", type_name(type), number, rows, head_dim, n_pages);
+        describe("attend_%s number %zu rows %zu head_dim %zu pages %zu", type_name(type), number, rows, head_dim,
+                 n_pages);
         for (size_t r = 0; r < rows; r++) {
             const size_t kind = between(0, 3), past = begin + n_pages * FL_PAGE; // 0: nothing, 1: all, else: a part
             limit[r] = kind == 0 ? begin : kind == 1 ? past : between(begin + 1, past);
@@ -100,7 +102,7 @@ void test_attend(void) {
             .end = end, .pages = pages, .values = fl_keys_bytes(type, head_dim), .softcap = number % 5 == 0 ? 3 : 0,
             .mask = masked ? sizeof cache[0].bytes - sizeof mask : 0, .work = work};
         for (size_t i = 0; i < n_isas; i++)
-            for (size_t apart = 0; apart < 2; apart++) { // the runs at once, and one after the other
+            for (size_t apart = 0; apart < 2; apart++) { // both runs in one call, and a call for each
                 poison(result, sizeof result);
                 poison(work, fl_attend_floats(ROWS, STRIDE) * sizeof *work);
                 a.max = result[0], a.sum = a.max + rows, a.out = a.sum + rows;
@@ -110,7 +112,8 @@ void test_attend(void) {
                     a.begin = middle, a.end = end;
                     a.max = result[1], a.sum = a.max + rows, a.out = a.sum + rows;
                     isas[i]->attend[type](&a);
-                    isas[i]->merge(rows, stride, result[0], result[0] + rows, result[0] + 2 * rows, a.max, a.sum, a.out);
+                    float *max = result[0], *sum = max + rows;
+                    isas[i]->merge(rows, stride, max, sum, sum + rows, a.max, a.sum, a.out);
                     a.begin = begin;
                 } else {
                     isas[i]->attend[type](&a);
@@ -126,7 +129,7 @@ void test_attend(void) {
                 one.end = end < one.begin + FL_PAGE ? end : one.begin + FL_PAGE;
                 poison(map, ROWS * FL_PAGE * sizeof *map);
                 isas[i]->probabilities[type](&one, map);
-                for (size_t r = 0; r < rows; r++) // rows that see nothing at all have no softmax
+                for (size_t r = 0; r < rows; r++) // a row that sees nothing has no softmax
                     if (a.sum[r] == 0) memset(map + r * FL_PAGE, 0, FL_PAGE * sizeof *map);
                 same(i, isas[i]->name, map, rows * FL_PAGE * sizeof *map);
             }

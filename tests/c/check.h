@@ -20,7 +20,8 @@ void same(size_t number, const char *isa, const void *got, size_t bytes);
 // The same of n floats. All NaN count as equal: their sign and payload depend on the order of operands.
 void same_floats(size_t number, const char *isa, const float *got, size_t n);
 
-// Notes a difference from a plain loop in double precision. conclude() compares the largest of each kind with its limit.
+// Notes a difference from a plain loop in double precision. conclude() compares the largest of each kind with its
+// limit.
 enum { PACK, MATMUL_FLOAT, MATMUL_INT8, QUANTIZE, NORM, ACT, SOFTCAP, ATTEND, SOFTMAX, EXP, ROPE, DENSE, ORACLES };
 void measure(int which, double difference);
 double ulps(float got, double want);

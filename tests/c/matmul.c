@@ -5,8 +5,8 @@
 #include "check.h"
 
 void test_matmul(void) {
-    // Up to 21 panels, more than any tile has; up to 35 groups, more than a stretch has; and tokens for every remainder of
-    // every tile.
+    // Up to 21 panels, more than any tile has; up to 35 groups, more than a stretch has; and tokens for every remainder
+    // of every tile.
     enum { D = 330, N = 1100, T = 45, WIDTH = 1120, STRIDE = 344 };
     static float x[T * WIDTH], start[T * STRIDE], out[T * STRIDE], row[WIDTH];
     static fl_q8_group q[(T + FL_LANES) * WIDTH / FL_GROUP], alone[T * WIDTH / FL_GROUP];

@@ -81,7 +81,8 @@ static void broken_tokens(void) {
     static fl_q8_group q[(T + FL_LANES) * WIDTH / FL_GROUP];
     for (size_t number = 0; number < 12 * FL_TYPES; number++) {
         const fl_type type = (fl_type)(number % FL_TYPES);
-        const size_t tokens = number / FL_TYPES < 4 ? number / FL_TYPES + 1 : between(5, T), bad = between(0, tokens - 1);
+        const size_t tokens = number / FL_TYPES < 4 ? number / FL_TYPES + 1 : between(5, T);
+        const size_t bad = between(0, tokens - 1);
         const fl_matrix w = random_matrix(type, D, N, 1);
         memset(x, 0, sizeof x);
         for (size_t t = 0; t < tokens; t++) fill(x + t * WIDTH, N, 1);
@@ -92,7 +93,8 @@ static void broken_tokens(void) {
                 poison(q, sizeof q);
                 for (size_t t = 0; t < tokens; t++) {
                     const size_t bundled = fl_bundle_width(tokens);
-                    isas[i]->quantize(x + t * WIDTH, WIDTH, fl_bundle_of(q, WIDTH / FL_GROUP, tokens, t), bundled, t % bundled);
+                    void *bundle = fl_bundle_of(q, WIDTH / FL_GROUP, tokens, t);
+                    isas[i]->quantize(x + t * WIDTH, WIDTH, bundle, bundled, t % bundled);
                 }
                 const fl_inputs in = {.f = x, .f_stride = WIDTH, .q = q};
                 memset(out, 0, sizeof out);
@@ -100,8 +102,10 @@ static void broken_tokens(void) {
                 same_floats(i, isas[i]->name, out, T * STRIDE);
                 if (!round) continue;
                 expect(none_finite(out + bad * STRIDE, D), "the broken token");
-                for (size_t t = 0; t < tokens; t++)
-                    expect(t == bad || memcmp(out + t * STRIDE, clean + t * STRIDE, D * sizeof *out) == 0, "the others");
+                for (size_t t = 0; t < tokens; t++) {
+                    const float *row = out + t * STRIDE;
+                    expect(t == bad || memcmp(row, clean + t * STRIDE, D * sizeof *row) == 0, "the others");
+                }
             }
             memcpy(clean, out, sizeof clean);
         }
@@ -130,7 +134,8 @@ static void broken_positions(void) {
                 same_floats(i, isas[i]->name, out, rows * head);
                 for (size_t r = 0; round && r < rows; r++) {
                     const float *row = out + r * head;
-                    if (seen[r] <= bad) expect(memcmp(row, clean + r * head, head * sizeof *row) == 0, "a row before it");
+                    const int same_bits = memcmp(row, clean + r * head, head * sizeof *row) == 0;
+                    if (seen[r] <= bad) expect(same_bits, "a row before it");
                     else expect(!fl_finite(row, head), "a row that sees it");
                 }
             }

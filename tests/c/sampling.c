@@ -6,12 +6,17 @@
 
 enum { N = 1200 };
 
-// Sums of what is larger than a bound, of probabilities (n), zero past them: bounds that all or none exceed, those that
-// are one of them, the largest included.
+// Sums of the probabilities above a bound: one that all exceed, one that none exceeds, and some that are equal to a
+// probability, the largest included. probs (n,) is zero past n.
 static void test_above(const float *probs, size_t n, size_t best) {
-    const float bounds[] = {0, 2, probs[best], probs[between(0, n - 1)], probs[between(0, n - 1)], fabsf(unit()) * 0x1p-6f};
+    const float bounds[] = {0,
+                            2,
+                            probs[best],
+                            probs[between(0, n - 1)],
+                            probs[between(0, n - 1)],
+                            fabsf(unit()) * 0x1p-6f};
     for (size_t j = 0; j < sizeof bounds / sizeof *bounds; j++)
-        for (size_t start = 0; start < n; start += FL_SUM_RUN) { // as the sampler asks, run by run
+        for (size_t start = 0; start < n; start += FL_SUM_RUN) { // run by run, as the sampler does
             const size_t count = n - start < FL_SUM_RUN ? n - start : FL_SUM_RUN;
             const float all = isas[0]->above(probs + start, count, 0);
             float sum = -1;
@@ -25,7 +30,7 @@ static void test_above(const float *probs, size_t n, size_t best) {
                 if (probs[k] > bounds[j]) want += (double)probs[k];
             measure(SOFTMAX, fabs((double)sum - want) / (want + 1e-30));
             expect((sum > 0) == (want > 0), "nothing but what is larger");
-            expect(all > bounds[j] || want <= 0, "a sum is at least as large as its parts"); // the sampler skips by it
+            expect(all > bounds[j] || want <= 0, "a sum is at least as large as its parts"); // the sampler relies on it
         }
 }
 
@@ -62,7 +67,7 @@ void test_sampling(void) {
         expect(zero, "zero past n");
         test_above(out, n, best);
 
-        // Of the same logits, sprinkled with what a grammar's mask or a broken model puts there.
+        // The same logits with some of what a grammar's mask or a broken model may put there.
         for (size_t k = 0; k < number % 12; k++) {
             const size_t at = between(0, n - 1);
             const size_t kind = (k + number / 12) % 4;

@@ -52,8 +52,8 @@ static void test_deals(void) {
         }
 }
 
-// Simulates a deal to so many workers on this thread, each taking a chunk in turn. Returns how many additions the queues
-// got.
+// Simulates a deal to so many workers on this thread, each taking a chunk in turn. Returns how many additions the
+// queues got.
 static size_t additions(size_t workers, size_t n, size_t chunk) {
     static fl_queue queues[FL_TEAM];
     fl_team team = {.threads = workers, .queues = queues};

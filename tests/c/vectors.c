@@ -4,7 +4,7 @@
 
 #include "check.h"
 
-// out of each instruction set for one norm of n values, with and without a bias.
+// One norm of n values, on each instruction set.
 static void check_norm(fl_norm_kind kind, const float *x, const float *weight, const float *bias, size_t n) {
     enum { N = 224 };
     static float out[N];
@@ -23,7 +23,7 @@ static void check_norm(fl_norm_kind kind, const float *x, const float *weight, c
     }
     for (size_t k = 0; k < n; k++) {
         const double want = ((double)x[k] - mean) * scale * (double)weight[k] + (bias ? (double)bias[k] : 0);
-        // The mean takes away what the rounding of it and of the sum leaves.
+        // The error is relative to the largest value, since the mean that is subtracted may be as large.
         const double size = largest * scale * fabs((double)weight[k]) + (bias ? fabs((double)bias[k]) : 0);
         measure(NORM, fabs((double)out[k] - want) / (size + 1e-30));
     }
@@ -51,18 +51,19 @@ static void check_act(fl_act act, const float *x, const float *up, size_t n) {
     }
     for (size_t k = 0; k < n; k++) {
         const double factor = up ? (double)up[k] : 1;
-        // Where the activation nearly vanishes, what counts is the error beside the input.
+        // The error is relative to the input, since the result may be next to nothing.
         measure(ACT, fabs((double)out[k] - act_of(act, (double)x[k]) * factor) / (fabs((double)x[k] * factor) + 1e-25));
     }
 }
 
 void test_vectors(void) {
-    static const float special[] = {0, -0.0f, 87.2f, 87.4f, 88, 89, -87.2f, -87.4f, -88, -89, 1e4f, -1e4f, 1e-38f, -1e-38f};
+    static const float special[] = {0,   -0.0f, 87.2f, 87.4f, 88,   89,    -87.2f, -87.4f,
+                                    -88, -89,   1e4f,  -1e4f, 1e-38f, -1e-38f};
     enum { N = 208, SPECIAL = sizeof special / sizeof special[0] };
     static float x[N], weight[N], bias[N], out[N];
     for (size_t n = 1; n <= 200; n++) {
         const size_t padded = fl_round_up(n, FL_LANES);
-        poison(x, sizeof x); // a norm reads no more than its values
+        poison(x, sizeof x); // a norm must read no more than n values
         poison(weight, sizeof weight);
         poison(bias, sizeof bias);
         fill(x, n, n % 2 ? 1 : 0x1p10f);
