@@ -19,13 +19,14 @@ static const int8_t iq4_steps[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1
 // Four-bit value i, where each `run` bytes hold 2 * run values: first those in their low halves, then those in the high
 // ones.
 static int nibble(const uint8_t *p, size_t run, size_t i) {
-    const size_t group = i / (2 * run), at = i % (2 * run);
-    return at < run ? p[group * run + at] & 15 : p[group * run + at - run] >> 4;
+    const size_t part = i / (2 * run), at = i % (2 * run);
+    return at < run ? p[part * run + at] & 15 : p[part * run + at - run] >> 4;
 }
 
 // Two-bit value i, where each 32 bytes hold 128 values: those in the lowest two bits of each byte, then in the next
 // two.
 static int pair_of_bits(const uint8_t *p, size_t i) { return p[i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4)) & 3; }
+
 // One-bit value i, where 32 bytes hold 256 values: those in the lowest bit of each byte, then in the next.
 static int bit_of_run(const uint8_t *p, size_t i) { return p[i % 32] >> (i / 32) & 1; }
 

@@ -10,7 +10,7 @@ typedef struct factoring {
     size_t n;
 } factoring;
 
-// Goes from the last columns to the first, 32 at a time, so that h is read n / 32 times and not n times. A column that
+// Goes from the last columns to the first, 32 at a time, so that h is read n / 32 times. A column that
 // is done is subtracted from all before it: entry (i, k) on or below the diagonal then holds h minus the columns that
 // are done, and entry (i, j) above it holds U's. Column j before it is done is read as row j, which is contiguous and
 // equal by symmetry. Subtractions from one entry have one order, however many workers there are.

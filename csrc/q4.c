@@ -19,7 +19,7 @@
 #include "kernels/kernels.h"
 #include "panels.h"
 
-// The nearest f16 to a scale that is neither infinite nor, where the scale is not zero, zero.
+// The f16 nearest to a scale, but never infinite, nor zero unless the scale is zero.
 static uint16_t scale_bits(float scale) {
     if (fabsf(scale) > 65504.0f) scale = scale > 0 ? 65504.0f : -65504.0f;
     const uint16_t bits = fl_f16_from_f32(scale);

@@ -42,7 +42,7 @@ typedef struct fl_team {
     // Each on a cache line of its own: every worker writes `waiting`, and reads `phase` while it waits.
     _Alignas(64) atomic_size_t waiting; // workers that have reached the barrier
     _Alignas(64) atomic_size_t phase;   // barriers that all have passed
-    atomic_uint_least64_t lost;         // nanoseconds, of all workers together, of waiting for one that cannot have run
+    atomic_uint_least64_t lost;         // nanoseconds that workers, all together, waited for one that was not running
 } fl_team;
 
 typedef void fl_work(void *arg, fl_team *team, size_t id);

@@ -26,7 +26,7 @@ static inline vf vf_erf(vf x) {
     return vf_select_gt(vf_abs(x), one, vf_select_gt(zero, x, vf_sub(zero, tail), tail), vf_mul(x, p));
 }
 
-// The functions by their names in fl_act. What they make of NaN and infinity is put right in ACT.
+// The functions by their names in fl_act. ACT makes NaN of what is not finite, which they may hide.
 static inline vf vf_silu(vf x) { return swish(x, 1.0f); }
 static inline vf vf_quick_gelu(vf x) { return swish(x, 1.702f); }
 static inline vf vf_relu(vf x) { return vf_max(x, vf_set1(0.0f)); }
@@ -54,6 +54,7 @@ ACT(gelu_tanh)
 ACT(gelu_erf)
 ACT(quick_gelu)
 ACT(relu)
+#undef ACT
 
 static void softcap(float *x, size_t n, float cap) {
     for (size_t i = 0; i < n; i += FL_LANES) vf_store(x + i, capped(vf_load(x + i), cap));
