@@ -1,4 +1,4 @@
-// What differs between GCC, Clang and MSVC, in one place.
+// What GCC, Clang and MSVC write differently.
 #ifndef FL_COMPILER_H
 #define FL_COMPILER_H
 
@@ -18,14 +18,14 @@
 #endif
 #endif
 
-// No access to memory is moved across this by the compiler.
+// The compiler moves no access to memory across this.
 #if defined(__GNUC__) || defined(__clang__)
 #define FL_COMPILER_FENCE __asm__ volatile("" ::: "memory")
 #else
 #define FL_COMPILER_FENCE ((void)0)
 #endif
 
-// Hint that the cache line at p will be read soon. Never faults, so p may lie past the end of an array.
+// Starts to fetch the cache line at p, into L1 or L2. It never faults: p may lie past the end of an array.
 #if defined(__GNUC__) || defined(__clang__)
 #define FL_PREFETCH(p) __builtin_prefetch((p), 0, 3)
 #define FL_PREFETCH_L2(p) __builtin_prefetch((p), 0, 2)

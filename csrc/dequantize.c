@@ -1,6 +1,6 @@
-// GGUF's block types (ggml's quantization): values of a few bits that share scales, to floats. Types of 32 values have a
-// scale d, and some a minimum m; those of 256 have scales of their own for 16 or 32 values, times d and m of all. The
-// operations are ggml's, in its order: the same bits.
+// GGUF's block types, ggml's quantization, to floats. A block of 32 values has one scale d, and in some types a minimum
+// m. A block of 256 values has d and m too, and small integers, for each 16 or 32 values, that multiply them. The
+// arithmetic is ggml's, in its order, and gives its bits (ggml-quants.c).
 #include <string.h>
 
 #include "fastllm.h"
@@ -16,16 +16,21 @@ static float f16_at(const uint8_t *p) {
 
 static const int8_t iq4_steps[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
-// Value i of nibbles that lie in runs of `run` bytes: their low halves, then their high ones.
+// Four-bit value i, where each `run` bytes hold 2 * run values: first those in their low halves, then those in the high
+// ones.
 static int nibble(const uint8_t *p, size_t run, size_t i) {
-    const size_t group = i / (2 * run), at = i % (2 * run);
-    return at < run ? p[group * run + at] & 15 : p[group * run + at - run] >> 4;
+    const size_t part = i / (2 * run), at = i % (2 * run);
+    return at < run ? p[part * run + at] & 15 : p[part * run + at - run] >> 4;
 }
 
-// Value i of fields of 2 bits (1 bit) in runs of 32 bytes: the lowest of all 32, then the next.
+// Two-bit value i, where each 32 bytes hold 128 values: those in the lowest two bits of each byte, then in the next
+// two.
 static int pair_of_bits(const uint8_t *p, size_t i) { return p[i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4)) & 3; }
+
+// One-bit value i, where 32 bytes hold 256 values: those in the lowest bit of each byte, then in the next.
 static int bit_of_run(const uint8_t *p, size_t i) { return p[i % 32] >> (i / 32) & 1; }
 
+// One-bit value i, where each byte holds 8 values in order.
 static int bit(const uint8_t *p, size_t i) { return p[i / 8] >> (i % 8) & 1; }
 
 static void q4_0(const uint8_t *b, float *out) {
@@ -71,7 +76,7 @@ static void q3_k(const uint8_t *b, float *out) {
     }
 }
 
-// Scale and minimum s of 8, of 6 bits each, in 12 bytes.
+// Scale and minimum number s of 8: 6 bits each, in 12 bytes.
 static void scale_and_minimum(const uint8_t *b, size_t s, float *scale, float *minimum) {
     const uint8_t *p = b + 4;
     int a = p[s] & 63, m = p[s + 4] & 63;

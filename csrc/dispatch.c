@@ -1,4 +1,4 @@
-// Which instruction sets were built, which this machine can run, and the best of both.
+// Which instruction sets were built, which of them this machine can run, and the best of these.
 #include <string.h>
 
 #include "kernels/kernels.h"
@@ -27,7 +27,7 @@ static unsigned long long xgetbv(void) {
 
 static int bit(unsigned word, unsigned i) { return (int)(word >> i & 1u); }
 
-// The registers must be saved by the operating system too: XCR0 says which it knows.
+// The operating system must save the registers too: XCR0 says which ones it does.
 static int has_avx2(void) {
     unsigned r[4];
     cpuid(1, 0, r);
@@ -56,7 +56,7 @@ static int has_avx512(void) {
 #endif
 
 #ifdef FL_HAVE_AMX
-// Linux keeps the tiles' 8 KiB from processes until they ask. Asking again is fine, and being told no is too.
+// Linux gives a process the 8 KiB of tile registers only when it asks for them; it may ask again, and may be refused.
 static int tiles_granted(void) {
 #ifdef __linux__
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
@@ -104,7 +104,7 @@ typedef struct isa {
 extern const fl_kernels fl_kernels_scalar, fl_kernels_avx2, fl_kernels_avxvnni, fl_kernels_avx512, fl_kernels_amx,
     fl_kernels_neon;
 
-// Worst first. The build says which objects there are.
+// Worst first. The build defines FL_HAVE_.. for each that it has compiled.
 static const isa built[] = {
     {&fl_kernels_scalar, always},
 #ifdef FL_HAVE_AVX2

@@ -1,8 +1,8 @@
-// How floats are computed: rounding to nearest even, subnormal numbers kept, no traps. A program may have set a thread
-// to something else (a library built with -ffast-math does it by being loaded), which would change the core's bits.
+// The mode of float arithmetic: round to nearest even, keep subnormal numbers, no traps. The process may have set
+// another mode for a thread (a library built with -ffast-math does so when it is loaded), and results would differ.
 //
-// Whatever computes floats runs between fl_fpenv_set and fl_fpenv_restore: fl_parallel has its threads do so; the few
-// entries that compute beside a team do it themselves.
+// All float arithmetic of the core runs between fl_fpenv_set and fl_fpenv_restore. fl_parallel calls them on each of
+// its threads; functions that compute without a team call them themselves.
 #ifndef FL_FPENV_H
 #define FL_FPENV_H
 
@@ -14,7 +14,7 @@ typedef unsigned fl_fpenv; // MXCSR
 
 static inline fl_fpenv fl_fpenv_set(void) {
     const fl_fpenv before = _mm_getcsr();
-    _mm_setcsr(0x1f80); // as a process begins: exceptions masked, nothing else
+    _mm_setcsr(0x1f80); // the default: all exceptions masked, nothing else set
     return before;
 }
 

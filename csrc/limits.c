@@ -1,5 +1,5 @@
-// What the system may refuse a process. OpenMP ends the process where it cannot start a thread, which leaves no room
-// for an error: so it is tried before.
+// Whether the system lets this process start threads. OpenMP ends the process when a thread cannot be started, so we
+// try before it does.
 #include "fastllm.h"
 
 #ifdef _WIN32
@@ -21,12 +21,12 @@ static void *pass(void *gate) {
 }
 
 int fl_try_threads(size_t threads) {
-    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER; // holds them until all are there
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER; // keeps each thread from ending before all have started
     pthread_t started[FL_TEAM];
     size_t count = 0;
     int problem = 0;
     pthread_mutex_lock(&gate);
-    while (!problem && count + 1 < threads && count < FL_TEAM) { // the caller is one of them
+    while (!problem && count + 1 < threads && count < FL_TEAM) { // the caller is one
         problem = pthread_create(&started[count], NULL, pass, &gate);
         count += !problem;
     }

@@ -1,12 +1,12 @@
-// A file in memory, mapped rather than read, that stays safe to read when another program cuts the file short.
+// A file mapped into memory, which stays safe to read when another process cuts the file short.
 //
-// A page that lies past the end of its file cannot be read: the system sends SIGBUS to the thread that tries, wherever
-// that is: in a kernel, in memcpy, in the middle of a team of threads. A signal has one handler for the whole process
-// and tells it an address, nothing else, so the mappings must be found from there: `mappings` and `actions` are the one
-// place where csrc/ has globals that change. The handler puts pages of zeros where the file's are missing and remembers
-// that it did; what was interrupted goes on with zeros, and who called it asks fl_mapping_state before using the
-// result. Any other SIGBUS goes to the handler that was there before, so that a debugger, a crash reporter or another
-// library works as without us.
+// A page of memory past the end of its file cannot be read: the system sends SIGBUS to the thread that tries, in a
+// kernel, in memcpy, in the middle of a team of threads. A signal has one handler for the whole process, and the
+// handler is told an address and nothing else. So it must find the mapping from there: `mappings` and `actions` are the
+// one place where csrc/ has globals that change. The handler maps zeros where the file's pages are missing and marks
+// the mapping; the interrupted read goes on with zeros, and the caller asks fl_mapping_state before it uses the result.
+// Every other SIGBUS is passed on to the handler that was there before ours, so debuggers, crash reporters and other
+// libraries work as usual.
 #if defined(__APPLE__) && !defined(_DARWIN_C_SOURCE)
 #define _DARWIN_C_SOURCE // MAP_ANON beside C11
 #endif
@@ -29,23 +29,24 @@
 #include <unistd.h>
 #endif
 
-// What tells a file from the same file after a change: its length and when it was last written to.
+// A version of a file: its length, and when it was last written to.
 typedef struct version {
     int64_t size, seconds, nanoseconds;
 } version;
 
 struct fl_mapping {
-    atomic_uintptr_t begin; // where it lies in memory; 0 while it is not in use
-    atomic_uintptr_t end;   // whole pages
-    atomic_int lost;        // 1: zeros stand where the file could not be read
+    atomic_uintptr_t begin; // address of its first byte; 0: not in use
+    atomic_uintptr_t end;   // address past its last page of memory
+    atomic_int lost;        // 1: zeros are in place of pages that could not be read
     size_t bytes;
     int fd;
-    version at_first;          // what it was when it was mapped
-    atomic_int_least64_t seen; // nanoseconds of fl_now: when it was looked at last; 0: never
+    version at_first;          // when it was mapped
+    atomic_int_least64_t seen; // when fl_mapping_glance last asked the system, in nanoseconds of fl_now; 0: never
     struct fl_mapping *next;
 };
 
-// All that there ever were, the newest first: none is freed, as the handler may be looking, but each is used again.
+// All mappings that there ever were, the newest first. None is freed, since the handler may be reading it; each is
+// reused.
 static _Atomic(fl_mapping *) mappings;
 
 static int version_of(int fd, version *out) {
@@ -68,7 +69,7 @@ static int version_of(int fd, version *out) {
 
 #ifdef _WIN32
 
-// Windows does not let a file be cut short while it is mapped.
+// Windows does not let a mapped file be cut short.
 void fl_mapping_guard(void) {}
 
 static int map(int fd, size_t bytes, void **out) {
@@ -110,32 +111,33 @@ static int copy_of(int fd) { return fcntl(fd, F_DUPFD_CLOEXEC, 0); }
 
 static void close_file(int fd) { close(fd); }
 
-// What handled SIGBUS before: [0] when the handler was last put in place, [1] the time before that.
+// The handlers of SIGBUS that ours replaced: [0] the last time it was installed, [1] the time before.
 static struct sigaction actions[2];
 static atomic_int passing; // calls of pass_on that have not returned
-static size_t page;        // bytes, set before the handler is
+static size_t page_size;   // of memory; set before our handler is installed
 
-// Whether it came from kill or raise, not from an instruction.
+// Whether the signal was sent by kill or raise, and not caused by an instruction.
 static int was_sent(const siginfo_t *info) {
     return info->si_code <= 0 || info->si_code == SI_USER || info->si_code == SI_QUEUE;
 }
 
-// Puts zeros from the page at `address` to the end of the mapping that it lies in; 0 where it lies in none.
+// Maps zeros from the page at `address` to the end of the mapping that it belongs to. Returns 0 if it belongs to none.
 static int fill(uintptr_t address) {
     for (fl_mapping *m = atomic_load(&mappings); m; m = m->next) {
         const uintptr_t begin = atomic_load(&m->begin), end = atomic_load(&m->end);
-        // One that is changing hands meanwhile is not the one whose reader waits here.
+        // If it has changed in between, it is being freed or reused, and is not the one that this thread is reading.
         if (begin != atomic_load(&m->begin) || address < begin || address >= end || !begin) continue;
-        const uintptr_t from = address / page * page;
-        if (mmap((void *)from, end - from, PROT_READ, MAP_FIXED | MAP_PRIVATE | MAP_ANON, -1, 0) == MAP_FAILED) return 0;
+        const uintptr_t from = address / page_size * page_size;
+        const int zeros = MAP_FIXED | MAP_PRIVATE | MAP_ANON;
+        if (mmap((void *)from, end - from, PROT_READ, zeros, -1, 0) == MAP_FAILED) return 0;
         atomic_store(&m->lost, 1);
         return 1;
     }
     return 0;
 }
 
-// Does what would have been done without us. A handler may put back the one that it found, which is ours, and raise the
-// signal again, as Python's faulthandler does: then it is the turn of the one before.
+// Does what would have been done without our handler. The handler before ours may itself put back the one that it
+// found, which is ours, and raise the signal again, as Python's faulthandler does: then the one before that is called.
 static void pass_on(int number, siginfo_t *info, void *context) {
     const int turn = atomic_fetch_add(&passing, 1);
     struct sigaction next = {.sa_handler = SIG_DFL};
@@ -145,9 +147,9 @@ static void pass_on(int number, siginfo_t *info, void *context) {
     } else if (next.sa_handler != SIG_DFL && next.sa_handler != SIG_IGN) {
         next.sa_handler(number);
     } else if (next.sa_handler == SIG_DFL || !was_sent(info)) {
-        next.sa_handler = SIG_DFL; // what the processor raised cannot be ignored
+        next.sa_handler = SIG_DFL; // a signal from an instruction cannot be ignored
         sigaction(number, &next, NULL);
-        if (was_sent(info)) raise(number); // the others come again as soon as the instruction does
+        if (was_sent(info)) raise(number); // otherwise the instruction runs again, and raises it
     }
     atomic_fetch_sub(&passing, 1);
 }
@@ -169,19 +171,19 @@ void fl_mapping_guard(void) {
     ours.sa_sigaction = on_bus_error;
     sigemptyset(&ours.sa_mask);
     if (sigaction(SIGBUS, NULL, &found) || same_action(&found, &ours)) return;
-    // Not ours: what is written here is not read by the handler before it is back.
+    // Ours is not installed now, so nothing reads what is written here until it is.
     if (!same_action(&found, &actions[0])) {
         actions[1] = actions[0];
         actions[0] = found;
     }
-    page = page_bytes();
+    page_size = page_bytes();
     atomic_store(&passing, 0);
     sigaction(SIGBUS, &ours, NULL);
 }
 
 #endif
 
-// Opens fd's file in m, which no one uses.
+// Maps fd's file as m, which is not in use.
 static int open_in(fl_mapping *m, int fd) {
     void *p = NULL;
     int problem = version_of(fd, &m->at_first);
@@ -223,7 +225,7 @@ void fl_mapping_free(fl_mapping *m) {
     void *p = (void *)atomic_load(&m->begin);
     const int fd = m->fd;
     const size_t bytes = m->bytes;
-    atomic_store(&m->begin, 0); // before the addresses can be another's
+    atomic_store(&m->begin, 0); // before another mapping can get these addresses
     unmap(p, bytes);
     close_file(fd);
 }

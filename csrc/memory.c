@@ -1,4 +1,4 @@
-// Memory that is aligned, zero, and not touched before it is used.
+// Memory that is aligned and zero, and takes no page of the machine before it is written.
 #include <stdint.h>
 #include <stdlib.h>
 
@@ -8,10 +8,10 @@
 #include <sys/mman.h>
 #endif
 
-// Kept in the bytes before the pointer handed out.
+// What to free, in the bytes before the pointer that is handed out.
 typedef struct origin {
     void *base;
-    size_t mapped; // bytes; 0: from calloc
+    size_t mapped; // bytes of the mapping; 0: it is from calloc
 } origin;
 
 static void *hand_out(char *base, size_t mapped, size_t align) {
@@ -25,7 +25,7 @@ void *fl_alloc(size_t bytes) {
     if (bytes > SIZE_MAX / 2) return NULL;
 #ifdef __linux__
     if (bytes >= HUGE_PAGE) {
-        // Weights read end to end want few TLB entries: on 4 KiB pages a core reads them at half the speed.
+        // With pages of 4 KiB a core reads weights at half the speed: it spends the other half on looking up addresses.
         const size_t mapped = bytes + 2 * HUGE_PAGE;
         char *base = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (base == MAP_FAILED) return NULL;

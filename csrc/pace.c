@@ -1,23 +1,24 @@
-// A try takes the forwards of some milliseconds, or one longer forward, and is held against what as many forwards took
-// before: who is faster stays. What a failed try cost, and what a team cost that turned out to be too large, is paid off
-// before the next try that way: either way costs at most 1 / (1 + PATIENCE) of the time, whatever a forward takes.
+// Trying out numbers of threads. A try takes the forwards of a few milliseconds, or one longer forward, and is compared
+// with the time of as many forwards before it: the faster number stays. A failed try, and a try that corrects a team
+// that was too large, is followed by a wait in proportion to what it has cost. So tries in each direction take at most
+// 1 / (1 + PATIENCE) of the time, however long a forward is.
 //
-//   threads    4  4  4  4 | 3     3  3  3  3  3 | 4   | 3  3  3  3  3  3  3 | 4    4  4
-//              a core is  | try:  threads that  | try:  it failed: wait   | try:  it won: the
-//              lost       | won   are enough    |       its cost x 40     |       core is back
+//     threads    4  4  4  4 | 3  3        3  3  3  3  3 | 4           | 3  3  3  3  3  3  3 | 4  4      4  4
+//                a core is  | try: it     three threads  | try: it     | wait: 40 x what    | try: it   four
+//                lost       | wins, stays                | fails, back | the try has cost   | wins      threads
 #include "pace.h"
 
 #include <stdlib.h>
 
-static const double PATIENCE = 40;
-// While much is lost, another try with fewer threads comes sooner, the first times that one fails: a thread that was
-// left alone may first have had to share its core with the busy program.
+static const double PATIENCE = 40; // a failed try is followed by a wait of so many times what it has cost
+// In place of PATIENCE for the first tries with fewer threads that fail. Such a try may fail only because the system
+// has not yet moved the remaining threads away from the busy core.
 static const double HASTE = 5;
-static const double START = 0.01;  // seconds in which a try says nothing: threads fall asleep, or change their core
-static const double TRY = 0.02;    // seconds in which it does: other programs' time slices take some milliseconds
-static const double LATELY = 0.1;  // seconds over which forwards are averaged
-static const double MARGIN = 0.005; // of the time: less is no difference
-static const double LOSSES = 0.7;  // of a thread's worth: less is no reason to go without it
+static const double START = 0.01;   // seconds of a try that do not count: threads fall asleep, or move to another core
+static const double TRY = 0.02;     // seconds of a try that count: other processes' time slices take some milliseconds
+static const double LATELY = 0.1;   // seconds of forwards that are averaged
+static const double MARGIN = 0.005; // share of the time that counts as a difference
+static const double LOSSES = 0.7;   // share of one thread's time that must be lost before fewer threads are tried
 
 fl_status fl_pace_new(fl_pace **out) {
     *out = calloc(1, sizeof **out);
@@ -34,6 +35,7 @@ static fl_pace_kind *kind_of(fl_pace *pace, size_t tokens) {
 
 static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
+// Runs on so many threads from now on.
 static void settle(fl_pace_kind *k, size_t threads) {
     k->threads = threads;
     k->tried = 0;
@@ -57,7 +59,7 @@ size_t fl_pace_threads(fl_pace *pace, size_t tokens, size_t most) {
     if (k->threads > most) settle(k, most), k->more.step = 1;
     if (k->tried > most) k->tried = 0;
     if (k->tried > 0) return k->tried;
-    if (k->ran < TRY) return k->threads; // too few to compare with
+    if (k->ran < TRY) return k->threads; // too short a time to compare a try with
     const int losing = k->lost * (double)k->threads > LOSSES * k->ran;
     if (losing && k->threads > 1 && k->fewer.wait <= 0)
         try_with(k, k->threads - smaller(k->fewer.step, k->threads / 2));
@@ -66,8 +68,8 @@ size_t fl_pace_threads(fl_pace *pace, size_t tokens, size_t most) {
     return k->tried > 0 ? k->tried : k->threads;
 }
 
-// Where there is no difference fewer threads win: the others only wait. Steps grow as long as tries win, as where several
-// cores are lost, or are back.
+// Ends a try. Without a difference fewer threads win, since the others only wait. Steps grow while tries win, as they
+// do when several cores have been lost, or are back.
 static void conclude(fl_pace_kind *k) {
     const double saved = k->usual - k->took;
     const int more = k->tried > k->threads, won = saved > (more ? MARGIN : -MARGIN) * k->usual;
@@ -76,7 +78,7 @@ static void conclude(fl_pace_kind *k) {
         way->step *= 2;
         back->step = 1;
         k->fewer.patience = HASTE;
-        if (!more) k->more.wait = PATIENCE * k->ran * saved / k->usual; // what those that wait had cost lately
+        if (!more) k->more.wait = PATIENCE * k->ran * saved / k->usual; // as for a try: what the larger team had cost
         settle(k, k->tried);
     } else {
         way->step = 1;
@@ -96,7 +98,7 @@ void fl_pace_note(fl_pace *pace, size_t tokens, size_t threads, double seconds, 
         if (k->took >= TRY) conclude(k);
         return;
     }
-    if (threads != k->threads) return; // one thread was asked for
+    if (threads != k->threads) return; // fewer threads were asked for
     if (k->forwards < 0) {
         k->forwards = 0;
         return;

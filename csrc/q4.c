@@ -1,39 +1,33 @@
-// Four-bit panels: codes into a table that is not an even grid, with a scale for each group of 32, searched.
+// Four-bit panels: a code for each weight into the codebook fl_q4_values, and a searched scale for each group of 32.
 //
-// The table is Lloyd's (1982) for weights of trained models after they are scaled as the search scales them. It is
-// longer on its negative side: a scale may be negative, and turns that side to where the group's largest weight is.
+// Without a calibration text the error that counts is each weight's own, squared and weighed a little by its size.
 //
-// With a calibration text the error that counts is that of the outputs, e H e^T with H the sum of x x^T over the text's
-// inputs x. Columns are rounded one after the other, and what rounding one has cost is taken into account in those
-// after it (GPTQ, Frantar et al. 2022; the form used here is LDLQ, Chee et al. 2023): with H = U diag(D) U^T, U unit
-// upper triangular, column k is rounded from w_k + sum over j < k of e_j U_jk, and then e H e^T is the sum of D_k times
-// the squared rounding errors. Then, a few times over, each value and each scale becomes what is best with all the
-// others as they are (coordinate descent), which lowers e H e^T by another tenth.
+// With one it is that of the outputs, e H e^T with H (n, n) the sum of x x^T over the text's inputs x and e (1, n) a
+// row's rounding errors. Columns are rounded one after the other, and later columns make up for the errors of earlier
+// ones (GPTQ, Frantar et al. 2022; in the form of LDLQ, Chee et al. 2023): with H = U diag(D) U^T, U unit upper
+// triangular, column k is rounded from w_k + sum over j < k of e_j U_jk. Then e H e^T is the sum of D_k times the
+// square of what rounding column k lost. After that come two rounds of coordinate descent: each value, and then each
+// group's scale, becomes the best one while all others stay as they are. That lowers e H e^T by another tenth.
+//
+// What is computed over the 16 rows of a panel at once is in kernels/round.h.
 #include "q4.h"
 
 #include <float.h>
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "threads.h"
+#include "kernels/kernels.h"
+#include "panels.h"
 
-const int8_t fl_q4_values[16] = {-127, -100, -78, -61, -47, -33, -20, -8, 1, 12, 24, 36, 50, 64, 81, 107};
-
-size_t fl_q4_index(size_t lane, size_t k, unsigned *shift) {
-    *shift = k / 4 % 2 * 4;
-    return k / 8 * 64 + lane * 4 + k % 4;
-}
-
-// The f16 nearest to a scale, but not zero for what is not, nor infinite.
+// The f16 nearest to a scale, but never infinite, nor zero unless the scale is zero.
 static uint16_t scale_bits(float scale) {
     if (fabsf(scale) > 65504.0f) scale = scale > 0 ? 65504.0f : -65504.0f;
     const uint16_t bits = fl_f16_from_f32(scale);
     return scale == 0 || bits & 0x7fffu ? bits : bits | 1u;
 }
 
-// out (count, 16) = or, with add, += errors of columns 0 .. k - 1 times rows (count, s->n): a matrix product in which
-// the errors are the panel and the rows the tokens.
+// out (count, 16) = rows (count, s->n) times the errors (k, 16) of columns 0 .. k - 1; += with add. It is a matrix
+// product in which the errors are an f32 panel and the rows are the tokens.
 static void multiply_errors(const fl_source *s, const float *rows, size_t count, const float (*errors)[FL_LANES],
                             size_t k, float (*out)[FL_LANES], int add) {
     const fl_matrix panel = {.data = errors, .type = FL_F32, .d = FL_LANES, .n = k};
@@ -41,8 +35,8 @@ static void multiply_errors(const fl_source *s, const float *rows, size_t count,
     s->kernels->matmul[FL_F32](&panel, 0, 1, &tokens, count, *out, FL_LANES, add);
 }
 
-// What each error of x (32, 16) counts when its scale is searched: where nothing is known of the inputs, those of large
-// weights a little more.
+// The weight of each squared error of x (32, 16) while its scale is searched: the importance of its column, or without
+// a calibration more for large weights than for small ones.
 static void weigh(const fl_source *s, size_t k, size_t count, const float (*x)[FL_LANES], float (*weight)[FL_LANES]) {
     float mean[FL_LANES] = {0};
     for (size_t i = 0; i < FL_GROUP; i++)
@@ -54,18 +48,19 @@ static void weigh(const fl_source *s, size_t k, size_t count, const float (*x)[F
                                              : 0;
 }
 
-// The 16 scales of x (32, 16), the first of `count` columns being k. Destroys x. FL_BAD_VALUE: too large, or no number.
+// Finds the 16 scales of a group x (32, 16), whose first of `count` columns is column k. Overwrites x. FL_BAD_VALUE: a
+// value is too large for any scale, or NaN.
 static fl_status find_scales(const fl_source *s, size_t k, size_t count, float (*x)[FL_LANES], float *scale) {
     float weight[FL_GROUP][FL_LANES], largest[FL_LANES] = {0}, size[FL_LANES], sign[FL_LANES];
     for (size_t i = 0; i < FL_GROUP; i++)
         for (size_t lane = 0; lane < FL_LANES; lane++) {
             const float a = fabsf(x[i][lane]), b = fabsf(largest[lane]);
-            largest[lane] = a > b || !(a <= FLT_MAX) ? x[i][lane] : largest[lane]; // a NaN stays
+            largest[lane] = a > b || !(a <= FLT_MAX) ? x[i][lane] : largest[lane]; // and keeps a NaN
         }
     for (size_t lane = 0; lane < FL_LANES; lane++) {
         size[lane] = fabsf(largest[lane]);
         if (!(size[lane] <= 65504.0f * 127.0f)) return FL_BAD_VALUE;
-        if (size[lane] < 0x1p-25f) size[lane] = 0; // less than half of the smallest scale
+        if (size[lane] < 0x1p-25f) size[lane] = 0; // less than half the smallest f16
         sign[lane] = largest[lane] > 0 ? 1.0f : -1.0f;
     }
     for (size_t i = 0; i < FL_GROUP; i++)
@@ -77,7 +72,7 @@ static fl_status find_scales(const fl_source *s, size_t k, size_t count, float (
     return FL_OK;
 }
 
-// Columns k .. k + g->count - 1, those before them being rounded.
+// Rounds a group, whose first column is k, after all columns before it.
 static fl_status round_group(const fl_source *s, size_t k, const fl_q4_rows *r, fl_q4_group *g) {
     float x[FL_GROUP][FL_LANES] = {{0}}, copy[FL_GROUP][FL_LANES], u[FL_GROUP * FL_GROUP];
     for (size_t i = 0; i < g->count; i++)
@@ -95,7 +90,7 @@ static fl_status round_group(const fl_source *s, size_t k, const fl_q4_rows *r, 
     return status;
 }
 
-// The same columns, all being rounded.
+// Betters a group by a round of coordinate descent, after all columns have been rounded.
 static void better_group(const fl_source *s, size_t k, const fl_q4_rows *r, fl_q4_group *g) {
     float slope[FL_GROUP][FL_LANES], h[FL_GROUP * FL_GROUP];
     multiply_errors(s, s->products + k * s->n, g->count, (const float(*)[FL_LANES])r->error, s->n, slope, 0);
@@ -104,22 +99,22 @@ static void better_group(const fl_source *s, size_t k, const fl_q4_rows *r, fl_q
     s->kernels->q4_descend(g, slope, h);
 }
 
-// Codes of column k of a group.
-static void store_column(const float *value, size_t k, uint8_t *tiles) {
+// Stores the codes of column k of a group, whose lines are still zero there.
+static void store_column(const float *value, size_t k, uint8_t *lines) {
     uint8_t code[256];
     for (uint8_t c = 0; c < 16; c++) code[fl_q4_values[c] + 128] = c;
     for (size_t lane = 0; lane < FL_LANES; lane++) {
         unsigned shift;
-        uint8_t *byte = &tiles[fl_q4_index(lane, k, &shift)];
+        uint8_t *byte = &lines[fl_q4_index(lane, k, &shift)];
         *byte = (uint8_t)(*byte | code[(int)value[lane] + 128] << shift);
     }
 }
 
 fl_status fl_q4_pack(void *panel, const fl_source *s, const fl_q4_rows *r) {
     enum { ROUNDS = 2 }; // the third gains a hundredth
-    const size_t groups = (s->n + FL_GROUP - 1) / FL_GROUP;
+    const size_t groups = fl_groups(s->n);
     uint16_t *scales = panel;
-    uint8_t *tiles = (uint8_t *)panel + fl_scales_bytes(FL_Q4, groups);
+    uint8_t *lines = (uint8_t *)panel + fl_scales_bytes(FL_Q4, groups);
     for (size_t round = 0; round <= (s->products ? ROUNDS : 0); round++)
         for (size_t i = 0; i < groups; i++) {
             const size_t k = i * FL_GROUP, count = s->n - k < FL_GROUP ? s->n - k : FL_GROUP;
@@ -132,61 +127,7 @@ fl_status fl_q4_pack(void *panel, const fl_source *s, const fl_q4_rows *r) {
             }
         }
     for (size_t k = 0; k < s->n; k++)
-        store_column(r->value[k], k % FL_GROUP, tiles + k / FL_GROUP * FL_GROUP * FL_LANES / 2);
+        store_column(r->value[k], k % FL_GROUP, lines + k / FL_GROUP * fl_group_bytes(FL_Q4));
     for (size_t i = 0; i < groups * FL_LANES; i++) scales[i] = fl_f16_from_f32(r->scale[i / FL_LANES][i % FL_LANES]);
-    return FL_OK;
-}
-
-// ---- calibration ---------------------------------------------------------------------------------------------------
-
-typedef struct factor_job {
-    double *h;
-    float *importance;
-    size_t n;
-} factor_job;
-
-// h = U diag(D) U^T, from the last columns to the first, 32 at a time so that h is read n / 32 times. Every sum has one
-// order, whoever computes it. Below the diagonal h is less the columns that are done, row j of it by symmetry column j.
-static void factor_share(void *arg, fl_team *team, size_t id) {
-    enum { COLUMNS = 32, CHUNK = 512 };
-    const factor_job *f = arg;
-    const size_t n = f->n;
-    for (size_t end = n; end > 0;) {
-        const size_t begin = end > COLUMNS ? end - COLUMNS : 0;
-        if (id == 0) { // the block's own rows
-            for (size_t j = end; j-- > begin;) {
-                const double *row = f->h + j * n;
-                f->importance[j] = (float)row[j];
-                for (size_t i = begin; i < j; i++) {
-                    const double u = row[i] / row[j];
-                    double *to = f->h + i * n;
-                    for (size_t k = 0; k <= i; k++) to[k] -= u * row[k];
-                    to[j] = u;
-                }
-            }
-        }
-        fl_barrier(team, id);
-        for (size_t from = 0; from < begin; from += CHUNK) {
-            for (size_t i = from + id; i < begin; i += team->threads) { // rows above from have none of these columns
-                double *to = f->h + i * n;
-                const size_t last = i + 1 < from + CHUNK ? i + 1 : from + CHUNK;
-                for (size_t j = end; j-- > begin;) {
-                    const double *row = f->h + j * n;
-                    const double u = row[i] / row[j];
-                    for (size_t k = from; k < last; k++) to[k] -= u * row[k];
-                    to[j] = u;
-                }
-            }
-        }
-        fl_barrier(team, id);
-        end = begin;
-    }
-}
-
-fl_status fl_factor(size_t n, double *h, float *importance, size_t threads) {
-    for (size_t i = 0; i < n; i++)
-        if (!(h[i * n + i] > 0 && h[i * n + i] <= DBL_MAX)) return FL_BAD_VALUE;
-    factor_job job = {h, importance, n};
-    fl_parallel(threads, factor_share, &job);
     return FL_OK;
 }

@@ -1,19 +1,18 @@
-// Four-bit panels, and what a calibration text says of their errors.
+// Rounds the weights of a panel to four bits.
 #ifndef FL_Q4_H
 #define FL_Q4_H
 
-#include "kernels/kernels.h"
+#include "fastllm.h"
 
-// The 16 rows of a panel while they are packed; columns k and, of scale, groups.
+// The 16 rows of a panel on their way to four bits, column by column. w is given; the rest is filled by fl_q4_pack.
 typedef struct fl_q4_rows {
-    float (*w)[FL_LANES]; // (n, 16) the weights; the others are filled
-    float (*value)[FL_LANES], (*error)[FL_LANES], (*scale)[FL_LANES];
+    float (*w)[FL_LANES];     // (n, 16) weights
+    float (*value)[FL_LANES]; // (n, 16) of fl_q4_values
+    float (*error)[FL_LANES]; // (n, 16) w - value * scale
+    float (*scale)[FL_LANES]; // (groups, 16)
 } fl_q4_rows;
 
-// Packs a panel, which is all zeros, by what s says of the columns.
+// Packs r->w into a panel that is all zeros, weighing errors by the importance, feedback and products of `s`.
 fl_status fl_q4_pack(void *panel, const fl_source *s, const fl_q4_rows *r);
-
-// Code of (row `lane`, column k) of a group: its byte, and how far to shift.
-size_t fl_q4_index(size_t lane, size_t k, unsigned *shift);
 
 #endif

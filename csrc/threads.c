@@ -1,10 +1,11 @@
+// Teams on OpenMP: the barrier, dealing, paced forwards; and reading memory as fast as a machine can.
 #include "threads.h"
 
 #include <stdint.h>
 #include <time.h>
 
 #include "compiler.h"
-#include "fastllm.h"
+#include "fork.h"
 #include "fpenv.h"
 #include "pace.h"
 
@@ -58,8 +59,9 @@ double fl_now(void) {
 #endif
 }
 
-// Threads end a phase about a chunk's time apart. Who waits for much longer waits for one that another program's time
-// slice, of milliseconds, keeps from running. `spent`: seconds on chunks.
+// How many seconds a wait at a barrier is normal: workers finish a phase about the time of a chunk apart. A wait much
+// longer than that means that another process has taken the core of a worker, for a time slice of some milliseconds.
+// `spent`: seconds in which this worker has worked on so many chunks.
 static double patience(double spent, size_t chunks) { return 300e-6 + (chunks > 0 ? 4 * spent / (double)chunks : 0); }
 
 void fl_barrier(fl_team *team, size_t id) {
@@ -68,17 +70,17 @@ void fl_barrier(fl_team *team, size_t id) {
     fl_queue *mine = &team->queues[id];
     const size_t taken = mine->taken;
     mine->taken = 0;
-    const size_t round = atomic_load_explicit(&team->round, memory_order_relaxed);
+    const size_t phase = atomic_load_explicit(&team->phase, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&team->waiting, 1, memory_order_acq_rel) + 1 == team->threads) {
         atomic_store_explicit(&team->waiting, 0, memory_order_relaxed);
-        atomic_store_explicit(&team->round, round + 1, memory_order_release);
+        atomic_store_explicit(&team->phase, phase + 1, memory_order_release);
         return;
     }
     double start = 0;
-    int stalled = 0; // for one that is not running, which may need this very core
-    for (size_t i = 1; atomic_load_explicit(&team->round, memory_order_acquire) == round; i++) {
+    int stalled = 0; // a worker that we wait for does not run, and may need this very core
+    for (size_t i = 1; atomic_load_explicit(&team->phase, memory_order_acquire) == phase; i++) {
         if (stalled) {
-            yield_cpu(); // earlier, it would give a time slice away each time
+            yield_cpu(); // in a normal wait this would give another process a time slice
         } else if (i % SPINS) {
             relax();
         } else if (start == 0) {
@@ -95,9 +97,9 @@ void fl_barrier(fl_team *team, size_t id) {
 fl_deal fl_deal_start(fl_team *team, size_t id, size_t n, size_t chunk) {
     const fl_deal deal = {.team = team, .n = n, .chunk = chunk, .id = id, .from = id};
     if (team->threads > 1) {
-        const uint64_t round = atomic_load_explicit(&team->round, memory_order_relaxed);
+        const uint64_t phase = atomic_load_explicit(&team->phase, memory_order_relaxed);
         team->queues[id].begun = fl_now();
-        atomic_store_explicit(&team->queues[id].next, round << 32, memory_order_relaxed);
+        atomic_store_explicit(&team->queues[id].next, phase << 32, memory_order_relaxed);
     }
     return deal;
 }
@@ -110,16 +112,16 @@ int fl_deal_next(fl_deal *deal, size_t *begin, size_t *end) {
         deal->from = *end;
         return *begin < *end;
     }
-    const uint64_t round = atomic_load_explicit(&team->round, memory_order_relaxed), first_chunk = round << 32;
+    const uint64_t first_chunk = (uint64_t)atomic_load_explicit(&team->phase, memory_order_relaxed) << 32;
     for (; deal->from < deal->id + team->threads; deal->from++) {
-        const size_t whose = deal->from % team->threads;
+        const size_t owner = deal->from % team->threads;
         size_t first, last;
-        fl_share(deal->n, team, whose, &first, &last);
-        // Looks before it takes: an addition draws a queue's cache line from all others, and where T threads end a phase
-        // there are T queues for each. What is not of this phase is of one before it: its owner has yet to begin, and
-        // then begins at its first chunk.
+        fl_share(deal->n, team, owner, &first, &last);
+        // Reads a queue before it adds to it: an addition takes the cache line away from all other cores, and at the
+        // end of a phase each of T workers looks at T queues. A queue still tagged with an older phase belongs to a
+        // worker that has not started this phase: the difference is huge, and the share is passed over.
         const size_t chunks = (last - first + deal->chunk - 1) / deal->chunk;
-        atomic_uint_least64_t *next = &team->queues[whose].next;
+        atomic_uint_least64_t *next = &team->queues[owner].next;
         if (atomic_load_explicit(next, memory_order_relaxed) - first_chunk >= chunks) continue;
         const uint64_t at = atomic_fetch_add_explicit(next, 1, memory_order_relaxed) - first_chunk;
         if (at >= chunks) continue;
@@ -135,18 +137,18 @@ double fl_parallel(size_t threads, fl_work *work, void *arg) {
     fl_queue queues[FL_TEAM];
     fl_team team = {.threads = 1, .queues = queues};
     atomic_init(&team.waiting, 0);
-    atomic_init(&team.round, 0);
+    atomic_init(&team.phase, 0);
     atomic_init(&team.lost, 0);
 #ifdef _OPENMP
     if (threads > FL_TEAM) threads = FL_TEAM;
     if (threads > 1 && fl_can_lead()) {
         for (size_t i = 0; i < threads; i++) {
-            atomic_init(&queues[i].next, (uint64_t)UINT32_MAX << 32); // of no phase
+            atomic_init(&queues[i].next, (uint64_t)UINT32_MAX << 32); // a phase that never comes
             queues[i].taken = 0;
         }
 #pragma omp parallel num_threads((int)threads)
         {
-            // The runtime may grant fewer than we ask for.
+            // The runtime may start fewer threads than we ask for.
 #pragma omp single
             {
                 team.threads = (size_t)omp_get_num_threads();
@@ -155,7 +157,7 @@ double fl_parallel(size_t threads, fl_work *work, void *arg) {
             const size_t id = (size_t)omp_get_thread_num();
             const fl_fpenv before = fl_fpenv_set();
             work(arg, &team, id);
-            fl_barrier(&team, id); // a wait here counts; the runtime's own does not
+            fl_barrier(&team, id); // a wait here is measured; one at the runtime's own barrier would not be
             fl_fpenv_restore(before);
         }
         return team.threads > 1 ? 1e-9 * (double)atomic_load(&team.lost) / (double)(team.threads - 1) : 0;
@@ -195,22 +197,22 @@ int fl_has_threads(void) {
 
 // ---- reading memory ------------------------------------------------------------------------------------------------
 
-typedef struct read_job {
+typedef struct reading {
     const uint64_t *words;
     size_t n;
     atomic_uint_least64_t sum;
-} read_job;
+} reading;
 
-// A core waits for a line as long whether it asked for one or for several: eight places read in turn, each line asked for
-// a KiB before its turn, are read 45 % faster than one after the other. More than eight are slower again.
-enum { STREAMS = 8, LINE = 8, AHEAD = 16 }; // LINE: words of 8 bytes in a cache line; AHEAD: lines
+// One stream of reads does not fill a memory bus. Eight streams in turn, each fetched a KiB ahead, are 45 % faster;
+// more than eight are slower again. LINE: words of 8 bytes in a cache line. AHEAD: cache lines.
+enum { STREAMS = 8, LINE = 8, AHEAD = 16 };
 
-static void read_part(void *arg, fl_team *team, size_t id) {
-    read_job *job = arg;
+static void read_share(void *arg, fl_team *team, size_t id) {
+    reading *r = arg;
     size_t begin, end;
-    fl_share(job->n / LINE, team, id, &begin, &end);
+    fl_share(r->n / LINE, team, id, &begin, &end);
     const size_t lines = (end - begin) / STREAMS; // of each stream
-    const uint64_t *words = job->words + begin * LINE;
+    const uint64_t *words = r->words + begin * LINE;
     uint64_t sum[LINE] = {0};
     for (size_t i = 0; i < lines; i++)
         for (size_t s = 0; s < STREAMS; s++) {
@@ -221,12 +223,12 @@ static void read_part(void *arg, fl_team *team, size_t id) {
     for (size_t i = lines * STREAMS * LINE; i < (end - begin) * LINE; i++) sum[i % LINE] += words[i];
     uint64_t total = 0;
     for (size_t j = 0; j < LINE; j++) total += sum[j];
-    atomic_fetch_add(&job->sum, total);
+    atomic_fetch_add(&r->sum, total);
 }
 
 uint64_t fl_read(const void *p, size_t bytes, size_t threads) {
-    read_job job = {.words = p, .n = bytes / 8};
-    atomic_init(&job.sum, 0);
-    fl_parallel(threads, read_part, &job);
-    return atomic_load(&job.sum);
+    reading r = {.words = p, .n = bytes / 8};
+    atomic_init(&r.sum, 0);
+    fl_parallel(threads, read_share, &r);
+    return atomic_load(&r.sum);
 }

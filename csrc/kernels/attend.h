@@ -1,39 +1,61 @@
-// Attention of rows of queries to a run of KV pages: an online softmax over pages of 64 positions within runs of
-// FL_RUN, each of which begins anew; runs are merged in order. So runs can be computed apart, by several threads.
+// Attention of rows of queries to a range of a sequence's positions: an online softmax (Milakov and Gimelshein, 2018),
+// page by page, as in FlashAttention (Dao et al., 2022).
+//
+//     positions   0        64       128           512                  1024        end
+//     pages       | page 0 | page 1 | ..  page 7  | page 8 | ..        | page 16 | ..
+//     runs        |             run 0             |       run 1        |    run 2
+//                   max, sum, out of run 0   merge with those of run 1   merge with those of run 2
+//
+// A run is FL_RUN positions, and begins anew: its maximum, sum and output depend on no other run. Runs are merged in
+// order. So different workers can compute different runs, and the bits are those of one worker that computes all.
+//
+// Rows are cut into strips of up to STRIP_ROWS queries, whose sums stay in registers. A page's keys are multiplied with
+// all strips, each strip's scores become probabilities, and the page's values are weighed with them:
+//
+//     for each page:   keys    x strip 0, strip 1, ..  ->  scores -> hidden where not seen -> probabilities, max, sum
+//                      values  x strip 0, strip 1, ..  ->  out, after scaling it for a maximum that has grown
 #ifndef FL_ATTEND_H
 #define FL_ATTEND_H
 
+#include <math.h>
+#include <string.h>
+
+#include "arguments.h"
 #include "vectors.h"
 
 // ---- keys and values -----------------------------------------------------------------------------------------------
 
-// How a page's keys (head_dim, 64) or values (64, stride) are stored; WIDE: made floats for several products.
+// How a page's keys (head_dim, 64) or values (64, stride) are stored. WIDE: converted to floats, for several strips.
 typedef enum form { WIDE, F32, F16, Q8_KEYS, Q8_VALUES } form;
 
 typedef struct matrix {
     const char *data;
-    size_t stride;    // elements from one row to the next
+    size_t stride;       // elements from one row to the next
     const float *scales; // of int8: (groups, 64) of keys, (64, groups) of values
     size_t groups;
-    const char *next; // what is needed after it: fetched as far along as the product is
+    const char *next;    // a matrix of the same form that is needed next, and is fetched while this one is read
 } matrix;
+
+// Vector v, of 16 elements, of a row.
 
 static FL_INLINE vf load_vector(const form kind, const matrix *m, size_t row, size_t v) {
     const size_t at = row * m->stride + v * FL_LANES;
     const int8_t *bytes = (const int8_t *)m->data + at;
     if (kind == Q8_KEYS) return vf_mul(vf_load_i8(bytes), vf_load(m->scales + row / FL_GROUP * FL_PAGE + v * FL_LANES));
-    if (kind == Q8_VALUES) return vf_mul(vf_load_i8(bytes), vf_set1(m->scales[row * m->groups + v * FL_LANES / FL_GROUP]));
+    if (kind == Q8_VALUES)
+        return vf_mul(vf_load_i8(bytes), vf_set1(m->scales[row * m->groups + v * FL_LANES / FL_GROUP]));
     if (kind == F16) return vf_load_f16((const uint16_t *)(const void *)m->data + at);
     return vf_load((const float *)(const void *)m->data + at);
 }
 
+// Fetches of the next matrix what lies where `vectors` vectors of this one are read, from vector v of a row on.
 static FL_INLINE void fetch_next(const form kind, const matrix *m, size_t row, size_t v, size_t vectors) {
     const size_t size = kind == F32 ? 4 : kind == F16 ? 2 : 1, at = row * m->stride + v * FL_LANES;
     for (size_t i = 0; kind != WIDE && i < vectors; i += FL_ALIGN / FL_LANES / size)
         FL_PREFETCH(m->next + (at + i * FL_LANES) * size);
 }
 
-// The same from a row of values on.
+// The rows of a matrix from `row` on.
 static FL_INLINE matrix rows_from(const form kind, const matrix *m, size_t row) {
     const size_t at = row * m->stride * (kind == WIDE || kind == F32 ? 4 : kind == F16 ? 2 : 1);
     matrix rest = *m;
@@ -43,7 +65,7 @@ static FL_INLINE matrix rows_from(const form kind, const matrix *m, size_t row) 
     return rest;
 }
 
-// The first rows and vectors of it as floats, for strips to come. Several products take less time so.
+// Converts the first `vectors` vectors of the first rows to floats: once, for several strips.
 static FL_INLINE matrix widen(const form kind, const matrix *m, size_t rows, size_t vectors, float *out) {
     for (size_t k = 0; k < rows; k++)
         for (size_t v = 0; v < vectors; v++) {
@@ -55,82 +77,93 @@ static FL_INLINE matrix widen(const form kind, const matrix *m, size_t rows, siz
 
 // ---- products ------------------------------------------------------------------------------------------------------
 
-// Rows of queries that share a tile of registers: 6 x 4 zmm, or 6 x 1 pairs of ymm, leave some for what they multiply.
+// Rows of a strip. Sums of 6 rows x 4 zmm, or x 1 pair of ymm, leave registers for what they are multiplied with.
 enum { STRIP_ROWS = 6 };
 
-// c[r][j] = c[r][j] * scale[r] + sum over k < n of a[r][k] * b[k][j], for R rows and V vectors of 16 columns from
-// vector v0 on; without scale the sum alone.
-static FL_INLINE void mul_tile(const size_t R, const size_t V, const form kind, size_t n, const float *a,
-                               size_t a_stride, const matrix *b, size_t v0, const float *scale, float *c,
-                               size_t c_stride) {
+// c[r][j] = c[r][j] * scale[r] + sum over k < n of a[r][k] * b[k][j]; without scale, the sum alone.
+typedef struct gemm {
+    size_t n;       // k
+    size_t vectors; // j, in vectors of 16
+    const float *a;
+    size_t a_stride;
+    const matrix *b;
+    const float *scale;
+    float *c;
+    size_t c_stride;
+} gemm;
+
+// A tile of it: R rows x V vectors, from vector v0 on.
+static FL_INLINE void gemm_tile(const size_t R, const size_t V, const form kind, const gemm *whole, size_t v0) {
+    const gemm m = *whole; // copies, which stay in registers
+    const matrix b = *m.b;
     vf sum[STRIP_ROWS][4];
-    c += v0 * FL_LANES;
+    float *c = m.c + v0 * FL_LANES;
     FL_UNROLL for (size_t r = 0; r < R; r++)
         FL_UNROLL for (size_t v = 0; v < V; v++)
-            sum[r][v] = scale ? vf_mul(vf_load(c + r * c_stride + v * FL_LANES), vf_set1(scale[r])) : vf_set1(0.0f);
-    for (size_t k = 0; k < n; k++) {
+            sum[r][v] = m.scale ? vf_mul(vf_load(c + r * m.c_stride + v * FL_LANES), vf_set1(m.scale[r]))
+                                 : vf_set1(0.0f);
+    for (size_t k = 0; k < m.n; k++) {
         vf w[4];
-        fetch_next(kind, b, k, v0, V);
-        FL_UNROLL for (size_t v = 0; v < V; v++) w[v] = load_vector(kind, b, k, v0 + v);
+        fetch_next(kind, &b, k, v0, V);
+        FL_UNROLL for (size_t v = 0; v < V; v++) w[v] = load_vector(kind, &b, k, v0 + v);
         FL_UNROLL for (size_t r = 0; r < R; r++) {
-            const vf x = vf_set1(a[r * a_stride + k]);
+            const vf x = vf_set1(m.a[r * m.a_stride + k]);
             FL_UNROLL for (size_t v = 0; v < V; v++) sum[r][v] = vf_fma(w[v], x, sum[r][v]);
         }
     }
     FL_UNROLL for (size_t r = 0; r < R; r++)
-        FL_UNROLL for (size_t v = 0; v < V; v++) vf_store(c + r * c_stride + v * FL_LANES, sum[r][v]);
+        FL_UNROLL for (size_t v = 0; v < V; v++) vf_store(c + r * m.c_stride + v * FL_LANES, sum[r][v]);
 }
 
-static FL_INLINE void mul_rows(const size_t R, const form kind, size_t n, size_t vectors, const float *a,
-                               size_t a_stride, const matrix *b, const float *scale, float *c, size_t c_stride) {
+// All vectors of R rows, as many at a time as the registers have room for.
+static FL_INLINE void gemm_rows(const size_t R, const form kind, const gemm *m) {
     const size_t fit = FL_MUL_VECTORS / R, most = fit > 4 ? 4 : fit > 1 ? fit : 1;
     size_t v = 0;
-#define MUL(V) mul_tile(R, V, kind, n, a, a_stride, b, v, scale, c, c_stride)
-    for (; v + most <= vectors; v += most) MUL(most);
-    if (most > 3 && v + 3 <= vectors) {
-        MUL(3);
+    for (; v + most <= m->vectors; v += most) gemm_tile(R, most, kind, m, v);
+    if (most > 3 && v + 3 <= m->vectors) {
+        gemm_tile(R, 3, kind, m, v);
         v += 3;
     }
-    if (most > 2 && v + 2 <= vectors) {
-        MUL(2);
+    if (most > 2 && v + 2 <= m->vectors) {
+        gemm_tile(R, 2, kind, m, v);
         v += 2;
     }
-    if (most > 1 && v < vectors) MUL(1);
-#undef MUL
+    if (most > 1 && v < m->vectors) gemm_tile(R, 1, kind, m, v);
 }
 
-// The product above for 1 to STRIP_ROWS rows.
-#define ROWS(R, kind) \
-    case R: mul_rows(R, kind, n, vectors, a, a_stride, b, scale, c, c_stride); break;
-#define PRODUCT(name, kind)                                                                                           \
-    static void mul_##name(size_t rows, size_t n, size_t vectors, const float *a, size_t a_stride, const matrix *b,   \
-                           const float *scale, float *c, size_t c_stride) {                                           \
-        switch (rows) { ROWS(1, kind) ROWS(2, kind) ROWS(3, kind) ROWS(4, kind) ROWS(5, kind) ROWS(6, kind) }         \
+// One function for each form of b, for 1 to STRIP_ROWS rows.
+#define GEMM(name, kind)                                    \
+    static void gemm_##name(size_t rows, const gemm *m) {   \
+        switch (rows) {                                     \
+        case 1: gemm_rows(1, kind, m); break;               \
+        case 2: gemm_rows(2, kind, m); break;               \
+        case 3: gemm_rows(3, kind, m); break;               \
+        case 4: gemm_rows(4, kind, m); break;               \
+        case 5: gemm_rows(5, kind, m); break;               \
+        case 6: gemm_rows(6, kind, m); break;               \
+        }                                                   \
     }
-PRODUCT(wide, WIDE)
-PRODUCT(f32, F32)
-PRODUCT(f16, F16)
-PRODUCT(q8_keys, Q8_KEYS)
-PRODUCT(q8_values, Q8_VALUES)
-#undef PRODUCT
-#undef ROWS
+GEMM(wide, WIDE)
+GEMM(f32, F32)
+GEMM(f16, F16)
+GEMM(q8_keys, Q8_KEYS)
+GEMM(q8_values, Q8_VALUES)
+#undef GEMM
 
-static FL_INLINE void mul(const form kind, size_t rows, size_t n, size_t vectors, const float *a, size_t a_stride,
-                          const matrix *b, const float *scale, float *c, size_t c_stride) {
-    static void (*const products[])(size_t, size_t, size_t, const float *, size_t, const matrix *, const float *, float *,
-                                    size_t) = {mul_wide, mul_f32, mul_f16, mul_q8_keys, mul_q8_values};
-    products[kind](rows, n, vectors, a, a_stride, b, scale, c, c_stride);
+static FL_INLINE void multiply(const form kind, size_t rows, const gemm *m) {
+    static void (*const of[])(size_t, const gemm *) = {gemm_wide, gemm_f32, gemm_f16, gemm_q8_keys, gemm_q8_values};
+    of[kind](rows, m);
 }
 
 // ---- softmax -------------------------------------------------------------------------------------------------------
 
-// What a call works in; see fl_attend_floats.
+// The working memory of a call; see fl_attend_floats.
 typedef struct workspace {
-    float *wide;   // (64, stride) keys or values
-    float *scores; // (rows, 64)
-    float *sums;   // (rows, 16) sums of probabilities, lane by lane
-    float *scale;  // (rows,) what the page's new maximum makes of earlier sums
-    float *max, *sum, *out; // of a run that is to be merged
+    float *wide;            // (64, stride) a page's keys or values as floats
+    float *scores;          // (rows, 64), then probabilities relative to the maximum
+    float *sums;            // (rows, 16) sums of probabilities, lane by lane
+    float *scale;           // (rows,) what earlier sums are multiplied with, now that the maximum is another
+    float *max, *sum, *out; // of a run, until it is merged with those before it
 } workspace;
 
 static FL_INLINE workspace workspace_of(const fl_attend *a) {
@@ -145,17 +178,19 @@ static FL_INLINE workspace workspace_of(const fl_attend *a) {
     return w;
 }
 
-// Rows [row, row + rows) of a call, and the positions [first, last) of a run that one of them sees, first being that
-// of a page. Of the sequence, the first position that one sees is `from`; all see [all_from, all_limit), if any.
+// Rows row .. row + rows - 1 of a call, and which positions they see.
 typedef struct strip {
-    size_t row, rows, first, last;
-    size_t from, all_from, all_limit;
+    size_t row, rows;
+    size_t first, last;         // of a run: those that one of the rows or more sees, from the beginning of a page
+    size_t from;                // of the sequence: the first position that one of the rows sees
+    size_t all_from, all_limit; // of the sequence: the positions that every row sees, if there are any
 } strip;
 
 static inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 static inline size_t strips_of(const fl_attend *a) { return (a->rows + STRIP_ROWS - 1) / STRIP_ROWS; }
 
+// Strip i of a call, in the positions [begin, end) of a run.
 static inline strip strip_of(const fl_attend *a, size_t i, size_t begin, size_t end) {
     const size_t n = strips_of(a), row = a->rows * i / n;
     strip t = {.row = row, .rows = a->rows * (i + 1) / n - row, .last = begin, .from = end, .all_limit = end};
@@ -170,11 +205,12 @@ static inline strip strip_of(const fl_attend *a, size_t i, size_t begin, size_t 
     return t;
 }
 
-// Products of a strip with a page's keys, capped and masked.
+// Scores of a strip: its products with `vectors` vectors of a page's keys, capped, plus the mask.
 static FL_INLINE void strip_scores(const form kind, const fl_attend *a, const workspace *w, const strip *t,
                                    const matrix *keys, const float *mask, size_t vectors) {
     float *scores = w->scores + t->row * FL_PAGE;
-    mul(kind, t->rows, a->head_dim, vectors, a->q + t->row * a->stride, a->stride, keys, NULL, scores, FL_PAGE);
+    multiply(kind, t->rows, &(gemm){.n = a->head_dim, .vectors = vectors, .a = a->q + t->row * a->stride,
+                                    .a_stride = a->stride, .b = keys, .c = scores, .c_stride = FL_PAGE});
     if (a->softcap > 0 || mask)
         for (size_t r = 0; r < t->rows; r++)
             for (size_t v = 0; v < vectors; v++) {
@@ -185,7 +221,8 @@ static FL_INLINE void strip_scores(const form kind, const fl_attend *a, const wo
             }
 }
 
-// Positions [begin, end) of the page at `start`, 0 to 64, of those from `from` to `limit`; begin = end: none.
+// The part of a page that lies in [from, limit): positions [begin, end) relative to the page's first, `start`. None:
+// begin = end.
 typedef struct seen_part {
     size_t begin, end;
 } seen_part;
@@ -196,7 +233,7 @@ static FL_INLINE seen_part part_of(size_t from, size_t limit, size_t start) {
     return (seen_part){low < high ? low : high, high};
 }
 
-// Scores of row r to -infinity at those positions of the page at `start` that it does not see.
+// Sets the scores of row r to -infinity where it does not see the page's positions.
 static FL_INLINE void hide(const fl_attend *a, const workspace *w, size_t r, size_t start) {
     if (a->from[r] <= start && a->limit[r] >= start + FL_PAGE) return;
     const seen_part part = part_of(a->from[r], a->limit[r], start);
@@ -209,12 +246,14 @@ static FL_INLINE void hide(const fl_attend *a, const workspace *w, size_t r, siz
     }
 }
 
-// A maximum to subtract: of a row that has seen nothing, 0, so that e^-infinity comes out as 0.
+// What is subtracted from scores. A row that has seen nothing has the maximum -infinity; 0 gives it e^-infinity = 0,
+// not NaN.
 static inline float subtrahend(float max) { return max == -INFINITY ? 0.0f : max; }
 
-// A strip's scores to probabilities relative to its rows' maxima so far, which they may raise; sums follow.
+// Turns a strip's scores of the page at `start` into probabilities relative to each row's maximum so far, which may
+// grow, and adds them to the row's sums.
 static FL_INLINE void strip_softmax(const fl_attend *a, const workspace *w, const strip *t, size_t start, float *max) {
-    float raised[FL_LANES] = {0};
+    float raised[FL_LANES] = {0}; // by how much each row's maximum has grown, negated
     for (size_t r = t->row; r < t->row + t->rows; r++) {
         hide(a, w, r, start);
         const float *row = w->scores + r * FL_PAGE, before = max[r];
@@ -246,36 +285,40 @@ static FL_INLINE const float *mask_of(const fl_attend *a, const char *page) {
 }
 
 static FL_INLINE matrix keys_of(const fl_attend *a, const char *page) {
-    const char *keys = page + a->keys;
-    return (matrix){.data = keys, .stride = FL_PAGE, .scales = (const float *)(const void *)(keys + a->head_dim * FL_PAGE)};
+    const char *keys = page + a->keys, *scales = keys + a->head_dim * FL_PAGE;
+    return (matrix){.data = keys, .stride = FL_PAGE, .scales = (const float *)(const void *)scales};
 }
 
 static FL_INLINE matrix values_of(const fl_attend *a, const char *page) {
-    const char *values = page + a->values;
-    return (matrix){.data = values, .stride = a->stride, .scales = (const float *)(const void *)(values + FL_PAGE * a->stride),
-                    .groups = (a->head_dim + FL_GROUP - 1) / FL_GROUP};
+    const char *values = page + a->values, *scales = values + FL_PAGE * a->stride;
+    return (matrix){.data = values, .stride = a->stride, .scales = (const float *)(const void *)scales,
+                    .groups = fl_groups(a->head_dim)};
 }
 
-// out (rows, stride) of a strip = out * scale + the page's values, weighed. A row takes those that it sees and no others,
-// as 0 times a value that is not finite would be NaN: what all rows of the strip see is multiplied for all at once, and what
-// lies beyond, a few positions at the strip's end, row by row.
+// out (rows, stride) of a strip = out * scale + the page's values, weighed with the strip's probabilities. Each row
+// takes the values that it sees and no others: 0 times a value that is not finite would be NaN. What all rows see is
+// multiplied for all of them at once, and the few positions beyond that, at the end of what the strip sees, row by row:
 //
-//      position  0 ......... 58 59 60 61        rows of a causal strip: the next token sees one more
-//      row 0     x x x x x x x
-//      row 1     x x x x x x x  x
-//      row 2     x x x x x x x  x  x
-//                all at once   row by row
-static FL_INLINE void weigh_values(const form kind, const fl_attend *a, const workspace *w, const strip *t, size_t start,
-                                   const matrix *values, float *out) {
+//     position    0 ......... 58 59 60 61       a causal strip: the query of the next token sees one position more
+//     row 0       x x x x x x x
+//     row 1       x x x x x x x  x
+//     row 2       x x x x x x x  x  x
+//                  all at once  | row by row
+//
+// Where rows of a window begin to see this page at different positions, everything is multiplied row by row.
+static FL_INLINE void weigh_values(const form kind, const fl_attend *a, const workspace *w, const strip *t,
+                                   size_t start, const matrix *values, float *out) {
     static const float one = 1;
     const size_t stride = a->stride, vectors = stride / FL_LANES;
     const float *p = w->scores + t->row * FL_PAGE, *scale = start == t->first ? NULL : w->scale + t->row;
     const seen_part all = part_of(t->all_from, t->all_limit, start);
-    const int alike = t->all_from <= start || t->all_from == t->from; // where the rows begin to see the page
+    const int alike = t->all_from <= start || t->all_from == t->from; // the rows begin to see the page at one position
     out += t->row * stride;
+    gemm m = {.vectors = vectors, .a_stride = FL_PAGE, .c_stride = stride};
     if (alike) {
         const matrix rest = rows_from(kind, values, all.begin);
-        mul(kind, t->rows, all.end - all.begin, vectors, p + all.begin, FL_PAGE, &rest, scale, out, stride);
+        m.n = all.end - all.begin, m.a = p + all.begin, m.b = &rest, m.scale = scale, m.c = out;
+        multiply(kind, t->rows, &m);
         if (t->all_limit >= t->last || all.end == FL_PAGE) return;
     }
     for (size_t r = 0; r < t->rows; r++) {
@@ -283,14 +326,16 @@ static FL_INLINE void weigh_values(const form kind, const fl_attend *a, const wo
         const size_t begin = alike && part.begin < all.end ? all.end : part.begin;
         if (alike && begin == part.end) continue;
         const matrix rest = rows_from(kind, values, begin);
-        mul(kind, 1, part.end - begin, vectors, p + r * FL_PAGE + begin, FL_PAGE, &rest,
-            alike ? &one : scale ? scale + r : NULL, out + r * stride, stride);
+        m.n = part.end - begin, m.a = p + r * FL_PAGE + begin, m.b = &rest, m.c = out + r * stride;
+        m.scale = alike ? &one : scale ? scale + r : NULL;
+        multiply(kind, 1, &m);
     }
 }
 
-// Maxima, sums and outputs of the positions [begin, end) of one run.
-static FL_INLINE void attend_run(const form k, const form v, const fl_attend *a, const workspace *w, size_t begin, size_t end,
-                                 float *max, float *sum, float *out) {
+// max, sum (rows,) and out (rows, stride) of all rows over the positions [begin, end) of one run; k and v: the forms of
+// keys and values.
+static FL_INLINE void attend_run(const form k, const form v, const fl_attend *a, const workspace *w, size_t begin,
+                                 size_t end, float *max, float *sum, float *out) {
     const size_t strips = strips_of(a), stride = a->stride, vectors = stride / FL_LANES;
     for (size_t r = 0; r < a->rows; r++) {
         max[r] = -INFINITY;
@@ -324,11 +369,11 @@ static FL_INLINE void attend_run(const form k, const form v, const fl_attend *a,
     for (size_t r = 0; r < a->rows; r++) sum[r] = lanes_sum(vf_load(w->sums + r * FL_LANES));
 }
 
-// Brings the next run's maxima, sums and outputs into those of the runs before it.
+// Merges the next run's max, sum and out into those of the runs before it.
 static void merge(size_t rows, size_t stride, float *max, float *sum, float *out, const float *next_max,
                   const float *next_sum, const float *next_out) {
     for (size_t r = 0; r < rows; r++, out += stride, next_out += stride) {
-        if (next_sum[r] == 0) continue; // it saw nothing
+        if (next_sum[r] == 0) continue; // the row saw nothing there
         const float most = max[r] > next_max[r] ? max[r] : next_max[r];
         float x[FL_LANES] = {max[r] - most, next_max[r] - most}, scale[FL_LANES];
         vf_store(scale, vf_exp(vf_load(x)));

@@ -1,14 +1,16 @@
-// 16 lanes in two ymm. AVX2, FMA, F16C; with FL_AVXVNNI also the 256-bit vpdpbusd of AVX-VNNI.
+// 16 lanes in two ymm: AVX2, FMA and F16C; with FL_AVXVNNI also the 256-bit vpdpbusd of AVX-VNNI.
 #include <immintrin.h>
+
+#include "fastllm.h"
 
 #ifdef FL_AVXVNNI
 #define FL_ISA avxvnni
 #define FL_UNPACKS 1
-#define FL_TILE 6
+#define FL_TILE_TOKENS 6
 #else
 #define FL_ISA avx2
 #define FL_UNPACKS 0
-#define FL_TILE 4
+#define FL_TILE_TOKENS 4
 #endif
 #define FL_FEW 4
 #define FL_STREAMS 8
@@ -21,7 +23,8 @@ typedef struct { __m256i l, h; } vi;
 static inline vf vf_set1(float x) { const __m256 v = _mm256_set1_ps(x); return (vf){v, v}; }
 static inline vf vf_load(const float *p) { return (vf){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 static inline vf vf_load_f16(const uint16_t *p) {
-    return (vf){_mm256_cvtph_ps(_mm_loadu_si128((const void *)p)), _mm256_cvtph_ps(_mm_loadu_si128((const void *)(p + 8)))};
+    const __m128i *q = (const void *)p;
+    return (vf){_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
 }
 static inline __m256 fl_bf16_half(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16));
@@ -64,7 +67,7 @@ static inline void vi_store_i8(int8_t *p, vi a) {
 }
 
 #ifdef FL_AVXVNNI
-// vpdpbusd multiplies unsigned by signed: w + 128 is w with its sign bit flipped.
+// vpdpbusd multiplies unsigned by signed, so a line is held as w + 128: w with its sign bits flipped.
 typedef struct { __m256i l, h; } vb;
 static inline vb vb_load(const int8_t *p) {
     const __m256i flip = _mm256_set1_epi8((char)0x80), *q = (const void *)p;
@@ -78,14 +81,15 @@ static inline __m256i fl_codebook(void) {
     const __m128i values = _mm_loadu_si128((const void *)fl_q4_values);
     return _mm256_xor_si256(_mm256_broadcastsi128_si256(values), _mm256_set1_epi8((char)0x80));
 }
-static inline vb fl_tile(__m256i l, __m256i h) { return (vb){l, h}; }
+static inline vb fl_line(__m256i l, __m256i h) { return (vb){l, h}; }
 static inline vi vi_dot(vi c, vb w, int32_t a4) {
     const __m256i a = _mm256_set1_epi32(a4);
     return (vi){_mm256_dpbusd_avx_epi32(c.l, w.l, a), _mm256_dpbusd_avx_epi32(c.h, w.h, a)};
 }
 static inline vi vi_dot_start(int32_t bias) { return vi_set1(bias); }
 #else
-// maddubs multiplies |w| by a with w's sign: |w| <= 128 and |a| <= 127 keep the pairs inside int16.
+// vpmaddubsw multiplies unsigned by signed, so it multiplies |w| by a with w's sign. Sums of two products fit int16, as
+// |w| <= 128 and |a| <= 127.
 typedef struct { __m256i l, h, abs_l, abs_h; } vb;
 static inline vb vb_load(const int8_t *p) {
     const __m256i *q = (const void *)p, l = _mm256_loadu_si256(q), h = _mm256_loadu_si256(q + 1);
@@ -95,7 +99,7 @@ static inline vb vb_reload(const uint8_t *p) { return vb_load((const int8_t *)p)
 static inline __m256i fl_codebook(void) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)fl_q4_values));
 }
-static inline vb fl_tile(__m256i l, __m256i h) { return (vb){l, h, _mm256_abs_epi8(l), _mm256_abs_epi8(h)}; }
+static inline vb fl_line(__m256i l, __m256i h) { return (vb){l, h, _mm256_abs_epi8(l), _mm256_abs_epi8(h)}; }
 static inline __m256i fl_dot_half(__m256i c, __m256i w, __m256i abs_w, __m256i a) {
     const __m256i pairs = _mm256_maddubs_epi16(abs_w, _mm256_sign_epi8(a, w));
     return _mm256_add_epi32(c, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
@@ -113,9 +117,9 @@ static inline void vb_store(uint8_t *p, vb w) {
 static inline void vb_load_codes(const uint8_t *p, vb *low, vb *high) {
     const __m256i *q = (const void *)p, l = _mm256_loadu_si256(q), h = _mm256_loadu_si256(q + 1);
     const __m256i four = _mm256_set1_epi8(15), values = fl_codebook();
-    *low = fl_tile(_mm256_shuffle_epi8(values, _mm256_and_si256(l, four)),
+    *low = fl_line(_mm256_shuffle_epi8(values, _mm256_and_si256(l, four)),
                    _mm256_shuffle_epi8(values, _mm256_and_si256(h, four)));
-    *high = fl_tile(_mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16(l, 4), four)),
+    *high = fl_line(_mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16(l, 4), four)),
                     _mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16(h, 4), four)));
 }
 
@@ -123,7 +127,7 @@ static inline vf vf_load_i8(const int8_t *p) {
     return (vf){_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p))),
                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(p + 8))))};
 }
-// Lanes j and j + 8, then j and j + 4, and so on.
+// Lanes j and j + 8, then j and j + 4, then 2, then 1.
 #define REDUCE(op)                                                                          \
     const __m256 b = _mm256_##op##_ps(a.l, a.h);                                            \
     const __m128 c = _mm_##op##_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1)); \

@@ -1,17 +1,19 @@
-// 16 lanes in one zmm. AVX-512 F, BW, VL, DQ and VNNI; with FL_AMX also VBMI and the tiles of amx.h.
+// 16 lanes in one zmm: AVX-512 F, BW, VL, DQ and VNNI; with FL_AMX also VBMI, and the tile registers of amx.h.
 #include <immintrin.h>
+
+#include "fastllm.h"
 
 #ifdef FL_AMX
 #define FL_ISA amx
 #define FL_UNPACKS 0
-#define FL_BLOCK_PANELS 8
+#define FL_STRETCH_PANELS 8
 #else
 #define FL_ISA avx512
 #define FL_UNPACKS 1
 #endif
 #define FL_FEW 8
 #define FL_STREAMS 8
-#define FL_TILE 8
+#define FL_TILE_TOKENS 8
 #define FL_TILE_PANELS 2
 #define FL_MUL_VECTORS 24
 
@@ -48,12 +50,12 @@ static inline vf vf_exp2i(vi n) {
 }
 static inline void vi_store_i8(int8_t *p, vi a) { _mm_storeu_si128((void *)p, _mm512_cvtepi32_epi8(a)); }
 
-// vpdpbusd multiplies unsigned by signed: w + 128 is w with its sign bit flipped.
+// vpdpbusd multiplies unsigned by signed, so a line is held as w + 128: w with its sign bits flipped.
 static inline vb vb_load(const int8_t *p) {
     return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8((char)0x80));
 }
 static inline void vb_store(uint8_t *p, vb w) {
-#ifdef FL_AMX // takes both factors signed
+#ifdef FL_AMX // takes both factors signed: flips the sign bits back
     w = _mm512_xor_si512(w, _mm512_set1_epi8((char)0x80));
 #endif
     _mm512_store_si512(p, w);
@@ -63,7 +65,7 @@ static inline void vb_load_codes(const uint8_t *p, vb *low, vb *high) {
     const __m512i codes = _mm512_loadu_si512(p);
     const __m512i values = _mm512_xor_si512(_mm512_broadcast_i32x4(_mm_loadu_si128((const void *)fl_q4_values)),
                                             _mm512_set1_epi8((char)0x80));
-#ifdef FL_AMX // VBMI looks up six bits: the values four times over, and no bit need be cut off
+#ifdef FL_AMX // VBMI looks up six bits, in the values four times over: the upper two bits need not be masked
     *low = _mm512_permutexvar_epi8(codes, values);
     *high = _mm512_permutexvar_epi8(_mm512_srli_epi16(codes, 4), values);
 #else
@@ -78,7 +80,7 @@ static inline vi vi_dot_start(int32_t bias) { return _mm512_set1_epi32(bias); }
 static inline vf vf_load_i8(const int8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
 }
-// Lanes j and j + 8, then j and j + 4, and so on.
+// Lanes j and j + 8, then j and j + 4, then 2, then 1.
 #define REDUCE(op)                                                                            \
     const __m256 b = _mm256_##op##_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)); \
     const __m128 c = _mm_##op##_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));     \

@@ -1,15 +1,18 @@
-// 16 lanes in four q registers. ARMv8.2 with dotprod.
+// 16 lanes in four q registers: ARMv8.2 with dot products.
 #if defined(__GNUC__) && !defined(__clang__)
-// Before registers are given out GCC moves loads ahead of where they are needed: tiles that fit then do not.
+// GCC would move loads far ahead of their use before it allocates registers, and tiles that fit the registers no longer
+// would.
 #pragma GCC optimize("no-schedule-insns")
 #endif
 #include <arm_neon.h>
+
+#include "fastllm.h"
 
 #define FL_ISA neon
 #define FL_UNPACKS 0
 #define FL_FEW 4
 #define FL_STREAMS 4
-#define FL_TILE 4
+#define FL_TILE_TOKENS 4
 #define FL_TILE_PANELS 1
 #define FL_MUL_VECTORS 6
 
@@ -37,7 +40,7 @@ static inline vf vf_div(vf a, vf b) { EACH(vdivq_f32(a.v[j], b.v[j])); }
 static inline vf vf_fma(vf a, vf b, vf c) { EACH(vfmaq_f32(c.v[j], a.v[j], b.v[j])); }
 static inline vf vf_abs(vf a) { EACH(vabsq_f32(a.v[j])); }
 static inline vf vf_select_gt(vf a, vf b, vf x, vf y) { EACH(vbslq_f32(vcgtq_f32(a.v[j], b.v[j]), x.v[j], y.v[j])); }
-// Not vmaxq_f32, which would let a NaN through.
+// Not vmaxq_f32 and vminq_f32, which give NaN where either operand is NaN.
 static inline vf vf_max(vf a, vf b) { return vf_select_gt(a, b, a, b); }
 static inline vf vf_min(vf a, vf b) { return vf_select_gt(b, a, a, b); }
 static inline vf vf_from_vi(vi a) { EACH(vcvtq_f32_s32(a.v[j])); }
@@ -73,7 +76,7 @@ static inline vi vi_dot(vi c, vb w, int32_t a4) {
     const int8x16_t a = vreinterpretq_s8_s32(vdupq_n_s32(a4));
     EACH_I(vdotq_s32(c.v[j], w.v[j], a));
 }
-// Sixteen activations are loaded at once, and multiply four at a time: k is a constant once loops are unrolled.
+// Loads 16 activations at once and multiplies by four of them: k is a constant after unrolling, so the load is shared.
 #define FL_DOT_AT
 static inline vi vi_dot_at(vi c, vb w, const int8_t *q, size_t k) {
     const int8x16_t a = vld1q_s8(q + k / 16 * 16);
@@ -93,7 +96,7 @@ static inline vf vf_load_i8(const int8_t *p) {
     return (vf){{vcvtq_f32_s32(vmovl_s16(vget_low_s16(l))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(l))),
                  vcvtq_f32_s32(vmovl_s16(vget_low_s16(h))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(h)))}};
 }
-// Lanes j and j + 8, then j and j + 4, and so on.
+// Lanes j and j + 8, then j and j + 4, then 2, then 1.
 static inline float lanes_sum(vf a) {
     const float32x4_t b = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
     const float32x2_t c = vadd_f32(vget_low_f32(b), vget_high_f32(b));

@@ -1,9 +1,12 @@
-// Four-bit rounding, for q4.c: a group of 32 columns of a panel's 16 rows at a time, column by column, a row in each
+// Rounding to four bits, for q4.c: a group of 32 columns at a time, column by column, each of a panel's 16 rows in a
 // lane.
 #ifndef FL_ROUND_H
 #define FL_ROUND_H
 
-// The table's values, and halfway between each and the next.
+#include "arguments.h"
+#include "vectors.h"
+
+// The codebook's values, and the middle between each and the next.
 typedef struct table {
     float value[16], middle[15];
 } table;
@@ -13,7 +16,7 @@ static void fill_table(table *t) {
     for (size_t c = 0; c < 15; c++) t->middle[c] = (t->value[c] + t->value[c + 1]) * 0.5f;
 }
 
-// x[i] becomes the value nearest to it; several together, since each select waits for the one before.
+// x[i] becomes the value nearest to it, i < N. Several at once, since each select has to wait for the one before.
 static FL_INLINE void nearest(const table *t, const size_t N, vf *x) {
     vf v[2];
     FL_UNROLL for (size_t i = 0; i < N; i++) v[i] = vf_set1(t->value[0]);
@@ -24,8 +27,9 @@ static FL_INLINE void nearest(const table *t, const size_t N, vf *x) {
     FL_UNROLL for (size_t i = 0; i < N; i++) x[i] = v[i];
 }
 
-// What the weights rounded with a scale are worth: the scale of least weighted squared error for these codes, and by
-// how much that error is below the one of all zeros.
+// Rounds x with a scale, and fits the scale to the values that result: a / b is the scale of least weighted squared
+// error for them, and a * a / b is by how much that error is below the error of all zeros. Keeps the scale if that gain
+// is larger.
 static FL_INLINE void try_scale(const table *t, const float (*x)[FL_LANES], const float (*weight)[FL_LANES], vf scale,
                                 vf *best, vf *gain) {
     const vf inverse = vf_div(vf_set1(1.0f), scale), zero = vf_set1(0.0f);
@@ -36,7 +40,7 @@ static FL_INLINE void try_scale(const table *t, const float (*x)[FL_LANES], cons
         nearest(t, 2, v);
         FL_UNROLL for (size_t i = 0; i < 2; i++) {
             const vf wv = vf_mul(vf_load(weight[k + i]), v[i]);
-            a = vf_add(vf_mul(wv, vf_load(x[k + i])), a); // not fused, which takes a CPU without the instruction long
+            a = vf_add(vf_mul(wv, vf_load(x[k + i])), a); // not fused: the scalar kernels would call fmaf
             b = vf_add(vf_mul(wv, v[i]), b);
         }
     }
@@ -45,7 +49,8 @@ static FL_INLINE void try_scale(const table *t, const float (*x)[FL_LANES], cons
     *gain = vf_select_gt(worth, *gain, worth, *gain);
 }
 
-// From scales that put a row's largest weight at the table's long end, its short end and between, the best is refined.
+// Tries scales that put a row's largest weight near the long end of the codebook or beyond its short end, and refines
+// the best of them.
 static void q4_search(const float (*x)[FL_LANES], const float (*weight)[FL_LANES], const float *sign, float *scale) {
     enum { STEPS = 7, REFINED = 2 };
     table t;
@@ -60,6 +65,7 @@ static void q4_search(const float (*x)[FL_LANES], const float (*weight)[FL_LANES
     vf_store(scale, best);
 }
 
+// 1 / scale, and 0 for 0.
 static FL_INLINE vf inverse_or_zero(vf scale) {
     const vf zero = vf_set1(0.0f);
     return vf_select_gt(vf_abs(scale), zero, vf_div(vf_set1(1.0f), scale), zero);
@@ -81,7 +87,7 @@ static void q4_round(const fl_q4_group *g, float (*x)[FL_LANES], const float *u)
     }
 }
 
-// The change of a * d^2 - 2 b d, if it is below zero; otherwise none.
+// The step d if a d^2 - 2 b d, by which it changes the error, is below zero; otherwise 0.
 static FL_INLINE vf if_less(vf d, vf a, vf b) {
     const vf zero = vf_set1(0.0f);
     return vf_select_gt(zero, vf_mul(d, vf_sub(vf_mul(d, a), vf_add(b, b))), d, zero);
@@ -92,6 +98,7 @@ static void q4_descend(const fl_q4_group *g, float (*slope)[FL_LANES], const flo
     fill_table(&t);
     const vf s = vf_load(g->scale), inverse = inverse_or_zero(s), zero = vf_set1(0.0f);
     for (size_t k = 0; k < g->count; k++) {
+        // The error is a parabola in this value's error: own * d^2 - 2 along * d for a change d of value * scale.
         const vf own = vf_set1(h[k * FL_GROUP + k]), value = vf_load(g->value[k]), along = vf_load(slope[k]);
         vf v = vf_fma(vf_div(along, own), inverse, value);
         nearest(&t, 1, &v);
@@ -100,12 +107,13 @@ static void q4_descend(const fl_q4_group *g, float (*slope)[FL_LANES], const flo
         for (size_t j = 0; j < g->count; j++)
             vf_store(slope[j], vf_fma(moved, vf_set1(-h[k * FL_GROUP + j]), vf_load(slope[j])));
     }
+    // And in the scale: a = v h v^T, b = v h e^T, so that the best step is b / a, here rounded to f16.
     vf a = zero, b = zero;
     for (size_t k = 0; k < g->count; k++) {
-        vf product = zero;
+        vf hv = zero;
         for (size_t j = 0; j < g->count; j++)
-            product = vf_fma(vf_load(g->value[j]), vf_set1(h[k * FL_GROUP + j]), product);
-        a = vf_fma(vf_load(g->value[k]), product, a);
+            hv = vf_fma(vf_load(g->value[j]), vf_set1(h[k * FL_GROUP + j]), hv);
+        a = vf_fma(vf_load(g->value[k]), hv, a);
         b = vf_fma(vf_load(g->value[k]), vf_load(slope[k]), b);
     }
     const vf most = vf_set1(65504.0f), least = vf_set1(-65504.0f);

@@ -1,3 +1,4 @@
+// Counting, comparing and inputs of the C tests.
 #include "check.h"
 
 #include <math.h>
@@ -7,7 +8,7 @@
 #include <string.h>
 
 static size_t passed, failed;
-static char label[160]; // the case at hand
+static char label[160]; // of the case that is being tested
 static uint64_t hash = 0xcbf29ce484222325u;
 const fl_kernels *isas[8];
 size_t n_isas;
@@ -25,7 +26,7 @@ void expect(int ok, const char *what) {
     if (!ok) printf("FAIL %s: %s\n", label, what);
 }
 
-void same(size_t number, const char *who, const void *got, size_t bytes) {
+void same(size_t number, const char *isa, const void *got, size_t bytes) {
     static uint8_t first[1 << 20];
     static size_t first_bytes;
     const uint8_t *p = got;
@@ -40,14 +41,14 @@ void same(size_t number, const char *who, const void *got, size_t bytes) {
     const int ok = bytes == first_bytes && i == bytes;
     passed += ok != 0;
     failed += ok == 0;
-    if (!ok) printf("FAIL %s, %s: byte %zu of %zu is not what the first result has\n", label, who, i, bytes);
+    if (!ok) printf("FAIL %s, %s: byte %zu of %zu is not what the first result has\n", label, isa, i, bytes);
 }
 
-void same_floats(size_t number, const char *who, const float *got, size_t n) {
+void same_floats(size_t number, const char *isa, const float *got, size_t n) {
     static float x[1 << 18];
     if (n > sizeof x / sizeof *x) abort();
     for (size_t i = 0; i < n; i++) x[i] = isnan(got[i]) ? NAN : got[i];
-    same(number, who, x, n * sizeof *x);
+    same(number, isa, x, n * sizeof *x);
 }
 
 // Largest difference from the plain loops, and what is allowed.
@@ -135,9 +136,7 @@ const char *type_name(fl_type type) {
     return names[type];
 }
 
-int is_int8(fl_type type) { return type == FL_Q8 || type == FL_Q8_F32 || type == FL_Q4; }
-
-// int8 with float scales takes every byte, -128 too, and is packed with n rounded up.
+// FL_Q8_F32 has every int8, -128 too, and is packed from a source whose n is rounded up.
 fl_matrix random_matrix(fl_type type, size_t d, size_t n, float scale) {
     const size_t width = fl_round_up(n, FL_GROUP), count = d * width;
     float *values = take(count * sizeof *values), *scales = take(count * sizeof *scales);

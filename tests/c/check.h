@@ -1,4 +1,4 @@
-// What the C tests share: counting, comparing with the scalar kernels and with plain loops, and inputs.
+// What the C tests share: counting, comparing with the scalar kernels and with plain loops, and making inputs.
 #ifndef CHECK_H
 #define CHECK_H
 
@@ -8,47 +8,53 @@
 extern const fl_kernels *isas[8];
 extern size_t n_isas;
 
-// Says which case is at hand, for the lines about what fails.
+// Names the case that is being tested; a failure prints it.
 void describe(const char *format, ...);
 
 void expect(int ok, const char *what);
 
-// Number 0 is a scalar kernel's result: it is kept, and goes into the hash. Those after it must have its bits.
-void same(size_t number, const char *who, const void *got, size_t bytes);
+// Compares results of one case. Number 0 is the scalar kernels': it is kept, and goes into the hash. Those with other
+// numbers, by the instruction set `isa`, must have its bits.
+void same(size_t number, const char *isa, const void *got, size_t bytes);
 
-// The same of n floats, all NaN counting as one: its sign and payload depend on the order of operands.
-void same_floats(size_t number, const char *who, const float *got, size_t n);
+// The same of n floats. All NaN count as equal: their sign and payload depend on the order of operands.
+void same_floats(size_t number, const char *isa, const float *got, size_t n);
 
-// Takes note of a difference from a plain loop in double precision. The largest ones are judged at the end.
+// Notes a difference from a plain loop in double precision. conclude() compares the largest of each kind with its
+// limit.
 enum { PACK, MATMUL_FLOAT, MATMUL_INT8, QUANTIZE, NORM, ACT, SOFTCAP, ATTEND, SOFTMAX, EXP, ROPE, DENSE, ORACLES };
 void measure(int which, double difference);
 double ulps(float got, double want);
 
-// Judges the differences, prints them, the hash and the counts. Returns what main returns.
+// Prints the largest differences, the hash and how many checks passed and failed. Returns main's exit status.
 int conclude(void);
 
-// ---- inputs, out of integers: the same on every machine -------------------------------------------------------------
+// ---- inputs, made of integers: the same on every machine -----------------------------------------------------------
 
 void seed(uint64_t state);
 size_t between(size_t low, size_t high);        // low to high, both included
 float unit(void);                               // in [-1, 1), a multiple of 2^-23
 void fill(float *x, size_t n, float scale);     // with unit() * scale
 float from_bits(uint32_t bits);
-void poison(void *p, size_t bytes);             // with NaN: what must not be read, or must be overwritten
+void poison(void *p, size_t bytes);             // fills with NaN what must not be read, or must be overwritten
 void *take(size_t bytes);                       // fl_alloc that ends the program when there is no memory
 
-int is_int8(fl_type type);
 const char *type_name(fl_type type);
 
-// A random matrix of any type, n up to 2048, its packing checked. Free its data.
+// A random packed matrix, n up to 2048; checks that its rows are what was packed. The caller frees its data.
 fl_matrix random_matrix(fl_type type, size_t d, size_t n, float scale);
 
-// ---- tests of the other files ---------------------------------------------------------------------------------------
+// ---- the tests ------------------------------------------------------------------------------------------------------
 
-void test_conversions(void);
-void test_functions(void);
+void test_matmul(void);
+void test_quantize(void);
+void test_vectors(void);
+void test_attend(void);
+void test_sampling(void);
 void test_sampler(void);
 void test_pool(void);
+void test_conversions(void);
+void test_functions(void);
 void test_forward(void);
 void test_nonfinite(void);
 void test_threads(void);

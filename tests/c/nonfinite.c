@@ -1,11 +1,11 @@
-// Numbers that are not finite are passed on: by every kernel, in the same places on every instruction set.
+// NaN and infinity: every kernel passes them on, in the same places on every instruction set, and nowhere else.
 #include <math.h>
 #include <string.h>
 
 #include "check.h"
 
 static const float broken[] = {NAN, INFINITY, -INFINITY, 0x1.8p127f, -0x1.8p127f};
-enum { BROKEN = sizeof broken / sizeof *broken, FINITE = 3 }; // the last two are finite, and their squares are not
+enum { BROKEN = sizeof broken / sizeof *broken, FINITE = 3 }; // the last two are finite, but not their squares
 
 static int none_finite(const float *x, size_t n) {
     for (size_t i = 0; i < n; i++)
@@ -13,7 +13,7 @@ static int none_finite(const float *x, size_t n) {
     return 1;
 }
 
-static void test_vectors(void) {
+static void broken_vectors(void) {
     enum { N = 80 };
     static float x[N], up[N], weight[N], out[N], sums[1], row[N + FL_GROUP];
     static fl_q8_group q[N / FL_GROUP + 1];
@@ -74,14 +74,15 @@ static void test_vectors(void) {
     }
 }
 
-// A token whose values are not finite does not touch the products of its neighbours in a tile.
-static void test_matmul(void) {
+// A token with a value that is not finite leaves the products of other tokens, of its bundle too, as they are.
+static void broken_tokens(void) {
     enum { D = 37, N = 75, T = 21, WIDTH = 96, STRIDE = 48 };
     static float x[T * WIDTH], out[T * STRIDE], clean[T * STRIDE];
     static fl_q8_group q[(T + FL_LANES) * WIDTH / FL_GROUP];
     for (size_t number = 0; number < 12 * FL_TYPES; number++) {
         const fl_type type = (fl_type)(number % FL_TYPES);
-        const size_t tokens = number / FL_TYPES < 4 ? number / FL_TYPES + 1 : between(5, T), bad = between(0, tokens - 1);
+        const size_t tokens = number / FL_TYPES < 4 ? number / FL_TYPES + 1 : between(5, T);
+        const size_t bad = between(0, tokens - 1);
         const fl_matrix w = random_matrix(type, D, N, 1);
         memset(x, 0, sizeof x);
         for (size_t t = 0; t < tokens; t++) fill(x + t * WIDTH, N, 1);
@@ -91,8 +92,9 @@ static void test_matmul(void) {
             for (size_t i = 0; i < n_isas; i++) {
                 poison(q, sizeof q);
                 for (size_t t = 0; t < tokens; t++) {
-                    const size_t lanes = fl_bundle_width(tokens);
-                    isas[i]->quantize(x + t * WIDTH, WIDTH, fl_bundle_of(q, WIDTH / FL_GROUP, tokens, t), lanes, t % lanes);
+                    const size_t bundled = fl_bundle_width(tokens);
+                    void *bundle = fl_bundle_of(q, WIDTH / FL_GROUP, tokens, t);
+                    isas[i]->quantize(x + t * WIDTH, WIDTH, bundle, bundled, t % bundled);
                 }
                 const fl_inputs in = {.f = x, .f_stride = WIDTH, .q = q};
                 memset(out, 0, sizeof out);
@@ -100,8 +102,10 @@ static void test_matmul(void) {
                 same_floats(i, isas[i]->name, out, T * STRIDE);
                 if (!round) continue;
                 expect(none_finite(out + bad * STRIDE, D), "the broken token");
-                for (size_t t = 0; t < tokens; t++)
-                    expect(t == bad || memcmp(out + t * STRIDE, clean + t * STRIDE, D * sizeof *out) == 0, "the others");
+                for (size_t t = 0; t < tokens; t++) {
+                    const float *row = out + t * STRIDE;
+                    expect(t == bad || memcmp(row, clean + t * STRIDE, D * sizeof *row) == 0, "the others");
+                }
             }
             memcpy(clean, out, sizeof clean);
         }
@@ -109,8 +113,8 @@ static void test_matmul(void) {
     }
 }
 
-// A position that is broken makes rows that see it NaN, and leaves the others what they are without it.
-static void test_attend(void) {
+// A position with a NaN makes rows that see it NaN, and leaves the others as they are without it.
+static void broken_positions(void) {
     enum { ROWS = 48, LONGEST = 1100, HEAD = 40 };
     static float q[ROWS * HEAD], keys[LONGEST * HEAD], values[LONGEST * HEAD], out[ROWS * HEAD], clean[ROWS * HEAD];
     for (size_t number = 0; number < 80; number++) {
@@ -130,7 +134,8 @@ static void test_attend(void) {
                 same_floats(i, isas[i]->name, out, rows * head);
                 for (size_t r = 0; round && r < rows; r++) {
                     const float *row = out + r * head;
-                    if (seen[r] <= bad) expect(memcmp(row, clean + r * head, head * sizeof *row) == 0, "a row before it");
+                    const int same_bits = memcmp(row, clean + r * head, head * sizeof *row) == 0;
+                    if (seen[r] <= bad) expect(same_bits, "a row before it");
                     else expect(!fl_finite(row, head), "a row that sees it");
                 }
             }
@@ -140,7 +145,7 @@ static void test_attend(void) {
 }
 
 void test_nonfinite(void) {
-    test_vectors();
-    test_matmul();
-    test_attend();
+    broken_vectors();
+    broken_tokens();
+    broken_positions();
 }

@@ -1,4 +1,4 @@
-// Number formats, exp, and rotation angles.
+// Number formats, exp, log and rotation angles.
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -6,7 +6,7 @@
 #include "check.h"
 #include "rope.h"
 
-// Every f16 and bf16, there and back, by functions and by kernels; and between every f16 and its neighbour.
+// Every f16 and bf16 to f32 and back, by functions and by kernels; and f32 just around the middle of each two f16.
 void test_conversions(void) {
     static float value[3][FL_LANES], out[FL_LANES], one[FL_GROUP] = {1};
     static uint16_t panel[2][FL_LANES * FL_GROUP], half[48], want[48];
@@ -24,7 +24,7 @@ void test_conversions(void) {
             ok &= isnan(x) || (signbit(x) != 0) == h >> 15;
             ok &= isnan(x) ? isnan(fl_f32_from_f16(fl_f16_from_f32(x))) : fl_f16_from_f32(x) == h;
             ok &= isnan(b) ? isnan(fl_f32_from_bf16(fl_bf16_from_f32(b))) : fl_bf16_from_f32(b) == h;
-            // Half way to the next f16, which is even if this one is odd; just before and after.
+            // The middle to the next f16, and the floats before and after it. A tie goes to the even one of the two.
             const int finite = exponent < 31;
             const double unit_of_last = ldexp(1, (exponent ? exponent : 1) - 25);
             const float middle = finite ? (float)copysign(exact + unit_of_last / 2, h >> 15 ? -1.0 : 1.0) : 0;
@@ -72,7 +72,7 @@ void test_functions(void) {
             if (x[k] > -87.3f) measure(EXP, ulps(out[k], exp((double)x[k])));
     }
     static double logs[FL_SUM_RUN];
-    for (uint32_t bits = 0x00800000u; bits < 0x7F000000u; bits += 0x003FF0F1u) { // normal numbers, and both sides of each
+    for (uint32_t bits = 0x00800000u; bits < 0x7F000000u; bits += 0x003FF0F1u) { // normal numbers of all sizes, and those around 1
         describe("log from the float 0x%08x", bits);
         const size_t n = between(1, FL_SUM_RUN);
         for (uint32_t k = 0; k < FL_SUM_RUN; k++) x[k] = from_bits(k % 3 ? bits + k : 0x3F800000u - FL_SUM_RUN / 2 + k);
@@ -89,7 +89,8 @@ void test_functions(void) {
     for (size_t number = 0; number < 4000; number++) {
         const size_t pos = number < 1000 ? number : between(0, 1 << 20), half = between(1, 61);
         describe("rope angles of position %zu", pos);
-        for (size_t i = 0; i < half; i++) freqs[i] = i == 0 ? 1 : (unit() + 1) * from_bits((uint32_t)between(107, 126) << 23);
+        for (size_t i = 0; i < half; i++)
+            freqs[i] = i == 0 ? 1 : (unit() + 1) * from_bits((uint32_t)between(107, 126) << 23);
         fl_rope_angles(pos, freqs, half, cos_, sin_);
         for (size_t i = 0; i < half; i++) {
             const double angle = (double)((float)pos * freqs[i]);

@@ -1,12 +1,12 @@
-// How many threads run, in simulated time: what a forward takes is arithmetic here.
+// Numbers of threads, in simulated time: how long a forward takes is arithmetic here.
 #include "pace.h"
 
 #include <stdlib.h>
 
 #include "check.h"
 
-// A machine on which so many cores are free; other programs have the others half of the time. A forward takes `one`
-// seconds on one thread. A team that is larger than the free cores stops until all its threads have had their turn.
+// A machine of which so many cores are free; other processes take half of the time of the others. A forward takes `one`
+// seconds on one thread. A team that is larger than the free cores waits for the threads that share a core.
 typedef struct machine {
     double one;
     size_t free;
@@ -21,7 +21,8 @@ static double forward(const machine *m, fl_pace *pace, size_t tokens, size_t mos
     return seconds;
 }
 
-// So many forwards and so many seconds, at least; returns how many times as long they took as with the free cores alone.
+// Runs at least so many forwards and so many seconds. Returns their time relative to what the free cores alone would
+// take.
 static double run(const machine *m, fl_pace *pace, size_t tokens, size_t most, double forwards, double seconds) {
     const double best = m->one / (double)(m->free < most ? m->free : most);
     double time = 0, count = 0;
@@ -49,7 +50,7 @@ static void test_lost_cores(size_t most, size_t left, double one) {
     fl_pace_free(pace);
 }
 
-// A core that is lost and comes back as it likes, every so many seconds: about half of that is spent wrongly at most.
+// A core that is lost and back every five seconds.
 static void test_coming_and_going(void) {
     machine m = {0.004, 2};
     fl_pace *pace = new_pace();
@@ -95,9 +96,10 @@ static void test_kinds(void) {
     expect(fl_pace_threads(pace, SIZE_MAX, 3) <= 3, "and the largest");
     busy.free = 8;
     run(&busy, pace, 1, 4, 1000, 1);
-    expect(run(&busy, pace, 1, 8, 1000, 1) < 1.1 && run(&busy, pace, 1, 8, 1000, 1) < 1.001, "more are asked for, and run");
+    const int better = run(&busy, pace, 1, 8, 1000, 1) < 1.1;
+    expect(better && run(&busy, pace, 1, 8, 1000, 1) < 1.001, "more are asked for, and run");
     int both = 0;
-    for (size_t i = 0; i < 100000; i++) { // a batch that grows and shrinks
+    for (size_t i = 0; i < 100000; i++) { // three threads are asked for, then four, and so on
         forward(&busy, pace, 5, 3 + i / 50 % 2);
         both |= fl_pace_threads(pace, 5, 4) == 4;
     }

@@ -1,4 +1,4 @@
-// Work that is dealt out to threads.
+// Deals: every item once, whoever is late, and no more traffic on the queues than one addition a chunk.
 #include "threads.h"
 
 #include <string.h>
@@ -11,8 +11,8 @@ typedef struct deals {
     size_t n[PHASES], chunk[PHASES];
     atomic_int times[PHASES][ITEMS]; // how often an item was dealt
     atomic_int wrong;                // chunks that are too long or too far
-    atomic_int early;                // chunks of a phase before the last one's were all done
-    size_t laggard;                  // a thread that takes nothing until the others have had their chance
+    atomic_int early;                // chunks dealt before all of the phase before were done
+    size_t laggard;                  // a worker that begins each phase late
 } deals;
 
 static void deal_phases(void *arg, fl_team *team, size_t id) {
@@ -52,14 +52,15 @@ static void test_deals(void) {
         }
 }
 
-// Deals of so many workers, walked in turn on this thread: how often a queue's next chunk was taken by an addition.
+// Simulates a deal to so many workers on this thread, each taking a chunk in turn. Returns how many additions the
+// queues got.
 static size_t additions(size_t workers, size_t n, size_t chunk) {
     static fl_queue queues[FL_TEAM];
     fl_team team = {.threads = workers, .queues = queues};
     fl_deal of[FL_TEAM];
     size_t left = workers, dealt = 0, added = 0;
     int busy[FL_TEAM];
-    atomic_init(&team.round, 1);
+    atomic_init(&team.phase, 1);
     for (size_t id = 0; id < workers; id++) {
         atomic_init(&queues[id].next, 0); // of the phase before
         busy[id] = 1;

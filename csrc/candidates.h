@@ -1,0 +1,89 @@
+// The tokens that a draw may choose from, in descending order of probability as far as it needs them, without sorting
+// the vocabulary: see candidates.c.
+#ifndef FL_CANDIDATES_H
+#define FL_CANDIDATES_H
+
+#include "kernels/kernels.h"
+
+// A token with its rank: 0 for the most likely one, larger for less likely ones. The rank is in the high half and the
+// id in the low one, so that as numbers candidates are in order of their ranks, lowest id first among equals.
+typedef uint64_t fl_candidate;
+
+static inline fl_candidate fl_candidate_of(uint32_t rank, size_t id) { return (fl_candidate)rank << 32 | id; }
+static inline uint32_t fl_rank_in(fl_candidate c) { return (uint32_t)(c >> 32); }
+static inline size_t fl_id_in(fl_candidate c) { return (size_t)(c & UINT32_MAX); }
+
+// The rank of a probability relative to the largest: how far its bits are from those of 1.
+uint32_t fl_rank_of(float p);
+
+// Some of the candidates, by ascending id, and the lowest and highest of their ranks.
+typedef struct fl_candidate_set {
+    const fl_candidate *c;
+    size_t n;
+    uint32_t low, high;
+} fl_candidate_set;
+
+enum { FL_BUCKETS = 1024, FL_LEVELS = 3 };
+
+// How many candidates of a set have which ranks, and what their probabilities add up to: bucket b has those whose
+// rank >> shift is first + b.
+typedef struct fl_histogram {
+    uint32_t first;
+    unsigned shift;
+    struct fl_bucket {
+        double sum;
+        size_t count;
+    } buckets[FL_BUCKETS];
+} fl_histogram;
+
+// A set that the search for a cut looks into. Level 0 has all candidates, level 1 those of the bucket of level 0 that
+// was looked into last, level 2 those of a bucket of level 1, and so on.
+typedef struct fl_level {
+    fl_candidate_set set;
+    uint32_t first, width; // it has the ranks first .. first + width - 1 of the level before
+    int counted;           // whether `histogram` is filled
+    fl_histogram histogram;
+} fl_level;
+
+// Working memory of a draw.
+struct fl_draw_scratch {
+    size_t vocab; // what it has room for
+    void *memory;
+    // (vocab rounded up to 16,) each:
+    float *logits;                  // after biases and penalties
+    float *probs;                   // of all tokens, relative to the largest, which is 1
+    float *kept;                    // of the candidates, once fl_candidates_keep has been called
+    double *logs;                   // of kept
+    fl_candidate *found[FL_LEVELS]; // what the levels' sets point to
+    // One for each run of FL_SUM_RUN tokens:
+    float *sums;  // of probabilities
+    float *parts; // of the probabilities above a bound
+    fl_level levels[FL_LEVELS];
+};
+
+// Makes room for so many tokens.
+fl_status fl_draw_reserve(fl_draw_scratch *w, size_t vocab);
+
+// Fills the candidates from w->probs and w->sums: the `most` most likely tokens or more, and the most likely that
+// together hold more than `mass` or more. Tokens less likely than `least` are left out.
+void fl_candidates_collect(fl_draw_scratch *w, size_t vocab, const fl_kernels *k, size_t most, double mass,
+                           float least);
+
+// The first candidates by rank.
+typedef struct fl_cut {
+    size_t count;
+    double sum;        // of their probabilities
+    fl_candidate last; // of them
+} fl_cut;
+
+// Cuts where the first candidates hold more than `mass`, or are `most`, or are all that there are.
+fl_cut fl_candidates_cut(fl_draw_scratch *w, size_t most, double mass);
+
+// Drops the candidates behind `last`, and returns how many are left and the sum of their probabilities.
+fl_cut fl_candidates_keep(fl_draw_scratch *w, fl_candidate last);
+
+// After fl_candidates_keep: ranks candidates by typicality (Meister et al., 2022), that is, by how far the logarithm of
+// their probability is from the expected one. `total` is the sum of their probabilities.
+void fl_candidates_rank_typical(fl_draw_scratch *w, const fl_kernels *k, double total);
+
+#endif

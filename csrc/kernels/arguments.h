@@ -1,0 +1,107 @@
+// What kernels read and write beside weights (panels.h): activations, keys and values, groups on their way to four
+// bits.
+#ifndef FL_ARGUMENTS_H
+#define FL_ARGUMENTS_H
+
+#include "fastllm.h"
+#include "panels.h"
+
+// ---- int8 activations ----------------------------------------------------------------------------------------------
+
+// A group of 32 activations of a token, and their scale. `bias` is -128 * sum(q), for instructions that multiply
+// unsigned by signed: the sum of (w + 128) * q, plus the bias, is the sum of w * q.
+typedef struct fl_q8_group {
+    int8_t q[FL_GROUP];
+    float scale;
+    int32_t bias;
+} fl_q8_group;
+
+// A group of each of 16 tokens side by side: a token has a place in the bundle.
+typedef struct fl_q8_bundle {
+    int8_t q[FL_LANES][FL_GROUP];
+    float scale[FL_LANES];
+    int32_t bias[FL_LANES];
+} fl_q8_bundle;
+
+// How many tokens a bundle has where there are so many. 1: each lies alone, (tokens, groups) of fl_q8_group. 16: (bundles,
+// groups) of fl_q8_bundle, since many tokens are read again and again, 16 at a time.
+static inline size_t fl_bundle_width(size_t tokens) { return tokens > 8 ? FL_LANES : 1; }
+
+// Where the bundle of token t begins, whose place in it is t % fl_bundle_width(tokens).
+static inline void *fl_bundle_of(void *q, size_t groups, size_t tokens, size_t t) {
+    const size_t width = fl_bundle_width(tokens);
+    return (char *)q + t / width * width * groups * sizeof(fl_q8_group);
+}
+
+// Bytes of all of them. What the places past the last token hold is never used.
+static inline size_t fl_bundles_bytes(size_t groups, size_t tokens) {
+    return fl_round_up(tokens, fl_bundle_width(tokens)) * groups * sizeof(fl_q8_group);
+}
+
+// ---- matrix products -----------------------------------------------------------------------------------------------
+
+// The tokens that a matrix of n columns is multiplied with.
+typedef struct fl_inputs {
+    const float *f;  // (tokens, f_stride), for float weights
+    size_t f_stride; // a multiple of 32; columns past n are zero
+    const void *q;   // for int8 weights: bundles of n / 32 groups, rounded up
+} fl_inputs;
+
+// ---- attention -----------------------------------------------------------------------------------------------------
+
+// Bytes of one head's keys and of its values in a page; fl_kv_page_bytes has the layout.
+static inline size_t fl_keys_bytes(fl_type kv_type, size_t head_dim) {
+    if (kv_type == FL_Q8) return FL_PAGE * (head_dim + fl_groups(head_dim) * sizeof(float));
+    return FL_PAGE * head_dim * (kv_type == FL_F16 ? 2 : 4);
+}
+
+static inline size_t fl_values_bytes(fl_type kv_type, size_t head_dim) {
+    const size_t stride = fl_round_up(head_dim, FL_LANES);
+    if (kv_type == FL_Q8) return FL_PAGE * (stride + fl_groups(head_dim) * sizeof(float));
+    return FL_PAGE * stride * (kv_type == FL_F16 ? 2 : 4);
+}
+
+// Attention of rows of queries, which share their keys and values, to the positions [begin, end) of one sequence.
+typedef struct fl_attend {
+    size_t rows;         // queries
+    size_t head_dim;     // channels
+    size_t stride;       // channels rounded up to 16: floats from one row of q, and of out, to the next
+    const float *q;      // (rows, stride), already scaled
+    const size_t *from;  // (rows,) row r sees the positions from[r] <= p < limit[r] of the sequence that lie in
+    const size_t *limit; // [begin, end): all, some, or none
+    size_t begin, end;   // begin: a multiple of 64
+    void *const *pages;  // of the sequence, from its position 0 on
+    size_t keys, values; // offset in bytes of this head's in a page
+    size_t mask;         // offset in bytes of 64 floats that are added to a page's scores; 0: none are
+    float softcap;       // scores become softcap * tanh(score / softcap); 0: they stay
+    float *work;         // fl_attend_floats floats
+    float *max, *sum;    // (rows,) the largest score (-infinity where a row sees nothing), sum of e^(score - max)
+    float *out;          // (rows, stride) sum of e^(score - max) * value; NaN that a row does not see does not enter it
+} fl_attend;
+
+// Floats of working memory for so many rows.
+static inline size_t fl_attend_floats(size_t rows, size_t stride) {
+    return FL_PAGE * stride + fl_round_up(rows, FL_LANES) * (FL_PAGE + FL_LANES + 3 + stride);
+}
+
+// Positions of a run, which begins at a multiple of FL_RUN. Attention to a run does not depend on other runs; the
+// results of runs, merged in order, are attention to all positions.
+enum { FL_RUN = 512 };
+
+// ---- four-bit weights ----------------------------------------------------------------------------------------------
+
+// A group of 32 columns of a panel on its way to four bits: weight w becomes value * scale. e is a row's errors of all
+// columns, and h (n, n) what a calibration says of them: e h e^T is the error of outputs. See q4.c.
+typedef struct fl_q4_group {
+    size_t count;             // columns: 32, or what is left of n
+    float (*w)[FL_LANES];     // (count, 16) weights
+    float (*value)[FL_LANES]; // (count, 16) of fl_q4_values
+    float (*error)[FL_LANES]; // (count, 16) w - value * scale
+    float *scale;             // (16,)
+} fl_q4_group;
+
+// ---- sampling ------------------------------------------------------------------------------------------------------
+
+enum { FL_SUM_RUN = 256 }; // the softmax of logits gives the sum of each run of so many elements
+
+#endif

@@ -1,0 +1,179 @@
+// Packing: rows of a checkpoint, of whatever type, into panels (panels.h) of another.
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include "panels.h"
+#include "q4.h"
+#include "threads.h"
+
+// Reads n values of a source row, from column k on, as f32: a group, or what there is of it.
+static void load_group(const fl_source *s, size_t row, size_t k, size_t n, float *out) {
+    const size_t at = row * s->n + k;
+    switch (s->type) {
+    case FL_F32: memcpy(out, (const char *)s->data + at * 4, n * 4); break;
+    case FL_F16:
+    case FL_BF16:
+        for (size_t i = 0; i < n; i++) {
+            uint16_t h;
+            memcpy(&h, (const char *)s->data + (at + i) * 2, 2);
+            out[i] = s->type == FL_F16 ? fl_f32_from_f16(h) : fl_f32_from_bf16(h);
+        }
+        break;
+    default:
+        for (size_t i = 0; i < n; i++) {
+            float scale;
+            memcpy(&scale, (const char *)s->scales + (at + i) / s->group * 4, 4);
+            out[i] = (float)((const int8_t *)s->data)[at + i] * scale;
+        }
+    }
+}
+
+// Stores 16 rows x 32 columns as group g of a float panel.
+static fl_status store_floats(fl_type type, void *panel, size_t g, float (*x)[FL_GROUP]) {
+    const size_t at = g * FL_GROUP * FL_LANES;
+    int finite = 1;
+    for (size_t k = 0; k < FL_GROUP; k++) {
+        for (size_t lane = 0; lane < FL_LANES; lane++) {
+            const size_t i = at + k * FL_LANES + lane;
+            const float value = x[lane][k];
+            if (type == FL_F32) {
+                ((float *)panel)[i] = value;
+                finite &= isfinite(value) != 0;
+            } else {
+                const uint16_t h = type == FL_F16 ? fl_f16_from_f32(value) : fl_bf16_from_f32(value);
+                const uint16_t exponent = type == FL_F16 ? 0x7c00u : 0x7f80u;
+                ((uint16_t *)panel)[i] = h;
+                finite &= (h & exponent) != exponent;
+            }
+        }
+    }
+    return finite ? FL_OK : FL_BAD_VALUE;
+}
+
+// Quantizes 32 floats to int8 with one f16 scale, max|x| / 127.
+static fl_status quantize_group(const float *x, int8_t *q, uint16_t *scale) {
+    float largest = 0;
+    int finite = 1;
+    for (size_t i = 0; i < FL_GROUP; i++) {
+        const float magnitude = fabsf(x[i]);
+        finite &= magnitude <= FLT_MAX;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    if (!finite) return FL_BAD_VALUE;
+    *scale = fl_f16_from_f32(largest / 127.0f);
+    // A subnormal scale may be rounded down so far that the largest value would be cut off: then take the next one.
+    if (fl_f32_from_f16(*scale) * 127.5f < largest) (*scale)++;
+    const float step = fl_f32_from_f16(*scale);
+    if (isinf(step)) return FL_BAD_VALUE;
+    if (step == 0) {
+        memset(q, 0, FL_GROUP);
+        return FL_OK;
+    }
+    // Adding 1.5 * 2^23 and taking it away rounds to nearest even: no bit is left for a fraction. rintf would be a
+    // call.
+    const float magic = 12582912.0f;
+    for (size_t i = 0; i < FL_GROUP; i++) {
+        const float rounded = (x[i] / step + magic) - magic;
+        q[i] = (int8_t)(rounded > 127.0f ? 127.0f : rounded < -127.0f ? -127.0f : rounded);
+    }
+    return FL_OK;
+}
+
+// Quantizes and stores 16 rows x 32 columns as group g of a q8 panel.
+static fl_status store_q8(void *panel, size_t groups, size_t g, float (*x)[FL_GROUP]) {
+    uint16_t *scales = (uint16_t *)panel + g * FL_LANES;
+    int8_t *lines = (int8_t *)panel + fl_scales_bytes(FL_Q8, groups) + g * FL_GROUP * FL_LANES;
+    for (size_t lane = 0; lane < FL_LANES; lane++) {
+        int8_t q[FL_GROUP];
+        const fl_status status = quantize_group(x[lane], q, &scales[lane]);
+        if (status != FL_OK) return status;
+        for (size_t k = 0; k < FL_GROUP; k++) lines[fl_q8_index(lane, k)] = q[k];
+    }
+    return FL_OK;
+}
+
+// Copies group g of up to 16 rows of int8 with f32 scales: nothing is rounded.
+static fl_status copy_q8(const fl_source *s, const size_t *rows, size_t count, void *panel, size_t g) {
+    const size_t groups = s->n / FL_GROUP;
+    float *scales = (float *)panel + g * FL_LANES;
+    int8_t *lines = (int8_t *)panel + fl_scales_bytes(FL_Q8_F32, groups) + g * FL_GROUP * FL_LANES;
+    for (size_t lane = 0; lane < count; lane++) {
+        const size_t at = rows[lane] * s->n + g * FL_GROUP;
+        memcpy(&scales[lane], (const char *)s->scales + at / s->group * 4, 4);
+        if (!isfinite(scales[lane])) return FL_BAD_VALUE;
+        for (size_t k = 0; k < FL_GROUP; k++) lines[fl_q8_index(lane, k)] = ((const int8_t *)s->data)[at + k];
+    }
+    return FL_OK;
+}
+
+// Turns 16 rows x n columns into n columns x 16 rows.
+static void transpose(float (*x)[FL_GROUP], size_t n, float (*columns)[FL_LANES]) {
+    for (size_t k = 0; k < n; k++)
+        for (size_t lane = 0; lane < FL_LANES; lane++) columns[k][lane] = x[lane][k];
+}
+
+// Packs panel p of the result. `q4` is working memory, for FL_Q4 only.
+static fl_status pack_panel(fl_type type, void *panels, const fl_source *s, size_t p, const fl_q4_rows *q4) {
+    const size_t bytes = fl_panel_bytes(type, s->n), groups = fl_groups(s->n);
+    const size_t first = p * FL_LANES, count = s->d - first < FL_LANES ? s->d - first : FL_LANES;
+    char *panel = (char *)panels + p * bytes;
+    size_t rows[FL_LANES];
+    for (size_t lane = 0; lane < count; lane++)
+        rows[lane] = s->rows ? (size_t)s->rows[first + lane] : first + lane;
+    if (fl_is_int8(type)) memset(panel, 0, bytes); // also the padding after the scales, and rows past the last
+    for (size_t g = 0; g < groups; g++) {
+        const size_t k = g * FL_GROUP, n = s->n - k < FL_GROUP ? s->n - k : FL_GROUP;
+        float x[FL_LANES][FL_GROUP] = {{0}};
+        fl_status status = FL_OK;
+        if (type == FL_Q8_F32) {
+            status = copy_q8(s, rows, count, panel, g);
+        } else {
+            for (size_t lane = 0; lane < count; lane++) load_group(s, rows[lane], k, n, x[lane]);
+            if (type == FL_Q8) status = store_q8(panel, groups, g, x);
+            else if (type == FL_Q4) transpose(x, n, q4->w + k);
+            else status = store_floats(type, panel, g, x);
+        }
+        if (status != FL_OK) return status;
+    }
+    return type == FL_Q4 ? fl_q4_pack(panel, s, q4) : FL_OK;
+}
+
+typedef struct packing {
+    fl_type type;
+    void *panels;
+    const fl_source *source;
+    atomic_int status; // FL_OK, or the last failure of any worker
+} packing;
+
+static void pack_share(void *arg, fl_team *team, size_t id) {
+    packing *packed = arg;
+    const fl_source *s = packed->source;
+    size_t begin, end;
+    fl_share((s->d + FL_LANES - 1) / FL_LANES, team, id, &begin, &end);
+    fl_status status = FL_OK;
+    fl_q4_rows q4 = {NULL, NULL, NULL, NULL};
+    float(*room)[FL_LANES] = NULL;
+    if (packed->type == FL_Q4) {
+        room = fl_alloc((3 * s->n + fl_groups(s->n)) * sizeof *room);
+        if (room) q4 = (fl_q4_rows){room, room + s->n, room + 2 * s->n, room + 3 * s->n};
+        else status = FL_NO_MEMORY;
+    }
+    for (size_t p = begin; p < end && status == FL_OK; p++)
+        status = pack_panel(packed->type, packed->panels, s, p, &q4);
+    fl_free(room);
+    if (status != FL_OK) atomic_store(&packed->status, (int)status);
+}
+
+fl_status fl_pack(fl_type type, void *panels, const fl_source *s, size_t threads) {
+    if (fl_panel_bytes(type, s->n) == 0 || (s->type == FL_Q8_F32 && s->group == 0)) return FL_BAD_TENSOR;
+    if (type == FL_Q8_F32 && (s->type != FL_Q8_F32 || s->group % FL_GROUP || s->n % s->group)) return FL_BAD_TENSOR;
+    if (type == FL_Q4 && !s->kernels) return FL_BAD_TENSOR;
+    if (s->rows)
+        for (size_t r = 0; r < s->d; r++)
+            if (s->rows[r] < 0 || (size_t)s->rows[r] >= s->d) return FL_BAD_TENSOR;
+    packing packed = {.type = type, .panels = panels, .source = s};
+    atomic_init(&packed.status, FL_OK);
+    fl_parallel(threads, pack_share, &packed);
+    return (fl_status)atomic_load(&packed.status);
+}
