@@ -6,9 +6,7 @@
 #define FL_MULTIPLY_H
 
 #include "forward.h"
-
-// Whether matrices of a type take their inputs as int8.
-static inline int fl_is_int8(fl_type type) { return type == FL_Q8 || type == FL_Q8_F32 || type == FL_Q4; }
+#include "panels.h"
 
 static inline size_t fl_panels(const fl_matrix *matrix) { return (matrix->d + FL_LANES - 1) / FL_LANES; }
 

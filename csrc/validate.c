@@ -4,7 +4,7 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "multiply.h"
+#include "panels.h"
 
 // ---- model ---------------------------------------------------------------------------------------------------------
 
