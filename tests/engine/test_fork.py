@@ -169,7 +169,7 @@ LOCKED = """
 import os, signal, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
 import tokenizers
-from fastllm.tokenizer import read
+from fastllm.tokenizer.tokenizer_json import read
 
 words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
 words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
