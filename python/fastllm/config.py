@@ -78,14 +78,14 @@ class Config(_Fields):
     and values. max_seq: positions that the model was made for. positions: rows of the table of learned positions, 0 for
     none. second_segment: whether that table has as many rows again, for a second text's tokens (BERT's token type 1).
 
-    Layers, each of two sublayers, attention and feed-forward. norm: "rms" or "layer" (LayerNorm, with mean and
-    variance). norm_after: norms follow each addition to the stream (BERT); otherwise they precede each sublayer.
+    Layers, each of two branches, attention and feed-forward. norm: "rms" or "layer" (LayerNorm, with mean and
+    variance). norm_after: norms follow each addition to the stream (BERT); otherwise they precede each branch.
     qk_norm: a norm of queries and keys: "none", over each "head", or over the "row" of all heads. causal: a token
-    attends to itself and those before it, else to all. parallel: both sublayers read the same stream, and both outputs
+    attends to itself and those before it, else to all. parallel: both branches read the same stream, and both outputs
     are added to it. gated: the feed-forward is w2(act(w1 x) * w3 x), else w2(act(w1 x)). head: whether it has logits.
 
     Factors. attn_scale: of query . key. attn_softcap, logit_softcap: cap of cap * tanh(x / cap), 0 for none.
-    logit_scale, embed_scale: of logits and embeddings. residual_scale: of what a sublayer adds to the stream.
+    logit_scale, embed_scale: of logits and embeddings. residual_scale: of what a branch adds to the stream.
 
     Rotation (RoPE, Su et al., 2021, https://arxiv.org/abs/2104.09864). rotary_dim: channels of a head that rotate, as
     pairs (i, i + rotary_dim / 2). rope_scale: factor of the cosines and sines (YaRN, LongRoPE). rope_switch: contexts

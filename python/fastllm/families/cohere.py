@@ -1,4 +1,4 @@
-"""Command R and A (Cohere, 2024, 2025): LayerNorm without bias, parallel sublayers, pairs (2i, 2i + 1) rotate.
+"""Command R and A (Cohere, 2024, 2025): LayerNorm without bias, parallel branches, pairs (2i, 2i + 1) rotate.
 
 CohereForCausalLM and Cohere2ForCausalLM; https://arxiv.org/abs/2504.00698 describes Command A.
 """

@@ -1,4 +1,4 @@
-"""ESM-2 (Lin et al., 2023) and ESM-1b (Rives et al., 2021): protein encoders with norms before each sublayer.
+"""ESM-2 (Lin et al., 2023) and ESM-1b (Rives et al., 2021): protein encoders with norms before each branch.
 
 https://doi.org/10.1126/science.ade2574, https://doi.org/10.1073/pnas.2016239118
 """

@@ -65,7 +65,7 @@ def gemma(source: Source) -> Recipe:
 
 
 def gemma2(source: Source) -> Recipe:
-    """Gemma2ForCausalLM: norms before and after each sublayer, soft caps, a window in every second layer."""
+    """Gemma2ForCausalLM: norms before and after each branch, soft caps, a window in every second layer."""
     source.defaults = _GEMMA2
     config = _settings(
         source,

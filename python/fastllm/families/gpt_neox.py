@@ -1,4 +1,4 @@
-"""GPT-NeoX (Black et al., 2022) and Pythia (Biderman et al., 2023): a part of each head rotates, parallel sublayers.
+"""GPT-NeoX (Black et al., 2022) and Pythia (Biderman et al., 2023): a part of each head rotates, parallel branches.
 
 https://arxiv.org/abs/2204.06745, https://arxiv.org/abs/2304.01373
 """

@@ -1,6 +1,6 @@
 """Grok-1 (xAI, 2024), with the names and constants of the released code.
 
-https://github.com/xai-org/grok-1/blob/main/model.py. Norms before and after both sublayers; a soft cap of attention's
+https://github.com/xai-org/grok-1/blob/main/model.py. Norms before and after both branches; a soft cap of attention's
 scores; 2 of 8 experts for each token, weighted by the softmax over all 8. Matrices are stored (inputs, outputs).
 """
 

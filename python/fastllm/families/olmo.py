@@ -1,4 +1,4 @@
-"""OLMo 2 (OLMo Team, 2024), Olmo2ForCausalLM: norms after each sublayer, over all queries, and over all keys.
+"""OLMo 2 (OLMo Team, 2024), Olmo2ForCausalLM: norms after each branch, over all queries, and over all keys.
 
 https://arxiv.org/abs/2501.00656
 """
