@@ -292,24 +292,24 @@ static void attend_task(const view *v, const task *k) {
 // ---- runs ----------------------------------------------------------------------------------------------------------
 
 // The partial results in s->partial, a record for each run of each task: max (rows,), sum (rows,), out (rows, stride).
-// `rows`: of all records before, a task's rows counting once for each of its runs.
-static float *partial_at(const view *v, size_t rows) { return v->s->partial + rows * (v->stride + 2); }
+// `before`: the rows of all records before this one, where a task has its rows once for each of its runs.
+static float *partial_at(const view *v, size_t before) { return v->s->partial + before * (v->stride + 2); }
 
-// Attends to run i of a task, whose first record comes after `rows` rows.
-static void attend_run(const view *v, const task *k, size_t i, size_t rows) {
+// Attends to run i of a task, whose first record comes after `before` rows.
+static void attend_run(const view *v, const task *k, size_t i, size_t before) {
     const size_t run = k->begin / FL_RUN + i;
     const size_t begin = larger(k->begin, run * FL_RUN), end = smaller(k->end, (run + 1) * FL_RUN);
-    float *to = partial_at(v, rows + i * k->rows);
+    float *to = partial_at(v, before + i * k->rows);
     prepare_rows(v, k);
     const fl_attend a = attend_call(v, k, begin, end, to, to + k->rows, to + 2 * k->rows);
     v->m->kernels->attend[v->m->kv_type](&a);
 }
 
 // Merges the runs of a task in order, into its first record, and writes it out.
-static void merge_runs(const view *v, const task *k, size_t rows) {
-    float *first = partial_at(v, rows), *out = first + 2 * k->rows;
+static void merge_runs(const view *v, const task *k, size_t before) {
+    float *first = partial_at(v, before), *out = first + 2 * k->rows;
     for (size_t i = 1; i < runs_of(k); i++) {
-        const float *next = partial_at(v, rows + i * k->rows);
+        const float *next = partial_at(v, before + i * k->rows);
         v->m->kernels->merge(k->rows, v->stride, first, first + k->rows, out, next, next + k->rows, next + 2 * k->rows);
     }
     write_out(v, k, first + k->rows, out);
@@ -321,15 +321,15 @@ typedef struct items {
     int runs;            // items are runs
     task k;              // the task of items [first, first + count)
     size_t first, count;
-    size_t rows;         // what partial_at takes for the task's first run
+    size_t before;       // what partial_at takes for the task's first run
 } items;
 
 static items items_of(const view *v, int runs) { return (items){.all = {.v = v}, .runs = runs}; }
 
-// Goes on to the next task's items. 0 after the last: then `first` and `rows` are those of all items.
+// Goes on to the next task's items. 0 after the last: then `first` and `before` are those of all items.
 static int next_items(items *p) {
     p->first += p->count;
-    p->rows += p->count * p->k.rows;
+    p->before += p->count * p->k.rows;
     if (!next_task(&p->all, &p->k)) return 0;
     p->count = p->runs ? runs_of(&p->k) : 1;
     return 1;
@@ -354,14 +354,14 @@ static int deals_runs(const view *v) {
     size_t longest = 0;
     items p = items_of(v, 1);
     while (next_items(&p)) longest = larger(longest, p.count);
-    return longest > 1 && p.rows <= v->s->partials;
+    return longest > 1 && p.before <= v->s->partials;
 }
 
 // Merges the runs of this worker's share of the tasks.
 static void merge_share(const view *v) {
     size_t number = 0;
     for (items p = items_of(v, 1); next_items(&p);)
-        if (number++ % v->w->team->threads == v->w->id) merge_runs(v, &p.k, p.rows);
+        if (number++ % v->w->team->threads == v->w->id) merge_runs(v, &p.k, p.before);
 }
 
 // Whether each task can store its own token's key and value before it attends: with one token in every span and one
@@ -388,7 +388,7 @@ void fl_attention(const fl_worker *w, size_t layer) {
         const task *k = &p.k;
         const int last = end == p.first + p.count; // of the task's items: the only one that sees the token itself
         if (stores && last) store(&v, k->first, k->span->pages[k->span->pos / FL_PAGE], k->span->pos, k->kv_head);
-        if (runs) attend_run(&v, k, number - p.first, p.rows);
+        if (runs) attend_run(&v, k, number - p.first, p.before);
         else attend_task(&v, k);
     }
     if (!runs) return;

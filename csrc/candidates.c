@@ -31,9 +31,9 @@ void fl_draw_scratch_free(fl_draw_scratch *w) {
 
 fl_status fl_draw_reserve(fl_draw_scratch *w, size_t vocab) {
     if (vocab <= w->vocab) return FL_OK;
-    const size_t padded = fl_round_up(vocab, FL_LANES), runs = fl_round_up(vocab / FL_SUM_RUN + 1, FL_LANES);
+    const size_t padded = fl_round_up(vocab, FL_LANES), n_parts = fl_round_up(vocab / FL_SUM_PART + 1, FL_LANES);
     char *at = fl_alloc(padded * (3 * sizeof(float) + FL_LEVELS * sizeof(fl_candidate) + sizeof(double)) +
-                        2 * runs * sizeof(float));
+                        2 * n_parts * sizeof(float));
     if (!at) return FL_NO_MEMORY;
     fl_free(w->memory);
     w->vocab = vocab;
@@ -42,8 +42,8 @@ fl_status fl_draw_reserve(fl_draw_scratch *w, size_t vocab) {
     w->logits = w->probs + padded;
     w->kept = w->logits + padded;
     w->sums = w->kept + padded;
-    w->parts = w->sums + runs;
-    w->found[0] = (fl_candidate *)(w->parts + runs);
+    w->parts = w->sums + n_parts;
+    w->found[0] = (fl_candidate *)(w->parts + n_parts);
     for (size_t i = 1; i < FL_LEVELS; i++) w->found[i] = w->found[i - 1] + padded;
     w->logs = (double *)(w->found[FL_LEVELS - 1] + padded);
     return FL_OK;
@@ -195,15 +195,15 @@ void fl_candidates_rank_typical(fl_draw_scratch *w, const fl_kernels *k, double 
 
 // ---- collecting ----------------------------------------------------------------------------------------------------
 
-// The sum of the probabilities above a bound; that of each run goes to w->parts. Most runs have none: a run whose whole
+// The sum of the probabilities above a bound; that of each part goes to w->parts. Most parts have none: a part whose whole
 // sum is no larger than the bound is not looked at.
 static double sum_above(fl_draw_scratch *w, size_t vocab, const fl_kernels *k, float bound) {
     double sum = 0;
-    for (size_t run = 0; run * FL_SUM_RUN < vocab; run++) {
-        const size_t begin = run * FL_SUM_RUN, rest = vocab - begin;
-        const size_t some = rest < FL_SUM_RUN ? rest : FL_SUM_RUN;
-        w->parts[run] = w->sums[run] > bound ? k->above(w->probs + begin, some, bound) : 0;
-        sum += (double)w->parts[run];
+    for (size_t part = 0; part * FL_SUM_PART < vocab; part++) {
+        const size_t begin = part * FL_SUM_PART, rest = vocab - begin;
+        const size_t some = rest < FL_SUM_PART ? rest : FL_SUM_PART;
+        w->parts[part] = w->sums[part] > bound ? k->above(w->probs + begin, some, bound) : 0;
+        sum += (double)w->parts[part];
     }
     return sum;
 }
@@ -216,8 +216,8 @@ static void collect_above(fl_draw_scratch *w, size_t vocab, float bound) {
     fl_candidate *found = w->found[0];
     size_t n = 0;
     for (size_t i = 0; i < padded; i += FL_LANES) {
-        if (parts[i / FL_SUM_RUN] <= 0) {
-            i += FL_SUM_RUN - FL_LANES;
+        if (parts[i / FL_SUM_PART] <= 0) {
+            i += FL_SUM_PART - FL_LANES;
             continue;
         }
         int any = 0; // signed numbers, which compilers can compare in vectors

@@ -37,7 +37,7 @@ typedef struct fl_histogram {
 } fl_histogram;
 
 // A set that the search for a cut looks into. Level 0 has all candidates, level 1 those of the bucket of level 0 that
-// was looked into last, level 2 those of a bucket of level 1, and so on.
+// was looked into last. Level 2 has those of a bucket of level 1, and is narrowed in place as often as needed.
 typedef struct fl_level {
     fl_candidate_set set;
     uint32_t first, width; // it has the ranks first .. first + width - 1 of the level before
@@ -55,7 +55,7 @@ struct fl_draw_scratch {
     float *kept;                    // of the candidates, once fl_candidates_keep has been called
     double *logs;                   // of kept
     fl_candidate *found[FL_LEVELS]; // what the levels' sets point to
-    // One for each run of FL_SUM_RUN tokens:
+    // One for each part of FL_SUM_PART tokens:
     float *sums;  // of probabilities
     float *parts; // of the probabilities above a bound
     fl_level levels[FL_LEVELS];
@@ -64,8 +64,8 @@ struct fl_draw_scratch {
 // Makes room for so many tokens.
 fl_status fl_draw_reserve(fl_draw_scratch *w, size_t vocab);
 
-// Fills the candidates from w->probs and w->sums: the `most` most likely tokens or more, and the most likely that
-// together hold more than `mass` or more. Tokens less likely than `least` are left out.
+// Fills the candidates from w->probs and w->sums: at least the `most` likeliest tokens, and at least so many of the
+// likeliest that together they hold more than `mass`. Tokens less likely than `least` are left out.
 void fl_candidates_collect(fl_draw_scratch *w, size_t vocab, const fl_kernels *k, size_t most, double mass,
                            float least);
 

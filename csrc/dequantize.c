@@ -16,11 +16,11 @@ static float f16_at(const uint8_t *p) {
 
 static const int8_t iq4_steps[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
-// Four-bit value i, where each `run` bytes hold 2 * run values: first those in their low halves, then those in the high
+// Four-bit value i, where each `width` bytes hold 2 * width values: first those in their low halves, then those in the high
 // ones.
-static int nibble(const uint8_t *p, size_t run, size_t i) {
-    const size_t part = i / (2 * run), at = i % (2 * run);
-    return at < run ? p[part * run + at] & 15 : p[part * run + at - run] >> 4;
+static int nibble(const uint8_t *p, size_t width, size_t i) {
+    const size_t part = i / (2 * width), at = i % (2 * width);
+    return at < width ? p[part * width + at] & 15 : p[part * width + at - width] >> 4;
 }
 
 // Two-bit value i, where each 32 bytes hold 128 values: those in the lowest two bits of each byte, then in the next
@@ -131,7 +131,7 @@ static void iq4_xs(const uint8_t *b, float *out) {
 static const struct {
     const char *name;
     size_t values, bytes;
-    decode *run;
+    decode *to_floats;
 } blocks[] = {
     {"Q4_0", 32, 18, q4_0},    {"Q4_1", 32, 20, q4_1},    {"Q5_0", 32, 22, q5_0},    {"Q5_1", 32, 24, q5_1},
     {"Q8_0", 32, 34, q8_0},    {"Q2_K", 256, 84, q2_k},   {"Q3_K", 256, 110, q3_k},  {"Q4_K", 256, 144, q4_k},
@@ -156,7 +156,7 @@ static void unpack_share(void *arg, fl_team *team, size_t id) {
     size_t begin, end;
     fl_share(u->count, team, id, &begin, &end);
     for (size_t i = begin; i < end; i++)
-        blocks[u->block].run(u->data + i * blocks[u->block].bytes, u->out + i * blocks[u->block].values);
+        blocks[u->block].to_floats(u->data + i * blocks[u->block].bytes, u->out + i * blocks[u->block].values);
 }
 
 fl_status fl_dequantize(size_t block, const void *data, size_t count, size_t threads, float *out) {

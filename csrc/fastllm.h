@@ -1,7 +1,8 @@
 // fastllm: the public C interface.
 //
 // The core runs transformers on CPUs. It opens no file, never exits, and has no globals that change, but for what a
-// signal handler and fork need (mapping.c, fork.c). Everything that can fail returns a status. Pointers are never NULL
+// signal handler and fork need (mapping.c, fork.c). What can fail returns a status; what only wraps the system returns
+// its errno, and fl_alloc NULL. Pointers are never NULL
 // unless the text says so. Nothing here locks: one object may be used by several threads at a time only if they do not
 // change it.
 //
@@ -42,7 +43,7 @@
 //
 // sequence  What owns pages, and so a context: positions 0, 1, ... that have been computed.
 //
-// text      What a user asked for. It may need several sequences (beams, several answers); the core knows only these.
+// text      What a user asked for: a prompt and what is written after it. The core knows only sequences.
 //
 // deal      Dealing out work: the items of a phase go in chunks. Each worker begins with its own share, and goes on
 //           with what is left of others'; see threads.h.
@@ -101,7 +102,7 @@ typedef struct fl_matrix {
 size_t fl_panel_bytes(fl_type type, size_t n);
 size_t fl_matrix_bytes(fl_type type, size_t d, size_t n);
 
-// A matrix (d, n) as checkpoints have it, row-major: floats, or int8 with f32 scales, one for each run of `group`
+// A matrix (d, n) as checkpoints have it, row-major: floats, or int8 with f32 scales, one for every `group`
 // consecutive elements of the flattened matrix (llama2.c's q8_0).
 typedef struct fl_source {
     const void *data;    // (d, n) of `type`, any alignment
@@ -112,7 +113,7 @@ typedef struct fl_source {
     const int32_t *rows; // (d,) row r of the result is row rows[r] of the source; NULL: rows in order
 
     // To FL_Q4 only. With a calibration, h (n, n) is the sum of x x^T over its inputs x (n,), and fl_factor has made of
-    // it U diag(importance) U^T. Without one, all three but `kernels` are NULL.
+    // it U diag(importance) U^T. Without one, all but `kernels` are NULL.
     const struct fl_kernels *kernels; // to compute with
     const float *importance;          // (n,) what a column's squared error counts; NULL: a guess from the weights
     const float *feedback;            // (n, n) U^T, of which the part below the diagonal is read; NULL: h is diagonal

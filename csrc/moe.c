@@ -31,7 +31,7 @@ static void softmax(const fl_model *m, float *scores, float *sums) {
     float total = 0;
     const float max = m->kernels->max(scores, n, &best, &finite);
     m->kernels->softmax(scores, sums, scores, n, 1.0f, finite ? max : NAN);
-    for (size_t i = 0; i * FL_SUM_RUN < n; i++) total += sums[i];
+    for (size_t i = 0; i * FL_SUM_PART < n; i++) total += sums[i];
     for (size_t i = 0; i < n; i++) scores[i] /= total;
 }
 
@@ -45,7 +45,7 @@ static void choose(const fl_forward_call *f, size_t t) {
     float *p = r->scores + t * fl_round_up(c->n_experts, FL_LANES), total = 0;
     int32_t *expert = r->expert + t * used;
     float *weight = r->weight + t * used;
-    softmax(f->m, p, r->sums + t * (c->n_experts / FL_SUM_RUN + 1));
+    softmax(f->m, p, r->sums + t * (c->n_experts / FL_SUM_PART + 1));
     for (size_t e = 0, found = 0; e < c->n_experts; e++) {
         if (found == used && !(p[e] > weight[used - 1])) continue;
         size_t at = found < used ? found++ : used - 1;

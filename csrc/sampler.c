@@ -132,8 +132,9 @@ static fl_cut keep_likely(const fl_sampler *s, fl_draw_scratch *w, const fl_kern
     if (top_k) {
         fl_candidates_collect(w, s->vocab, k, p->top_k, 0, 0);
     } else {
-        // The tokens before one of the nucleus hold top_p of the mass at most. So it and those behind it hold the rest
-        // or more, and as the largest of at most vocab - 1 tokens it has an equal share of the rest or more.
+        // A lower bound for the nucleus, so that fewer candidates are collected. The tokens before one of the nucleus hold
+        // at most top_p; so it and the tokens after it, vocab - 1 at most, hold at least 1 - top_p. It is the largest of
+        // these, so it has at least (1 - top_p) / (vocab - 1).
         float least = min_p;
         if (nucleus && s->vocab > 1) {
             const float share = (float)((1.0 - (double)p->top_p) / (double)(s->vocab - 1) * all);
@@ -155,23 +156,24 @@ static fl_cut keep_likely(const fl_sampler *s, fl_draw_scratch *w, const fl_kern
 static fl_cut keep_typical(const fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, fl_cut likely) {
     fl_candidates_rank_typical(w, k, likely.sum);
     const double enough = (double)s->p.typical_p * likely.sum;
-    return fl_candidates_cut(w, likely.count, nextafter(enough, 0.0)); // which asks for more than a little less
+    // fl_candidates_cut stops once the sum is larger than a mass; with the next double below `enough`, at `enough`.
+    return fl_candidates_cut(w, likely.count, nextafter(enough, 0.0));
 }
 
 // ---- drawing -------------------------------------------------------------------------------------------------------
 
 // The token at which the sum of probabilities, in the order of the vocabulary, passes the target: no filter is on, so
-// that no order is needed. Goes run by run first.
+// that no order is needed. Goes part by part first.
 static size_t draw_any(const fl_draw_scratch *w, size_t vocab, double target) {
-    const size_t runs = (vocab + FL_SUM_RUN - 1) / FL_SUM_RUN;
-    size_t run = 0;
+    const size_t parts = (vocab + FL_SUM_PART - 1) / FL_SUM_PART;
+    size_t part = 0;
     double sum = 0;
-    while (run + 1 < runs && sum + (double)w->sums[run] <= target) sum += (double)w->sums[run++];
-    for (size_t i = run * FL_SUM_RUN; i < vocab; i++) {
+    while (part + 1 < parts && sum + (double)w->sums[part] <= target) sum += (double)w->sums[part++];
+    for (size_t i = part * FL_SUM_PART; i < vocab; i++) {
         sum += (double)w->probs[i];
         if (target < sum) return i;
     }
-    // A run's sum is rounded otherwise than the same numbers one by one, so the target may lie just past the end.
+    // A part's sum is rounded otherwise than the same numbers one by one, so the target may lie just past the end.
     size_t last = vocab - 1;
     while (last > 0 && w->probs[last] <= 0) last--;
     return last;
@@ -196,7 +198,7 @@ static fl_status draw_token(fl_sampler *s, fl_draw_scratch *w, const fl_kernels 
     }
     k->softmax(w->probs, w->sums, x, s->vocab, scale, max * scale);
     double total = 0;
-    for (size_t i = 0; i < (s->vocab + FL_SUM_RUN - 1) / FL_SUM_RUN; i++) total += (double)w->sums[i];
+    for (size_t i = 0; i < (s->vocab + FL_SUM_PART - 1) / FL_SUM_PART; i++) total += (double)w->sums[i];
     const double coin = (double)draw(s);
     const int typical = is_fraction(p->typical_p);
     if (!typical && !is_fraction(p->top_p) && p->min_p <= 0.0f && (p->top_k == 0 || p->top_k >= s->vocab)) {

@@ -33,7 +33,7 @@ static void lay_out_routes(fl_routes *r, const fl_config *c, size_t t, size_t di
     const size_t places = 2 * rows; // more than 8 rows of an expert are rounded up to 16s, to less than twice as many
     r->width = fl_round_up(c->expert_dim, FL_GROUP);
     r->scores = carve(at, t * experts, sizeof(float));
-    r->sums = carve(at, t * (c->n_experts / FL_SUM_RUN + 1), sizeof(float));
+    r->sums = carve(at, t * (c->n_experts / FL_SUM_PART + 1), sizeof(float));
     r->expert = carve(at, rows, sizeof(int32_t));
     r->weight = carve(at, rows, sizeof(float));
     r->row = carve(at, rows, sizeof(size_t));

@@ -25,14 +25,14 @@ typedef struct fl_worker_scratch {
 // Of layers with experts. A row is a token at one of its experts; rows lie by expert, see moe.c.
 typedef struct fl_routes {
     float *scores;   // (tokens, n_experts rounded up to 16)
-    float *sums;     // (tokens, n_experts / FL_SUM_RUN + 1) see the softmax kernel
+    float *sums;     // (tokens, n_experts / FL_SUM_PART + 1) see the softmax kernel
     int32_t *expert; // (tokens, n_experts_used) most probable first
     float *weight;   // (tokens, n_experts_used)
     size_t *row;     // (tokens, n_experts_used) the row of a token at that expert
     size_t *begin;   // (n_experts + 1,) expert e has the rows [begin[e], begin[e + 1])
     size_t *active;  // (n_experts,) the experts that have rows
     size_t n_active;
-    size_t *bundles;    // (n_experts,) where an expert's bundles begin in q8 and hidden8, counted in tokens
+    size_t *bundles;    // (n_experts,) where an expert's bundles begin in q8 and hidden8, counted in places
     float *x;           // (rows, dim) inputs of the experts
     void *q8;           // the same as int8: bundles of each expert's rows
     float *gate;        // (rows, width) what their gates make, where e2 takes floats

@@ -67,7 +67,7 @@ static inline void fl_share(size_t n, const fl_team *team, size_t id, size_t *be
 typedef struct fl_deal {
     fl_team *team;
     size_t n, chunk, id;
-    size_t from; // it takes chunks of the share of worker from % threads: id, id + 1, ..; alone: the next item
+    size_t from; // whose share it takes chunks of: worker from % threads; of a team of one: the next item
 } fl_deal;
 
 fl_deal fl_deal_start(fl_team *team, size_t id, size_t n, size_t chunk);

@@ -3,7 +3,8 @@
 """The C core (csrc/) as Python objects: weights, models, KV caches, samplers, and what tokenizers need to be fast.
 
 This module decides which object owns which memory, what protects what from other threads, and which exception stands
-for which status of C. It decides nothing else: policy is python/fastllm's, arithmetic is csrc's.
+for which status of C. Beside that it has the queue for cores and the loops over tokenizers' pieces, which are too slow
+in Python; policy is python/fastllm's, arithmetic is csrc's.
 
 Threads: every call that computes releases the GIL. Everything that such calls share (the pool of KV pages, the lists of
 idle scratch, the queue for cores) is read and written only with the GIL held: the GIL is its lock, which is why the

@@ -21,7 +21,7 @@ cdef list idle_draws = []
 cdef class Sampler:
     """Draws the tokens of one text. One call at a time may use it.
 
-    vocab_size: 1 to 2^31 - 1. params: any object with the fields of fl_sampling, such as a fastllm.sampling.Sampling,
+    vocab_size: 1 to 2^31 - 1. params: any object with the fields of fl_sampling, such as a fastllm.decoding.Sampling,
     which explains them and names their papers. seed: of the random numbers, 64 bits; the same seed and logits give the
     same tokens. bias: token -> what is added to its logit. isa: the instruction set, None for the best; all draw the
     same. Raises OptionError for a vocab_size, token or isa that is impossible; MemoryError.

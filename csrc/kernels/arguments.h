@@ -23,8 +23,8 @@ typedef struct fl_q8_bundle {
     int32_t bias[FL_LANES];
 } fl_q8_bundle;
 
-// How many tokens a bundle has where there are so many. 1: each lies alone, (tokens, groups) of fl_q8_group. 16: (bundles,
-// groups) of fl_q8_bundle, since many tokens are read again and again, 16 at a time.
+// How many tokens lie side by side where there are so many in all: 16, in bundles, (bundles, groups) of fl_q8_bundle,
+// since many tokens are read again and again, 16 at a time; few lie each alone, (tokens, groups) of fl_q8_group.
 static inline size_t fl_bundle_width(size_t tokens) { return tokens > 8 ? FL_LANES : 1; }
 
 // Where the bundle of token t begins, whose place in it is t % fl_bundle_width(tokens).
@@ -102,6 +102,6 @@ typedef struct fl_q4_group {
 
 // ---- sampling ------------------------------------------------------------------------------------------------------
 
-enum { FL_SUM_RUN = 256 }; // the softmax of logits gives the sum of each run of so many elements
+enum { FL_SUM_PART = 256 }; // the softmax of logits gives the sum of each part of so many elements
 
 #endif

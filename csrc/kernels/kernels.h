@@ -38,7 +38,7 @@ struct fl_kernels {
     // column k times u[k][j] is added to x of each column j > k before that is rounded.
     void (*q4_round)(const fl_q4_group *g, float (*x)[FL_LANES], const float *u);
     // Betters value, scale and error: each column's value, then the scale, becomes the one that lowers e h e^T most
-    // while all else stays. h (32, 32) is the group's own square. slope (count, 16) is e h, of all columns; it is
+    // while all else stays. h (32, 32) is the group's block on the diagonal of h. slope (count, 16) is e h, of all columns; it is
     // overwritten.
     void (*q4_descend)(const fl_q4_group *g, float (*slope)[FL_LANES], const float *h);
     // n floats to f16, rounded to nearest even.
@@ -47,7 +47,7 @@ struct fl_kernels {
     // largest is any number, and the index is below n.
     float (*max)(const float *x, size_t n, size_t *index, int *finite);
     // out[i] = exp(x[i] * scale - max), zero past n up to a multiple of 16. sums[b] is the sum of out over the elements
-    // FL_SUM_RUN * b .. FL_SUM_RUN * (b + 1) - 1.
+    // FL_SUM_PART * b .. FL_SUM_PART * (b + 1) - 1.
     void (*softmax)(float *out, float *sums, const float *x, size_t n, float scale, float max);
     // The sum of the numbers larger than `least` >= 0; x is zero past n up to a multiple of 16.
     float (*above)(const float *x, size_t n, float least);

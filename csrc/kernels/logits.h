@@ -44,8 +44,8 @@ static float max_index(const float *x, size_t n, size_t *index, int *finite) {
 }
 
 static void softmax(float *out, float *sums, const float *x, size_t n, float scale, float max) {
-    for (size_t start = 0; start < n; start += FL_SUM_RUN) {
-        const size_t end = start + FL_SUM_RUN < n ? start + FL_SUM_RUN : n;
+    for (size_t start = 0; start < n; start += FL_SUM_PART) {
+        const size_t end = start + FL_SUM_PART < n ? start + FL_SUM_PART : n;
         vf total = vf_set1(0.0f);
         for (size_t i = start; i < end; i += FL_LANES) {
             const size_t count = end - i < FL_LANES ? end - i : FL_LANES;

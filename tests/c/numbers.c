@@ -60,22 +60,22 @@ void test_conversions(void) {
 }
 
 void test_functions(void) {
-    static float x[FL_SUM_RUN], out[FL_SUM_RUN], sums[1], cos_[61], sin_[61], freqs[61];
-    for (int start = -88 * 1024; start < 88 * 1024; start += FL_SUM_RUN) {
+    static float x[FL_SUM_PART], out[FL_SUM_PART], sums[1], cos_[61], sin_[61], freqs[61];
+    for (int start = -88 * 1024; start < 88 * 1024; start += FL_SUM_PART) {
         describe("exp from %g", start / 1024.0);
-        for (int k = 0; k < FL_SUM_RUN; k++) x[k] = (float)(start + k) * 0x1p-10f + unit() * 0x1p-12f;
+        for (int k = 0; k < FL_SUM_PART; k++) x[k] = (float)(start + k) * 0x1p-10f + unit() * 0x1p-12f;
         for (size_t i = 0; i < n_isas; i++) {
-            isas[i]->softmax(out, sums, x, FL_SUM_RUN, 1, 0);
+            isas[i]->softmax(out, sums, x, FL_SUM_PART, 1, 0);
             same(i, isas[i]->name, out, sizeof out);
         }
-        for (size_t k = 0; k < FL_SUM_RUN; k++)
+        for (size_t k = 0; k < FL_SUM_PART; k++)
             if (x[k] > -87.3f) measure(EXP, ulps(out[k], exp((double)x[k])));
     }
-    static double logs[FL_SUM_RUN];
+    static double logs[FL_SUM_PART];
     for (uint32_t bits = 0x00800000u; bits < 0x7F000000u; bits += 0x003FF0F1u) { // normal numbers of all sizes, and those around 1
         describe("log from the float 0x%08x", bits);
-        const size_t n = between(1, FL_SUM_RUN);
-        for (uint32_t k = 0; k < FL_SUM_RUN; k++) x[k] = from_bits(k % 3 ? bits + k : 0x3F800000u - FL_SUM_RUN / 2 + k);
+        const size_t n = between(1, FL_SUM_PART);
+        for (uint32_t k = 0; k < FL_SUM_PART; k++) x[k] = from_bits(k % 3 ? bits + k : 0x3F800000u - FL_SUM_PART / 2 + k);
         memset(logs, 0, sizeof logs);
         for (size_t i = 0; i < n_isas; i++) {
             isas[i]->log(logs, x, n);

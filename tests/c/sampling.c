@@ -16,8 +16,8 @@ static void test_above(const float *probs, size_t n, size_t best) {
                             probs[between(0, n - 1)],
                             fabsf(unit()) * 0x1p-6f};
     for (size_t j = 0; j < sizeof bounds / sizeof *bounds; j++)
-        for (size_t start = 0; start < n; start += FL_SUM_RUN) { // run by run, as the sampler does
-            const size_t count = n - start < FL_SUM_RUN ? n - start : FL_SUM_RUN;
+        for (size_t start = 0; start < n; start += FL_SUM_PART) { // run by run, as the sampler does
+            const size_t count = n - start < FL_SUM_PART ? n - start : FL_SUM_PART;
             const float all = isas[0]->above(probs + start, count, 0);
             float sum = -1;
             describe("above %g of %zu", (double)bounds[j], count);
@@ -35,10 +35,10 @@ static void test_above(const float *probs, size_t n, size_t best) {
 }
 
 void test_sampling(void) {
-    static float x[N], out[N], sums[N / FL_SUM_RUN + 1];
+    static float x[N], out[N], sums[N / FL_SUM_PART + 1];
     for (size_t number = 0; number < 600; number++) {
         const size_t n = number < 40 ? number + 1 : between(1, N - 16), padded = fl_round_up(n, FL_LANES);
-        const size_t runs = (n + FL_SUM_RUN - 1) / FL_SUM_RUN;
+        const size_t runs = (n + FL_SUM_PART - 1) / FL_SUM_PART;
         const float scale = (float)between(1, 64) * 0x1p-4f;
         fill(x, padded, 16);
         float max = 0;
@@ -55,7 +55,7 @@ void test_sampling(void) {
         }
         for (size_t b = 0; b < runs; b++) {
             double sum = 0;
-            for (size_t k = b * FL_SUM_RUN; k < n && k < (b + 1) * FL_SUM_RUN; k++) {
+            for (size_t k = b * FL_SUM_PART; k < n && k < (b + 1) * FL_SUM_PART; k++) {
                 const double want = exp((double)(x[k] * scale - top));
                 if (want > 1e-37) measure(SOFTMAX, fabs((double)out[k] - want) / want);
                 sum += want;

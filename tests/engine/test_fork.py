@@ -47,7 +47,7 @@ def same():
 llm = fastllm.load(DEMO, threads=1)
 team = 1
 expected = results()
-team = llm._engine.alone = 3
+team = llm._engine.step_threads = 3
 llm._engine._threads = lambda count: 3  # also where there is little to do
 """
 LEAD = """

@@ -1,7 +1,8 @@
 """The fastllm command: its parser, and what becomes of errors.
 
 Generated text goes to stdout, everything else to stderr. Exit codes: 0; 2 for a wrong option, file or model, with one
-sentence that names the cause; 130 for Ctrl-C, but 2 where that leaves a conversion undone. What else ends a process
+sentence that names the cause; 130 for Ctrl-C, but 2 where that leaves a conversion undone; 141 where the
+reader of stdout has gone. What else ends a process
 (SIGTERM, SIGHUP, SIGQUIT) does as ever, but for a conversion, which it ends like Ctrl-C.
 """
 

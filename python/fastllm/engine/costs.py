@@ -16,7 +16,7 @@ class Costs:
         self._seconds = [0.0] * (len(_SIZES) + 1)  # for 1, 2, 4, 8, 16 rows; 0: not seen yet
 
     @property
-    def alone(self) -> float:
+    def one_row(self) -> float:
         """Seconds of a forward of one row; 0 before the first."""
         return self._seconds[0]
 
@@ -35,7 +35,7 @@ class Costs:
         chances: the probability that the first guess is right, the second if the first is, and so on. each: seconds to
         make one guess.
         """
-        seconds = self.alone
+        seconds = self.one_row
         if seconds == 0:
             return 0
         best, most = 0, _GAIN / seconds

@@ -33,8 +33,8 @@ class Engine:
         goes through the model in one forward. name: what error messages call the model.
         """
         self.model, self.threads, self._causal, self._name = model, threads, causal, name
-        self._phase_bytes = layer_bytes // 5  # a layer has five barriers
-        self.alone = self._threads(1)  # threads for one token
+        self._phase_bytes = layer_bytes // 5  # a layer has five barriers for one token, up to nine for several; five serves for both
+        self.step_threads = self._threads(1)  # threads of a forward of one token
         self.costs = Costs()
         self._cache = _core.KVCache(model)
         # Changed only by single list operations, which the GIL makes atomic. A lock would not do: if another thread
@@ -92,7 +92,7 @@ class Engine:
         """
         position = len(text) - 1
         sequence.truncate(position)
-        layer = self.model.broken_layer(sequence, text[-1], threads=self.alone)
+        layer = self.model.broken_layer(sequence, text[-1], threads=self.step_threads)
         first = "only they" if layer is None else f"the first is the output of layer {layer}"
         if layer == 0:
             first += " (0 is the embedding)"

@@ -93,7 +93,7 @@ class Generation:
                 proposer.begin(text)
             self.prompt_seconds += perf_counter() - start
             if proposer is None:
-                yield from self._alone(sequence, text, logits)
+                yield from self._one_by_one(sequence, text, logits)
             else:
                 yield from self._guessing(sequence, text, logits, proposer)
             engine.model.check_files()
@@ -104,9 +104,9 @@ class Generation:
             if proposer is not None:
                 proposer.end(text)
 
-    def _alone(self, sequence: _core.Sequence, text: list[int], logits: _core.Buffer) -> Iterator[int]:
+    def _one_by_one(self, sequence: _core.Sequence, text: list[int], logits: _core.Buffer) -> Iterator[int]:
         """Writes one token per forward. This loop runs for every token, so it does as little as possible."""
-        step, sampler, threads = self._engine.model.step, self._sampler, self._engine.alone
+        step, sampler, threads = self._engine.model.step, self._sampler, self._engine.step_threads
         start = perf_counter()
         token = self.draw(logits, 0)
         while True:

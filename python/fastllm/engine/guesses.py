@@ -142,7 +142,7 @@ class DraftModel(Proposer):
             return []
         self._compare(self._sequence, tokens)
         room = self._context - len(tokens) + 1  # the last guess is never run through the draft
-        each = self._each or self._share * self._costs.alone
+        each = self._each or self._share * self._costs.one_row
         count = self._costs.best([self._right] * min(most, room), each)
         if count == 0:
             self._right += (_HOPE - self._right) * 0.01  # drifts back, so that the draft is tried again some day
@@ -161,7 +161,7 @@ class DraftModel(Proposer):
     def _draft(self, sequence: _core.Sequence, tokens: Sequence[int], count: int) -> list[int]:
         self._engine.prefill(sequence, tokens[sequence.length :], self._logits)
         guesses = [self._sampler.draw(self._logits)]
-        step, threads = self._engine.model.step, self._engine.alone
+        step, threads = self._engine.model.step, self._engine.step_threads
         while len(guesses) < count:
             guesses.append(step(sequence, guesses[-1], self._sampler, self._logits, threads=threads))
         return guesses

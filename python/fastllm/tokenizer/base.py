@@ -63,7 +63,7 @@ class Tokenizer(Protocol):
     kind, blob: what a converted file stores of the tokenizer; from_blob(kind, blob) makes it again.
     size: the number of ids, 0 to size - 1. A model may have more rows; these are padding.
     plain: the ids of texts without added tokens are 0 to plain - 1; the model must have a row for each of these.
-    exact: whether the model must have a row for all `size` ids.
+    exact: whether each id of the model must be a word of the vocabulary, so that none is padding.
     prefix, suffix: the ids that the tokenizer's files put before and after a text (BOS; [CLS] and [SEP]); None where
     the files do not say, then the model's family decides.
     pair: the ids around two texts, where the files say.

@@ -55,7 +55,7 @@ def _load(path: Path) -> bytes:
 def check_fit(tokenizer: Tokenizer, vocab_size: int, where: str, *, exact: bool = False) -> None:
     """Raises TokenizerError unless the model has an id for every token of plain text.
 
-    where: the file, for the error. exact: the model must have an id for every token, as Tokenizer.exact asks too.
+    where: the file, for the error. exact: whether each id of the model must be a word, as Tokenizer.exact asks too.
     """
     if tokenizer.plain > vocab_size or ((exact or tokenizer.exact) and tokenizer.size < vocab_size):
         raise TokenizerError(f"{where} has {tokenizer.size:,} words, the model {vocab_size:,}")
