@@ -33,7 +33,8 @@ class Engine:
         goes through the model in one forward. name: what error messages call the model.
         """
         self.model, self.threads, self._causal, self._name = model, threads, causal, name
-        self._phase_bytes = layer_bytes // 5  # a layer has five barriers for one token, up to nine for several; five serves for both
+        # A layer has five barriers for one token, up to nine for several; five serves for both.
+        self._phase_bytes = layer_bytes // 5
         self.step_threads = self._threads(1)  # threads of a forward of one token
         self.costs = Costs()
         self._cache = _core.KVCache(model)

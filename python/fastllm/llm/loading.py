@@ -70,14 +70,14 @@ def load(
         else:
             from fastllm.weights.packing import assemble
 
-            source = open_source(found, tokenizer, from_hub=from_hub, adapters=adapters)
+            opened = open_source(found, tokenizer, from_hub=from_hub, adapters=adapters)
             try:
                 stored = assemble(
-                    source.recipe, dtype=dtype or source.dtype, threads=count, progress=read.watched(progress)
+                    opened.recipe, dtype=dtype or opened.dtype, threads=count, progress=read.watched(progress)
                 )
             except CheckpointError as error:
                 raise CheckpointError(f"{found} cannot be used: {error}") from None
-            words = source.tokenizer
+            words = opened.tokenizer
         return LLM(stored, words, threads=count, context=context, path=found, kv=kv)
 
 
