@@ -1,4 +1,4 @@
-"""llama.cpp's part of bench/quality.py, run by the Python that has it: reads a job as JSON, writes rows as JSON."""
+"""llama.cpp's part of bench/quality.py, run by the Python that has it: reads a request as JSON, writes rows as JSON."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ class Loaded:
 
 
 def main() -> None:
-    job: dict[str, Any] = json.load(sys.stdin)
+    request: dict[str, Any] = json.load(sys.stdin)
     llama_cpp.llama_log_set(_say_nothing, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
-    folder, longest = Path(job["folder"]), max(map(len, job["texts"]))
-    importance = {name: np.ascontiguousarray(values) for name, values in np.load(job["importance"]).items()}
+    folder, longest = Path(request["folder"]), max(map(len, request["texts"]))
+    importance = {name: np.ascontiguousarray(values) for name, values in np.load(request["importance"]).items()}
     exact_path, rows = folder / "f16.gguf", []
-    quantize(job["model"], exact_path, F16, {})
+    quantize(request["model"], exact_path, F16, {})
     exact = Loaded(exact_path, longest)
     for name, ftype in TYPES.items():
         for weights in ({}, importance) if name != "Q8_0" else ({},):
@@ -78,7 +78,7 @@ def main() -> None:
             quantize(str(exact_path), out, ftype, weights)
             other = Loaded(out, longest)
             label = f"{name}, imatrix" if weights else name
-            rows.append((label, out.stat().st_size, *compare(exact, other, job["texts"])))
+            rows.append((label, out.stat().st_size, *compare(exact, other, request["texts"])))
             other.free()
             out.unlink()
     json.dump(rows, sys.stdout)

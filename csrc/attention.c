@@ -79,8 +79,8 @@ static void saturate(float *x, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] = x[i] > 65504.0f ? 65504.0f : x[i] < -65504.0f ? -65504.0f : x[i];
 }
 
-// The query or key that begins at channel `at` of x, a row of all heads, of the batch's token number `token`: normed and
-// rotated, to out (head_dim,).
+// The query or key that begins at channel `at` of x, a row of all heads, of the batch's token number `token`: normed
+// and rotated, to out (head_dim,).
 static void turn(const view *v, const float *x, size_t at, const float *norm, size_t token, float *out) {
     const fl_config *c = &v->m->config;
     const size_t half = c->rotary_dim / 2;
@@ -134,8 +134,8 @@ static void store(const view *v, size_t token, void *page, size_t pos, size_t he
     v->m->kernels->to_f16((uint16_t *)(void *)values + slot * stride, value, n);
 }
 
-// Stores the keys and values of all tokens. Workers take half a page of a head in turn: of keys that are floats these are
-// whole cache lines, so that no two workers write to the same one.
+// Stores the keys and values of all tokens. Workers take half a page of a head in turn: of keys that are floats these
+// are whole cache lines, so that no two workers write to the same one.
 static void store_all(const view *v) {
     enum { HALF = FL_PAGE / 2 };
     const fl_forward_call *f = v->w->f;

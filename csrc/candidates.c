@@ -195,8 +195,8 @@ void fl_candidates_rank_typical(fl_draw_scratch *w, const fl_kernels *k, double 
 
 // ---- collecting ----------------------------------------------------------------------------------------------------
 
-// The sum of the probabilities above a bound; that of each part goes to w->parts. Most parts have none: a part whose whole
-// sum is no larger than the bound is not looked at.
+// The sum of the probabilities above a bound; that of each part goes to w->parts. Most parts have none: a part whose
+// whole sum is no larger than the bound is not looked at.
 static double sum_above(fl_draw_scratch *w, size_t vocab, const fl_kernels *k, float bound) {
     double sum = 0;
     for (size_t part = 0; part * FL_SUM_PART < vocab; part++) {

@@ -16,8 +16,8 @@ static float f16_at(const uint8_t *p) {
 
 static const int8_t iq4_steps[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
-// Four-bit value i, where each `width` bytes hold 2 * width values: first those in their low halves, then those in the high
-// ones.
+// Four-bit value i, where each `width` bytes hold 2 * width values: first those in their low halves, then those in the
+// high ones.
 static int nibble(const uint8_t *p, size_t width, size_t i) {
     const size_t part = i / (2 * width), at = i % (2 * width);
     return at < width ? p[part * width + at] & 15 : p[part * width + at - width] >> 4;

@@ -2,9 +2,8 @@
 //
 // The core runs transformers on CPUs. It opens no file, never exits, and has no globals that change, but for what a
 // signal handler and fork need (mapping.c, fork.c). What can fail returns a status; what only wraps the system returns
-// its errno, and fl_alloc NULL. Pointers are never NULL
-// unless the text says so. Nothing here locks: one object may be used by several threads at a time only if they do not
-// change it.
+// its errno, and fl_alloc NULL. Pointers are never NULL unless the text says so. Nothing here locks: one object may be
+// used by several threads at a time only if they do not change it.
 //
 // Shapes are written (rows, columns), row-major: n inputs, d outputs, t tokens. A size that is "rounded up" is so to a
 // multiple.

@@ -2,11 +2,11 @@
 //
 // A page of memory past the end of its file cannot be read: the system sends SIGBUS to the thread that tries, in a
 // kernel, in memcpy, in the middle of a team of threads. A signal has one handler for the whole process, and the
-// handler is told an address and nothing else. So it must find the mapping from there: beside
-// fork.c's two flags, the globals of this file are the only ones in csrc/ that change. The handler maps zeros where the file's pages are missing and marks
-// the mapping; the interrupted read goes on with zeros, and the caller asks fl_mapping_state before it uses the result.
-// Every other SIGBUS is passed on to the handler that was there before ours, so debuggers, crash reporters and other
-// libraries work as usual.
+// handler is told an address and nothing else. So it must find the mapping from there: beside fork.c's two flags, the
+// globals of this file are the only ones in csrc/ that change. The handler maps zeros where the file's pages are
+// missing and marks the mapping; the interrupted read goes on with zeros, and the caller asks fl_mapping_state before
+// it uses the result. Every other SIGBUS is passed on to the handler that was there before ours, so debuggers, crash
+// reporters and other libraries work as usual.
 #if defined(__APPLE__) && !defined(_DARWIN_C_SOURCE)
 #define _DARWIN_C_SOURCE // MAP_ANON beside C11
 #endif

@@ -10,9 +10,9 @@
 //   ..                                          ..
 //   scales: (groups, 64) f32                    scales: (64, groups) f32
 //
-// A vector of keys is one channel of 16 positions, and a vector of values 16 channels of one position: scores, sums over
-// channels, and sums of values over positions, then add up within lanes. A group is 32 channels of a position; the last
-// may have fewer.
+// A vector of keys is one channel of 16 positions, and a vector of values 16 channels of one position: scores, sums
+// over channels, and sums of values over positions, then add up within lanes. A group is 32 channels of a position; the
+// last may have fewer.
 #ifndef FL_PAGES_H
 #define FL_PAGES_H
 

@@ -132,9 +132,9 @@ static fl_cut keep_likely(const fl_sampler *s, fl_draw_scratch *w, const fl_kern
     if (top_k) {
         fl_candidates_collect(w, s->vocab, k, p->top_k, 0, 0);
     } else {
-        // A lower bound for the nucleus, so that fewer candidates are collected. The tokens before one of the nucleus hold
-        // at most top_p; so it and the tokens after it, vocab - 1 at most, hold at least 1 - top_p. It is the largest of
-        // these, so it has at least (1 - top_p) / (vocab - 1).
+        // A lower bound for the nucleus, so that fewer candidates are collected. The tokens before one of the nucleus
+        // hold at most top_p; so it and the tokens after it, vocab - 1 at most, hold at least 1 - top_p. It is the
+        // largest of these, so it has at least (1 - top_p) / (vocab - 1).
         float least = min_p;
         if (nucleus && s->vocab > 1) {
             const float share = (float)((1.0 - (double)p->top_p) / (double)(s->vocab - 1) * all);

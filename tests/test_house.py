@@ -77,6 +77,8 @@ def imported(path: Path, known: Mapping[str, Path]) -> set[str]:
 
 
 def test_python_has_no_circles() -> None:
+    """Modules that a table names and import_module loads when they are needed (families, formats, kinds of tokenizers,
+    commands) are not edges: a table stands below what it lists."""
     known = modules()
     edges = {name: imported(path, known) - {"fastllm"} for name, path in known.items()}
     del edges["fastllm"]  # it imports LLM and load when they are first used; every module may import it
@@ -137,6 +139,14 @@ def test_c_has_no_circles() -> None:
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------
+
+
+def test_lines_have_120_columns() -> None:
+    """Of C and Cython; ruff holds Python to it."""
+    for folder, kinds in (("csrc", "*.[ch]"), ("tests/c", "*.[ch]"), ("pyx", "*.p*")):
+        for path in (ROOT / folder).rglob(kinds):
+            for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+                assert len(line) <= 120, f"{path}:{number} has {len(line)} columns"
 
 
 def test_files_can_be_read_at_a_sitting() -> None:

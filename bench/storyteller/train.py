@@ -60,7 +60,7 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
     return torch.view_as_real(pairs * turn).flatten(-2)
 
 
-class Block(nn.Module):
+class Layer(nn.Module):
     """One Llama layer: grouped attention, then a gated feed-forward part."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Llama(nn.Module):
         """Create the weights, small enough for the first loss to be log(VOCAB)."""
         super().__init__()
         self.tok_embeddings = nn.Embedding(VOCAB, DIM)
-        self.layers = nn.ModuleList(Block() for _ in range(LAYERS))
+        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
         self.norm = RMSNorm()
         angles = torch.outer(torch.arange(CONTEXT), 10000.0 ** -(torch.arange(0, HEAD, 2) / HEAD))
         # A complex number of length one for each position and pair; the heads share it.

@@ -72,10 +72,12 @@ void test_functions(void) {
             if (x[k] > -87.3f) measure(EXP, ulps(out[k], exp((double)x[k])));
     }
     static double logs[FL_SUM_PART];
-    for (uint32_t bits = 0x00800000u; bits < 0x7F000000u; bits += 0x003FF0F1u) { // normal numbers of all sizes, and those around 1
+    // Normal numbers of all sizes, and those around 1.
+    for (uint32_t bits = 0x00800000u; bits < 0x7F000000u; bits += 0x003FF0F1u) {
         describe("log from the float 0x%08x", bits);
         const size_t n = between(1, FL_SUM_PART);
-        for (uint32_t k = 0; k < FL_SUM_PART; k++) x[k] = from_bits(k % 3 ? bits + k : 0x3F800000u - FL_SUM_PART / 2 + k);
+        for (uint32_t k = 0; k < FL_SUM_PART; k++)
+            x[k] = from_bits(k % 3 ? bits + k : 0x3F800000u - FL_SUM_PART / 2 + k);
         memset(logs, 0, sizeof logs);
         for (size_t i = 0; i < n_isas; i++) {
             isas[i]->log(logs, x, n);

@@ -1,4 +1,4 @@
-// Deals: every item once, whoever is late, and no more traffic on the queues than one addition a chunk.
+// Deals: every item once, however late a worker is, and no more traffic on the queues than one addition a chunk.
 #include "threads.h"
 
 #include <string.h>

@@ -1,9 +1,9 @@
 """The fastllm command: its parser, and what becomes of errors.
 
 Generated text goes to stdout, everything else to stderr. Exit codes: 0; 2 for a wrong option, file or model, with one
-sentence that names the cause; 130 for Ctrl-C, but 2 where that leaves a conversion undone; 141 where the
-reader of stdout has gone. What else ends a process
-(SIGTERM, SIGHUP, SIGQUIT) does as ever, but for a conversion, which it ends like Ctrl-C.
+sentence that names the cause; 130 for Ctrl-C, but 2 where that leaves a conversion undone; 141 where the reader of
+stdout has gone. What else ends a process (SIGTERM, SIGHUP, SIGQUIT) does as ever, but for a conversion, which it ends
+like Ctrl-C.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        _drop_output()  # whoever read it has gone
+        _drop_output()  # the reader of stdout has gone
         return 141
     except OSError as error:
         _drop_output()

@@ -32,6 +32,8 @@ class StopStrings:
 
     def push(self, piece: str) -> str:
         """The text that is certain now: it may be empty."""
+        if self.found:
+            return ""
         held = self._held + piece
         cut = min((i for i in (held.find(s) for s in self._stops) if i >= 0), default=None)
         if cut is not None:
