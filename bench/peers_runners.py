@@ -75,7 +75,7 @@ class FastLLM(Runner):
         return time.perf_counter() - start
 
     def decode_batch(self, sequences: int, count: int) -> float:
-        from fastllm.engine import Batch
+        from fastllm.engine.batch import Batch
 
         batch = Batch(self.llm._engine, sequences)
         for i in range(sequences):

@@ -38,7 +38,7 @@ struct fl_kernels {
     // column k times u[k][j] is added to x of each column j > k before that is rounded.
     void (*q4_round)(const fl_q4_group *g, float (*x)[FL_LANES], const float *u);
     // Betters value, scale and error: each column's value, then the scale, becomes the one that lowers e h e^T most
-    // while all else stays. h (32, 32) is the group's block on the diagonal of h. slope (count, 16) is e h, of all
+    // while all else stays. h (32, 32) is the group's own part of it, on the diagonal. slope (count, 16) is e h, of all
     // columns; it is overwritten.
     void (*q4_descend)(const fl_q4_group *g, float (*slope)[FL_LANES], const float *h);
     // n floats to f16, rounded to nearest even.

@@ -9,7 +9,7 @@ import pytest
 import fastllm
 from fastllm import CheckpointError, NumericError, TokenizerError, _core
 from fastllm.decoding import Sampling
-from fastllm.engine import Batch
+from fastllm.engine.batch import Batch
 from fastllm.llm import LLM
 from fastllm.weights import store
 from fastllm.weights.convert import convert

@@ -8,7 +8,8 @@ import pytest
 
 from fastllm import ContextError, OptionError
 from fastllm.decoding import Sampling
-from fastllm.engine import CHUNK, TOGETHER, Batch
+from fastllm.engine import CHUNK
+from fastllm.engine.batch import TOGETHER, Batch
 from helpers.architectures import ARCHITECTURES, random_llm
 
 REQUESTS = [

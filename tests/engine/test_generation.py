@@ -8,7 +8,7 @@ import pytest
 
 from fastllm import OptionError
 from fastllm.decoding import Sampling
-from fastllm.engine import Batch
+from fastllm.engine.batch import Batch
 
 
 @pytest.fixture(params=["plain", "lookup", "draft"])

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 import fastllm
 from fastllm import OptionError
 from fastllm.decoding import Sampling
-from fastllm.engine import MOST, Costs, Generation, PromptLookup
+from fastllm.engine import Generation
+from fastllm.engine.costs import MOST, Costs
+from fastllm.engine.guesses import PromptLookup
 from fastllm.llm import TextStream
 from helpers import writers
 from helpers.architectures import ARCHITECTURES, random_llm

@@ -66,7 +66,7 @@ DURING = """
 import os, sys
 from pathlib import Path
 import fastllm
-from fastllm.engine import Batch
+from fastllm.engine.batch import Batch
 from fastllm.decoding import Sampling
 path, change, what, threads = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 llm = fastllm.load(path, threads=threads)

@@ -7,12 +7,15 @@ from _weakref import ref
 from collections.abc import Generator, Iterator, Sequence
 from time import perf_counter
 from types import GeneratorType
+from typing import TYPE_CHECKING
 
 from fastllm import _core
 from fastllm.engine.costs import MOST
 from fastllm.engine.engine import Engine
-from fastllm.engine.guesses import Proposer
 from fastllm.errors import NumericError, OptionError
+
+if TYPE_CHECKING:
+    from fastllm.engine.guesses import Proposer
 
 
 class Generation:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from fastllm import _core
 from fastllm.config import Config
 from fastllm.decoding import DEFAULTS, Sampling, stop_strings
-from fastllm.engine import Batch, DraftModel, Engine, Generation, PromptLookup, Proposer
+from fastllm.engine import Engine, Generation
 from fastllm.errors import NumericError, OptionError, TokenizerError
 from fastllm.llm.embed import Vectors
 from fastllm.llm.labels import Labels
@@ -23,6 +23,9 @@ from fastllm.weights import store
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from fastllm.engine.batch import Batch
+    from fastllm.engine.guesses import Proposer
 
 
 class LLM(Labels, Vectors):
@@ -132,8 +135,12 @@ class LLM(Labels, Vectors):
 
     def _proposer(self, lookup: bool, draft: LLM | None) -> Proposer | None:
         """The proposer that guesses tokens, if one is asked for. Raises OptionError for a draft that does not fit."""
+        if draft is None and not lookup:
+            return None
+        from fastllm.engine.guesses import DraftModel, PromptLookup
+
         if draft is None:
-            return PromptLookup(self._engine.costs) if lookup else None
+            return PromptLookup(self._engine.costs)
         if lookup:
             raise OptionError("guesses come from lookup or from a draft model, not from both")
         if not draft.config.head or not draft.config.causal:
@@ -232,6 +239,8 @@ class LLM(Labels, Vectors):
             self.start(prompt, checked, max_tokens=max_tokens, seed=one)
             for prompt, one in zip(prompts, seeds, strict=True)
         ]
+        from fastllm.engine.batch import Batch
+
         batch = Batch(self._engine)
         for generation in generations:
             batch.add(generation)
