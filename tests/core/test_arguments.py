@@ -11,23 +11,11 @@ from hypothesis import strategies as st
 from fastllm import CheckpointError, ContextError, OptionError, _core
 from fastllm.decoding import Sampling
 from fastllm.errors import FastLLMError
-from helpers import writers
 from helpers.liars import Changes, Gives, Liar, Says
-from helpers.writers import SMALL
+from helpers.writers import SMALL, logits_after
 
 VOCAB = SMALL.vocab_size
 TYPED = (FastLLMError, TypeError, ValueError, OverflowError, MemoryError, AttributeError, BufferError)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return writers.core_model(SMALL, writers.random_weights(SMALL), "f32")
-
-
-def logits_after(model, tokens, count=1):
-    sequence, rows = _core.KVCache(model).sequence(), model.logits(count)
-    model.forward([(sequence, tokens, count)], rows)
-    return bytes(rows)
 
 
 # ---- lengths and values ----------------------------------------------------------------------------------------------

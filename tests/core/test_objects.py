@@ -12,18 +12,7 @@ from fastllm import OptionError, _core
 from fastllm.decoding import Sampling
 from helpers import writers
 from helpers.liars import Changes
-from helpers.writers import SMALL
-
-
-@pytest.fixture(scope="module")
-def model():
-    return writers.core_model(SMALL, writers.random_weights(SMALL), "f32")
-
-
-def logits_after(model, tokens, count=1):
-    sequence, rows = _core.KVCache(model).sequence(), model.logits(count)
-    model.forward([(sequence, tokens, count)], rows)
-    return bytes(rows)
+from helpers.writers import SMALL, logits_after
 
 
 def test_constructors_run_once(model):

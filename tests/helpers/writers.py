@@ -159,6 +159,13 @@ def core_model(cfg, weights, dtype, *, kv_dtype="f32", isa=None):
     return _core.Model(cfg, core_tensors(cfg, weights, dtype), kv_dtype=kv_dtype, isa=isa, paced=False)
 
 
+def logits_after(model, tokens, count=1):
+    """The bytes of the logits of the last `count` tokens, of a sequence of its own."""
+    sequence, rows = _core.KVCache(model).sequence(), model.logits(count)
+    model.forward([(sequence, tokens, count)], rows)
+    return bytes(rows)
+
+
 def core_tensors(cfg, weights, dtype):
     """Packs weights of random_weights for the core, with the rows of rotary pairs half a head apart."""
     rows = {
