@@ -5,7 +5,7 @@ from helpers.calls import failure
 
 
 def read_changed(path, blob, changes, tensors):
-    """Writes blob with `changes` [(place, value), ...] to path: tensors(path) are then read, or refused with its name."""
+    """Writes blob, with `changes` [(place, value), ...], to path. tensors(path) can be read, or are refused by name."""
     changed = bytearray(blob)
     for place, value in changes:
         changed[place % len(blob)] = value
