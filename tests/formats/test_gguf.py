@@ -15,6 +15,7 @@ from fastllm.formats import open_checkpoint
 from fastllm.tensors import floats
 from helpers.blocks import DECODE
 from helpers.calls import failure
+from helpers.mutations import changed
 
 # The types of metadata: struct's letter -> the type's number in the GGUF specification.
 NUMBERS = {"B": 0, "b": 1, "H": 2, "h": 3, "I": 4, "i": 5, "f": 6, "?": 7, "Q": 10, "q": 11, "d": 12}
@@ -306,13 +307,11 @@ def test_truncated_at_every_byte(tmp_path):
 @settings(max_examples=300)
 @given(st.lists(st.tuples(st.integers(4, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=6))
 def test_mutated(tmp_path_factory, changes):
-    blob = bytearray(WHOLE)
-    for place, byte in changes:
-        blob[place] = byte
+    blob = changed(WHOLE, changes)
     path = tmp_path_factory.mktemp("mutated") / "m.gguf"
 
     def use():
-        for tensor in opened(path, bytes(blob)).tensors.values():
+        for tensor in opened(path, blob).tensors.values():
             floats(tensor)
 
     error = failure(use)

@@ -20,6 +20,7 @@ from fastllm.formats import open_checkpoint
 from fastllm.tensors import floats, transposed
 from helpers.calls import failure, soon
 from helpers.data import DATA, checkpoints
+from helpers.mutations import changed
 
 MODELS = checkpoints("grok1_tiny", "grok1_deep12", "grok1_g1")
 DEEP = DATA / "grok1_deep12"
@@ -322,10 +323,7 @@ def spoilt(tmp_path_factory):
 )
 def test_mutated_anywhere(spoilt, index, changes):
     path = spoilt / "ckpt-0" / f"tensor{index:05}_000"
-    blob = bytearray((DEEP / "ckpt-0" / path.name).read_bytes())
-    for place, value in changes:
-        blob[place % len(blob)] = value
-    path.write_bytes(bytes(blob))
+    path.write_bytes(changed((DEEP / "ckpt-0" / path.name).read_bytes(), changes))
 
     def use():
         for tensor in list(open_checkpoint(spoilt).tensors.values())[: index + 1]:

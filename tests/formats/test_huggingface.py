@@ -15,6 +15,7 @@ from fastllm.files import map_file
 from fastllm.formats import huggingface, open_checkpoint, safetensors
 from fastllm.tensors import floats
 from helpers.calls import failure
+from helpers.mutations import changed
 
 
 def blob_of(header, body=b""):
@@ -137,13 +138,11 @@ def test_truncated_at_every_byte(tmp_path):
 @settings(max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255)), min_size=1, max_size=6))
 def test_mutated(tmp_path_factory, changes):
-    blob = bytearray(tensors_of(ARRAYS))
-    for place, byte in changes:
-        blob[place % len(blob)] = byte
+    blob = changed(tensors_of(ARRAYS), changes)
     path = tmp_path_factory.mktemp("mutated") / "m.safetensors"
 
     def use():
-        for tensor in opened(path, bytes(blob)).values():
+        for tensor in opened(path, blob).values():
             floats(tensor)
 
     error = failure(use)

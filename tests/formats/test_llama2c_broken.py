@@ -11,6 +11,7 @@ import fastllm
 from fastllm import CheckpointError
 from helpers import writers
 from helpers.calls import failure
+from helpers.mutations import changed
 
 TINY = writers.config(4, 3, 2, 1, 3, n_layers=1, max_seq=2)
 FILES = {
@@ -73,10 +74,7 @@ def test_truncated_at_every_byte(tmp_path, version):
     st.lists(st.tuples(st.integers(0, 44), st.integers(0, 255)), min_size=1, max_size=4),
 )
 def test_mutated_headers(tmp_path_factory, version, changes):
-    blob = bytearray(FILES[version])
-    for place, value in changes:
-        blob[place] = value
-    tried(tmp_path_factory.mktemp("mutated") / "model.bin", bytes(blob))
+    tried(tmp_path_factory.mktemp("mutated") / "model.bin", changed(FILES[version], changes))
 
 
 @settings(max_examples=100)
@@ -85,10 +83,7 @@ def test_mutated_headers(tmp_path_factory, version, changes):
     st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=20),
 )
 def test_mutated_anywhere(tmp_path_factory, version, changes):
-    blob = bytearray(FILES[version])
-    for place, value in changes:
-        blob[place % len(blob)] = value
-    tried(tmp_path_factory.mktemp("mutated") / "model.bin", bytes(blob))
+    tried(tmp_path_factory.mktemp("mutated") / "model.bin", changed(FILES[version], changes))
 
 
 @pytest.mark.parametrize("version", FILES)

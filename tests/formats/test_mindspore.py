@@ -15,6 +15,7 @@ from fastllm.formats import open_checkpoint
 from fastllm.tensors import floats
 from helpers.calls import failure
 from helpers.data import DATA
+from helpers.mutations import changed
 
 EXTRAS = DATA / "mindspore_extras"
 MODELS = {"mindspore_llama2": "llama2_tiny.ckpt", "mindspore_llama3": "llama3_tiny.ckpt"}
@@ -259,13 +260,11 @@ def test_truncated_at_every_byte(tmp_path):
 @settings(max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, 398), st.integers(0, 255)), min_size=1, max_size=6))
 def test_mutated(tmp_path_factory, changes):
-    blob = bytearray((EXTRAS / "extras.ckpt").read_bytes())
-    for place, byte in changes:
-        blob[place] = byte
+    blob = changed((EXTRAS / "extras.ckpt").read_bytes(), changes)
     path = tmp_path_factory.mktemp("mutated") / "m.ckpt"
 
     def use():
-        for tensor in opened(path, bytes(blob)).tensors.values():
+        for tensor in opened(path, blob).tensors.values():
             floats(tensor)
 
     error = failure(use)

@@ -4,12 +4,17 @@ from fastllm.tensors import floats
 from helpers.calls import failure
 
 
+def changed(blob, changes):
+    """The bytes of blob with `changes` [(place, value), ...]; a place past the end counts from the start again."""
+    out = bytearray(blob)
+    for place, value in changes:
+        out[place % len(blob)] = value
+    return bytes(out)
+
+
 def read_changed(path, blob, changes, tensors):
     """Writes blob, with `changes` [(place, value), ...], to path. tensors(path) can be read, or are refused by name."""
-    changed = bytearray(blob)
-    for place, value in changes:
-        changed[place % len(blob)] = value
-    path.write_bytes(bytes(changed))
+    path.write_bytes(changed(blob, changes))
 
     def use():
         for found in tensors(path).values():

@@ -15,6 +15,7 @@ from fastllm.tokenizer import decode, find, from_blob, read
 from helpers import oracle, writers
 from helpers.calls import failure
 from helpers.data import STORIES, needs_stories
+from helpers.mutations import changed
 
 WORDS = writers.tokenizer_words()
 OWN = from_blob("llama2.c", writers.tokenizer_bin(WORDS))
@@ -316,10 +317,7 @@ def test_truncated_at_every_byte(tmp_path):
 
 
 def mutated(blob, changes, cut):
-    out = bytearray(blob[: len(blob) - cut])
-    for place, value in changes:
-        out[place % len(out)] = value
-    return bytes(out)
+    return changed(blob[: len(blob) - cut], changes)
 
 
 mutations = st.tuples(
