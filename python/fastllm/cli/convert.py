@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fastllm.cli.options import lora_option
+from fastllm.cli.options import opening_options
 from fastllm.errors import CheckpointError
 
 
@@ -25,9 +25,7 @@ def options(convert: argparse.ArgumentParser) -> None:
     convert.add_argument("--version", type=int, metavar="N", help="llama2.c's: 0 (default) or 1 in f32, 2 in int8")
     convert.add_argument("--verify", action="store_true", help="run both and say how they differ")
     convert.add_argument("-z", "--tokenizer", metavar="FILE", help="default: beside the model, or in this folder")
-    convert.add_argument("--threads", type=int, metavar="N", help="default: see fastllm info")
-    convert.add_argument("--revision", metavar="NAME", help="of a model on the hub: branch, tag or commit")
-    lora_option(convert)
+    opening_options(convert)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -23,12 +23,13 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--kv", metavar="TYPE", help="of keys and values: f32, f16 or q8 (default: f16; f32 with f32)")
     parser.add_argument("--context", type=int, metavar="N", help="positions a text may have (default: the model's)")
+    opening_options(parser)
+
+
+def opening_options(parser: argparse.ArgumentParser) -> None:
+    """What every command has that opens a checkpoint, also where it runs no model."""
     parser.add_argument("--threads", type=int, metavar="N", help="default: see fastllm info")
     parser.add_argument("--revision", metavar="NAME", help="of a model on the hub: branch, tag or commit")
-    lora_option(parser)
-
-
-def lora_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lora", action="append", metavar="PATH", help="add a PEFT adapter to the weights; may be given several times"
     )

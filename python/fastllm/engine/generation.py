@@ -50,7 +50,7 @@ class Generation:
         self._proposer = proposer
         self._told = False  # whether the sampler has been given the prompt, for its penalties
         self._lock = allocate_lock()
-        self._writer: ref[Generator[int, None, None] | object] | None = None  # weak, to avoid a reference cycle
+        self._writer: ref[object] | None = None  # weak, to avoid a reference cycle
         self._thread = 0  # the thread that began to iterate
 
     def __iter__(self) -> Iterator[int]:
