@@ -45,6 +45,10 @@ class ContextError(FastLLMError, ValueError):
     """More tokens than the context holds."""
 
 
+class CacheFullError(ContextError):
+    """Keys and values would take more memory than kv_bytes allows."""
+
+
 class CheckpointWarning(UserWarning):
     """A part of a model file is not used, though a user might expect it to be."""
 
