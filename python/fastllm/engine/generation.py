@@ -180,13 +180,15 @@ class Generation:
 
     def draw(self, logits: _core.Buffer, row: int) -> int | None:
         """The next token of the text, from a row of logits; None at a stop token."""
-        return self._take(self._sampler.draw(logits, row))
+        drawn = self._engine.model.draw([(self._sampler, row, ())], logits)[0]
+        if isinstance(drawn, Exception):
+            raise drawn
+        return self._take(drawn[0])
 
     def _take(self, token: int) -> int | None:
         if token in self._stop:
             self.finish_reason = "stop"
             return None
-        self._sampler.accept(token, generated=True)
         self.tokens.append(token)
         if len(self.tokens) == self._max:
             self.finish_reason = "length"
