@@ -1,10 +1,12 @@
 """Types of the C core's module, in the order of pyx/_core.pyx and the files that it includes, which document it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as _Tokens
 from typing import Any, TypeVar, final
 
 from typing_extensions import Buffer as _AnyBuffer
+
+from fastllm.errors import FastLLMError
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -138,6 +140,13 @@ class Model:
         segments: Mapping[int, int] | None = None,
     ) -> None: ...
     def step(self, sequence: Sequence, token: int, sampler: Sampler, logits: Buffer, *, threads: int = 1) -> int: ...
+    def draw(
+        self,
+        draws: Iterable[tuple[Sampler, int, _Tokens[int]] | tuple[Sampler, int, _Tokens[int], bool]],
+        logits: Buffer,
+        *,
+        threads: int = 1,
+    ) -> list[list[int] | FastLLMError | MemoryError]: ...
     def broken_layer(self, sequence: Sequence, token: int, *, threads: int = 1) -> int | None: ...
 
 # ---- kv_cache.pxi
@@ -162,10 +171,13 @@ class Sampler:
         *,
         seed: int,
         bias: Mapping[int, float] | None = None,
+        barred: Iterable[int] = (),
+        until: int = 0,
         isa: str | None = None,
     ) -> None: ...
     def accept(self, token: int, *, generated: bool) -> None: ...
     def draw(self, logits: Buffer, row: int = 0) -> int: ...
+    def copy(self) -> Sampler: ...
 
 # ---- attention.pxi
 
