@@ -46,7 +46,7 @@ class ContextError(FastLLMError, ValueError):
 
 
 class CacheFullError(ContextError):
-    """Keys and values would take more memory than kv_bytes allows."""
+    """The keys and values of all texts together would exceed the limit of the KV cache."""
 
 
 class CheckpointWarning(UserWarning):
