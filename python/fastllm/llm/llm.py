@@ -311,6 +311,8 @@ def _unbroken(generations: Sequence[Generation], texts: list[Any]) -> list[Any]:
     failed = [i for i, generation in enumerate(generations) if generation.error is not None]
     if not failed:
         return texts
+    if not isinstance(error := generations[failed[0]].error, NumericError):
+        raise error
     others = f" (and {len(failed) - 1} more)" if failed[1:] else ""
     error = NumericError(f"prompt {failed[0]}{others}: {generations[failed[0]].error}")
     error.texts = [None if generation.error else text for generation, text in zip(generations, texts, strict=True)]
