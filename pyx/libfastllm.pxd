@@ -245,15 +245,30 @@ cdef extern from "fastllm.h" nogil:
     fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t seed, fl_sampler **out)
     void fl_sampler_free(fl_sampler *s)
     fl_status fl_sampler_bias(fl_sampler *s, int32_t token, float bias)
+    fl_status fl_sampler_bar(fl_sampler *s, const int32_t *tokens, size_t n, size_t until)
+    fl_status fl_sampler_copy(const fl_sampler *s, fl_sampler **out)
     fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated)
 
     ctypedef struct fl_draw_scratch:
         pass
 
     fl_status fl_draw_scratch_new(fl_draw_scratch **out)
-    void fl_draw_scratch_free(fl_draw_scratch *w)
-    fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, const float *logits,
+    void fl_draw_scratch_free(fl_draw_scratch *scratch)
+    fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *scratch, const fl_kernels *k, const float *logits,
                               int32_t *token)
+
+    ctypedef struct fl_draw:
+        fl_sampler *sampler
+        const float *logits
+        bint processed
+        const int32_t *guesses
+        size_t n_guesses
+        int32_t *tokens
+        size_t n_tokens
+        fl_status status
+
+    void fl_draw_all(fl_draw_scratch *scratch, const fl_kernels *k, fl_draw *draws, size_t n, size_t threads)
+    size_t fl_draw_threads(size_t n, size_t vocab, size_t threads)
 
     # ---- the machine
 
