@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastllm import _core
 from fastllm.errors import CheckpointError, OptionError
 from fastllm.files import reading
+from fastllm.llm.arguments import several, whole
 from fastllm.llm.llm import LLM
-from fastllm.machine import check_threads
+from fastllm.machine import MOST_THREADS, check_threads
 from fastllm.weights import store
 from fastllm.weights.source import (
     Adapters,
@@ -56,21 +57,26 @@ def load(
 
     Raises CheckpointError, TokenizerError (a tokenizer that was named does not fit), OptionError.
     """
+    path = _expanded("path", path)
+    tokenizer = None if tokenizer is None else _expanded("tokenizer", tokenizer)
+    given = [lora] if isinstance(lora, (str, os.PathLike)) else several("load", "lora", lora or ())
+    adapters = [_expanded("lora", adapter) for adapter in given]
+    threads = None if threads is None else whole("threads", threads, 1, MOST_THREADS)
     store.check_dtype(dtype)
     if kv is not None and kv not in KV_DTYPES:
         raise OptionError(f"kv must be one of {', '.join(KV_DTYPES)}, not {kv!r}")
     count = check_threads(threads)
     found, from_hub = find_source(path, revision)
-    adapters = find_adapters(lora)
+    added = find_adapters(adapters)
     with reading() as read:
         if (stored := store.open_file(found)) is not None:
-            check_not_converted(found, adapters)
+            check_not_converted(found, added)
             _check_stored_dtype(found, stored, dtype)
             words = stored_tokenizer(stored, found, tokenizer)
         else:
             from fastllm.weights.packing import assemble
 
-            opened = open_source(found, tokenizer, from_hub=from_hub, adapters=adapters)
+            opened = open_source(found, tokenizer, from_hub=from_hub, adapters=added)
             try:
                 stored = assemble(
                     opened.recipe, dtype=dtype or opened.dtype, threads=count, progress=read.watched(progress)
@@ -78,7 +84,37 @@ def load(
             except CheckpointError as error:
                 raise CheckpointError(f"{found} cannot be used: {error}") from None
             words = opened.tokenizer
-        return LLM(stored, words, threads=count, context=context, path=found, kv=kv)
+        llm = LLM(stored, words, threads=count, context=context, path=found, kv=kv)
+    options: dict[str, Any] = {"dtype": dtype, "kv": kv, "threads": threads, "context": context, "revision": revision}
+    options |= {"tokenizer": tokenizer and os.path.abspath(tokenizer), "lora": list(map(_absolute, adapters))}
+    llm._origin = (_reopened, (_absolute(path), options))
+    return llm
+
+
+_latest: list[tuple[Any, LLM]] = []  # what was unpickled last in this process
+
+
+def _reopened(path: str, options: dict[str, Any]) -> LLM:
+    """What a pickle of an LLM becomes. Unpickling the same again gives the same object, so that a worker process that
+    is sent an LLM with every task loads it once."""
+    for made, llm in _latest:
+        if made == (path, options) and llm._opened is not None:
+            return llm
+    _latest[:] = [((path, options), load(path, **options))]
+    return _latest[0][1]
+
+
+def _expanded(name: str, value: Any) -> str:
+    """A path or a name of the hub as a str, with ~ as the home folder. Raises OptionError for anything else."""
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str) or not path:
+        raise OptionError(f"{name} must be a path or a name on the hub, not {value!r}")
+    return os.path.expanduser(path)
+
+
+def _absolute(name: str) -> str:
+    """A path for a process with another working folder; a name of the hub stays as it is."""
+    return os.path.abspath(name) if os.path.exists(name) else name
 
 
 def _check_stored_dtype(path: Path, stored: store.Stored, dtype: str | None) -> None:
