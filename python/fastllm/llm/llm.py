@@ -50,6 +50,7 @@ class LLM(Labels, Vectors, Writing):
         context: int | None,
         path: Path,
         kv: str | None = None,
+        kv_bytes: int | None = None,
     ) -> None:
         config = stored.config
         self.config, self.bos = config, stored.bos
@@ -74,8 +75,17 @@ class LLM(Labels, Vectors, Writing):
         read = {name: _bytes_read(config, name, t) for name, t in tensors.items()}
         layers = sum(nbytes for name, nbytes in read.items() if name.startswith("layers."))
         self._head: _core.Matrix | _core.Vector | None = tensors.get("head", tensors["embed"])
-        self._opened = Engine(model, threads, layers // config.n_layers, causal=config.causal, name=str(path))
+        self._opened = Engine(
+            model,
+            threads,
+            layers // config.n_layers,
+            causal=config.causal,
+            vocab_size=config.vocab_size,
+            name=str(path),
+            kv_bytes=kv_bytes,
+        )
         self._scheduler = Scheduler(self._opened)
+        self.context = min(self.context, max(1, self._opened.capacity))
         self._tokenizer = tokenizer
         self.defaults = DEFAULTS
         self.file_bytes = sum(t.nbytes for t in stored.tensors.values())

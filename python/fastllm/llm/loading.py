@@ -34,6 +34,7 @@ def load(
     *,
     dtype: str | None = None,
     kv: str | None = None,
+    kv_bytes: int | None = None,
     threads: int | None = None,
     context: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
@@ -45,7 +46,8 @@ def load(
 
     dtype: f32, f16, bf16, q8 or q4: converts the weights. None keeps the file's type, except that weights of fewer bits
     (GGUF, GPTQ, AWQ, MLX, compressed-tensors, FP8) become q8. kv: f32, f16 or q8: the type of keys and values. None is
-    f32 with f32 weights, else f16; q8 is int8 with a scale for every 32 channels, 9/16 of f16's memory. threads: the
+    f32 with f32 weights, else f16; q8 is int8 with a scale for every 32 channels, 9/16 of f16's memory. kv_bytes: bytes
+    that all keys and values may take together; None: half of the memory that is free now. threads: the
     most that a forward uses. None takes OMP_NUM_THREADS, or else the cores of this process; fewer are used where that
     is faster, for example beside a busy program. context: positions that a text may have; None: as many as the model
     was made for. A model with two sets of rotary frequencies (LongRoPE) has its short context by default, and uses the
@@ -61,6 +63,7 @@ def load(
     tokenizer = None if tokenizer is None else _expanded("tokenizer", tokenizer)
     given = [lora] if isinstance(lora, (str, os.PathLike)) else several("load", "lora", lora or ())
     adapters = [_expanded("lora", adapter) for adapter in given]
+    kv_bytes = None if kv_bytes is None else whole("kv_bytes", kv_bytes, 1)
     threads = None if threads is None else whole("threads", threads, 1, MOST_THREADS)
     store.check_dtype(dtype)
     if kv is not None and kv not in KV_DTYPES:
@@ -84,8 +87,15 @@ def load(
             except CheckpointError as error:
                 raise CheckpointError(f"{found} cannot be used: {error}") from None
             words = opened.tokenizer
-        llm = LLM(stored, words, threads=count, context=context, path=found, kv=kv)
-    options: dict[str, Any] = {"dtype": dtype, "kv": kv, "threads": threads, "context": context, "revision": revision}
+        llm = LLM(stored, words, threads=count, context=context, path=found, kv=kv, kv_bytes=kv_bytes)
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "kv": kv,
+        "kv_bytes": kv_bytes,
+        "threads": threads,
+        "context": context,
+        "revision": revision,
+    }
     options |= {"tokenizer": tokenizer and os.path.abspath(tokenizer), "lora": list(map(_absolute, adapters))}
     llm._origin = (_reopened, (_absolute(path), options))
     return llm
