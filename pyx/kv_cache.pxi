@@ -142,6 +142,26 @@ cdef class Page:
             raise OptionError(f"a page has {self.cache.model.kinds} parts: there is no part {kind}")
         return None if self.data[kind] is NULL else memoryview(Part(self, kind))
 
+    def has(self, size_t kind):
+        """Whether it has a part of one kind of layers."""
+        return kind < self.cache.model.kinds and self.data[kind] is not NULL
+
+    def filled(self, Page other not None):
+        """A Page with its parts, and those of `other`, a page of the same tokens, where it has none.
+
+        Raises OptionError for a page of another KVCache; MemoryError.
+        """
+        cdef Page both = Page(self.cache)
+        cdef size_t kind
+        if other.cache is not self.cache:
+            raise OptionError("a page of another KV cache")
+        for kind in range(self.cache.model.kinds):
+            both.data[kind] = other.data[kind] if self.data[kind] is NULL else self.data[kind]
+            both.ids[kind] = other.ids[kind] if self.data[kind] is NULL else self.ids[kind]
+            if both.data[kind] is not NULL:
+                fl_pool_hold(self.cache.pool, both.ids[kind])
+        return both
+
 
 @cython.internal
 cdef class Part:

@@ -76,11 +76,10 @@ class PrefixTree:
         """Forgets some of what was used least recently. Returns whether there was anything."""
         with self._lock:
             self._take_left()
+            nodes = min(nodes, len(self._nodes))
             for _ in range(nodes):
-                if not self._nodes:
-                    return False
                 self._drop_oldest()
-            return True
+            return nodes > 0
 
     def after_fork(self) -> None:
         """For the child of a fork, where the thread that held the lock may not exist: begins anew."""

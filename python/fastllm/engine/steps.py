@@ -142,7 +142,7 @@ class Steps:
     def _pieces(self, readers: list[Generation], at: int) -> list[Row]:
         """Pieces of prompts: each gets the same share of the tokens that fit, and the first what is left over."""
         rows = list[Row]()
-        room = self._engine.costs.room(at) if at else CHUNK
+        room = min(CHUNK, self._engine.costs.room(at)) if at else CHUNK
         shares = dict.fromkeys(readers, 0)
         left = {generation: generation.position() - generation.sequence.length for generation in readers}
         while room > 0 and any(left.values()):
