@@ -256,6 +256,7 @@ class Writing(Texts):
 
         Another thread writes; cancelling the task ends its texts. Takes generate's options, and raises what it raises.
         """
+        self._engine  # noqa: B018  # raises where it is closed
         if not stream:
             return self._agenerate(prompt, options)
         self.tokenizer  # noqa: B018  # raises where there is none: a stream of ids is not made here
