@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import fastllm
 from fastllm import OptionError
-from fastllm.decoding import Sampling
+from fastllm.decoding import Sampling, Stops
 from fastllm.engine import Generation
 from fastllm.engine.costs import MOST, Costs
 from fastllm.engine.guesses import PromptLookup
@@ -144,7 +144,7 @@ def test_stop_strings_and_what_is_left_in_the_cache(model, seed):
     def write(proposer):
         generation = model.start(PROMPT, sampling, max_tokens=100, seed=seed, stop=())
         generation._proposer = proposer
-        stream = TextStream(generation, model.tokenizer, stop)
+        stream = TextStream(generation, model.tokenizer, Stops(stop, model.config.vocab_size))
         text = "".join(stream)
         stream.close()
         return text, generation

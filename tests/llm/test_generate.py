@@ -177,7 +177,7 @@ def test_seeds(llm):
         {"top_p": -0.1},
         {"top_p": 1.1},
         {"top_p": None},
-        {"top_k": -1},
+        {"top_k": -2},
         {"top_k": 1.5},
         {"top_k": 1 << 31},
         {"min_p": 2},
@@ -201,7 +201,8 @@ def test_seeds(llm):
         {"max_tokens": "all"},
         {"stop": ""},
         {"stop": ["a", ""]},
-        {"stop": [3]},
+        {"stop": [300]},
+        {"stop": [1.5]},
     ],
     ids=str,
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastllm import _core
 from fastllm.config import Config
-from fastllm.decoding import DEFAULTS, Sampling, stop_strings
+from fastllm.decoding import DEFAULTS, Sampling, Stops
 from fastllm.engine import Engine, Generation
 from fastllm.errors import NumericError, OptionError, TokenizerError
 from fastllm.llm.embed import Vectors
@@ -177,23 +177,24 @@ class LLM(Labels, Vectors):
         frequency_penalty: float = DEFAULTS.frequency_penalty,
         logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: Any = (),
         lookup: bool = False,
         draft: LLM | None = None,
         stream: bool = False,
     ) -> str | TextStream | list[int] | Iterator[int]:
         """Continues a prompt, a text or token ids, and returns the new text; with stream, a TextStream of its pieces.
 
-        max_tokens: at most so many new tokens; None: to the end of the context. stop: strings that end the text and are
-        left out of it. seed: the same seed gives the same text on any machine; None takes a new one. lookup, draft: the
-        same text, sooner (speculative decoding): lookup guesses tokens from the prompt and the text so far, which pays
-        where these repeat; draft is a smaller model with the same vocabulary that guesses. The other options are those
-        of fastllm.decoding.Sampling. A model without a tokenizer takes ids and returns ids: a list, or an iterator.
+        max_tokens: at most so many new tokens; None: to the end of the context. stop: what ends the text and is left
+        out of it: strings, token ids, compiled regular expressions, functions of the text so far (decoding.Scan). seed:
+        the same seed gives the same text on any machine; None takes a new one. lookup, draft: the same text, sooner
+        (speculative decoding): lookup guesses tokens from the prompt and the text so far, which pays where these
+        repeat; draft is a smaller model with the same vocabulary that guesses. The other options are those of
+        fastllm.decoding.Sampling. A model without a tokenizer takes ids and returns ids: a list, or an iterator.
 
         Raises OptionError, ContextError, TokenizerError (a text, but no tokenizer), NumericError (the model computes
         numbers that are not finite).
         """
-        stops = stop_strings(stop)
+        stops = Stops(stop, self.config.vocab_size)
         sampling = Sampling(
             temperature=temperature,
             top_p=top_p,
@@ -205,7 +206,15 @@ class LLM(Labels, Vectors):
             frequency_penalty=frequency_penalty,
             logit_bias=logit_bias or {},
         )
-        generation = self.start(prompt, sampling, max_tokens=max_tokens, seed=seed, lookup=lookup, draft=draft)
+        generation = self.start(
+            prompt,
+            sampling,
+            max_tokens=max_tokens,
+            seed=seed,
+            stop=(*self.stop, *stops.tokens),
+            lookup=lookup,
+            draft=draft,
+        )
         if isinstance(self._tokenizer, TokenizerError) and not stops:
             return iter(generation) if stream else list(generation)
         pieces = TextStream(generation, self.tokenizer, stops)
@@ -217,7 +226,7 @@ class LLM(Labels, Vectors):
         *,
         max_tokens: int | None = 256,
         seed: int | Sequence[int] | None = None,
-        stop: str | Sequence[str] = (),
+        stop: Any = (),
         **sampling: Any,
     ) -> list[str] | list[list[int]]:
         """Continues several prompts together and returns the new texts in order; without a tokenizer, lists of ids.
@@ -234,9 +243,9 @@ class LLM(Labels, Vectors):
         seeds = list(seed) if isinstance(seed, Sequence) else [seed] * len(prompts)
         if len(seeds) != len(prompts):
             raise OptionError(f"{len(prompts)} prompts need as many seeds, or one, not {len(seeds)}")
-        stops, checked = stop_strings(stop), Sampling(**sampling)
+        stops, checked = Stops(stop, self.config.vocab_size), Sampling(**sampling)
         generations = [
-            self.start(prompt, checked, max_tokens=max_tokens, seed=one)
+            self.start(prompt, checked, max_tokens=max_tokens, seed=one, stop=(*self.stop, *stops.tokens))
             for prompt, one in zip(prompts, seeds, strict=True)
         ]
         from fastllm.engine.batch import Batch

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 
-from fastllm.decoding import StopStrings
+from fastllm.decoding import Stops
 from fastllm.engine import Generation
 from fastllm.tokenizer import Tokenizer
 
@@ -15,12 +15,12 @@ class TextStream:
     generation: its token ids and times. finish_reason: "stop" or "length" once it has ended, None until then.
     """
 
-    def __init__(self, generation: Generation, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+    def __init__(self, generation: Generation, tokenizer: Tokenizer, stops: Stops | tuple[()]) -> None:
         self.generation = generation
         self.finish_reason: str | None = None
         previous = generation.prompt[-1] if generation.prompt else None
         self._decoder = tokenizer.stream(previous)
-        self._stops = StopStrings(stop)
+        self._stops = stops.scan() if stops else None
         self._pieces = self._run()
 
     def __iter__(self) -> Iterator[str]:
@@ -58,6 +58,8 @@ class TextStream:
 
     def end(self) -> str:
         """Returns the rest of the text, after the last token."""
-        rest = self._stops.push(self._decoder.flush()) + self._stops.end()
-        self.finish_reason = "stop" if self._stops.found else self.generation.finish_reason
+        rest, self.finish_reason = self._decoder.flush(), self.generation.finish_reason
+        if self._stops:
+            rest = self._stops.push(rest) + self._stops.end()
+            self.finish_reason = "stop" if self._stops.found else self.finish_reason
         return rest
