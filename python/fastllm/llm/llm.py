@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastllm import _core
 from fastllm.config import Config
-from fastllm.decoding import DEFAULTS, Sampling, Stops
+from fastllm.decoding import DEFAULTS, Sampling, Stops, checkpoint_defaults
 from fastllm.engine import Engine, Generation
 from fastllm.errors import NumericError, OptionError, TokenizerError
 from fastllm.llm.embed import Vectors
@@ -33,7 +33,8 @@ class LLM(Labels, Vectors):
 
     config: what the model computes. context: positions that a text may have. path: where it was loaded from. dtypes:
     the types of its weights. bos: the id that texts begin with, if any; stop, chat_stop: the ids that end a text, and a
-    turn. file_bytes: bytes of all weights; bytes_per_token: bytes of weights that one token reads.
+    turn. defaults: how tokens are drawn where the user does not say (decoding.checkpoint_defaults). file_bytes: bytes
+    of all weights; bytes_per_token: bytes of weights that one token reads.
     """
 
     @_core.standard_floats
@@ -51,7 +52,7 @@ class LLM(Labels, Vectors):
         self.config, self.bos = config, stored.bos
         ends = () if isinstance(tokenizer, TokenizerError) else tokenizer.ends
         self.stop, self.chat_stop = stop_tokens(stored.stop, stored.chat_stop, ends)
-        self.path = path
+        self.path, self.defaults = path, checkpoint_defaults(path, stored.sampling)
         self._set_head(stored)
         longest = config.max_seq
         if context is not None and not 1 <= context <= longest:
