@@ -27,13 +27,14 @@ def options(chat: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastllm.chat import start_chat
+    from fastllm.chat import Conversation, chat_format
     from fastllm.llm import TextStream
 
     sampling, seed = sampling_of(args), seed_of(args)
     llm = load_model(args)
     draft = load_draft(args)
-    conversation = start_chat(llm, args.system)
+    conversation, chat = Conversation(), chat_format(llm)
+    conversation.system = args.system
     asking = sys.stdin.isatty()
     if asking:
         print("A line is a turn; Ctrl-D ends.", file=sys.stderr)
@@ -45,13 +46,14 @@ def run(args: argparse.Namespace) -> int:
             return 0
         if not line.strip():
             continue
-        tokens = conversation.say(without_end(line))
+        conversation.say(without_end(line))
+        tokens = chat.encode(conversation.messages)
         generation = llm.start(
             tokens,
             sampling,
             max_tokens=args.max_tokens,
             seed=seed,
-            stop=conversation.stop,
+            stop=llm.chat_stop,
             lookup=args.lookup,
             draft=draft,
         )
@@ -62,4 +64,4 @@ def run(args: argparse.Namespace) -> int:
             if not asking:
                 raise
         write("\n")
-        conversation.reply(generation.tokens)
+        conversation.messages.append({"role": "assistant", "content": llm.detokenize(generation.tokens)})
