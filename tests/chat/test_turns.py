@@ -75,7 +75,7 @@ def test_llama_2_refuses_what_its_template_refuses(llama2, turns):
     if good:
         assert chat_format(llama2).encode(turns)[0] == 1
     else:
-        with pytest.raises(OptionError, match="take turns|at least one message"):
+        with pytest.raises(OptionError, match=r"take turns|at least one message"):
             chat_format(llama2).encode(turns)
 
 

@@ -82,7 +82,7 @@ class Llama2Format:
             raise OptionError(
                 "in Llama 2's format user and assistant take turns, the user first, after a system message or none"
             )
-        texts = []
+        texts: list[str] = []
         for i, message in enumerate(turns):
             if i % 2:
                 texts[-1] += f" {_content(message).strip()}"
