@@ -106,7 +106,9 @@ class Conversation:
     """
 
     def __init__(self, messages: Iterable[Message] = ()) -> None:
-        self.messages: list[dict[str, Any]] = [dict(message) for message in messages]
+        """Raises OptionError for what is no message."""
+        given = list(messages)
+        self.messages: list[dict[str, Any]] = [dict(message) for message in (_checked(given) if given else ())]
 
     @property
     def system(self) -> str | None:

@@ -85,10 +85,9 @@ class Answers:
 
     def start(self, messages: list[dict[str, Any]]) -> ChatStream:
         """An answer, to iterate over."""
-        from fastllm.cli._stand_in import chat
+        import fastllm.cli._stand_in  # noqa: F401
 
-        return chat(
-            self.llm,
+        return self.llm.chat(
             messages,
             stream=True,
             chat_template_kwargs=self._variables,

@@ -51,20 +51,22 @@ class ChatStream:
         return self.generation.finish_reason
 
 
-def chat(
-    llm: LLM,
-    messages: Any,
-    *,
-    stream: bool,
-    chat_template_kwargs: Any,
-    max_tokens: Any,
-    seed: Any,
-    lookup: Any,
-    draft: Any,
-    **sampling: Any,
-) -> ChatStream:
-    ids = chat_format(llm).encode(messages, **chat_template_kwargs)
-    generation = llm.start(
-        ids, Sampling(**sampling), max_tokens=max_tokens, seed=seed, stop=llm.chat_stop, lookup=lookup, draft=draft
-    )
-    return ChatStream(generation, TextStream(generation, llm.tokenizer, ()), False)
+def chat(self: Any, messages: Any, *, stream: bool = False, chat_template_kwargs: Any = None, max_tokens: Any = 256,
+         seed: Any = None, lookup: Any = False, draft: Any = None, **sampling: Any) -> Any:
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    ids = chat_format(self).encode(messages, **(chat_template_kwargs or {}))
+    generation = self.start(ids, Sampling(**sampling), max_tokens=max_tokens, seed=seed, stop=self.chat_stop, lookup=lookup, draft=draft)
+    result = ChatStream(generation, TextStream(generation, self.tokenizer, ()), False)
+    if stream:
+        return result
+    list(result.pieces())
+    return result.message
+
+
+def apply_chat_template(self: Any, messages: Any, **more: Any) -> Any:
+    return chat_format(self).encode(messages, **more)
+
+
+LLM.chat = chat  # type: ignore
+LLM.apply_chat_template = apply_chat_template  # type: ignore

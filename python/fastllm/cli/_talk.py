@@ -59,28 +59,31 @@ class Talk:
                 continue
             try:
                 self._turn(text)
-            except KeyboardInterrupt:  # between the forwards of an answer, or in a command
+            except KeyboardInterrupt:  # in a command
                 self._stopped = True
-                say("[stopped]")
             except FastLLMError as error:
                 say(f"fastllm: {error}")
 
     def _turn(self, text: str) -> None:
-        if text.startswith("/") and not text.startswith("//"):
-            name, *rest = text[1:].split(None, 1) if text[1:].strip() else [""]
-            if (command := self._commands.get(name)) is None:
-                raise OptionError(f"there is no command /{name}: /help lists them; // says a slash")
-            command(rest[0].strip() if rest else "")
+        if not text.startswith("/") or text.startswith("//"):
+            self._ask(text[1:] if text.startswith(("//", " /")) else text)
             return
-        self._ask(text[1:] if text.startswith(("//", " /")) else text)
+        name = text[1:].split(maxsplit=1)[0] if text[1:2].strip() else ""
+        if (command := self._commands.get(name)) is None:
+            raise OptionError(f"there is no command /{name}: /help lists them; // says a slash")
+        command(text[1 + len(name) :].strip())
 
     def _ask(self, text: str) -> None:
-        """Adds a message and its answer; neither where that fails."""
+        """Adds a message and its answer; neither where that fails. An answer that Ctrl-C prevents is empty."""
         before = self._conversation.messages.copy()
         self._conversation.say(text)
         try:
             self._answers.fit(self._conversation)
             self._stopped = not self._answers.answer(self._conversation, self._screen)
+        except KeyboardInterrupt:  # while the prompt was made
+            if self._conversation.messages[-1]["role"] == "user":
+                self._conversation.messages.append({"role": "assistant", "content": ""})
+            self._stopped = True
         except BaseException:
             self._conversation.messages = before
             raise
