@@ -175,6 +175,11 @@ def _parser() -> _Parser:
     return parser
 
 
+def _usage(positional: argparse.Action) -> str:
+    forms = {"?": "[{}]", "*": "[{} ...]"}
+    return forms.get(str(positional.nargs), "{}").format(positional.metavar)
+
+
 class _Help(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
         """As wide as the terminal. argparse makes one for every option, and would import shutil to ask: 4 ms."""
@@ -216,6 +221,8 @@ class _Command(_Parser):
         self._module = module
 
     def format_help(self) -> str:
+        positionals = self._get_positional_actions()
+        self.usage = " ".join([self.prog, *map(_usage, positionals), "[OPTIONS]"])
         return argparse.ArgumentParser.format_help(self)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
