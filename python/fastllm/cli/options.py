@@ -47,15 +47,17 @@ def cache_options(parser: argparse.ArgumentParser) -> None:
 
 def sampling_options(parser: argparse.ArgumentParser) -> None:
     """Options whose default is None are the model's own where its files have one, else run.c's."""
-    draw = parser.add_argument_group("sampling (by default as the model's files say, else as said here)")
+    draw = parser.add_argument_group("sampling", "Defaults are the model's own, else those in parentheses.")
     draw.add_argument("-t", "--temperature", type=float, metavar="X", help="0 is greedy (1.0; the built-in: 0.6)")
     draw.add_argument("-p", "--top-p", type=float, metavar="X", help="nucleus of probability X; 1 is all (0.9)")
     draw.add_argument("--top-k", type=int, metavar="N", help="of the N likeliest; 0 is all (0)")
     draw.add_argument("--min-p", type=float, metavar="X", help="at least X times the best's probability (0)")
     draw.add_argument("--typical-p", type=float, metavar="X", help="of the X nearest to what is expected; 1 is all (1)")
-    draw.add_argument("--repetition-penalty", type=float, metavar="X", help="divides logits of tokens seen (1)")
-    draw.add_argument("--presence-penalty", type=float, metavar="X", help="from logits of tokens written (0)")
-    draw.add_argument("--frequency-penalty", type=float, metavar="X", help="the same, each time (0)")
+    draw.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help="above 1, tokens so far become less likely (1)"
+    )
+    draw.add_argument("--presence-penalty", type=float, metavar="X", help="the same of tokens in the new text (0)")
+    draw.add_argument("--frequency-penalty", type=float, metavar="X", help="the same, again each time (0)")
     draw.add_argument(
         "--logit-bias",
         action="append",
@@ -120,17 +122,27 @@ def bias_of(args: argparse.Namespace, llm: LLM) -> dict[int, float]:
     """--logit-bias: token id -> number. Raises OptionError."""
     bias = {}
     for pair in args.logit_bias:
-        name, _, number = pair.rpartition("=")
-        if not name:
-            raise OptionError(f"logit_bias takes ID=X, not {pair!r}")
-        ids = [int(name)] if name.isascii() and name.isdigit() else llm.tokenize(name, bos=False, special=True)
-        if len(ids) != 1:
-            raise OptionError(f"logit_bias takes a text of one token, and {name!r} has {len(ids)}")
+        name, _, value = pair.rpartition("=")
         try:
-            bias[ids[0]] = float(number)
+            number = float(value)
         except ValueError:
-            raise OptionError(f"logit_bias takes ID=X, X a number or -inf, not {pair!r}") from None
+            name = ""
+        if not name:
+            raise OptionError(f"logit_bias takes ID=X, X a number or -inf, not {pair!r}")
+        bias[_token(name, llm)] = number
     return bias
+
+
+def _token(name: str, llm: LLM) -> int:
+    """The token of an id, or of a text by itself: what the text alone becomes, else the token that is shown so."""
+    if name.isascii() and name.isdigit():
+        return int(name[:19])
+    ids = llm.tokenize(name, bos=False, special=True)
+    if len(ids) != 1:  # SentencePiece puts a space before a text, so that a token with a space of its own is not met
+        ids = [i for i, piece in enumerate(llm.tokenizer.stream().pieces) if piece == name.encode()][-1:]
+    if not ids:
+        raise OptionError(f"logit_bias takes a text of one token, and {name!r} is none")
+    return ids[0]
 
 
 def seed_of(args: argparse.Namespace) -> int:

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from fastllm.errors import OptionError
 
-_PATIENCE = 5.0  # seconds in which a pipe must bring something
+_PATIENCE = 5  # seconds in which a pipe must bring something
 
 
 def prompt_options(parser: argparse.ArgumentParser) -> None:
     """TEXT, -i and --file. The first positional argument, MODEL, is the command's own."""
-    parser.add_argument("text", nargs="*", metavar="TEXT", help="the prompt; - and a pipe are stdin")
+    parser.add_argument("text", nargs="*", metavar="TEXT", help="the prompt (default: what a pipe brings); - is stdin")
     prompt = parser.add_argument_group("prompt")
-    prompt.add_argument("-i", "--prompt", metavar="TEXT", help="the same, without a MODEL before it")
-    prompt.add_argument("--file", metavar="FILE", help="read it from a file, in UTF-8; - is stdin")
+    prompt.add_argument("-i", "--prompt", metavar="TEXT", help="the prompt, which here needs no MODEL before it")
+    prompt.add_argument("--file", metavar="FILE", help="the prompt is in a file, in UTF-8; - is stdin")
 
 
 def prompt_of(args: argparse.Namespace) -> str | None:
@@ -60,7 +60,7 @@ def piped() -> str | None:
         return None
     if stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind):
         if not _comes():
-            said = f"nothing came through stdin in {_PATIENCE:.0f} seconds, so there is no prompt (-i - waits for one)"
+            said = f"nothing came through stdin within {_PATIENCE} s, so there is no prompt (-i - waits for one)"
             print(f"fastllm: {said}", file=sys.stderr)
             return None
         return _stdin()
@@ -86,6 +86,7 @@ def _stdin() -> str:
 def _decoded(blob: bytes, name: str) -> str:
     """UTF-8, with or without the mark that Windows' editors put before it, without one line end at its end."""
     try:
-        return blob.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+        text = blob.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise OptionError(f"{name} is not UTF-8: byte {error.start} is 0x{blob[error.start]:02x}") from None
+    return text.removesuffix("\r\n" if text.endswith("\r\n") else "\n")

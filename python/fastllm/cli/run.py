@@ -96,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         texts = llm.generate(asked, n=args.n, special=args.special, **given)
         for i, text in enumerate(() if args.json else texts):
             write(f"--- {i + 1} of {args.n}, seed {text.seed} ---\n{shown}{text}\n")
+            _list_logprobs(llm, text.logprobs or ())
     if args.json:
         import json
 
@@ -103,8 +104,8 @@ def run(args: argparse.Namespace) -> int:
             about = _about(llm, shown, text, guesses=args.lookup or args.draft is not None)
             print(json.dumps(about | ({"reasoning_content": thinking} if thinking else {}), ensure_ascii=False))
         return code
-    for text in texts:
-        _list_logprobs(llm, text.logprobs or ())
+    if args.n == 1:
+        _list_logprobs(llm, texts[0].logprobs or ())
     speed = _speed(llm, texts, guesses=args.lookup or args.draft is not None)
     print(speed_line(speed, given["seed"]), file=sys.stderr)
     return code
