@@ -61,6 +61,7 @@ typedef enum fl_status {
     FL_BAD_POSITION, // a position outside the context or outside the sequence's pages
     FL_BAD_VALUE,    // a number the target type cannot hold: NaN, infinity, out of range
     FL_NO_ISA,       // the instruction set asked for is unknown, not built, or not on this CPU
+    FL_NO_PAGES,     // a pool's limit does not allow another page
 } fl_status;
 
 enum {
@@ -299,15 +300,25 @@ fl_status fl_model_check(const fl_model *m);
 // position. See pages.h.
 size_t fl_kv_page_bytes(const fl_model *m);
 
-// A pool of pages of `page_bytes` each. It grows in slabs of several pages, gives slabs that are not in use back to the
-// system, but for one, and at the end all. One thread at a time may use it: callers hold a lock. FL_NO_MEMORY.
+// A pool of pages of several kinds, of page_bytes[kind] each; a limit for the bytes of all pages in use, at first none.
+// It grows in slabs of several pages, gives slabs that are not in use back to the system, but for one, and at the end
+// all. One thread at a time may use it: callers hold a lock. FL_NO_MEMORY.
 typedef struct fl_pool fl_pool;
-fl_status fl_pool_new(size_t page_bytes, fl_pool **out);
+fl_status fl_pool_new(size_t kinds, const size_t *page_bytes, fl_pool **out); // page_bytes: (kinds,) above 0
 void fl_pool_free(fl_pool *pool);
+void fl_pool_limit(fl_pool *pool, size_t bytes); // below what is in use: no page is taken until enough are given back
+size_t fl_pool_used(const fl_pool *pool);        // bytes of pages in use
 
-// Takes a page, FL_ALIGN-ed, which holds whatever an earlier sequence left in it; and gives one back. FL_NO_MEMORY.
-fl_status fl_pool_take(fl_pool *pool, void **page);
-void fl_pool_give(fl_pool *pool, void *page);
+// A page in use, by its number in the pool.
+typedef uint32_t fl_page;
+
+// Takes a page of a kind, with one reference. It holds whatever an earlier sequence left in it. FL_NO_PAGES: the limit
+// does not allow it. FL_NO_MEMORY.
+fl_status fl_pool_take(fl_pool *pool, size_t kind, fl_page *page);
+void fl_pool_hold(fl_pool *pool, fl_page page); // adds a reference
+void fl_pool_give(fl_pool *pool, fl_page page); // takes one away; the last one's page is free
+size_t fl_pool_references(const fl_pool *pool, fl_page page);
+void *fl_pool_data(const fl_pool *pool, fl_page page); // its bytes, FL_ALIGN-ed, at the same place while it is in use
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
@@ -369,7 +380,8 @@ typedef struct fl_sampling {
     float frequency_penalty;  // subtracted as often as a token was generated
 } fl_sampling;
 
-// Draws the tokens of one text. Of the text it keeps the tokens it has seen, each once, and nothing without penalties.
+// Draws the tokens of one text. Of the text it keeps the tokens it has seen, each once, and without penalties only how
+// many were generated.
 // The same seed and logits give the same tokens. FL_BAD_CONFIG: a vocabulary of none, or of 2^31 or more. FL_NO_MEMORY.
 typedef struct fl_sampler fl_sampler;
 fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t seed, fl_sampler **out);
@@ -378,15 +390,22 @@ void fl_sampler_free(fl_sampler *s);
 // Adds `bias` to the logit of `token`, for every draw from now on. FL_BAD_TOKEN, FL_NO_MEMORY.
 fl_status fl_sampler_bias(fl_sampler *s, int32_t token, float bias);
 
-// Tells the sampler of a token of the prompt (generated 0) or of the text (generated 1), for the penalties.
-// FL_BAD_TOKEN, FL_NO_MEMORY.
+// Bars tokens (n,) until so many tokens have been accepted as generated: they cannot be drawn before. In place of those
+// barred by an earlier call. FL_BAD_TOKEN, FL_NO_MEMORY.
+fl_status fl_sampler_bar(fl_sampler *s, const int32_t *tokens, size_t n, size_t until);
+
+// A sampler in the same state, which goes on as this one would. FL_NO_MEMORY.
+fl_status fl_sampler_copy(const fl_sampler *s, fl_sampler **out);
+
+// Tells the sampler of a token of the prompt (generated 0) or of the text (generated 1). FL_BAD_TOKEN, FL_NO_MEMORY.
 fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated);
 
-// Working memory of draws by any sampler, one for each call that runs at the same time. Grows, never shrinks.
-// FL_NO_MEMORY.
+// Working memory of draws by any samplers, one for each call that runs at the same time. It has a part for each worker,
+// which that worker allocates when it first needs it: some 44 bytes for each token of the vocabulary, and 60 KB. It
+// never shrinks. FL_NO_MEMORY.
 typedef struct fl_draw_scratch fl_draw_scratch;
 fl_status fl_draw_scratch_new(fl_draw_scratch **out);
-void fl_draw_scratch_free(fl_draw_scratch *w);
+void fl_draw_scratch_free(fl_draw_scratch *scratch);
 
 // Draws a token from logits (vocab_size,), readable to the next multiple of 16: biases before penalties, then the
 // filters in the order of fl_sampling. The tokens that these leave are walked by descending probability, or by
@@ -394,8 +413,34 @@ void fl_draw_scratch_free(fl_draw_scratch *w);
 // or none if the most likely token is asked for. Sums of probabilities are doubles: exact as long as none is less than
 // 2^-29 of the sum; else they round in an order that follows from the logits and options alone. FL_BAD_VALUE: a logit
 // is not finite. FL_BAD_TOKEN: after biases and penalties the largest is not, so that there is no token to draw.
-// FL_NO_MEMORY.
-fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, const float *logits, int32_t *token);
+// FL_NO_MEMORY. A draw that fails leaves the sampler as it was.
+fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *scratch, const fl_kernels *k, const float *logits,
+                          int32_t *token);
+
+// The draws of one text from consecutive rows of logits: from each row in turn, as long as the token drawn from the row
+// before is the guess that this row was computed for. Each token is accepted as generated.
+//
+//     logits   row 0          row 1            row 2             n_guesses = 2
+//     guesses       17             4
+//     tokens   17   right: go on   5   wrong: the end            n_tokens = 2
+typedef struct fl_draw {
+    fl_sampler *sampler;    // in one draw of a call only
+    const float *logits;    // (n_guesses + 1, vocab_size rounded up to 16)
+    int processed;          // the caller has changed the logits: in these, -infinity forbids a token
+    const int32_t *guesses; // (n_guesses,)
+    size_t n_guesses;
+    int32_t *tokens;  // (n_guesses + 1,) written
+    size_t n_tokens;  // written: how many were drawn
+    fl_status status; // written: of the first row, as fl_sampler_draw's; a later row that fails only ends the draws,
+                      // and fails again when it is the first
+} fl_draw;
+
+// Draws for several texts on `threads` threads. The tokens are those of fl_sampler_draw one by one.
+void fl_draw_all(fl_draw_scratch *scratch, const fl_kernels *k, fl_draw *draws, size_t n, size_t threads);
+
+// On how many of `threads` threads n draws should run: on fewer where the work is so little that starting a team takes
+// longer. 0 counts as 1.
+size_t fl_draw_threads(size_t n, size_t vocab, size_t threads);
 
 // ---- the machine ---------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import subprocess
@@ -22,7 +21,6 @@ from fastllm.cli._answers import Answers
 import fastllm.cli._stand_in  # noqa
 from fastllm.cli._talk import Talk, loaded
 from fastllm.cli._terminal import Screen
-from fastllm.decoding import Sampling
 from helpers.commands import TINY, one_sentence
 from helpers.commands import fastllm as command
 from helpers.terminals import talker
@@ -73,7 +71,7 @@ def test_no_message(model: Path) -> None:
     assert "there is no message" in one_sentence(command("chat", str(model), "", stdin="", code=2)[1])
     closed = [sys.executable, "-c", "import os, sys; os.close(0); os.execv(sys.executable, sys.argv[1:])"]
     words = [sys.executable, "-m", "fastllm", "chat", str(model)]
-    for more, code in ((), 2), (("hi",), 0), (("--jsonl",), 2):
+    for more, code in ((), 2), (("hi",), 0), (("--jsonl",), 0):
         done = subprocess.run([*closed, *words, *more, *FEW], capture_output=True, check=False)
         assert done.returncode == code, done.stderr
         assert b"Traceback" not in done.stderr
@@ -124,7 +122,7 @@ def test_a_bad_line_is_named(model: Path, line: str, cause: str) -> None:
 def test_options_that_do_not_fit(model: Path) -> None:
     for words, cause in (
         ((str(model), "so?", "--jsonl"), "--jsonl"),
-        ((str(model), "so?", "-n", "-1"), "max-tokens"),
+        ((str(model), "so?", "-n", "-2"), "max-tokens must be"),
         ((str(TINY), "so?", "--no-think"), "enable_thinking"),
         ((str(model), "a" * 500), "context of 400"),
     ):
@@ -162,8 +160,7 @@ class Talking:
     """A talk with the model, message by message."""
 
     def __init__(self, llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
-        args = argparse.Namespace(max_tokens=6, lookup=False, no_think=False)
-        self.answers = Answers(llm, None, Sampling(temperature=0), 5, args)
+        self.answers = Answers(llm, {"temperature": 0, "seed": 5, "max_tokens": 6})
         self.conversation = Conversation()
         self._talk, self._capsys = Talk(self.conversation, self.answers, Screen(thinking=True)), capsys
 
@@ -229,7 +226,7 @@ def test_settings(talk: Talking, llm: LLM) -> None:
         ("/temp", "/temp a value"),
         ("/temp warm", "temperature must be a number, not 'warm'"),
         ("/temp NaN", "temperature"),
-        ("/temp -1", "temperature must be between"),
+        ("/temp -1", "temperature must be a number between"),
         ("/temp true", "temperature"),
         ('/temp "1"', "temperature"),
         ("/set top_k 1.5", "top_k"),
@@ -253,12 +250,12 @@ def test_settings(talk: Talking, llm: LLM) -> None:
 )
 def test_mistakes_are_said_and_change_nothing(talk: Talking, text: str, cause: str) -> None:
     talk.type("one")
-    before, settings = talk.conversation.messages.copy(), talk.answers.settings()
+    before, settings = talk.conversation.messages.copy(), talk.answers.settings
     out, err = talk.type(text)
     assert out == ""
     assert cause in one_sentence(err)
     assert talk.conversation.messages == before
-    assert talk.answers.settings() == settings
+    assert talk.answers.settings == settings
 
 
 def test_a_slash_that_is_text(talk: Talking) -> None:
@@ -302,8 +299,7 @@ values = st.recursive(
 def test_what_is_loaded_is_a_talk_or_refused(blob: bytes) -> None:
     try:
         messages, settings = loaded(blob, Path("x.json"))
-    except OptionError as error:
-        assert "x.json" in str(error) or "message" in str(error)
+    except OptionError:
         return
     assert all(isinstance(message["content"], str) and isinstance(message["role"], str) for message in messages)
     assert isinstance(settings, dict)
@@ -340,7 +336,7 @@ def test_the_oldest_turns_go(talk: Talking, llm: LLM) -> None:
     talk.type("/system Be brief.")
     said = ""
     for i in range(12):
-        out, err = talk.type(f"{i} " + "x" * 30)
+        _, err = talk.type(f"{i} " + "x" * 30)
         said += err
         messages = talk.conversation.messages
         assert messages[0] == {"role": "system", "content": "Be brief."}
@@ -355,11 +351,10 @@ def test_the_oldest_turns_go(talk: Talking, llm: LLM) -> None:
 
 
 def test_a_message_that_is_too_long_forgets_nothing(llm: LLM) -> None:
-    args = argparse.Namespace(max_tokens=None, lookup=False, no_think=False)
-    answers = Answers(llm, None, Sampling(temperature=0), 5, args)
+    answers = Answers(llm, {})
     talk = Conversation([user("a"), {"role": "assistant", "content": "b"}, user("c" * 500)])
     before = talk.messages.copy()
-    with pytest.raises(ContextError, match="the message makes a prompt of 5.. tokens, more than the context of 400"):
+    with pytest.raises(ContextError, match=r"the message makes a prompt of 5.. tokens, more than the context of 400"):
         answers.fit(talk)
     assert talk.messages == before
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 import fastllm
-from fastllm.chat import chat_format
-from fastllm.decoding import Sampling
+import fastllm.cli._stand_in
 from helpers.terminals import READY, Terminal, talker
 
 pytest.importorskip("prompt_toolkit")
@@ -45,10 +44,7 @@ def asked(messages: list[dict[str, Any]]) -> list[str]:
 
 
 def answer(model: Path, messages: list[dict[str, Any]], count: int) -> str:
-    llm = fastllm.load(model)
-    ids = chat_format(llm).encode(messages)
-    generation = llm.start(ids, Sampling(temperature=0), max_tokens=count, seed=5, stop=llm.chat_stop)
-    return "".join(fastllm.llm.TextStream(generation, llm.tokenizer, ()))
+    return str(fastllm.load(model).chat(messages, temperature=0, max_tokens=count, seed=5)["content"])
 
 
 def test_what_is_typed_and_pasted(model: Path, tmp_path: Path) -> None:
@@ -108,7 +104,7 @@ def test_ctrl_c_stops_an_answer_only(model: Path, tmp_path: Path) -> None:
         terminal.type("/tokens\r")
         cached = int(terminal.wait(" of the last prompt's").replace(",", "").split("tokens; ")[1].split()[0])
         llm = fastllm.load(model)
-        assert cached >= len(chat_format(llm).encode(first[:1])) + len(written) - 1
+        assert cached >= len(llm.apply_chat_template(first[:1])) + len(written) - 1
         terminal.ready()
         messages = saved(terminal, tmp_path / "second.json")
         assert messages[:2] == first

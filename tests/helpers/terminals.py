@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import select
-import signal
 import struct
 import subprocess
 import sys
@@ -35,7 +34,7 @@ READY = "\x1b[?2004h"  # the editor begins to read: it asks for bracketed paste
 # A chat template that can be told not to think: then it writes thoughts that are empty.
 TEMPLATE = """{%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\\n' }}
-    {%- if message.reasoning_content and not loop.last %}{{ '<think>' + message.reasoning_content + '</think>' }}{% endif %}
+    {%- if message.reasoning_content %}{{ '<think>' + message.reasoning_content + '</think>' }}{% endif %}
     {{- message.content + '<|im_end|>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}

@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastllm.chat import Conversation
 from fastllm.cli.lines import write
+from fastllm.cli.prompt import piped
 from fastllm.errors import FastLLMError, OptionError
 
 if TYPE_CHECKING:
     from fastllm.cli._answers import Answers
 
 
-def question(given: str | None) -> str:
-    """The message to answer: the one given, what a pipe brings, or both, the given one first.
+def message_of(words: Sequence[str]) -> str:
+    """The message to answer: the words given, what a pipe brings, or both, a line between them.
 
     Raises OptionError where there is neither.
     """
-    piped = ""
-    if sys.stdin is not None and not sys.stdin.isatty():
-        if given is not None:
-            _tell_waiting()
-        piped = sys.stdin.read().rstrip("\r\n")
-    texts = [text for text in (given, piped) if text is not None and text.strip()]
+    given = " ".join(words)
+    try:
+        given.encode()  # bytes of the command line that are no UTF-8 are surrogates
+    except UnicodeEncodeError:
+        raise OptionError("TEXT is not UTF-8") from None
+    texts = [text for text in (given, piped(wait=not given)) if text is not None and text.strip()]
     if not texts:
         raise OptionError("there is no message: neither TEXT nor stdin has one")
-    return "\n\n".join(texts).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _tell_waiting() -> None:
-    """Says so if a pipe brings nothing for two seconds: it may be one that was inherited, and never ends."""
-    if os.name == "nt" or stat.S_ISREG(os.fstat(sys.stdin.fileno()).st_mode):
-        return
-    from select import select
-
-    if not select([sys.stdin], [], [], 2)[0]:
-        print("fastllm: waiting for stdin, which follows TEXT (with </dev/null nothing does)", file=sys.stderr)
+    return "\n\n".join(texts)
 
 
 def answer_lines(system: Conversation, answers: Answers) -> None:
@@ -47,8 +37,6 @@ def answer_lines(system: Conversation, answers: Answers) -> None:
 
     Raises an error that names the line where one is bad; the answers before it are written.
     """
-    if sys.stdin is None:
-        raise OptionError("there are no lines: stdin is closed")
     for number, line in enumerate(sys.stdin, 1):
         if not line.strip():
             continue

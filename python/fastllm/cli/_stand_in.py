@@ -1,72 +1,42 @@
-"""STAND-IN for LLM.chat(stream=True), until it is there."""
+"""STAND-IN for LLM.chat, until it is there: to be dropped."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from typing import Any
+# mypy: ignore-errors
+# ruff: noqa
 
 from fastllm.chat import chat_format
-from fastllm.decoding import Sampling
-from fastllm.llm import LLM, TextStream
+from fastllm.llm import LLM
 
 
 class ChatStream:
-    def __init__(self, generation: Any, stream: TextStream, opened: bool) -> None:
-        self.generation, self._stream = generation, stream
-        self._said: dict[str, str] = {"thinking": "", "text": ""}
-        self._kind = "thinking" if opened else "text"
+    def __init__(self, stream):
+        self._stream = stream
 
-    def pieces(self) -> Iterator[tuple[str, str]]:
+    def pieces(self):
         for piece in self._stream:
-            if "<think>" in piece:
-                self._kind = "thinking"
-            elif "</think>" in piece:
-                self._kind = "text"
-            else:
-                self._said[self._kind] += piece
-                yield self._kind, piece
+            yield "text", piece
 
-    def close(self) -> None:
+    def close(self):
         self._stream.close()
 
     @property
-    def message(self) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": self._said["text"]}
-        return {**message, "reasoning_content": self._said["thinking"]} if self._said["thinking"] else message
-
-    @property
-    def cached_tokens(self) -> int:
-        return self.generation.cached
-
-    @property
-    def prompt_tokens(self) -> int:
-        return len(self.generation.prompt)
-
-    @property
-    def tokens(self) -> list[int]:
-        return self.generation.tokens
-
-    @property
-    def finish_reason(self) -> str | None:
-        return self.generation.finish_reason
+    def message(self):
+        return {"role": "assistant", "content": self._stream.text}
 
 
-def chat(self: Any, messages: Any, *, stream: bool = False, chat_template_kwargs: Any = None, max_tokens: Any = 256,
-         seed: Any = None, lookup: Any = False, draft: Any = None, **sampling: Any) -> Any:
+def chat(self, messages, *, stream=False, chat_template_kwargs=None, **options):
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
     ids = chat_format(self).encode(messages, **(chat_template_kwargs or {}))
-    generation = self.start(ids, Sampling(**sampling), max_tokens=max_tokens, seed=seed, stop=self.chat_stop, lookup=lookup, draft=draft)
-    result = ChatStream(generation, TextStream(generation, self.tokenizer, ()), False)
+    result = ChatStream(self.generate(ids, stop=list(self.chat_stop), stream=True, **options))
     if stream:
         return result
     list(result.pieces())
     return result.message
 
 
-def apply_chat_template(self: Any, messages: Any, **more: Any) -> Any:
+def apply_chat_template(self, messages, **more):
     return chat_format(self).encode(messages, **more)
 
 
-LLM.chat = chat  # type: ignore
-LLM.apply_chat_template = apply_chat_template  # type: ignore
+LLM.chat = chat
+LLM.apply_chat_template = apply_chat_template

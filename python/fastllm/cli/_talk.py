@@ -99,8 +99,9 @@ class Talk:
         turn = self._conversation.undo()
         if not turn:
             raise OptionError("there is no message to answer again")
-        self._answers.seed = (self._answers.seed + 1) % (1 << 64)
-        say(f"[seed {self._answers.seed}]")
+        seed = (self._answers.settings["seed"] + 1) % (1 << 64)
+        self._answers.set({"seed": seed})
+        say(f"[seed {seed}]")
         try:
             self._ask(turn[0]["content"])
         except BaseException:
@@ -121,11 +122,11 @@ class Talk:
         if given:
             name, text = given[0].replace("-", "_"), given[1]
             try:
-                value: object = json.loads(text)
+                value = json.loads(text)
             except ValueError:
                 raise OptionError(f"{name} must be a number, not {text!r}") from None
             self._answers.set({name: value})
-        say(f"[{', '.join(f'{name} {value}' for name, value in self._answers.settings().items())}]")
+        say(f"[{', '.join(f'{name} {value}' for name, value in self._answers.settings.items())}]")
 
     def _tokens(self, _: str) -> None:
         messages = self._conversation.messages
@@ -137,7 +138,7 @@ class Talk:
         path = _path(name, "/save")
         whole = {
             "model": str(self._answers.llm.path),
-            "settings": self._answers.settings(),
+            "settings": self._answers.settings,
             "messages": self._conversation.messages,
         }
         blob = (json.dumps(whole, ensure_ascii=False, indent=1) + "\n").encode()
@@ -156,7 +157,7 @@ class Talk:
         self._over = True
 
 
-def loaded(blob: bytes, path: Path) -> tuple[list[dict[str, Any]], dict[str, object]]:
+def loaded(blob: bytes, path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The messages and settings that a file of /save holds. Raises OptionError for any other file."""
     try:
         whole = json.loads(blob)

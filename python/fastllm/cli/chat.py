@@ -6,6 +6,8 @@ import argparse
 import sys
 
 from fastllm.cli.options import (
+    bias_of,
+    cache_options,
     guessing_options,
     load_draft,
     load_model,
@@ -18,49 +20,47 @@ from fastllm.errors import OptionError
 
 
 def options(chat: argparse.ArgumentParser) -> None:
-    chat.add_argument("model", metavar="MODEL", help="a checkpoint of a chat model")
-    chat.add_argument(
-        "question", nargs="?", metavar="TEXT", help="answer this, followed by what a pipe brings, and end"
-    )
+    chat.add_argument("model", metavar="MODEL", help="a chat model: a file, a folder or a name of the hub")
+    chat.add_argument("text", nargs="*", metavar="TEXT", help="a message to answer; what a pipe brings follows it")
     chat.add_argument("-y", "--system", metavar="TEXT", help="a system prompt")
-    chat.add_argument("-n", "--max-tokens", type=int, metavar="N", help="write at most N new tokens an answer")
-    sampling_options(chat)
+    chat.add_argument(
+        "-n", "--max-tokens", type=int, metavar="N", help="write at most N new tokens an answer (-1: no limit)"
+    )
     chat.add_argument("--no-think", action="store_true", help="answer at once, where the chat template can say so")
-    chat.add_argument("--hide-thinking", action="store_true", help="do not show thinking, which a terminal shows dim")
-    chat.add_argument("--no-history", action="store_true", help="keep no file of what was typed")
+    chat.add_argument("--hide-thinking", action="store_true", help="do not show thinking, which is dim at a terminal")
+    chat.add_argument("--no-history", action="store_true", help="keep no file of what is typed")
     chat.add_argument(
         "--jsonl",
         action="store_true",
-        help="each line of stdin is a text, a message with role and content, or a list of messages; so are answers",
+        help="each line of stdin is a text, a message or a list of messages in JSON, and so is each answer",
     )
-    model_options(chat)
+    sampling_options(chat)
     guessing_options(chat)
+    cache_options(chat)
+    model_options(chat)
 
 
 def run(args: argparse.Namespace) -> int:
     from fastllm.chat import Conversation
     from fastllm.cli._answers import Answers
+    from fastllm.cli._piped import answer_lines, message_of
+    from fastllm.cli._terminal import Screen, reader, say
 
-    if args.jsonl and args.question is not None:
-        raise OptionError("with --jsonl all messages come from stdin, so no TEXT is taken")
-    sampling, seed = sampling_of(args), seed_of(args)
-    at_terminal = sys.stdin is not None and sys.stdin.isatty()
-    talking = at_terminal and args.question is None and not args.jsonl
-    message = None
-    if not talking and not args.jsonl:
-        from fastllm.cli._piped import question
-
-        message = question(args.question)
-    answers = Answers(load_model(args), load_draft(args), sampling, seed, args)
+    settings = {**sampling_of(args), "seed": seed_of(args)}
+    if args.max_tokens is not None:
+        settings["max_tokens"] = args.max_tokens
+    if args.jsonl and args.text:
+        raise OptionError("with --jsonl all messages come from stdin, so it takes no TEXT")
+    talking = not args.text and not args.jsonl and sys.stdin.isatty()
+    message = None if talking or args.jsonl else message_of(args.text)
+    llm = load_model(args)
+    fixed = {"logit_bias": bias_of(args, llm), "lookup": args.lookup, "draft": load_draft(args)}
+    answers = Answers(llm, settings, fixed, think=not args.no_think)
     conversation = Conversation()
     conversation.system = args.system
     if args.jsonl:
-        from fastllm.cli._piped import answer_lines
-
         answer_lines(conversation, answers)
         return 0
-    from fastllm.cli._terminal import Screen, reader, say
-
     screen = Screen(thinking=not args.hide_thinking)
     if message is not None:
         conversation.say(message)
