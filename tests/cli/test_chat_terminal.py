@@ -11,9 +11,10 @@ import pytest
 
 import fastllm
 import fastllm.cli._stand_in
+from fastllm.cli._terminal import _history_file
 from helpers.terminals import READY, Terminal, talker
 
-pytest.importorskip("prompt_toolkit")
+FileHistory = pytest.importorskip("prompt_toolkit.history").FileHistory
 
 GREEDY = ("-t", "0", "-s", "5")
 
@@ -79,7 +80,9 @@ def test_what_is_typed_and_pasted(model: Path, tmp_path: Path) -> None:
             "nine",
         ]
         assert messages[1]["content"] == answer(model, messages[:1], 4)
-        terminal.type("/bye\r")
+        # Commands that arrive with other lines are commands all the same.
+        terminal.type("ten\r/undo\r/bye\r")
+        terminal.wait("[removed: ten]")
         assert terminal.ends() == 0
 
 
@@ -162,6 +165,21 @@ def test_a_history_is_kept(model: Path, tmp_path: Path, state: Path) -> None:
         assert asked(saved(terminal, tmp_path / "talk.json")) == ["one\ntwo \u00e9!"]
 
 
+def test_a_long_history_is_cut(state: Path) -> None:
+    """It keeps the newest messages, each of them whole."""
+    path = state / "fastllm" / "chat_history"
+    path.parent.mkdir(parents=True)
+    history = FileHistory(str(path))
+    messages = [f"{i} {'line ' * 50}\nand more" for i in range(5000)]
+    for message in messages:
+        history.store_string(message)
+    assert path.stat().st_size > 1 << 20
+    assert _history_file() == path
+    kept = list(history.load_history_strings())[::-1]
+    assert 1000 < len(kept) < 4000
+    assert kept == messages[-len(kept) :]
+
+
 def test_a_history_that_cannot_be_kept(model: Path, state: Path) -> None:
     state.write_text("a file where a folder should be")
     with Terminal(str(model), *GREEDY, "-n", "1") as terminal:
@@ -180,9 +198,9 @@ def test_without_prompt_toolkit(model: Path, tmp_path: Path) -> None:
         terminal.wait("typo")
         terminal.type("\x03")
         terminal.wait("\n> ")
-        terminal.type("one\rtwo\rthree\r")
-        terminal.wait("three\n")
-        terminal.wait("\n> ")
+        terminal.type("one\rtwo\rthree\r/help\r")
+        terminal.wait("Enter sends a message")
+        terminal.wait("> ")
         terminal.type(f"/save {tmp_path}/talk.json\r")
         terminal.wait("[saved to")
         terminal.wait("> ")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from select import select
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from prompt_toolkit.application import run_in_terminal
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import has_focus
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
-from prompt_toolkit.key_binding import KeyBindings, KeyPress, KeyPressEvent
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import create_output
 
@@ -30,10 +31,14 @@ class Editor:
     more text has arrived behind it.
     """
 
-    def __init__(self, history: Path | None, *, prompt: str, continued: str, again: str) -> None:
+    def __init__(
+        self, history: Path | None, *, prompt: str, continued: str, again: str, is_command: Callable[[str], bool]
+    ) -> None:
         """history: a file that exists, to which messages are added. prompt, continued: what stands before the first
-        line, and before others. again: said where Ctrl-C does not leave."""
-        self._again, self._stopped = again, False
+        line, and before others. again: said where Ctrl-C does not leave. is_command: whether a line is a message of its
+        own, even in a paste.
+        """
+        self._again, self._is_command, self._stopped = again, is_command, False
         kept: History = InMemoryHistory() if history is None else _History(str(history))
         self._session: PromptSession[str] = PromptSession(
             prompt,
@@ -54,11 +59,11 @@ class Editor:
 
         @keys.add("enter", filter=typing)
         def enter(event: KeyPressEvent) -> None:
-            # Typed commands may arrive at once too, and have one line.
-            if not event.current_buffer.text.startswith("/") and _text_follows(event.app):
-                event.current_buffer.newline(copy_margin=False)
+            buffer, next_line = event.current_buffer, _arrived(event.app)
+            if next_line is None or self._is_command(buffer.text) or self._is_command(next_line):
+                buffer.validate_and_handle()
             else:
-                event.current_buffer.validate_and_handle()
+                buffer.newline(copy_margin=False)
 
         @keys.add("escape", "enter", filter=typing)
         def new_line(event: KeyPressEvent) -> None:
@@ -78,17 +83,16 @@ class Editor:
         return keys
 
 
-def _text_follows(app: Application[str]) -> bool:
-    """Whether text has arrived behind the key that is being handled."""
+def _arrived(app: Application[str]) -> str | None:
+    """The line that has arrived behind the key that is being handled, maybe incomplete; None where no text has."""
     keys = app.key_processor
     if not keys.input_queue and os.name != "nt" and select([app.input.fileno()], [], [], 0)[0]:
         keys.feed_multiple(app.input.read_keys())
     following = [key for key in keys.input_queue if key.key != Keys.CPRResponse]
-    return bool(following) and _is_text(following[0])
-
-
-def _is_text(key: KeyPress) -> bool:
-    return not isinstance(key.key, Keys) or key.key in (Keys.ControlM, Keys.ControlJ, Keys.BracketedPaste)
+    ends = (Keys.ControlM, Keys.ControlJ)
+    if not following or (isinstance(following[0].key, Keys) and following[0].key not in (*ends, Keys.BracketedPaste)):
+        return None
+    return "".join(key.data for key in takewhile(lambda key: key.key not in ends, following))
 
 
 class _History(FileHistory):

@@ -22,14 +22,19 @@ def message_of(words: Sequence[str]) -> str:
     Raises OptionError where there is neither.
     """
     given = " ".join(words)
-    try:
-        given.encode()  # bytes of the command line that are no UTF-8 are surrogates
-    except UnicodeEncodeError:
-        raise OptionError("TEXT is not UTF-8") from None
+    check_text("TEXT", given)
     texts = [text for text in (given, piped(wait=not given)) if text is not None and text.strip()]
     if not texts:
         raise OptionError("there is no message: neither TEXT nor stdin has one")
     return "\n\n".join(texts)
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises OptionError for bytes of the command line that are no UTF-8: in Python they are surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise OptionError(f"{name} is not UTF-8") from None
 
 
 def answer_lines(system: Conversation, answers: Answers) -> None:
@@ -37,7 +42,7 @@ def answer_lines(system: Conversation, answers: Answers) -> None:
 
     Raises an error that names the line where one is bad; the answers before it are written.
     """
-    for number, line in enumerate(sys.stdin, 1):
+    for number, line in enumerate(sys.stdin.buffer, 1):
         if not line.strip():
             continue
         try:
@@ -51,7 +56,7 @@ def answer_lines(system: Conversation, answers: Answers) -> None:
         write(json.dumps(answer, ensure_ascii=False) + "\n")
 
 
-def _messages(line: str) -> list[dict[str, Any]]:
+def _messages(line: bytes) -> list[dict[str, Any]]:
     try:
         given = json.loads(line)
     except (ValueError, RecursionError) as error:

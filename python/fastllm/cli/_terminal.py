@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from fastllm.errors import LibraryError, import_error
 if TYPE_CHECKING:
     from types import ModuleType
 
+_MOST_HISTORY = 1 << 20  # bytes
 _PROMPT, _CONTINUED = "> ", ". "
 _AGAIN = "Ctrl-C once more leaves."
 # Control characters but tab and newline: a model must not move the cursor or rename the window.
@@ -46,7 +48,18 @@ def reader(*, history: bool) -> Reader:
         missing = LibraryError("for editing, a history and pasted lines: pip install 'fastllm[chat]'")
         say(str(import_error(error, "prompt_toolkit", missing)))
         return Lines()
-    return Editor(_history_file() if history else None, prompt=_PROMPT, continued=_CONTINUED, again=_AGAIN)
+    return Editor(
+        _history_file() if history else None,
+        prompt=_PROMPT,
+        continued=_CONTINUED,
+        again=_AGAIN,
+        is_command=is_command,
+    )
+
+
+def is_command(line: str) -> bool:
+    """Whether a line looks like a command, which is a message of its own even where it arrives with other lines."""
+    return re.match(r"/[a-z]+(\s|$)", line) is not None
 
 
 def _history_file() -> Path | None:
@@ -60,8 +73,12 @@ def _history_file() -> Path | None:
             folder = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
         path = folder / "fastllm" / "chat_history"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600))
-        path.chmod(0o600)
+        with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+b") as file:
+            path.chmod(0o600)
+            blob = file.read()
+            if len(blob) > _MOST_HISTORY:  # the older half goes, up to the end of a message
+                file.truncate(0)
+                file.write(blob[blob.find(b"\n\n", len(blob) - _MOST_HISTORY // 2) + 1 :])
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         say(f"no history is kept: {error}")
         return None
@@ -77,19 +94,22 @@ class Lines:
             import readline
 
             self._readline = readline
+        self._ahead: list[str] = []  # a line that was read and does not belong to the message before it
         self._ended = False
 
     def read(self, *, stopped: bool) -> str:
-        while not self._ended:
-            lines: list[str] = []
+        while self._ahead or not self._ended:
+            lines, self._ahead = self._ahead, []
             try:
-                lines.append(self._line(_PROMPT))
-                while _more():
-                    lines.append(self._line(""))
+                lines = lines or [self._line(_PROMPT)]
+                while not is_command(lines[0]) and _more():
+                    line = self._line("")
+                    if is_command(line):
+                        self._ahead = [line]
+                        break
+                    lines.append(line)
             except EOFError:
                 self._ended = True
-                if not lines:
-                    break
             except KeyboardInterrupt:
                 print(file=sys.stderr)
                 typed = self._readline is not None and self._readline.get_line_buffer()
@@ -99,7 +119,8 @@ class Lines:
                     say(_AGAIN)
                 stopped = False
                 continue
-            return "\n".join(lines)
+            if lines:
+                return "\n".join(lines)
         raise EOFError
 
     def _line(self, prompt: str) -> str:

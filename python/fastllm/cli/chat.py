@@ -43,7 +43,7 @@ def options(chat: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastllm.chat import Conversation
     from fastllm.cli._answers import Answers
-    from fastllm.cli._piped import answer_lines, message_of
+    from fastllm.cli._piped import answer_lines, check_text, message_of
     from fastllm.cli._terminal import Screen, reader, say
 
     settings = {**sampling_of(args), "seed": seed_of(args)}
@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         settings["max_tokens"] = args.max_tokens
     if args.jsonl and args.text:
         raise OptionError("with --jsonl all messages come from stdin, so it takes no TEXT")
+    check_text("--system", args.system or "")
     talking = not args.text and not args.jsonl and sys.stdin.isatty()
     message = None if talking or args.jsonl else message_of(args.text)
     llm = load_model(args)
