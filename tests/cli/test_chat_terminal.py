@@ -196,7 +196,7 @@ def test_without_prompt_toolkit(model: Path, tmp_path: Path) -> None:
         terminal.wait("> ")
         terminal.type("typo")
         terminal.wait("typo")
-        terminal.type("\x03")
+        terminal.interrupt()
         terminal.wait("\n> ")
         terminal.type("one\rtwo\rthree\r/help\r")
         terminal.wait("Enter sends a message")
@@ -207,7 +207,7 @@ def test_without_prompt_toolkit(model: Path, tmp_path: Path) -> None:
         messages = json.loads((tmp_path / "talk.json").read_text())["messages"]
         assert asked(messages) == ["one\ntwo\nthree"]
         assert messages[1]["content"] == answer(model, messages[:1], 2)
-        terminal.type("\x03")
+        terminal.interrupt()
         assert terminal.ends() == 130
 
 

@@ -110,6 +110,11 @@ class Terminal:
             if writes:
                 data = data[os.write(self._leader, data[:512]) :]
 
+    def interrupt(self) -> None:
+        """Ctrl-C for readline, which misses it in the instant after a key, until the next key."""
+        time.sleep(0.5)
+        self.type("\x03")
+
     def wait(self, text: str) -> str:
         """Waits until a text has appeared after those that were waited for before, and returns what came with it."""
         end = time.monotonic() + 60
