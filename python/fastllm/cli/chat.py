@@ -7,6 +7,7 @@ import sys
 
 from fastllm.cli.lines import without_end, write
 from fastllm.cli.options import (
+    bias_of,
     guessing_options,
     load_draft,
     load_model,
@@ -29,7 +30,7 @@ def options(chat: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastllm.chat import start_chat
 
-    sampling, seed = sampling_of(args), seed_of(args)
+    given, seed = sampling_of(args), seed_of(args)
     llm = load_model(args)
     draft = load_draft(args)
     conversation = start_chat(llm, args.system)
@@ -47,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
         tokens = conversation.say(without_end(line))
         stream = llm.generate(
             tokens,
-            **sampling._asdict(),
+            **given,
+            logit_bias=bias_of(args, llm),
             max_tokens=args.max_tokens,
             seed=seed,
             stop=list(conversation.stop),
