@@ -173,6 +173,16 @@ class Generation:
         if self.finish_reason is not None:
             del tokens[self.taken :]
 
+    def pause_guesses(self) -> None:
+        """Has the proposer give up what it holds; it begins again with the whole text."""
+        if self.proposer is not None and self.text is not None:
+            self.proposer.end(self.prompt + self.tokens)
+            self.text = None
+
+    def end_guesses(self) -> None:
+        self.pause_guesses()
+        self.proposer = None
+
     def end(self, reason: str) -> None:
         if self.finish_reason is None:
             self.finish_reason = reason

@@ -51,15 +51,14 @@ class Places:
         text = generation.prompt + generation.tokens
         if sequence is not None:
             self._engine.keep(text, sequence)
-        if generation.text is not None and generation.proposer is not None:
-            generation.proposer.end(text)
-        generation.proposer = generation.text = None
+        generation.end_guesses()
 
     def restart(self) -> list[Generation]:
         """Has all texts that run compute what they hold anew, since a forward may have been writing it. Returns them."""
         texts = self.live()
         for generation in reversed(texts):
             generation.sequence = None
+            generation.pause_guesses()
             self.waiting.appendleft(ref(generation))
         self.running = []
         return texts
@@ -138,9 +137,12 @@ class Places:
         """
         paused = [generation for generation in self.live() if generation not in stepping]
         if not paused and len(stepping) == 1:
-            return False
+            guesses = stepping[0].proposer is not None
+            stepping[0].end_guesses()  # a draft's keys and values may be in this very cache
+            return guesses
         generation = paused[-1] if paused else max(stepping, key=lambda generation: self.running.index(ref(generation)))
         generation.sequence = None
+        generation.pause_guesses()
         self.running.remove(ref(generation))
         self.waiting.appendleft(ref(generation))
         self._full = True
