@@ -1,16 +1,15 @@
 """Conversations become the ids of transformers' apply_chat_template; templates are found, and turns end."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastllm import TokenizerError
-from fastllm.chat import ChatTemplate, Llama2Chat, TemplateChat, start_chat
+from fastllm.chat import ChatTemplate
 from fastllm.tokenizer import decode, find, from_blob
-from helpers import vocabularies, writers
+from helpers import vocabularies
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("jinja2")
@@ -249,45 +248,3 @@ def test_an_end_that_is_none():
     ends = from_blob("gguf", vocabularies.gguf_bytes(library, "gpt-2")).ends
     found = [library.token_to_id(text) in ends for text in ("<|end|>", "<|return|>", "<|call|>")]
     assert found == [False, True, True]
-
-
-# ---- conversations ---------------------------------------------------------------------------------------------------
-
-
-def model(tokenizer):
-    def tokenize(text):
-        return [1, *tokenizer.encode(text)]
-
-    return SimpleNamespace(tokenizer=tokenizer, chat_stop=(1, *tokenizer.ends), tokenize=tokenize, path="model")
-
-
-def test_a_conversation(tmp_path):
-    vocabularies.byte_level(vocabularies.gpt2_split()).save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**CONFIG, "chat_template": CHATML}))
-    tokenizer = find(tmp_path, 2000)
-    chat = start_chat(model(tokenizer), "Be brief.")
-    assert isinstance(chat, TemplateChat)
-    end = tokenizer.token_id("<|im_end|>")
-    assert {1, end, tokenizer.token_id("</s>")} <= set(chat.stop)
-    first = list(chat.say("hello"))
-    assert decode(tokenizer, first) == "system\nBe brief.\nuser\nhello\nassistant\n"
-    chat.reply([*tokenizer.encode("the ocean"), end])
-    again = chat.say("and?")
-    assert again[: len(first)] == first  # the next turn's prompt begins with this one's, so that the cache has it
-    assert decode(tokenizer, again[len(first) :]) == "the ocean\nuser\nand?\nassistant\n"
-
-
-def test_llama_2():
-    tokenizer = from_blob("llama2.c", writers.tokenizer_bin(writers.tokenizer_words()))
-    chat = start_chat(model(tokenizer), "Be brief.")
-    assert isinstance(chat, Llama2Chat)
-    first = [1, *tokenizer.encode("[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nhi [/INST]")]
-    assert chat.say("hi") == first
-    chat.reply([7, 8])
-    assert chat.say("so") == [*first, 7, 8, 2, 1, *tokenizer.encode("[INST] so [/INST]")]
-
-
-def test_no_template(tmp_path):
-    vocabularies.byte_level(vocabularies.gpt2_split()).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(TokenizerError, match=r"model has no chat template: neither tokenizer_config\.json, .*GGUF"):
-        start_chat(model(find(tmp_path, 2000)))

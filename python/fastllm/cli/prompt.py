@@ -48,18 +48,19 @@ def prompt_of(args: argparse.Namespace) -> str | None:
     return value
 
 
-def piped() -> str | None:
+def piped(*, wait: bool = False) -> str | None:
     """What a pipe or a file brings through stdin; None where stdin is a terminal or another device, or closed.
 
     A pipe may be one that the process inherited and into which nothing is ever written (of a daemon, ssh, a CI job).
-    So one that neither brings anything nor ends in five seconds counts as no prompt, and that is said.
+    So one that neither brings anything nor ends in five seconds counts as no prompt, and that is said. wait: for a
+    command that has nothing else to do.
     """
     try:
         kind = os.fstat(sys.stdin.fileno()).st_mode
     except OSError:  # not a file of the system
         return None
     if stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind):
-        if not _comes():
+        if not wait and not _comes():
             said = f"nothing came through stdin within {_PATIENCE} s, so there is no prompt (-i - waits for one)"
             print(f"fastllm: {said}", file=sys.stderr)
             return None

@@ -141,6 +141,10 @@ class Generation:
 
     # ---- for the scheduler
 
+    def pauses(self) -> bool:
+        """Whether it has as many tokens as were asked for."""
+        return len(self.tokens) >= self.ahead
+
     def position(self) -> int:
         """How many tokens of prompt and text are to be in the sequence before the next one can be drawn."""
         return len(self.prompt) + len(self.tokens)

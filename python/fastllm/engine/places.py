@@ -67,17 +67,20 @@ class Places:
 
     def admit(self, running: list[Generation]) -> list[Generation]:
         """Gives free places to the texts that have waited longest, and returns those."""
-        new = list[Generation]()
-        while self.waiting and not self._full and len(running) + len(new) < self._most:
-            generation = self.waiting[0]()
-            if generation is None or generation.finish_reason is not None:
-                self.waiting.popleft()
-                continue
-            if not self._begin(generation, running + new):
-                break
-            self.waiting.popleft()
-            self.running.append(ref(generation))
-            new.append(generation)
+        new, i = list[Generation](), 0
+        if not running:
+            self._full = False
+        while i < len(self.waiting) and not self._full and len(running) + len(new) < self._most:
+            generation = self.waiting[i]()
+            if generation is not None and generation.finish_reason is None:
+                if generation.pauses():
+                    i += 1
+                    continue
+                if not self._begin(generation, running + new):
+                    break
+                self.running.append(ref(generation))
+                new.append(generation)
+            del self.waiting[i]
         return new
 
     def _begin(self, generation: Generation, others: list[Generation]) -> bool:
