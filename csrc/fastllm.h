@@ -27,8 +27,10 @@
 // tile      What one kernel call keeps in registers: the sums of P panels x T tokens. Also one of Intel's AMX
 //           registers.
 //
-// page      The keys and values of 64 consecutive positions of a sequence, in all layers and KV heads. A block is
-//           something else: GGUF's unit of quantized weights.
+// kind      Of layers: those of a model that have the same window, see equally far back, and share pages.
+//
+// page      The keys and values of 64 consecutive positions of a sequence, in all layers of one kind and all KV heads.
+//           A block is something else: GGUF's unit of quantized weights.
 //
 // branch    Attention or feed-forward: what a layer computes from the residual stream and adds to it.
 //
@@ -261,7 +263,13 @@ typedef struct fl_layer {
     fl_matrix shared_gate;         // (1, dim), floats: the shared expert is weighed by its sigmoid
     size_t window;                 // a token sees those less than `window` positions away; 0: all
     size_t rope;                   // 0: no rotation, else by rope_freqs[rope - 1]
+    size_t kind, place;            // written by fl_model_check: its kind, and how many layers of that come before it
 } fl_layer;
+
+// The layers of a model that have one window. They share pages.
+typedef struct fl_kind {
+    size_t window, layers;
+} fl_kind;
 
 // Learns on how many threads forwards of one model are fastest: no more than there are CPUs for this process, and fewer
 // while other programs keep some of those busy. A forward that runs beside another of its model neither uses nor
@@ -284,21 +292,24 @@ typedef struct fl_model {
     fl_matrix head;               // (vocab_size, dim); the embedding itself where the two are tied; none: no logits
     const float *rope_freqs[2];   // (rotary_dim / 2,) radians per position
     fl_layer *layers;             // (n_layers,)
+    fl_kind *kinds;               // (n_kinds,) written by fl_model_check, with room for n_layers
+    size_t n_kinds;               // written by fl_model_check: kinds of layers, in the order of their first layers
     fl_pace *pace;                // NULL: forwards run on exactly as many threads as are asked for
 } fl_model;
 
-// Whether a model can be run. FL_BAD_CONFIG: the config is that of no model. FL_BAD_TENSOR: a matrix or norm that it
-// needs is missing, or its shape, type or alignment is not what it must be. All other functions rely on this check.
-fl_status fl_model_check(const fl_model *m);
+// Whether a model can be run; and finds the kinds of its layers. FL_BAD_CONFIG: the config is that of no model.
+// FL_BAD_TENSOR: a matrix or norm that it needs is missing, or its shape, type or alignment is not what it must be. All
+// other functions rely on this check.
+fl_status fl_model_check(fl_model *m);
 
 // ---- pages ---------------------------------------------------------------------------------------------------------
 
-// Bytes of a page of a model, a multiple of 64. A page begins at a multiple of 64 positions. For each layer and KV head
-// it holds keys (head_dim, 64), transposed, and then values (64, head_dim rounded up to 16), as kv_type. FL_Q8 has int8
-// and, after the keys and after the values, f32 scales, one for each 32 channels of a position (fewer in the last):
-// (groups, 64) and (64, groups). At its end, with a pad_token, are 64 f32: what is added to the scores of each
-// position. See pages.h.
-size_t fl_kv_page_bytes(const fl_model *m);
+// Bytes of a page of a model's kind, a multiple of 64. A page begins at a multiple of 64 positions. For each layer of
+// the kind and each KV head it holds keys (head_dim, 64), transposed, and then values (64, head_dim rounded up to 16),
+// as kv_type. FL_Q8 has int8 and, after the keys and after the values, f32 scales, one for each 32 channels of a
+// position (fewer in the last): (groups, 64) and (64, groups). At its end, with a pad_token, are 64 f32: what is added
+// to the scores of each position. See pages.h.
+size_t fl_kv_page_bytes(const fl_model *m, size_t kind);
 
 // A pool of pages of several kinds, of page_bytes[kind] each; a limit for the bytes of all pages in use, at first none.
 // It grows in slabs of several pages, gives slabs that are not in use back to the system, but for one, and at the end
@@ -326,8 +337,9 @@ typedef struct fl_span {
     const int32_t *tokens; // (n,)
     size_t n;              // 1 or more
     size_t pos;            // position of tokens[0]: how many the sequence already holds
-    void *const *pages;    // (n_pages,) the sequence's: page i has positions 64 i to 64 i + 63
-    size_t n_pages;        // enough for pos + n positions
+    void *const *const *pages; // for each kind (n_pages,) the sequence's: page i has positions 64 i to 64 i + 63. NULL
+                               // where the kind has a window, and all of the page lies left of what tokens[0] sees
+    size_t n_pages;            // enough for pos + n positions
     size_t n_logits;       // logits are computed for the last n_logits tokens of the span; 0 to n
     size_t segment;        // tokens from here on are of the second segment; n: none are
 } fl_span;

@@ -149,6 +149,12 @@ cdef extern from "fastllm.h" nogil:
         fl_matrix shared_gate
         size_t window
         size_t rope
+        size_t kind
+        size_t place
+
+    ctypedef struct fl_kind:
+        size_t window
+        size_t layers
 
     ctypedef struct fl_pace:
         pass
@@ -169,16 +175,18 @@ cdef extern from "fastllm.h" nogil:
         fl_matrix head
         const float *rope_freqs[2]
         fl_layer *layers
+        fl_kind *kinds
+        size_t n_kinds
         fl_pace *pace
 
-    fl_status fl_model_check(const fl_model *m)
+    fl_status fl_model_check(fl_model *m)
 
     # ---- KV cache
 
     ctypedef struct fl_pool:
         pass
 
-    size_t fl_kv_page_bytes(const fl_model *m)
+    size_t fl_kv_page_bytes(const fl_model *m, size_t kind)
     fl_status fl_pool_new(size_t kinds, const size_t *page_bytes, fl_pool **out)
     void fl_pool_free(fl_pool *pool)
     void fl_pool_limit(fl_pool *pool, size_t bytes)
@@ -198,7 +206,7 @@ cdef extern from "fastllm.h" nogil:
         const int32_t *tokens
         size_t n
         size_t pos
-        void *const *pages
+        void *const *const *pages
         size_t n_pages
         size_t n_logits
         size_t segment

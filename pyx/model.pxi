@@ -16,9 +16,6 @@ cdef class Model:
     cdef fl_model c
     cdef dict tensors  # name -> Matrix or Vector: the owners of what c's pointers point into
     cdef list files  # the MappedFile objects that matrices lie in, each once
-    cdef size_t kinds  # of layers, by their windows
-    cdef size_t *windows  # (kinds,) 0: none
-    cdef size_t *page_bytes  # (kinds,)
     cdef list idle  # Scratch objects that no forward is using; as many were made as forwards ran at once
     cdef list idle_draws  # the same of DrawScratch objects and calls that draw
 
@@ -32,22 +29,16 @@ cdef class Model:
         if paced:
             check(fl_pace_new(&self.c.pace), "the pace of threads")
         self.c.layers = <fl_layer *>calloc(self.c.config.n_layers, sizeof(fl_layer))
-        if self.c.layers is NULL:
+        self.c.kinds = <fl_kind *>calloc(self.c.config.n_layers, sizeof(fl_kind))
+        if self.c.layers is NULL or self.c.kinds is NULL:
             raise MemoryError("cannot allocate the list of layers")
         self.expect_tensors(config)
         self.bind(config)
         check(fl_model_check(&self.c), "model")
-        self.kinds = 1
-        self.windows = <size_t *>calloc(self.kinds, sizeof(size_t))
-        self.page_bytes = <size_t *>calloc(self.kinds, sizeof(size_t))
-        if self.windows is NULL or self.page_bytes is NULL:
-            raise MemoryError("cannot allocate the list of layers")
-        self.page_bytes[0] = fl_kv_page_bytes(&self.c)
 
     def __dealloc__(self):
         free(self.c.layers)
-        free(self.windows)
-        free(self.page_bytes)
+        free(self.c.kinds)
         fl_pace_free(self.c.pace)
 
     cdef list mapped_files(self):
@@ -243,7 +234,7 @@ cdef class Model:
             sampler.take()
             try:
                 sequence.reserve(1)
-                span = fl_span(&id, 1, sequence.length, <void *const *>sequence.pages[0], sequence.n_pages, 1, 1)
+                span = fl_span(&id, 1, sequence.length, <void *const *const *>sequence.pages, sequence.n_pages, 1, 1)
                 self.run(&span, 1, threads, &outputs)
                 self.expect_same_files(glance=True)
                 sequence.length += 1

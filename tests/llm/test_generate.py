@@ -184,7 +184,7 @@ def test_seeds(llm):
         {"temperature": "hot"},
         {"top_p": -0.1},
         {"top_p": 1.1},
-        {"top_k": -1},
+        {"top_k": -2},
         {"top_k": 1.5},
         {"top_k": 1 << 31},
         {"min_p": 2},

@@ -37,9 +37,10 @@ _NOTHING = 1e-37  # a float32 below it may be 0
 
 
 def _number(value: Any, name: str, low: float, high: float) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool) or not low <= value <= high:
+    number = _float(value)
+    if number is None or not low <= number <= high:
         raise OptionError(f"{name} must be a number between {low:g} and {high:g}, not {_shown(value)}")
-    return float(value)
+    return number
 
 
 def _top_k(value: Any) -> int:
@@ -58,13 +59,21 @@ def _biases(value: Any) -> dict[int, float]:
         token = int(key)
         if token in biases:
             raise OptionError(f"logit_bias has token {token} twice")
-        number = isinstance(bias, Real) and not isinstance(bias, bool)
-        if not number or not (-1e9 <= bias <= 1e9 or bias == -math.inf):
+        number = _float(bias)
+        if number is None or not (-1e9 <= number <= 1e9 or number == -math.inf):
             raise OptionError(
                 f"logit_bias of token {token} must be a number between -1e9 and 1e9, or -inf, not {_shown(bias)}"
             )
-        biases[token] = float(bias)
+        biases[token] = number
     return biases
+
+
+def _float(value: Any) -> float | None:
+    """A number, numpy's too, as a float; None for anything else. True and False are no numbers."""
+    try:
+        return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
+    except OverflowError:  # an int beyond all floats
+        return None
 
 
 def _is_whole(value: Any) -> bool:

@@ -32,9 +32,10 @@ class Stops:
         several = isinstance(stop, Iterable) and not isinstance(stop, (str, bytes, bytearray, Mapping))
         for one in stop if several else () if stop is None else (stop,):
             if isinstance(one, Integral) and not isinstance(one, bool):
-                if not 0 <= one < vocab_size:
-                    raise OptionError(f"stop has {one}, which is no token id: the vocabulary has {vocab_size:,}")
-                tokens.append(int(one))
+                token = int(one)
+                if not 0 <= token < vocab_size:
+                    raise OptionError(f"stop has {token}, which is no token id: the vocabulary has {vocab_size:,}")
+                tokens.append(token)
             elif isinstance(one, str):
                 if not one:
                     raise OptionError("stop has an empty string, which would end every text")
@@ -58,8 +59,8 @@ class Scan:
 
     The end is the beginning of the string or match that is complete first; of two that become complete with the same
     character, of the one that begins first. A match is complete at the first character after it, or when the text is
-    over, since until then it might grow, or not be one ("$", word boundaries); one of a pattern that sets no bound, such
-    as "\\s+", also when it has LONGEST characters. So the end does not depend on the pieces: it is the same as for the
+    over, since until then it might grow, or not be one ("$", word boundaries); one of a pattern that sets no bound
+    ("[0-9]+") also when it has LONGEST characters. So the end does not depend on the pieces: it is the same as for the
     text character by character.
 
     What may still become a string or a match is held back: the end of the text so far that a string begins with, or the
@@ -150,7 +151,9 @@ def _reach(pattern: Any) -> int:
             f"not {pattern!r}"[:200]
         )
     if pattern.search("") is not None:
-        raise OptionError(f"stop has the pattern {pattern.pattern!r}, which matches an empty text: it would end every text")
+        raise OptionError(
+            f"stop has the pattern {pattern.pattern!r}, which matches an empty text: it would end every text"
+        )
     widest = _widest(pattern)
     return LONGEST if widest is None else widest + 1
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastllm import _core
 from fastllm.config import Config
-from fastllm.decoding import DEFAULTS
+from fastllm.decoding import checkpoint_defaults
 from fastllm.engine import Engine, Scheduler
 from fastllm.errors import OptionError, TokenizerError
 from fastllm.llm.arguments import whole
@@ -30,8 +30,8 @@ class LLM(Labels, Vectors, Writing):
 
     config: what the model computes. context: positions that a text may have. path: where it was loaded from. dtypes:
     the types of its weights. bos: the id that texts begin with, if any; stop, chat_stop: the ids that end a text, and a
-    turn. defaults: the sampling options of texts that name none. file_bytes: bytes of all weights; bytes_per_token:
-    bytes of weights that one token reads.
+    turn. defaults: the sampling options of texts that name none (decoding.checkpoint_defaults). file_bytes: bytes of all
+    weights; bytes_per_token: bytes of weights that one token reads.
 
     copy and deepcopy give the same object. A pickle holds what load was called with: another process loads the same
     files, which it maps for itself. close, or leaving a `with` block, gives the model's memory back.
@@ -56,7 +56,7 @@ class LLM(Labels, Vectors, Writing):
         self.config, self.bos = config, stored.bos
         ends = () if isinstance(tokenizer, TokenizerError) else tokenizer.ends
         self.stop, self.chat_stop = stop_tokens(stored.stop, stored.chat_stop, ends)
-        self.path = path
+        self.path, self.defaults = path, checkpoint_defaults(path, stored.sampling)
         self._set_head(stored)
         longest = config.max_seq
         if context is not None:
@@ -87,7 +87,6 @@ class LLM(Labels, Vectors, Writing):
         self._scheduler = Scheduler(self._opened)
         self.context = min(self.context, max(1, self._opened.capacity))
         self._tokenizer = tokenizer
-        self.defaults = DEFAULTS
         self.file_bytes = sum(t.nbytes for t in stored.tensors.values())
         # A token reads one row of the embedding, about nothing, unless the embedding is also the head.
         is_head = config.head and "head" not in tensors

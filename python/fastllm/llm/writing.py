@@ -206,7 +206,7 @@ class Writing(Texts):
             "frequency_penalty": frequency_penalty,
             "logit_bias": logit_bias,
         }
-        sampling = Sampling(**(self.defaults._asdict() | {k: v for k, v in options.items() if v is not None}))
+        sampling = self.defaults.updated(**options)
         stops = Stops(stop, self.config.vocab_size)
         words = None if isinstance(self._tokenizer, TokenizerError) and not stops else self.tokenizer
         shared: dict[str, Any] = {
@@ -256,6 +256,7 @@ class Writing(Texts):
 
         Another thread writes; cancelling the task ends its texts. Takes generate's options, and raises what it raises.
         """
+        self._engine  # noqa: B018  # raises where it is closed
         if not stream:
             return self._agenerate(prompt, options)
         self.tokenizer  # noqa: B018  # raises where there is none: a stream of ids is not made here
