@@ -181,7 +181,7 @@ class Sequence:
     def fork(self) -> Sequence: ...
     def truncate(self, length: int) -> None: ...
 
-# ---- forward.pxi
+# ---- cancel.pxi
 
 @final
 class Cancel:
