@@ -184,7 +184,7 @@ class Sequence:
     def fork(self) -> Sequence: ...
     def truncate(self, length: int) -> None: ...
 
-# ---- forward.pxi
+# ---- cancel.pxi
 
 @final
 class Cancel:
