@@ -88,10 +88,12 @@ static void forwards(const fl_model *m, size_t pos, size_t n, size_t count) {
     int32_t tokens[FL_PAGE];
     fl_pool *pool;
     fl_scratch *scratch;
-    must(fl_pool_new(fl_kv_page_bytes(m), &pool), "pool");
+    must(fl_pool_new(1, (size_t[]){fl_kv_page_bytes(m)}, &pool), "pool");
     must(fl_scratch_new(&scratch), "scratch");
     for (size_t p = 0; p < CONTEXT / FL_PAGE; p++) {
-        must(fl_pool_take(pool, &pages[p]), "page");
+        fl_page page;
+        must(fl_pool_take(pool, 0, &page), "page");
+        pages[p] = fl_pool_data(pool, page);
         uint16_t *x = pages[p]; // keys and values, f16: from 0.5 to 2, signs alternating at random
         for (size_t i = 0; i < fl_kv_page_bytes(m) / sizeof *x; i++)
             x[i] = (uint16_t)(0x3800u + (next() & 0x7ffu) + (next() & 1u ? 0x8000u : 0));

@@ -61,6 +61,7 @@ typedef enum fl_status {
     FL_BAD_POSITION, // a position outside the context or outside the sequence's pages
     FL_BAD_VALUE,    // a number the target type cannot hold: NaN, infinity, out of range
     FL_NO_ISA,       // the instruction set asked for is unknown, not built, or not on this CPU
+    FL_NO_PAGES,     // a pool's limit does not allow another page
 } fl_status;
 
 enum {
@@ -299,15 +300,25 @@ fl_status fl_model_check(const fl_model *m);
 // position. See pages.h.
 size_t fl_kv_page_bytes(const fl_model *m);
 
-// A pool of pages of `page_bytes` each. It grows in slabs of several pages, gives slabs that are not in use back to the
-// system, but for one, and at the end all. One thread at a time may use it: callers hold a lock. FL_NO_MEMORY.
+// A pool of pages of several kinds, of page_bytes[kind] each; a limit for the bytes of all pages in use, at first none.
+// It grows in slabs of several pages, gives slabs that are not in use back to the system, but for one, and at the end
+// all. One thread at a time may use it: callers hold a lock. FL_NO_MEMORY.
 typedef struct fl_pool fl_pool;
-fl_status fl_pool_new(size_t page_bytes, fl_pool **out);
+fl_status fl_pool_new(size_t kinds, const size_t *page_bytes, fl_pool **out); // page_bytes: (kinds,) above 0
 void fl_pool_free(fl_pool *pool);
+void fl_pool_limit(fl_pool *pool, size_t bytes); // below what is in use: no page is taken until enough are given back
+size_t fl_pool_used(const fl_pool *pool);        // bytes of pages in use
 
-// Takes a page, FL_ALIGN-ed, which holds whatever an earlier sequence left in it; and gives one back. FL_NO_MEMORY.
-fl_status fl_pool_take(fl_pool *pool, void **page);
-void fl_pool_give(fl_pool *pool, void *page);
+// A page in use, by its number in the pool.
+typedef uint32_t fl_page;
+
+// Takes a page of a kind, with one reference. It holds whatever an earlier sequence left in it. FL_NO_PAGES: the limit
+// does not allow it. FL_NO_MEMORY.
+fl_status fl_pool_take(fl_pool *pool, size_t kind, fl_page *page);
+void fl_pool_hold(fl_pool *pool, fl_page page); // adds a reference
+void fl_pool_give(fl_pool *pool, fl_page page); // takes one away; the last one's page is free
+size_t fl_pool_references(const fl_pool *pool, fl_page page);
+void *fl_pool_data(const fl_pool *pool, fl_page page); // its bytes, FL_ALIGN-ed, at the same place while it is in use
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from libfastllm cimport *
 
 import os
 
-from fastllm.errors import CheckpointError, ContextError, NumericError, OptionError
+from fastllm.errors import CacheFullError, CheckpointError, ContextError, NumericError, OptionError
 
 LANES = FL_LANES  # rows of a panel; rows of outputs and logits are padded to a multiple of it
 GROUP = FL_GROUP  # consecutive channels that share a scale

@@ -1,6 +1,6 @@
 # What pyx/ uses of csrc/fastllm.h, in its order; that file explains everything. Structs that _core builds have all of
 # their fields here, because Cython leaves a field that it does not know uninitialized.
-from libc.stdint cimport int32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 cdef extern from "fastllm.h" nogil:
     ctypedef enum fl_status:
@@ -12,6 +12,7 @@ cdef extern from "fastllm.h" nogil:
         FL_BAD_POSITION
         FL_BAD_VALUE
         FL_NO_ISA
+        FL_NO_PAGES
 
     # ---- sizes of the layouts
 
@@ -178,10 +179,18 @@ cdef extern from "fastllm.h" nogil:
         pass
 
     size_t fl_kv_page_bytes(const fl_model *m)
-    fl_status fl_pool_new(size_t page_bytes, fl_pool **out)
+    fl_status fl_pool_new(size_t kinds, const size_t *page_bytes, fl_pool **out)
     void fl_pool_free(fl_pool *pool)
-    fl_status fl_pool_take(fl_pool *pool, void **page)
-    void fl_pool_give(fl_pool *pool, void *page)
+    void fl_pool_limit(fl_pool *pool, size_t bytes)
+    size_t fl_pool_used(const fl_pool *pool)
+
+    ctypedef uint32_t fl_page
+
+    fl_status fl_pool_take(fl_pool *pool, size_t kind, fl_page *page)
+    void fl_pool_hold(fl_pool *pool, fl_page page)
+    void fl_pool_give(fl_pool *pool, fl_page page)
+    size_t fl_pool_references(const fl_pool *pool, fl_page page)
+    void *fl_pool_data(const fl_pool *pool, fl_page page)
 
     # ---- forward
 

@@ -16,6 +16,9 @@ cdef class Model:
     cdef fl_model c
     cdef dict tensors  # name -> Matrix or Vector: the owners of what c's pointers point into
     cdef list files  # the MappedFile objects that matrices lie in, each once
+    cdef size_t kinds  # of layers, by their windows
+    cdef size_t *windows  # (kinds,) 0: none
+    cdef size_t *page_bytes  # (kinds,)
     cdef list idle  # Scratch objects that no forward is using; as many were made as forwards ran at once
 
     def __cinit__(self, config, dict tensors not None, *, str kv_dtype="f16", isa=None, bint paced=True):
@@ -33,9 +36,17 @@ cdef class Model:
         self.expect_tensors(config)
         self.bind(config)
         check(fl_model_check(&self.c), "model")
+        self.kinds = 1
+        self.windows = <size_t *>calloc(self.kinds, sizeof(size_t))
+        self.page_bytes = <size_t *>calloc(self.kinds, sizeof(size_t))
+        if self.windows is NULL or self.page_bytes is NULL:
+            raise MemoryError("cannot allocate the list of layers")
+        self.page_bytes[0] = fl_kv_page_bytes(&self.c)
 
     def __dealloc__(self):
         free(self.c.layers)
+        free(self.windows)
+        free(self.page_bytes)
         fl_pace_free(self.c.pace)
 
     cdef list mapped_files(self):
@@ -140,11 +151,6 @@ cdef class Model:
         """Floats from one row of logits to the next: the vocabulary rounded up to 16."""
         return fl_logits_stride(&self.c)
 
-    @property
-    def kv_page_bytes(self):
-        """Bytes of a page: the keys and values of 64 positions of one sequence, in all layers."""
-        return fl_kv_page_bytes(&self.c)
-
     def logits(self, size_t rows=1):
         """A new Buffer for `rows` rows of logits, f32 (rows, logits_stride). Raises MemoryError."""
         cdef size_t row = fl_logits_stride(&self.c) * sizeof(float)
@@ -172,8 +178,11 @@ cdef class Model:
         return 0
 
     def forward(self, list spans, Buffer logits=None, *, size_t threads=1, hidden=None, attention=None,
-                inputs=None, segments=None):
+                inputs=None, segments=None, Cancel cancel=None):
         """Appends the tokens of each span to its sequence and writes the outputs that are asked for, all f32.
+
+        Returns True, or False if `cancel` was set, before or meanwhile: then no sequence's length has changed, and what
+        outputs hold means nothing.
 
         spans: (sequence, tokens, n_logits) for each sequence. tokens: an iterable of n ids, at least one. n_logits:
         logits are computed for the last so many of them. T is the number of tokens of all spans.
@@ -186,13 +195,16 @@ cdef class Model:
         segments: index of a span -> index of its token from which on they are a second text (Config.second_segment).
 
         Raises OptionError for an id outside the vocabulary, a sequence that is in use or another model's, or too small
-        a Buffer; ContextError if a span is empty or exceeds the context; CheckpointError if a mapped file has changed;
-        MemoryError. The lengths of all sequences are then what they were.
+        a Buffer; ContextError if a span is empty or exceeds the context; CacheFullError, before anything is computed,
+        if new pages would exceed the limit of the KVCache; CheckpointError if a mapped file has changed; MemoryError.
+        The lengths of all sequences are then what they were.
         """
         cdef fl_config *c = &self.c.config
         cdef Batch batch = Batch(self, spans)
         if batch.n_logits and (logits is None or batch.n_logits > logits.rows(fl_logits_stride(&self.c))):
             raise OptionError(f"forward: no room for {batch.n_logits} rows of logits")
+        if cancel is not None and cancel.is_set():
+            return False
         try:
             batch.take(segments or {})
             if batch.n_logits:
@@ -209,6 +221,7 @@ cdef class Model:
             batch.append()
         finally:
             batch.give()
+        return True
 
     def step(self, Sequence sequence not None, token, Sampler sampler not None, Buffer logits not None, *,
              size_t threads=1):
@@ -226,8 +239,8 @@ cdef class Model:
         try:
             sampler.take()
             try:
-                sequence.reserve(sequence.length + 1, self.c.config.max_seq)
-                span = fl_span(&id, 1, sequence.length, <void *const *>sequence.pages, sequence.n_pages, 1, 1)
+                sequence.reserve(1)
+                span = fl_span(&id, 1, sequence.length, <void *const *>sequence.pages[0], sequence.n_pages, 1, 1)
                 self.run(&span, 1, threads, &outputs)
                 self.expect_same_files(glance=True)
                 sequence.length += 1
@@ -235,7 +248,7 @@ cdef class Model:
             finally:
                 sampler.busy = False
         finally:
-            sequence.busy = False
+            sequence.give()
 
     def broken_layer(self, Sequence sequence not None, token, *, size_t threads=1):
         """Appends one token and returns the first i whose stream is not finite, see forward's hidden; None: all are.

@@ -9,6 +9,7 @@ print(llm.generate("Once upon a time", max_tokens=100, temperature=0))
 from typing import TYPE_CHECKING
 
 from fastllm.errors import (
+    CacheFullError,
     CacheWarning,
     CheckpointError,
     CheckpointWarning,
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "CacheFullError",
     "CacheWarning",
     "CheckpointError",
     "CheckpointWarning",

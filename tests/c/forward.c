@@ -43,24 +43,23 @@ void test_pool(void) {
     static const size_t sizes[] = {64, 1000, 300000, 2 << 20, (4 << 20) + 64};
     for (size_t j = 0; j < sizeof sizes / sizeof *sizes; j++) {
         const size_t bytes = sizes[j], most = bytes < 100000 ? PAGES : 9;
-        unsigned char *pages[PAGES];
+        fl_page pages[PAGES];
         size_t n = 0;
         fl_pool *pool;
         describe("pool of pages of %zu bytes", bytes);
-        int ok = fl_pool_new(bytes, &pool) == FL_OK, whole = 1;
+        int ok = fl_pool_new(1, &bytes, &pool) == FL_OK, whole = 1;
         for (size_t turn = 0; ok && turn < 400; turn++) {
             // Up to all of them and down to none, several times.
             if (n < most && (n == 0 || between(0, 9) < (turn % 100 < 50 ? 8u : 2u))) {
-                void *page;
-                ok = fl_pool_take(pool, &page) == FL_OK && (uintptr_t)page % FL_ALIGN == 0;
-                pages[n] = page;
-                memset(page, (int)(turn % 251), 8);
-                memset(pages[n] + bytes - 8, (int)(turn % 251), 8);
-                n++;
+                ok = fl_pool_take(pool, 0, &pages[n]) == FL_OK;
+                unsigned char *data = fl_pool_data(pool, pages[n++]);
+                ok = ok && (uintptr_t)data % FL_ALIGN == 0;
+                memset(data, (int)(turn % 251), 8);
+                memset(data + bytes - 8, (int)(turn % 251), 8);
             } else {
                 const size_t i = between(0, n - 1);
-                for (size_t b = 0; b < 8; b++)
-                    whole &= pages[i][b] == pages[i][bytes - 1 - b] && pages[i][b] == pages[i][0];
+                const unsigned char *data = fl_pool_data(pool, pages[i]);
+                for (size_t b = 0; b < 8; b++) whole &= data[b] == data[bytes - 1 - b] && data[b] == data[0];
                 fl_pool_give(pool, pages[i]);
                 pages[i] = pages[--n];
             }
@@ -117,10 +116,13 @@ static void run_forward(const fl_model *m, size_t threads, size_t chunk, size_t 
     void *pages[SEQUENCES][2];
     fl_pool *pool;
     fl_scratch *scratch;
-    if (fl_pool_new(fl_kv_page_bytes(m), &pool) || fl_scratch_new(&scratch)) abort();
+    if (fl_pool_new(1, (size_t[]){fl_kv_page_bytes(m)}, &pool) || fl_scratch_new(&scratch)) abort();
     for (size_t i = 0; i < SEQUENCES; i++) {
-        for (size_t j = 0; j < 2; j++)
-            if (fl_pool_take(pool, &pages[i][j])) abort();
+        for (size_t j = 0; j < 2; j++) {
+            fl_page page;
+            if (fl_pool_take(pool, 0, &page)) abort();
+            pages[i][j] = fl_pool_data(pool, page);
+        }
         for (size_t t = 0; t < LONGEST; t++) tokens[i][t] = (int32_t)((7 * t + 11 * i + t * t) % (VOCAB - 1));
     }
     if (broken < LONGEST) tokens[0][broken] = VOCAB - 1;
