@@ -6,8 +6,6 @@ from typing import Any, TypeVar, final
 
 from typing_extensions import Buffer as _AnyBuffer
 
-__file__: str
-
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 LANES: int

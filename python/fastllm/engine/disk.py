@@ -5,8 +5,11 @@ a hash of the model and of all tokens up to the page's end, so prompts share the
 the longest usable beginning of a prompt is found by looking for names. The same tokens always give the same keys and
 values, to the bit: what is taken up is what would be computed.
 
-    hash[i] = SHA-256(hash[i - 1] + the 64 tokens of page i)[:20],  hash[-1] = the model's key
+    hash[i] = first 20 bytes of SHA-256(hash[i - 1] + the tokens of page i as 32 bits each),  hash[-1] = the model's key
     file    = hash[i] in hexadecimal, the kind's window
+
+The last page of a prompt is stored too, with fewer tokens: behind a prompt of 28,000 tokens, computing the 32 of half a
+page takes longer than reading all others. It is looked for where the whole pages end, by each number of tokens.
 
 Windowed kinds are stored where the sequence still has them: in front of the end of a prompt. A beginning is usable if
 every kind has the pages that the positions after it see.
@@ -56,6 +59,8 @@ class PromptCache:
         self._problem: str | None = None  # why nothing can be written
         self._warned = False
 
+    # ---- taking up ---------------------------------------------------------------------------------------------------
+
     def load(self, tokens: Sequence[int], held: Sequence[_core.Page] = ()) -> tuple[list[_core.Page], int]:
         """The pages of the longest beginning of `tokens` that can be taken up, and its length, for KVCache.sequence.
 
@@ -63,25 +68,66 @@ class PromptCache:
         token, whose logits are still to be computed. A damaged file is removed and counts as absent. Raises
         CacheFullError where the pages exceed the limit of the KVCache: then it holds none of them.
         """
-        names = self._names(tokens, len(tokens) // _core.PAGE)
         damaged: set[str] = set()
+        while (found := self._take_up(tokens, held, damaged)) is None:
+            pass
+        return found
 
-        def have(i: int, kind: int) -> bool:
-            if i < len(held) and held[i].part(kind) is not None:
-                return True
-            name = names[i][kind]
-            return name not in damaged and self._folder.has(name, self._kinds[kind].page_bytes)
+    def _take_up(
+        self, tokens: Sequence[int], held: Sequence[_core.Page], damaged: set[str]
+    ) -> tuple[list[_core.Page], int] | None:
+        """What load returns; None, and a name is added to `damaged`, if a file that it needs turns out to be."""
+        hashes, most = self._find(tokens, len(held), damaged)
 
-        while True:
-            length = self._usable(len(names), have, len(tokens) - 1)
-            if length <= len(held) * _core.PAGE:
-                return list(held[: pages_of(length)]), length
-            pages = self._read(names, held, length, damaged)
-            if len(pages) == pages_of(length):
-                return pages, length
+        def there(i: int, kind: int) -> bool:
+            return _part(held, i, kind) is not None or self._has(hashes[i], self._kinds[kind], damaged)
+
+        length = self._usable(len(hashes), there, min(most, len(tokens) - 1))
+        if length <= len(held) * _core.PAGE:
+            return list(held[: _pages(length)]), length
+        pages = self._read(hashes, held, length, damaged)
+        return (pages, length) if len(pages) == _pages(length) else None
+
+    def _has(self, page: bytes, kind: _Kind, damaged: set[str]) -> bool:
+        return (name := kind.file(page)) not in damaged and self._folder.has(name, kind.page_bytes)
+
+    def _find(self, tokens: Sequence[int], held: int, damaged: set[str]) -> tuple[list[bytes], int]:
+        """The hashes of the pages that begin `tokens`, as far as there are files or `held` pages, and their tokens."""
+        whole = _hashes(self._key, tokens)[: len(tokens) // _core.PAGE]
+        widest = min(self._kinds, key=lambda kind: (kind.window > 0, -kind.window))
+        count = min(held, len(whole))
+        for i in range(count, len(whole)):
+            if self._has(whole[i], widest, damaged):
+                count = i + 1
+            elif widest.window == 0:
+                break  # most prompts are not in the cache at all
+        hashes = whole[:count]
+        rest = tokens[count * _core.PAGE :][: _core.PAGE - 1] if hashes else ()
+        for more in range(len(rest), 0, -1):
+            last = _hash(hashes[-1], _bytes(rest[:more]))
+            if self._has(last, widest, damaged):
+                return [*hashes, last], count * _core.PAGE + more
+        return hashes, count * _core.PAGE
+
+    def _usable(self, count: int, there: Callable[[int, int], bool], most: int) -> int:
+        """The length of the longest usable beginning of `count` pages, at most `most`.
+
+        there(page, kind): whether that part is there.
+        """
+        runs: list[list[int]] = []  # [kind][n]: how many pages without a gap end with page n - 1
+        for kind in range(len(self._kinds)):
+            run = [0]
+            for i in range(count):
+                run.append(run[-1] + 1 if there(i, kind) else 0)
+            runs.append(run)
+        for pages in range(count, 0, -1):
+            length = min(pages * _core.PAGE, most)
+            if all(pages - run[pages] <= kind.first(length) for kind, run in zip(self._kinds, runs, strict=True)):
+                return length
+        return 0
 
     def _read(
-        self, names: Sequence[Sequence[str]], held: Sequence[_core.Page], length: int, damaged: set[str]
+        self, hashes: Sequence[bytes], held: Sequence[_core.Page], length: int, damaged: set[str]
     ) -> list[_core.Page]:
         """The pages that a beginning of `length` tokens needs; fewer, and a name is added to `damaged`, if a file is.
 
@@ -89,22 +135,24 @@ class PromptCache:
         """
         from concurrent.futures import ThreadPoolExecutor
 
-        rooms = threading.local()  # memory for files, a kind: each thread uses its own again and again
+        rooms = threading.local()  # memory for a file of each kind: each thread uses its own again and again
         full: list[CacheFullError] = []
         now = time.time_ns()
 
-        def part(i: int, kind: int) -> memoryview | None:
-            if i < self._kinds[kind].first(length):
+        def part(i: int, number: int) -> memoryview | None:
+            kind = self._kinds[number]
+            if i < kind.first(length):
                 return None
-            if i < len(held) and (have := held[i].part(kind)) is not None:
+            if (have := _part(held, i, number)) is not None:
                 return have
             if not hasattr(rooms, "kinds"):
                 rooms.kinds = [bytearray(file_bytes(kind.page_bytes)) for kind in self._kinds]
-            name = names[i][kind]
-            body = self._folder.read(name, rooms.kinds[kind])
+            name = kind.file(hashes[i])
+            body = self._folder.read(name, rooms.kinds[number])
             if body is None:
                 damaged.add(name)
-            self._folder.touch(name, now - i * _STEP)
+            else:
+                self._folder.touch(name, now - i * _STEP)
             return body
 
         def page(i: int) -> _core.Page | None:
@@ -118,14 +166,16 @@ class PromptCache:
                 return None
 
         with ThreadPoolExecutor(min(_READERS, core_count()[0])) as pool:
-            pages = [page for page in pool.map(page, range(pages_of(length))) if page is not None]
+            pages = [page for page in pool.map(page, range(_pages(length))) if page is not None]
         if full:
             pages.clear()
             raise full[0]
         return pages
 
+    # ---- writing -----------------------------------------------------------------------------------------------------
+
     def save(self, tokens: Sequence[int], sequence: _core.Sequence) -> None:
-        """Has the whole pages of a sequence, which holds a beginning of `tokens`, written where they are not yet.
+        """Has the pages of a sequence, which holds a beginning of `tokens`, written where they are not yet.
 
         It returns at once; until they are written, the pages are held. May be called again and again while a prompt
         grows. Of a prompt larger than most_bytes, the beginning is stored. Short prompts are not.
@@ -133,61 +183,63 @@ class PromptCache:
         Where nothing can be written, the first call after that was found out gives a CacheWarning.
         """
         self._warn()
-        count = min(len(tokens), sequence.length) // _core.PAGE
-        if self._problem is not None or count * _core.PAGE < _LEAST:
+        length = min(len(tokens), sequence.length)
+        if self._problem is not None or length < _LEAST:
             return
-        names, room, now = self._names(tokens, count), self._folder.most_bytes, time.time_ns()
+        room, now = self._folder.most_bytes, time.time_ns()
         missing: dict[str, _Waiting] = {}
-        stored: list[list[bool]] = []
-        for i in range(count):
-            page = sequence.page(i)
+        stored: list[list[bool]] = []  # [page][kind]
+        for i, page_hash in enumerate(_hashes(self._key, tokens[:length])):
+            page, used = sequence.page(i), now - i * _STEP
             parts = [page.part(kind) is not None for kind in range(len(self._kinds))]
-            room -= sum(file_bytes(kind.page_bytes) for kind, part in zip(self._kinds, parts, strict=True) if part)
+            files = {kind.file(page_hash): number for number, kind in enumerate(self._kinds) if parts[number]}
+            room -= sum(file_bytes(self._kinds[number].page_bytes) for number in files.values())
             if room < 0:
                 break
             stored.append(parts)
-            for kind, name in enumerate(names[i]):
-                if not parts[kind]:
-                    continue
-                used = now - i * _STEP
-                if self._folder.has(name, self._kinds[kind].page_bytes):
+            for name, number in files.items():
+                if self._folder.has(name, self._kinds[number].page_bytes):
                     self._folder.touch(name, used)
                 else:
-                    missing[name] = _Waiting(page, kind, used)
-        if not missing or not self._usable(len(stored), lambda i, kind: stored[i][kind], sequence.length):
+                    missing[name] = _Waiting(page, number, used)
+        if not missing or not self._usable(len(stored), lambda i, kind: stored[i][kind], length):
             return
         self._waiting.update(missing)
+        writer = threading.Thread(target=self._write, args=(self._writer,), name="fastllm prompt cache")
         try:
-            writer = threading.Thread(target=self._write, args=(self._writer,), name="fastllm prompt cache")
             writer.start()
             self._writer = writer
-        except RuntimeError:  # the system or Python, at exit, starts no more threads
+        except RuntimeError:  # the system, or Python at its end, starts no more threads
             self.drop()
 
     def _write(self, before: threading.Thread | None) -> None:
-        """Writes all that waits, the beginning first, once the thread `before` has ended."""
+        """Writes all that waits, beginnings first, once the thread `before` has ended."""
         if before is not None:
             before.join()
         try:
-            waiting = list(self._waiting.values())
-            self._folder.make_room(sum(file_bytes(self._kinds[kind].page_bytes) for _, kind, _ in waiting))
-            del waiting
+            self._folder.make_room(sum(self._size(waiting) for waiting in list(self._waiting.values())))
             while self._waiting:
                 with suppress(KeyError):  # dropped meanwhile
-                    name, (page, kind, used) = self._waiting.popitem(last=False)
-                    if not self._folder.has(name, self._kinds[kind].page_bytes):  # another process may have written it
-                        self._folder.write(name, page.part(kind))
-                        self._folder.touch(name, used)
+                    self._write_file(*self._waiting.popitem(last=False))
         except OSError as error:
             self._problem = error.strerror or str(error)
             self.drop()
 
+    def _size(self, waiting: _Waiting) -> int:
+        return file_bytes(self._kinds[waiting.kind].page_bytes)
+
+    def _write_file(self, name: str, waiting: _Waiting) -> None:
+        body = waiting.page.part(waiting.kind)
+        if body is not None and not self._folder.has(name, len(body)):  # another process may have written it
+            self._folder.write(name, body)
+            self._folder.touch(name, waiting.used)
+
     def drop(self) -> None:
-        """Gives up writing what still waits, and the pages: for an engine that has run out of them."""
+        """Gives up writing what still waits, and its pages: for an engine that has run out of them."""
         self._waiting.clear()
 
     def close(self) -> None:
-        """Waits until all is written. If Ctrl-C interrupts that, the rest is dropped."""
+        """Waits until all is written; what still waits at Ctrl-C is dropped. Gives the CacheWarning of save."""
         if self._writer is not None:
             try:
                 self._writer.join()
@@ -202,35 +254,6 @@ class PromptCache:
             sentence = f"prompts are not stored: the folder {self._folder.path} cannot be written: {self._problem}"
             warnings.warn(sentence, CacheWarning, stacklevel=3)
 
-    def _names(self, tokens: Sequence[int], count: int) -> list[list[str]]:
-        """The names of the first `count` pages' files, one a kind."""
-        data = memoryview(array("I", tokens[: count * _core.PAGE])).cast("B")
-        step, digest, names = len(data) // max(count, 1), self._key, []
-        for i in range(count):
-            digest = sha256(digest + data[i * step : (i + 1) * step]).digest()[:20]
-            names.append([file_name(digest, str(kind.window)) for kind in self._kinds])
-        return names
-
-    def _usable(self, count: int, have: Callable[[int, int], bool], most: int) -> int:
-        """The length of the longest usable beginning of `count` pages, at most `most`.
-
-        have(page, kind): whether that part is there.
-        """
-        runs: list[list[int]] = []  # [kind][n]: how many pages without a gap end with page n - 1
-        for number, kind in enumerate(self._kinds):
-            run = [0]
-            for i in range(count):
-                run.append(run[-1] + 1 if have(i, number) else 0)
-                if run[-1] == 0 and kind.window == 0:
-                    count = i  # no longer beginning can be used: most prompts are not in the cache at all
-                    break
-            runs.append(run)
-        for pages in range(count, 0, -1):
-            length = min(pages * _core.PAGE, most)
-            if all(pages - run[pages] <= kind.first(length) for kind, run in zip(self._kinds, runs, strict=True)):
-                return length
-        return 0
-
 
 class _Kind(NamedTuple):
     """A kind of pages. window: 0 where its layers see all positions."""
@@ -242,6 +265,10 @@ class _Kind(NamedTuple):
         """The first page that positions from `length` on see."""
         return max(0, length - self.window + 1) // _core.PAGE if self.window else 0
 
+    def file(self, page: bytes) -> str:
+        """The name of a page's file. page: its hash."""
+        return file_name(page, str(self.window))
+
 
 class _Waiting(NamedTuple):
     """A file to be written: which part of which page, and when it was used last, in nanoseconds since 1970."""
@@ -251,6 +278,29 @@ class _Waiting(NamedTuple):
     used: int
 
 
-def pages_of(length: int) -> int:
+def _part(pages: Sequence[_core.Page], i: int, kind: int) -> memoryview | None:
+    """A part of page i, None where there is none."""
+    return pages[i].part(kind) if i < len(pages) else None
+
+
+def _pages(length: int) -> int:
     """How many pages `length` tokens take."""
     return -(-length // _core.PAGE)
+
+
+def _hashes(key: bytes, tokens: Sequence[int]) -> list[bytes]:
+    """The hash of each page; the last may have fewer tokens."""
+    data, hashes = _bytes(tokens), [key]
+    step = len(_bytes([0] * _core.PAGE))
+    for at in range(0, len(data), step):
+        hashes.append(_hash(hashes[-1], data[at : at + step]))
+    return hashes[1:]
+
+
+def _hash(before: bytes, tokens: bytes) -> bytes:
+    return sha256(before + tokens).digest()[:20]
+
+
+def _bytes(tokens: Sequence[int]) -> bytes:
+    """Tokens as 32 bits each."""
+    return array("I", tokens).tobytes()
