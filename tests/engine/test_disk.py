@@ -19,63 +19,14 @@ from hypothesis import strategies as st
 from fastllm import CacheFullError, CacheWarning, _core
 from fastllm.engine.disk import PromptCache
 from fastllm.engine.folder import file_bytes
-from helpers import writers
+from helpers.prompts import KEY, KV, MODELS, WINDOWS, computed, extend, make_model, save, take_up, text
 
 PAGE = _core.PAGE
-WINDOWS = {"full": (), "windows": (20, 0, 150), "only windows": (100, 100)}
-KV = ["f32", "f16", "q8"]
-KEY = bytes(32)
-
-
-def make_model(windows="full", kv="f16", seed=0):
-    layers = len(WINDOWS[windows]) or 2
-    config = writers.config(40, 57, 4, 2, 300, n_layers=layers, max_seq=2048, windows=WINDOWS[windows])
-    return _core.Model(config, writers.core_tensors(config, writers.random_weights(config, seed), "q8"), kv_dtype=kv)
-
-
-MODELS = {windows: make_model(windows) for windows in WINDOWS}
 
 
 @pytest.fixture(params=WINDOWS)
 def model(request):
     return MODELS[request.param]
-
-
-def text(count, seed=0):
-    rng = random.Random(seed)
-    return [rng.randrange(300) for _ in range(count)]
-
-
-def extend(sequence, tokens, model):
-    """Appends what the sequence has not of `tokens`, in forwards of 64, and returns the last logits."""
-    logits = model.logits()
-    while sequence.length < len(tokens):
-        part = tokens[sequence.length : sequence.length + 64]
-        model.forward([(sequence, part, int(sequence.length + len(part) == len(tokens)))], logits)
-    return bytes(logits)
-
-
-def computed(model, tokens):
-    """The logits after `tokens`, computed from the first on."""
-    return extend(_core.KVCache(model).sequence(), tokens, model)
-
-
-def save(folder, model, tokens, **options):
-    """Reads a prompt and stores it."""
-    cache = _core.KVCache(model)
-    disk, sequence = PromptCache(folder, KEY, cache, **options), cache.sequence()
-    extend(sequence, tokens, model)
-    disk.save(tokens, sequence)
-    disk.close()
-
-
-def take_up(folder, model, tokens, **options):
-    """How many tokens a new cache takes up, and the logits after `tokens` that follow."""
-    cache = _core.KVCache(model)
-    pages, length = PromptCache(folder, KEY, cache, **options).load(tokens)
-    sequence = cache.sequence(pages, length)
-    assert sequence.length == length < len(tokens)
-    return length, extend(sequence, tokens, model)
 
 
 @pytest.fixture
@@ -219,8 +170,6 @@ def test_the_beginning_of_a_prompt_that_is_too_large_is_stored(folder):
     most = 10 * file_bytes(_core.KVCache(model).page_bytes[0]) + 1
     save(folder, model, tokens, most_bytes=most)
     assert take_up(folder, model, tokens) == (640, computed(model, tokens))
-    save(folder, MODELS["windows"], tokens, most_bytes=most)  # its windowed pages are those at the end
-    assert take_up(folder, MODELS["windows"], tokens)[0] == 0
 
 
 def test_a_full_kv_cache_is_said_and_holds_nothing(folder, model):
@@ -248,19 +197,6 @@ def test_pages_are_given_back_once_they_are_written(folder, model):
     del pages
     gc.collect()
     assert cache.used == 0
-
-
-@pytest.fixture
-def slow(monkeypatch):
-    """Holds the writer of a PromptCache up until it is called."""
-    go = threading.Event()
-
-    def hold_up(disk):
-        real = disk._folder.write
-        monkeypatch.setattr(disk._folder, "write", lambda *args: go.wait(60) and real(*args))
-        return go.set
-
-    return hold_up
 
 
 def test_pages_that_wait_can_be_dropped(folder, slow):
@@ -341,140 +277,3 @@ def test_a_folder_that_cannot_be_written_gives_one_warning(folder, monkeypatch):
     assert disk.load(tokens) == ([], 0)
     del sequence
     assert cache.used == 0
-
-
-# ---- processes -------------------------------------------------------------------------------------------------------
-
-CHILD = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import importlib.util
-spec = importlib.util.spec_from_file_location("test_disk", sys.argv[2])
-tests = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tests)
-tests.{}(Path(sys.argv[3]), *sys.argv[4:])
-"""
-
-
-def start(function, folder, *args):
-    """Runs a function of this file in a process of its own."""
-    paths = (Path(__file__).parents[1], __file__, folder)
-    command = [sys.executable, "-c", CHILD.format(function.__name__), *map(str, (*paths, *args))]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def print_taken_up(folder, windows, kv):
-    length, logits = take_up(folder, make_model(windows, kv), text(700))
-    print(length, logits.hex())
-
-
-@pytest.mark.parametrize("kv", KV)
-def test_another_process_takes_it_up(folder, kv):
-    model, tokens = make_model("windows", kv), text(700)
-    save(folder, model, tokens)
-    out, err = start(print_taken_up, folder, "windows", kv).communicate(timeout=120)
-    assert (out, err) == (f"699 {computed(model, tokens).hex()}\n", "")
-
-
-def save_without_close(folder):
-    model, tokens = MODELS["full"], text(700)
-    cache = _core.KVCache(model)
-    disk, sequence = PromptCache(folder, KEY, cache), cache.sequence()
-    extend(sequence, tokens, model)
-    real = disk._folder.write
-    disk._folder.write = lambda *args: time.sleep(0.02) or real(*args)
-    disk.save(tokens, sequence)
-
-
-def test_the_end_of_a_program_waits_for_the_writer(folder):
-    child = start(save_without_close, folder)
-    assert child.communicate(timeout=120) == ("", "")
-    assert child.returncode == 0
-    assert take_up(folder, MODELS["full"], text(700))[0] == 699
-
-
-def save_slowly(folder):
-    model, tokens = MODELS["full"], text(700)
-    cache = _core.KVCache(model)
-    disk, sequence = PromptCache(folder, KEY, cache), cache.sequence()
-    extend(sequence, tokens, model)
-    real = disk._folder.write
-    disk._folder.write = lambda *args: time.sleep(0.5) or real(*args)
-    disk.save(tokens, sequence)
-    print("saving", flush=True)
-    try:
-        disk.close()
-    except KeyboardInterrupt:
-        print("interrupted", flush=True)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
-def test_an_interrupt_drops_what_is_not_written(folder):
-    child = start(save_slowly, folder)
-    assert child.stdout.readline() == "saving\n"
-    begin = time.monotonic()
-    child.send_signal(signal.SIGINT)
-    assert child.communicate(timeout=60) == ("interrupted\n", "")
-    assert time.monotonic() - begin < 3  # all would take 5 seconds
-    assert len(list(folder.glob("*.cached"))) < 8
-
-
-def save_again_and_again(folder):
-    print("saving", flush=True)
-    while True:
-        for seed in range(3):
-            save(folder, MODELS["windows"], text(700, seed))
-        for path in folder.glob("*"):
-            path.unlink(missing_ok=True)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows does not remove a file that is being read")
-def test_killed_processes_leave_what_can_be_used(folder):
-    """Two processes write and remove the same files, and are killed while this one takes prompts up."""
-    model, prompts = MODELS["windows"], [text(700, seed) for seed in range(3)]
-    expected = [computed(model, prompt) for prompt in prompts]
-    lengths = set()
-    for delay in (0.02, 0.1, 0.2):
-        children = [start(save_again_and_again, folder) for _ in range(2)]
-        for child in children:
-            assert child.stdout.readline() == "saving\n"
-        end = time.monotonic() + delay
-        while time.monotonic() < end:
-            for prompt, logits in zip(prompts, expected, strict=True):
-                length, found = take_up(folder, model, prompt)
-                assert found == logits
-                lengths.add(length)
-        for child in children:
-            child.kill()
-            child.communicate()
-        for prompt, logits in zip(prompts, expected, strict=True):
-            assert take_up(folder, model, prompt)[1] == logits
-    save(folder, model, prompts[0])
-    assert take_up(folder, model, prompts[0])[0] == 699
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
-def test_a_fork_while_pages_wait(folder, slow):
-    """The writer does not go over into the child, which can save and close all the same."""
-    model, tokens = MODELS["full"], text(700)
-    cache = _core.KVCache(model)
-    disk, sequence = PromptCache(folder, KEY, cache), cache.sequence()
-    go = slow(disk)
-    extend(sequence, tokens, model)
-    disk.save(tokens, sequence)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads beside a fork
-        child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            go()
-            disk.save(tokens, sequence)
-            disk.close()
-            code = 0 if disk.load(tokens)[1] == 699 else 2
-        finally:
-            os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0
-    go()
-    disk.close()

@@ -136,6 +136,7 @@ class PromptCache:
         from concurrent.futures import ThreadPoolExecutor
 
         rooms = threading.local()  # memory for a file of each kind: each thread uses its own again and again
+        failed: set[str] = set()
         full: list[CacheFullError] = []
         now = time.time_ns()
 
@@ -150,14 +151,14 @@ class PromptCache:
             name = kind.file(hashes[i])
             body = self._folder.read(name, rooms.kinds[number])
             if body is None:
-                damaged.add(name)
+                failed.add(name)
             else:
                 self._folder.touch(name, now - i * _STEP)
             return body
 
         def page(i: int) -> _core.Page | None:
             parts = [part(i, kind) for kind in range(len(self._kinds))]
-            if damaged or full:
+            if failed or full:
                 return None
             try:
                 return self._cache.page(parts)
@@ -170,6 +171,7 @@ class PromptCache:
         if full:
             pages.clear()
             raise full[0]
+        damaged |= failed
         return pages
 
     # ---- writing -----------------------------------------------------------------------------------------------------
