@@ -23,13 +23,21 @@ fl_status fl_draw_scratch_new(fl_draw_scratch **out) {
     return *out ? FL_OK : FL_NO_MEMORY;
 }
 
-void fl_draw_scratch_free(fl_draw_scratch *w) {
-    if (!w) return;
-    fl_free(w->memory);
-    free(w);
+void fl_draw_scratch_free(fl_draw_scratch *scratch) {
+    if (!scratch) return;
+    for (size_t i = 0; i < FL_TEAM; i++)
+        if (scratch->workers[i]) {
+            fl_free(scratch->workers[i]->memory);
+            free(scratch->workers[i]);
+        }
+    free(scratch);
 }
 
-fl_status fl_draw_reserve(fl_draw_scratch *w, size_t vocab) {
+fl_status fl_draw_reserve(fl_draw_scratch *scratch, size_t id, size_t vocab, fl_draw_worker **out) {
+    fl_draw_worker *w = scratch->workers[id];
+    if (!w) w = scratch->workers[id] = calloc(1, sizeof *w);
+    if (!w) return FL_NO_MEMORY;
+    *out = w;
     if (vocab <= w->vocab) return FL_OK;
     const size_t padded = fl_round_up(vocab, FL_LANES), n_parts = fl_round_up(vocab / FL_SUM_PART + 1, FL_LANES);
     char *at = fl_alloc(padded * (3 * sizeof(float) + FL_LEVELS * sizeof(fl_candidate) + sizeof(double)) +
@@ -61,7 +69,7 @@ uint32_t fl_rank_of(float p) {
 }
 
 // The first n of w->found[i] are level i from now on.
-static void set_level(fl_draw_scratch *w, size_t i, size_t n, uint32_t first, uint32_t width) {
+static void set_level(fl_draw_worker *w, size_t i, size_t n, uint32_t first, uint32_t width) {
     const fl_candidate *c = w->found[i];
     uint32_t low = UINT32_MAX, high = 0;
     for (size_t j = 0; j < n; j++) {
@@ -78,7 +86,7 @@ static void set_level(fl_draw_scratch *w, size_t i, size_t n, uint32_t first, ui
 
 // Makes level i of those of a set whose ranks are first .. first + width - 1. The set may be level i itself. Each
 // candidate is written and only counted if it belongs there: a branch would be mispredicted half of the time.
-static void narrow(fl_draw_scratch *w, fl_candidate_set set, uint32_t first, uint32_t width, size_t i) {
+static void narrow(fl_draw_worker *w, fl_candidate_set set, uint32_t first, uint32_t width, size_t i) {
     const fl_candidate from = fl_candidate_of(first, 0), span = fl_candidate_of(width, 0);
     fl_candidate *to = w->found[i];
     size_t n = 0;
@@ -117,7 +125,7 @@ static void fill_histogram(fl_histogram *h, const fl_candidate_set *set, const f
 
 // ---- cutting -------------------------------------------------------------------------------------------------------
 
-fl_cut fl_candidates_cut(fl_draw_scratch *w, size_t most, double mass) {
+fl_cut fl_candidates_cut(fl_draw_worker *w, size_t most, double mass) {
     fl_cut at = {.count = 0};
     const fl_level *v = w->levels;
     double before = 0, inside = 0; // sums of the buckets passed: on level 0, and below it
@@ -164,7 +172,7 @@ static double sum_of(const float *p, const double *times, size_t n) {
     return sums[0];
 }
 
-fl_cut fl_candidates_keep(fl_draw_scratch *w, fl_candidate last) {
+fl_cut fl_candidates_keep(fl_draw_worker *w, fl_candidate last) {
     fl_candidate *found = w->found[0];
     float *kept = w->kept;
     size_t n = 0;
@@ -179,7 +187,7 @@ fl_cut fl_candidates_keep(fl_draw_scratch *w, fl_candidate last) {
     return (fl_cut){.count = n, .sum = sum_of(kept, NULL, n), .last = last};
 }
 
-void fl_candidates_rank_typical(fl_draw_scratch *w, const fl_kernels *k, double total) {
+void fl_candidates_rank_typical(fl_draw_worker *w, const fl_kernels *k, double total) {
     fl_candidate *c = w->found[0];
     const size_t n = w->levels[0].set.n;
     k->log(w->logs, w->kept, n);
@@ -197,7 +205,7 @@ void fl_candidates_rank_typical(fl_draw_scratch *w, const fl_kernels *k, double 
 
 // The sum of the probabilities above a bound; that of each part goes to w->parts. Most parts have none: a part whose
 // whole sum is no larger than the bound is not looked at.
-static double sum_above(fl_draw_scratch *w, size_t vocab, const fl_kernels *k, float bound) {
+static double sum_above(fl_draw_worker *w, size_t vocab, const fl_kernels *k, float bound) {
     double sum = 0;
     for (size_t part = 0; part * FL_SUM_PART < vocab; part++) {
         const size_t begin = part * FL_SUM_PART, rest = vocab - begin;
@@ -209,7 +217,7 @@ static double sum_above(fl_draw_scratch *w, size_t vocab, const fl_kernels *k, f
 }
 
 // Makes candidates of the tokens above a bound, for which sum_above has filled w->parts.
-static void collect_above(fl_draw_scratch *w, size_t vocab, float bound) {
+static void collect_above(fl_draw_worker *w, size_t vocab, float bound) {
     const size_t padded = fl_round_up(vocab, FL_LANES);
     const float *probs = w->probs, *parts = w->parts;
     const uint32_t worst = fl_rank_of(bound);
@@ -232,7 +240,7 @@ static void collect_above(fl_draw_scratch *w, size_t vocab, float bound) {
 }
 
 // A few tokens hold most of the mass, so ever lower bounds are tried until enough lies above.
-void fl_candidates_collect(fl_draw_scratch *w, size_t vocab, const fl_kernels *k, size_t most, double mass,
+void fl_candidates_collect(fl_draw_worker *w, size_t vocab, const fl_kernels *k, size_t most, double mass,
                            float least) {
     const float lowest = least > 0 ? nextafterf(least, 0.0f) : 0.0f;
     float bound = mass < INFINITY && most < vocab / 32 ? 2.0f : 0.0f;

@@ -4,6 +4,7 @@
 #define FL_CANDIDATES_H
 
 #include "kernels/kernels.h"
+#include "threads.h"
 
 // A token with its rank: 0 for the most likely one, larger for less likely ones. The rank is in the high half and the
 // id in the low one, so that as numbers candidates are in order of their ranks, lowest id first among equals.
@@ -45,8 +46,8 @@ typedef struct fl_level {
     fl_histogram histogram;
 } fl_level;
 
-// Working memory of a draw.
-struct fl_draw_scratch {
+// What one worker's draws read and write.
+typedef struct fl_draw_worker {
     size_t vocab; // what it has room for
     void *memory;
     // (vocab rounded up to 16,) each:
@@ -59,14 +60,18 @@ struct fl_draw_scratch {
     float *sums;  // of probabilities
     float *parts; // of the probabilities above a bound
     fl_level levels[FL_LEVELS];
+} fl_draw_worker;
+
+struct fl_draw_scratch {
+    fl_draw_worker *workers[FL_TEAM]; // by the worker's id; NULL: it has drawn nothing that needs memory
 };
 
-// Makes room for so many tokens.
-fl_status fl_draw_reserve(fl_draw_scratch *w, size_t vocab);
+// A worker's memory with room for so many tokens. Workers of a team may call it at the same time. FL_NO_MEMORY.
+fl_status fl_draw_reserve(fl_draw_scratch *scratch, size_t id, size_t vocab, fl_draw_worker **out);
 
 // Fills the candidates from w->probs and w->sums: at least the `most` likeliest tokens, and at least so many of the
 // likeliest that together they hold more than `mass`. Tokens less likely than `least` are left out.
-void fl_candidates_collect(fl_draw_scratch *w, size_t vocab, const fl_kernels *k, size_t most, double mass,
+void fl_candidates_collect(fl_draw_worker *w, size_t vocab, const fl_kernels *k, size_t most, double mass,
                            float least);
 
 // The first candidates by rank.
@@ -77,13 +82,13 @@ typedef struct fl_cut {
 } fl_cut;
 
 // Cuts where the first candidates hold more than `mass`, or are `most`, or are all that there are.
-fl_cut fl_candidates_cut(fl_draw_scratch *w, size_t most, double mass);
+fl_cut fl_candidates_cut(fl_draw_worker *w, size_t most, double mass);
 
 // Drops the candidates behind `last`, and returns how many are left and the sum of their probabilities.
-fl_cut fl_candidates_keep(fl_draw_scratch *w, fl_candidate last);
+fl_cut fl_candidates_keep(fl_draw_worker *w, fl_candidate last);
 
 // After fl_candidates_keep: ranks candidates by typicality (Meister et al., 2022), that is, by how far the logarithm of
 // their probability is from the expected one. `total` is the sum of their probabilities.
-void fl_candidates_rank_typical(fl_draw_scratch *w, const fl_kernels *k, double total);
+void fl_candidates_rank_typical(fl_draw_worker *w, const fl_kernels *k, double total);
 
 #endif

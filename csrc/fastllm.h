@@ -27,8 +27,10 @@
 // tile      What one kernel call keeps in registers: the sums of P panels x T tokens. Also one of Intel's AMX
 //           registers.
 //
-// page      The keys and values of 64 consecutive positions of a sequence, in all layers and KV heads. A block is
-//           something else: GGUF's unit of quantized weights.
+// kind      Of layers: those of a model that have the same window, see equally far back, and share pages.
+//
+// page      The keys and values of 64 consecutive positions of a sequence, in all layers of one kind and all KV heads.
+//           A block is something else: GGUF's unit of quantized weights.
 //
 // branch    Attention or feed-forward: what a layer computes from the residual stream and adds to it.
 //
@@ -261,7 +263,13 @@ typedef struct fl_layer {
     fl_matrix shared_gate;         // (1, dim), floats: the shared expert is weighed by its sigmoid
     size_t window;                 // a token sees those less than `window` positions away; 0: all
     size_t rope;                   // 0: no rotation, else by rope_freqs[rope - 1]
+    size_t kind, place;            // written by fl_model_check: its kind, and how many layers of that come before it
 } fl_layer;
+
+// The layers of a model that have one window. They share pages.
+typedef struct fl_kind {
+    size_t window, layers;
+} fl_kind;
 
 // Learns on how many threads forwards of one model are fastest: no more than there are CPUs for this process, and fewer
 // while other programs keep some of those busy. A forward that runs beside another of its model neither uses nor
@@ -284,21 +292,24 @@ typedef struct fl_model {
     fl_matrix head;               // (vocab_size, dim); the embedding itself where the two are tied; none: no logits
     const float *rope_freqs[2];   // (rotary_dim / 2,) radians per position
     fl_layer *layers;             // (n_layers,)
+    fl_kind *kinds;               // (n_kinds,) written by fl_model_check, with room for n_layers
+    size_t n_kinds;               // written by fl_model_check: kinds of layers, in the order of their first layers
     fl_pace *pace;                // NULL: forwards run on exactly as many threads as are asked for
 } fl_model;
 
-// Whether a model can be run. FL_BAD_CONFIG: the config is that of no model. FL_BAD_TENSOR: a matrix or norm that it
-// needs is missing, or its shape, type or alignment is not what it must be. All other functions rely on this check.
-fl_status fl_model_check(const fl_model *m);
+// Whether a model can be run; and finds the kinds of its layers. FL_BAD_CONFIG: the config is that of no model.
+// FL_BAD_TENSOR: a matrix or norm that it needs is missing, or its shape, type or alignment is not what it must be. All
+// other functions rely on this check.
+fl_status fl_model_check(fl_model *m);
 
 // ---- pages ---------------------------------------------------------------------------------------------------------
 
-// Bytes of a page of a model, a multiple of 64. A page begins at a multiple of 64 positions. For each layer and KV head
-// it holds keys (head_dim, 64), transposed, and then values (64, head_dim rounded up to 16), as kv_type. FL_Q8 has int8
-// and, after the keys and after the values, f32 scales, one for each 32 channels of a position (fewer in the last):
-// (groups, 64) and (64, groups). At its end, with a pad_token, are 64 f32: what is added to the scores of each
-// position. See pages.h.
-size_t fl_kv_page_bytes(const fl_model *m);
+// Bytes of a page of a model's kind, a multiple of 64. A page begins at a multiple of 64 positions. For each layer of
+// the kind and each KV head it holds keys (head_dim, 64), transposed, and then values (64, head_dim rounded up to 16),
+// as kv_type. FL_Q8 has int8 and, after the keys and after the values, f32 scales, one for each 32 channels of a
+// position (fewer in the last): (groups, 64) and (64, groups). At its end, with a pad_token, are 64 f32: what is added
+// to the scores of each position. See pages.h.
+size_t fl_kv_page_bytes(const fl_model *m, size_t kind);
 
 // A pool of pages of several kinds, of page_bytes[kind] each; a limit for the bytes of all pages in use, at first none.
 // It grows in slabs of several pages, gives slabs that are not in use back to the system, but for one, and at the end
@@ -326,8 +337,9 @@ typedef struct fl_span {
     const int32_t *tokens; // (n,)
     size_t n;              // 1 or more
     size_t pos;            // position of tokens[0]: how many the sequence already holds
-    void *const *pages;    // (n_pages,) the sequence's: page i has positions 64 i to 64 i + 63
-    size_t n_pages;        // enough for pos + n positions
+    void *const *const *pages; // for each kind (n_pages,) the sequence's: page i has positions 64 i to 64 i + 63. NULL
+                               // where the kind has a window, and all of the page lies left of what tokens[0] sees
+    size_t n_pages;            // enough for pos + n positions
     size_t n_logits;       // logits are computed for the last n_logits tokens of the span; 0 to n
     size_t segment;        // tokens from here on are of the second segment; n: none are
 } fl_span;
@@ -380,7 +392,8 @@ typedef struct fl_sampling {
     float frequency_penalty;  // subtracted as often as a token was generated
 } fl_sampling;
 
-// Draws the tokens of one text. Of the text it keeps the tokens it has seen, each once, and nothing without penalties.
+// Draws the tokens of one text. Of the text it keeps the tokens it has seen, each once, and without penalties only how
+// many were generated.
 // The same seed and logits give the same tokens. FL_BAD_CONFIG: a vocabulary of none, or of 2^31 or more. FL_NO_MEMORY.
 typedef struct fl_sampler fl_sampler;
 fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t seed, fl_sampler **out);
@@ -389,15 +402,22 @@ void fl_sampler_free(fl_sampler *s);
 // Adds `bias` to the logit of `token`, for every draw from now on. FL_BAD_TOKEN, FL_NO_MEMORY.
 fl_status fl_sampler_bias(fl_sampler *s, int32_t token, float bias);
 
-// Tells the sampler of a token of the prompt (generated 0) or of the text (generated 1), for the penalties.
-// FL_BAD_TOKEN, FL_NO_MEMORY.
+// Bars tokens (n,) until so many tokens have been accepted as generated: they cannot be drawn before. In place of those
+// barred by an earlier call. FL_BAD_TOKEN, FL_NO_MEMORY.
+fl_status fl_sampler_bar(fl_sampler *s, const int32_t *tokens, size_t n, size_t until);
+
+// A sampler in the same state, which goes on as this one would. FL_NO_MEMORY.
+fl_status fl_sampler_copy(const fl_sampler *s, fl_sampler **out);
+
+// Tells the sampler of a token of the prompt (generated 0) or of the text (generated 1). FL_BAD_TOKEN, FL_NO_MEMORY.
 fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated);
 
-// Working memory of draws by any sampler, one for each call that runs at the same time. Grows, never shrinks.
-// FL_NO_MEMORY.
+// Working memory of draws by any samplers, one for each call that runs at the same time. It has a part for each worker,
+// which that worker allocates when it first needs it: some 44 bytes for each token of the vocabulary, and 60 KB. It
+// never shrinks. FL_NO_MEMORY.
 typedef struct fl_draw_scratch fl_draw_scratch;
 fl_status fl_draw_scratch_new(fl_draw_scratch **out);
-void fl_draw_scratch_free(fl_draw_scratch *w);
+void fl_draw_scratch_free(fl_draw_scratch *scratch);
 
 // Draws a token from logits (vocab_size,), readable to the next multiple of 16: biases before penalties, then the
 // filters in the order of fl_sampling. The tokens that these leave are walked by descending probability, or by
@@ -405,8 +425,34 @@ void fl_draw_scratch_free(fl_draw_scratch *w);
 // or none if the most likely token is asked for. Sums of probabilities are doubles: exact as long as none is less than
 // 2^-29 of the sum; else they round in an order that follows from the logits and options alone. FL_BAD_VALUE: a logit
 // is not finite. FL_BAD_TOKEN: after biases and penalties the largest is not, so that there is no token to draw.
-// FL_NO_MEMORY.
-fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, const float *logits, int32_t *token);
+// FL_NO_MEMORY. A draw that fails leaves the sampler as it was.
+fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *scratch, const fl_kernels *k, const float *logits,
+                          int32_t *token);
+
+// The draws of one text from consecutive rows of logits: from each row in turn, as long as the token drawn from the row
+// before is the guess that this row was computed for. Each token is accepted as generated.
+//
+//     logits   row 0          row 1            row 2             n_guesses = 2
+//     guesses       17             4
+//     tokens   17   right: go on   5   wrong: the end            n_tokens = 2
+typedef struct fl_draw {
+    fl_sampler *sampler;    // in one draw of a call only
+    const float *logits;    // (n_guesses + 1, vocab_size rounded up to 16)
+    int processed;          // the caller has changed the logits: in these, -infinity forbids a token
+    const int32_t *guesses; // (n_guesses,)
+    size_t n_guesses;
+    int32_t *tokens;  // (n_guesses + 1,) written
+    size_t n_tokens;  // written: how many were drawn
+    fl_status status; // written: of the first row, as fl_sampler_draw's; a later row that fails only ends the draws,
+                      // and fails again when it is the first
+} fl_draw;
+
+// Draws for several texts on `threads` threads. The tokens are those of fl_sampler_draw one by one.
+void fl_draw_all(fl_draw_scratch *scratch, const fl_kernels *k, fl_draw *draws, size_t n, size_t threads);
+
+// On how many of `threads` threads n draws should run: on fewer where the work is so little that starting a team takes
+// longer. 0 counts as 1.
+size_t fl_draw_threads(size_t n, size_t vocab, size_t threads);
 
 // ---- the machine ---------------------------------------------------------------------------------------------------
 

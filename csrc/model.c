@@ -51,11 +51,13 @@ static void rotation(const fl_forward_call *f, size_t token, size_t pos) {
     }
 }
 
-// Writes to token t's page what is added to the scores of its position: padding is masked.
+// Writes to token t's pages what is added to the scores of its position: padding is masked.
 static void mask_padding(const fl_model *m, const fl_span *span, size_t t) {
     const size_t pos = span->pos + t;
-    float *mask = (float *)(void *)((char *)span->pages[pos / FL_PAGE] + fl_page_mask(m));
-    mask[pos % FL_PAGE] = span->tokens[t] == m->config.pad_token ? -1e30f : 0;
+    for (size_t kind = 0; kind < m->n_kinds; kind++) {
+        float *mask = (float *)(void *)((char *)span->pages[kind][pos / FL_PAGE] + fl_page_mask(m, kind));
+        mask[pos % FL_PAGE] = span->tokens[t] == m->config.pad_token ? -1e30f : 0;
+    }
 }
 
 // The stream before the first layer, and the rotation of all tokens. Ends with a barrier.

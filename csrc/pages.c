@@ -23,11 +23,11 @@ typedef struct slab {
     uint32_t word[]; // one a place
 } slab;
 
-typedef struct kind {
+typedef struct kind_pages {
     size_t bytes;  // of a page
     size_t places; // pages of a slab
     slab *open;    // slabs in use that have a free page
-} kind;
+} kind_pages;
 
 struct fl_pool {
     size_t slab_bytes, places; // of every slab: memory, and the most that a kind has places
@@ -35,11 +35,11 @@ struct fl_pool {
     size_t n_slabs;
     slab *spare;               // a slab that is not in use, or NULL
     size_t used, limit;        // bytes of pages
-    kind kinds[];
+    kind_pages kinds[];
 };
 
-size_t fl_kv_page_bytes(const fl_model *m) {
-    return fl_page_mask(m) + (m->config.pad_token >= 0 ? FL_PAGE * sizeof(float) : 0);
+size_t fl_kv_page_bytes(const fl_model *m, size_t kind) {
+    return fl_page_mask(m, kind) + (m->config.pad_token >= 0 ? FL_PAGE * sizeof(float) : 0);
 }
 
 fl_status fl_pool_new(size_t kinds, const size_t *page_bytes, fl_pool **out) {
@@ -80,14 +80,14 @@ size_t fl_pool_used(const fl_pool *pool) { return pool->used; }
 
 // ---- slabs ---------------------------------------------------------------------------------------------------------
 
-static void link_slab(kind *k, slab *s) {
+static void link_slab(kind_pages *k, slab *s) {
     s->next = k->open;
     s->previous = NULL;
     if (k->open) k->open->previous = s;
     k->open = s;
 }
 
-static void unlink_slab(kind *k, slab *s) {
+static void unlink_slab(kind_pages *k, slab *s) {
     if (s->next) s->next->previous = s->previous;
     if (s->previous) s->previous->next = s->next;
     else k->open = s->next;
@@ -117,15 +117,15 @@ static slab *new_slab(const fl_pool *pool) {
 }
 
 // A slab of free pages for a kind that has no free page: the spare one, or a new one.
-static fl_status open_slab(fl_pool *pool, size_t kind_number) {
-    kind *k = &pool->kinds[kind_number];
+static fl_status open_slab(fl_pool *pool, size_t kind) {
+    kind_pages *k = &pool->kinds[kind];
     size_t number;
     const fl_status status = free_number(pool, &number);
     if (status != FL_OK) return status;
     slab *s = pool->spare ? pool->spare : new_slab(pool);
     if (!s) return FL_NO_MEMORY;
     pool->spare = NULL;
-    s->kind = kind_number;
+    s->kind = kind;
     s->number = number;
     s->free = s->used = 0;
     for (size_t i = 0; i < k->places; i++) s->word[i] = (uint32_t)i + 1;
@@ -145,11 +145,11 @@ static void close_slab(fl_pool *pool, slab *s) {
 
 static slab *slab_of(const fl_pool *pool, fl_page page) { return pool->slabs[page / PLACES]; }
 
-fl_status fl_pool_take(fl_pool *pool, size_t kind_number, fl_page *page) {
-    kind *k = &pool->kinds[kind_number];
+fl_status fl_pool_take(fl_pool *pool, size_t kind, fl_page *page) {
+    kind_pages *k = &pool->kinds[kind];
     if (pool->used > pool->limit || k->bytes > pool->limit - pool->used) return FL_NO_PAGES;
     if (!k->open) {
-        const fl_status status = open_slab(pool, kind_number);
+        const fl_status status = open_slab(pool, kind);
         if (status != FL_OK) return status;
     }
     slab *s = k->open;
@@ -173,7 +173,7 @@ void *fl_pool_data(const fl_pool *pool, fl_page page) {
 
 void fl_pool_give(fl_pool *pool, fl_page page) {
     slab *s = slab_of(pool, page);
-    kind *k = &pool->kinds[s->kind];
+    kind_pages *k = &pool->kinds[s->kind];
     const size_t place = page % PLACES;
     if (--s->word[place] > 0) return;
     s->word[place] = (uint32_t)s->free;

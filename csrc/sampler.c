@@ -5,6 +5,7 @@
 
 #include "candidates.h"
 #include "fpenv.h"
+#include "threads.h"
 
 typedef struct bias {
     int32_t token;
@@ -24,6 +25,8 @@ struct fl_sampler {
     size_t n_places, n_seen;
     bias *biases;
     size_t n_biases;
+    int32_t *barred; // (n_barred,) tokens that are not drawn before `until` tokens have been generated
+    size_t n_barred, until, n_generated;
 };
 
 fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t seed, fl_sampler **out) {
@@ -41,6 +44,7 @@ void fl_sampler_free(fl_sampler *s) {
     if (!s) return;
     free(s->places);
     free(s->biases);
+    free(s->barred);
     free(s);
 }
 
@@ -51,6 +55,40 @@ fl_status fl_sampler_bias(fl_sampler *s, int32_t token, float value) {
     s->biases = more;
     s->biases[s->n_biases++] = (bias){token, value};
     return FL_OK;
+}
+
+fl_status fl_sampler_bar(fl_sampler *s, const int32_t *tokens, size_t n, size_t until) {
+    for (size_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || (size_t)tokens[i] >= s->vocab) return FL_BAD_TOKEN;
+    int32_t *barred = malloc((n + 1) * sizeof *barred); // never of no bytes, for which malloc may return NULL
+    if (!barred) return FL_NO_MEMORY;
+    memcpy(barred, tokens, n * sizeof *barred);
+    free(s->barred);
+    s->barred = barred;
+    s->n_barred = n;
+    s->until = until;
+    return FL_OK;
+}
+
+// A copy of n elements, or NULL for none. Notes in *status where there is no memory.
+static void *duplicate(const void *from, size_t n, size_t size, fl_status *status) {
+    if (n == 0) return NULL;
+    void *to = malloc(n * size);
+    if (to) memcpy(to, from, n * size);
+    else *status = FL_NO_MEMORY;
+    return to;
+}
+
+fl_status fl_sampler_copy(const fl_sampler *s, fl_sampler **out) {
+    fl_status status = FL_OK;
+    fl_sampler *copy = duplicate(s, 1, sizeof *s, &status);
+    if (!copy) return status;
+    copy->places = duplicate(s->places, s->n_places, sizeof *s->places, &status);
+    copy->biases = duplicate(s->biases, s->n_biases, sizeof *s->biases, &status);
+    copy->barred = duplicate(s->barred, s->n_barred, sizeof *s->barred, &status);
+    if (status == FL_OK) *out = copy;
+    else fl_sampler_free(copy);
+    return status;
 }
 
 // ---- tokens that were seen -----------------------------------------------------------------------------------------
@@ -66,8 +104,10 @@ static seen *place_of(seen *places, size_t n_places, uint32_t name) {
     return &places[i];
 }
 
-static fl_status more_places(fl_sampler *s) {
-    const size_t n = s->n_places ? 2 * s->n_places : 64;
+// Makes room for one more token, so that the next fl_sampler_accept does not fail.
+static fl_status reserve_place(fl_sampler *s) {
+    if (!penalizes(&s->p) || 2 * s->n_seen < s->n_places) return FL_OK;
+    const size_t n = s->n_places ? 2 * s->n_places : 16;
     seen *more = calloc(n, sizeof *more);
     if (!more) return FL_NO_MEMORY;
     for (size_t i = 0; i < s->n_places; i++)
@@ -80,11 +120,10 @@ static fl_status more_places(fl_sampler *s) {
 
 fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated) {
     if (token < 0 || (size_t)token >= s->vocab) return FL_BAD_TOKEN;
+    const fl_status status = reserve_place(s);
+    if (status != FL_OK) return status;
+    s->n_generated += generated != 0;
     if (!penalizes(&s->p)) return FL_OK;
-    if (2 * s->n_seen >= s->n_places) {
-        const fl_status status = more_places(s);
-        if (status != FL_OK) return status;
-    }
     const uint32_t name = (uint32_t)token + 1;
     seen *place = place_of(s->places, s->n_places, name);
     s->n_seen += place->name == 0;
@@ -93,10 +132,14 @@ fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated) {
     return FL_OK;
 }
 
-// Logits after biases and penalties, written to `out`; where there are none, the given logits.
-static const float *adjust(const fl_sampler *s, const float *logits, float *out) {
+static int bars(const fl_sampler *s) { return s->n_barred > 0 && s->n_generated < s->until; }
+
+// Whether logits have to be adjusted at all.
+static int adjusts(const fl_sampler *s) { return s->n_seen > 0 || s->n_biases > 0 || bars(s); }
+
+// Writes logits after biases and penalties, and without the tokens that are barred now.
+static void adjust(const fl_sampler *s, const float *logits, float *out) {
     const fl_sampling *p = &s->p;
-    if (s->n_seen == 0 && s->n_biases == 0) return logits;
     memcpy(out, logits, s->vocab * sizeof(float));
     for (size_t i = 0; i < s->n_biases; i++) out[s->biases[i].token] += s->biases[i].value;
     for (size_t i = 0; i < s->n_places; i++) {
@@ -106,7 +149,15 @@ static const float *adjust(const fl_sampler *s, const float *logits, float *out)
         *l = *l > 0 ? *l / p->repetition_penalty : *l * p->repetition_penalty;
         if (place->count) *l -= p->presence_penalty + (float)place->count * p->frequency_penalty;
     }
-    return out;
+    if (bars(s))
+        for (size_t i = 0; i < s->n_barred; i++) out[s->barred[i]] = -INFINITY;
+}
+
+// Whether processed logits that are not all finite are as they may be: -infinity forbids a token.
+static int only_forbids(const float *logits, size_t n) {
+    int ok = 1;
+    for (size_t i = 0; i < n; i++) ok &= logits[i] < INFINITY; // false for NaN too
+    return ok;
 }
 
 // ---- random numbers ------------------------------------------------------------------------------------------------
@@ -125,7 +176,7 @@ static float draw(fl_sampler *s) {
 static int is_fraction(float p) { return p > 0.0f && p < 1.0f; }
 
 // The candidates that top_k, top_p and min_p leave. `all` is the sum of all probabilities, the largest being 1.
-static fl_cut keep_likely(const fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, double all) {
+static fl_cut keep_likely(const fl_sampler *s, fl_draw_worker *w, const fl_kernels *k, double all) {
     const fl_sampling *p = &s->p;
     const int top_k = p->top_k && p->top_k < s->vocab, nucleus = is_fraction(p->top_p);
     const float min_p = p->min_p > 0.0f ? (p->min_p < 1.0f ? p->min_p : 1.0f) : 0.0f;
@@ -153,7 +204,7 @@ static fl_cut keep_likely(const fl_sampler *s, fl_draw_scratch *w, const fl_kern
 }
 
 // Of those, the most typical ones that together hold typical_p of the mass or more.
-static fl_cut keep_typical(const fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, fl_cut likely) {
+static fl_cut keep_typical(const fl_sampler *s, fl_draw_worker *w, const fl_kernels *k, fl_cut likely) {
     fl_candidates_rank_typical(w, k, likely.sum);
     const double enough = (double)s->p.typical_p * likely.sum;
     // fl_candidates_cut stops once the sum is larger than a mass; with the next double below `enough`, at `enough`.
@@ -164,7 +215,7 @@ static fl_cut keep_typical(const fl_sampler *s, fl_draw_scratch *w, const fl_ker
 
 // The token at which the sum of probabilities, in the order of the vocabulary, passes the target: no filter is on, so
 // that no order is needed. Goes part by part first.
-static size_t draw_any(const fl_draw_scratch *w, size_t vocab, double target) {
+static size_t draw_any(const fl_draw_worker *w, size_t vocab, double target) {
     const size_t parts = (vocab + FL_SUM_PART - 1) / FL_SUM_PART;
     size_t part = 0;
     double sum = 0;
@@ -179,15 +230,23 @@ static size_t draw_any(const fl_draw_scratch *w, size_t vocab, double target) {
     return last;
 }
 
-static fl_status draw_token(fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, const float *logits,
-                            int32_t *token) {
+// A draw that fails leaves the sampler as it was: nothing fails after the random number is taken.
+static fl_status draw_token(fl_sampler *s, fl_draw_scratch *scratch, size_t id, const fl_kernels *k,
+                            const float *logits, int processed, int32_t *token) {
     const fl_sampling *p = &s->p;
-    const float *x = adjust(s, logits, w->logits);
+    const float *x = logits;
+    fl_draw_worker *w;
     size_t best;
     int finite;
     float max = k->max(logits, s->vocab, &best, &finite);
-    if (!finite) return FL_BAD_VALUE;
-    if (x != logits) max = k->max(x, s->vocab, &best, &finite); // with biases, which may be -infinity
+    if (!finite && !(processed && only_forbids(logits, s->vocab))) return FL_BAD_VALUE;
+    if (adjusts(s)) {
+        const fl_status status = fl_draw_reserve(scratch, id, s->vocab, &w);
+        if (status != FL_OK) return status;
+        adjust(s, logits, w->logits);
+        x = w->logits;
+        max = k->max(x, s->vocab, &best, &finite); // biases may be -infinity
+    }
     if (!isfinite(max)) return FL_BAD_TOKEN;
     // Where logits divided by the temperature overflow, the best token has all the probability. Multiplying takes half
     // the time of dividing.
@@ -196,6 +255,8 @@ static fl_status draw_token(fl_sampler *s, fl_draw_scratch *w, const fl_kernels 
         *token = (int32_t)best;
         return FL_OK;
     }
+    const fl_status status = fl_draw_reserve(scratch, id, s->vocab, &w);
+    if (status != FL_OK) return status;
     k->softmax(w->probs, w->sums, x, s->vocab, scale, max * scale);
     double total = 0;
     for (size_t i = 0; i < (s->vocab + FL_SUM_PART - 1) / FL_SUM_PART; i++) total += (double)w->sums[i];
@@ -211,11 +272,50 @@ static fl_status draw_token(fl_sampler *s, fl_draw_scratch *w, const fl_kernels 
     return FL_OK;
 }
 
-fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *w, const fl_kernels *k, const float *logits, int32_t *token) {
-    const fl_status status = fl_draw_reserve(w, s->vocab);
-    if (status != FL_OK) return status;
+fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *scratch, const fl_kernels *k, const float *logits,
+                          int32_t *token) {
     const fl_fpenv before = fl_fpenv_set();
-    const fl_status drawn = draw_token(s, w, k, logits, token);
+    const fl_status status = draw_token(s, scratch, 0, k, logits, 0, token);
     fl_fpenv_restore(before);
-    return drawn;
+    return status;
+}
+
+// ---- many texts ----------------------------------------------------------------------------------------------------
+
+typedef struct drawing {
+    fl_draw_scratch *scratch;
+    const fl_kernels *k;
+    fl_draw *draws;
+    size_t n;
+} drawing;
+
+static void draw_text(const drawing *all, fl_draw *d, size_t id) {
+    const size_t stride = fl_round_up(d->sampler->vocab, FL_LANES);
+    for (d->n_tokens = 0;; d->n_tokens++) {
+        const float *row = d->logits + d->n_tokens * stride;
+        int32_t *token = &d->tokens[d->n_tokens];
+        if (d->n_tokens > 0 && (d->n_tokens > d->n_guesses || token[-1] != d->guesses[d->n_tokens - 1])) return;
+        d->status = reserve_place(d->sampler);
+        if (d->status == FL_OK) d->status = draw_token(d->sampler, all->scratch, id, all->k, row, d->processed, token);
+        if (d->status == FL_OK) d->status = fl_sampler_accept(d->sampler, *token, 1);
+        if (d->status != FL_OK) break;
+    }
+    if (d->n_tokens > 0) d->status = FL_OK;
+}
+
+static void draw_share(void *arg, fl_team *team, size_t id) {
+    const drawing *all = arg;
+    fl_deal deal = fl_deal_start(team, id, all->n, 1);
+    for (size_t begin, end; fl_deal_next(&deal, &begin, &end);) draw_text(all, &all->draws[begin], id);
+}
+
+size_t fl_draw_threads(size_t n, size_t vocab, size_t threads) {
+    enum { WORTH = 32 << 10 };
+    const size_t worth = n * vocab / WORTH, most = n < threads ? n : threads;
+    return worth < most ? worth : most;
+}
+
+void fl_draw_all(fl_draw_scratch *scratch, const fl_kernels *k, fl_draw *draws, size_t n, size_t threads) {
+    drawing all = {scratch, k, draws, n};
+    fl_parallel(threads, draw_share, &all);
 }

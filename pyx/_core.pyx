@@ -19,6 +19,7 @@ from. So every argument is converted once, and what is checked and counted is th
 original. Constructors are __cinit__, which runs once: a second __init__ cannot replace memory that is in use.
 """
 cimport cython
+from libc.math cimport INFINITY
 from libc.stdint cimport INT32_MAX, SIZE_MAX, UINT64_MAX, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy

@@ -95,7 +95,7 @@ cdef class Batch:
             sequence.take(self.model, "forward")
             self.taken.append(sequence)
             sequence.reserve(n)
-            self.spans[i] = fl_span(self.ids + at, n, sequence.length, <void *const *>sequence.pages[0],
+            self.spans[i] = fl_span(self.ids + at, n, sequence.length, <void *const *const *>sequence.pages,
                                     sequence.n_pages, n_logits, segments.get(i, n))
             for token in tokens:
                 self.ids[at] = token_id(token, vocab_size)

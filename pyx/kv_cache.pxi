@@ -22,11 +22,21 @@ cdef class KVCache:
     """
     cdef fl_pool *pool
     cdef Model model
+    cdef size_t kinds  # of the model's layers
     cdef size_t most  # the limit, SIZE_MAX for none
 
     def __cinit__(self, Model model not None, *, limit=None):
-        self.model = model
-        check(fl_pool_new(model.kinds, model.page_bytes, &self.pool), "KV cache")
+        cdef size_t kind
+        cdef size_t *page_bytes
+        self.model, self.kinds = model, model.c.n_kinds
+        page_bytes = <size_t *>malloc(self.kinds * sizeof(size_t))
+        if page_bytes is NULL:
+            raise MemoryError("KV cache: out of memory")
+        for kind in range(self.kinds):
+            page_bytes[kind] = self.page_size(kind)
+        status = fl_pool_new(self.kinds, page_bytes, &self.pool)
+        free(page_bytes)
+        check(status, "KV cache")
         self.limit = limit
 
     def __dealloc__(self):
@@ -52,12 +62,12 @@ cdef class KVCache:
     @property
     def windows(self):
         """For each kind of layers how many positions back a token sees, itself included; 0: all."""
-        return tuple([self.model.windows[kind] for kind in range(self.model.kinds)])
+        return tuple([self.model.c.kinds[kind].window for kind in range(self.kinds)])
 
     @property
     def page_bytes(self):
         """For each kind of layers the bytes of a page."""
-        return tuple([self.model.page_bytes[kind] for kind in range(self.model.kinds)])
+        return tuple([self.page_size(kind) for kind in range(self.kinds)])
 
     def sequence(self, pages=(), size_t length=0):
         """A new Sequence of `length` tokens, which shares `pages`: Page objects of positions 0 to 63, 64 to 127, ...
@@ -79,18 +89,21 @@ cdef class KVCache:
         cdef const unsigned char[::1] view
         cdef list given = list(parts)
         cdef size_t kind
-        if <size_t>len(given) != self.model.kinds:
-            raise OptionError(f"a page has {self.model.kinds} parts, not {len(given)}")
+        if <size_t>len(given) != self.kinds:
+            raise OptionError(f"a page has {self.kinds} parts, not {len(given)}")
         for kind, part in enumerate(given):
             if part is None:
                 continue
             view = part
-            if <size_t>view.shape[0] != self.model.page_bytes[kind]:
-                raise OptionError(f"part {kind} of a page has {self.model.page_bytes[kind]:,} bytes, not {len(view):,}")
+            if <size_t>view.shape[0] != self.page_size(kind):
+                raise OptionError(f"part {kind} of a page has {self.page_size(kind):,} bytes, not {len(view):,}")
             self.take(kind, &page.ids[kind])
             page.data[kind] = fl_pool_data(self.pool, page.ids[kind])
-            memcpy(page.data[kind], &view[0], self.model.page_bytes[kind])
+            memcpy(page.data[kind], &view[0], self.page_size(kind))
         return page
+
+    cdef inline size_t page_size(self, size_t kind) noexcept:
+        return fl_kv_page_bytes(&self.model.c, kind)
 
     cdef int take(self, size_t kind, fl_page *page) except -1:
         """fl_pool_take, with an exception of its own for a limit that is reached."""
@@ -113,15 +126,15 @@ cdef class Page:
 
     def __cinit__(self, KVCache cache not None):
         self.cache = cache
-        self.ids = <fl_page *>calloc(cache.model.kinds, sizeof(fl_page))
-        self.data = <void **>calloc(cache.model.kinds, sizeof(void *))
+        self.ids = <fl_page *>calloc(cache.kinds, sizeof(fl_page))
+        self.data = <void **>calloc(cache.kinds, sizeof(void *))
         if self.ids is NULL or self.data is NULL:
             raise MemoryError("KV cache: out of memory")
 
     def __dealloc__(self):
         cdef size_t kind
         if self.ids is not NULL and self.data is not NULL:
-            for kind in range(self.cache.model.kinds):
+            for kind in range(self.cache.kinds):
                 if self.data[kind] is not NULL:
                     fl_pool_give(self.cache.pool, self.ids[kind])
         free(self.ids)
@@ -131,16 +144,36 @@ cdef class Page:
     def nbytes(self):
         """The bytes of its parts together."""
         cdef size_t kind, total = 0
-        for kind in range(self.cache.model.kinds):
+        for kind in range(self.cache.kinds):
             if self.data[kind] is not NULL:
-                total += self.cache.model.page_bytes[kind]
+                total += self.cache.page_size(kind)
         return total
 
     def part(self, size_t kind):
         """The bytes of one kind of layers as a read-only memoryview, or None. Raises OptionError for another kind."""
-        if kind >= self.cache.model.kinds:
-            raise OptionError(f"a page has {self.cache.model.kinds} parts: there is no part {kind}")
+        if kind >= self.cache.kinds:
+            raise OptionError(f"a page has {self.cache.kinds} parts: there is no part {kind}")
         return None if self.data[kind] is NULL else memoryview(Part(self, kind))
+
+    def has(self, size_t kind):
+        """Whether it has a part of one kind of layers."""
+        return kind < self.cache.model.kinds and self.data[kind] is not NULL
+
+    def filled(self, Page other not None):
+        """A Page with its parts, and those of `other`, a page of the same tokens, where it has none.
+
+        Raises OptionError for a page of another KVCache; MemoryError.
+        """
+        cdef Page both = Page(self.cache)
+        cdef size_t kind
+        if other.cache is not self.cache:
+            raise OptionError("a page of another KV cache")
+        for kind in range(self.cache.model.kinds):
+            both.data[kind] = other.data[kind] if self.data[kind] is NULL else self.data[kind]
+            both.ids[kind] = other.ids[kind] if self.data[kind] is NULL else self.ids[kind]
+            if both.data[kind] is not NULL:
+                fl_pool_hold(self.cache.pool, both.ids[kind])
+        return both
 
 
 @cython.internal
@@ -153,7 +186,7 @@ cdef class Part:
         self.page, self.kind = page, kind
 
     def __getbuffer__(self, Py_buffer *view, int flags):
-        nbytes = <Py_ssize_t>self.page.cache.model.page_bytes[self.kind]
+        nbytes = <Py_ssize_t>self.page.cache.page_size(self.kind)
         PyBuffer_FillInfo(view, self, self.page.data[self.kind], nbytes, 1, flags)
 
 
@@ -170,7 +203,7 @@ cdef class Sequence:
     cdef readonly size_t length
 
     def __cinit__(self, KVCache cache not None):
-        self.cache, self.kinds = cache, cache.model.kinds
+        self.cache, self.kinds = cache, cache.kinds
         self.ids = <fl_page **>calloc(self.kinds, sizeof(fl_page *))
         self.pages = <void ***>calloc(self.kinds, sizeof(void **))
         self.first = <size_t *>calloc(self.kinds, sizeof(size_t))
@@ -258,7 +291,7 @@ cdef class Sequence:
         if fl_pool_references(pool, self.ids[kind][i]) == 1:
             return 0
         self.cache.take(kind, &own)
-        memcpy(fl_pool_data(pool, own), self.pages[kind][i], self.cache.model.page_bytes[kind])
+        memcpy(fl_pool_data(pool, own), self.pages[kind][i], self.cache.page_size(kind))
         fl_pool_give(pool, self.ids[kind][i])
         self.ids[kind][i] = own
         self.pages[kind][i] = fl_pool_data(pool, own)
@@ -266,12 +299,12 @@ cdef class Sequence:
 
     cdef inline size_t first_seen(self, size_t kind, size_t length) noexcept:
         """The first page that positions from `length` on see."""
-        cdef size_t window = self.cache.model.windows[kind]
+        cdef size_t window = self.cache.model.c.kinds[kind].window
         return (length + 1 - window) // FL_PAGE if 0 < window <= length else 0
 
     cdef void give_left(self, size_t kind) noexcept:
-        """Gives back the pages of a kind that later positions do not see."""
-        cdef size_t end = self.first_seen(kind, self.length)
+        """Gives back the pages of a kind that positions do not see even if it is cut by a page."""
+        cdef size_t end = self.first_seen(kind, self.length - min(self.length, <size_t>FL_PAGE))
         while self.first[kind] < end:
             fl_pool_give(self.cache.pool, self.ids[kind][self.first[kind]])
             self.pages[kind][self.first[kind]] = NULL
@@ -351,8 +384,8 @@ cdef class Sequence:
     def truncate(self, size_t length):
         """Forgets all but the first `length` tokens.
 
-        Raises OptionError if it holds fewer, if it has given back what positions from `length` on see, or if a forward
-        uses it. What the last forward appended can always be cut off.
+        Raises OptionError if it holds fewer, if it has not any more what positions from `length` on see, or if a forward
+        uses it. What the last forward appended can always be cut off, and up to 64 tokens of those before.
         """
         cdef size_t kind
         self.expect_idle()
@@ -361,7 +394,7 @@ cdef class Sequence:
         for kind in range(self.kinds):
             if length > 0 and self.first[kind] > self.first_seen(kind, length):
                 raise OptionError(f"a sequence of {self.length:,} tokens cannot be cut to {length:,}: "
-                                  f"it has given back what is left of its window")
+                                  f"later tokens would see what it has given back")
         self.length = length
         self.give_pages(pages_of(length))
 

@@ -16,37 +16,29 @@ cdef class Model:
     cdef fl_model c
     cdef dict tensors  # name -> Matrix or Vector: the owners of what c's pointers point into
     cdef list files  # the MappedFile objects that matrices lie in, each once
-    cdef size_t kinds  # of layers, by their windows
-    cdef size_t *windows  # (kinds,) 0: none
-    cdef size_t *page_bytes  # (kinds,)
     cdef list idle  # Scratch objects that no forward is using; as many were made as forwards ran at once
+    cdef list idle_draws  # the same of DrawScratch objects and calls that draw
 
     def __cinit__(self, config, dict tensors not None, *, str kv_dtype="f16", isa=None, bint paced=True):
         self.tensors = dict(tensors)
         self.files = self.mapped_files()
-        self.idle = []
+        self.idle, self.idle_draws = [], []
         set_config(&self.c.config, config)
         self.c.kernels = find_kernels(isa)
         self.c.kv_type = type_of(kv_dtype)
         if paced:
             check(fl_pace_new(&self.c.pace), "the pace of threads")
         self.c.layers = <fl_layer *>calloc(self.c.config.n_layers, sizeof(fl_layer))
-        if self.c.layers is NULL:
+        self.c.kinds = <fl_kind *>calloc(self.c.config.n_layers, sizeof(fl_kind))
+        if self.c.layers is NULL or self.c.kinds is NULL:
             raise MemoryError("cannot allocate the list of layers")
         self.expect_tensors(config)
         self.bind(config)
         check(fl_model_check(&self.c), "model")
-        self.kinds = 1
-        self.windows = <size_t *>calloc(self.kinds, sizeof(size_t))
-        self.page_bytes = <size_t *>calloc(self.kinds, sizeof(size_t))
-        if self.windows is NULL or self.page_bytes is NULL:
-            raise MemoryError("cannot allocate the list of layers")
-        self.page_bytes[0] = fl_kv_page_bytes(&self.c)
 
     def __dealloc__(self):
         free(self.c.layers)
-        free(self.windows)
-        free(self.page_bytes)
+        free(self.c.kinds)
         fl_pace_free(self.c.pace)
 
     cdef list mapped_files(self):
@@ -227,12 +219,14 @@ cdef class Model:
              size_t threads=1):
         """Appends one token to a sequence and returns the next one, drawn from the logits that follow it.
 
-        The same as forward and Sampler.draw, in one call, for a text that is written alone. logits: a Buffer for one
-        row, which is written. Raises what those two raise; if the draw fails, the token has been appended.
+        The same as forward and draw, in one call, for a text that is written alone: the sampler accepts the new token.
+        logits: a Buffer for one row, which is written. Raises what forward and Sampler.draw raise; if the draw fails,
+        the token has been appended.
         """
         cdef fl_outputs outputs = fl_outputs(<float *>logits.data, NULL, NULL, NULL)
         cdef int32_t id = token_id(token, self.c.config.vocab_size)
         cdef fl_span span
+        cdef fl_draw draw
         if logits.rows(fl_logits_stride(&self.c)) < 1 or sampler.vocab_size != self.c.config.vocab_size:
             raise OptionError("step: no room for logits, or a sampler of another vocabulary")
         sequence.take(self, "step")
@@ -240,15 +234,58 @@ cdef class Model:
             sampler.take()
             try:
                 sequence.reserve(1)
-                span = fl_span(&id, 1, sequence.length, <void *const *>sequence.pages[0], sequence.n_pages, 1, 1)
+                span = fl_span(&id, 1, sequence.length, <void *const *const *>sequence.pages, sequence.n_pages, 1, 1)
                 self.run(&span, 1, threads, &outputs)
                 self.expect_same_files(glance=True)
                 sequence.length += 1
-                return sampler.next(outputs.logits)
+                draw = fl_draw(sampler.c, outputs.logits, False, NULL, 0, &id, 0, FL_OK)
+                self.run_draws(&draw, 1, 1)
+                if draw.status != FL_OK:
+                    raise draw_error(draw.status, False)
+                return id
             finally:
                 sampler.busy = False
         finally:
             sequence.give()
+
+    def draw(self, draws, Buffer logits not None, *, size_t threads=1):
+        """Draws the next tokens of several texts from the logits that a forward wrote, on up to `threads` threads.
+
+        draws: a (sampler, row, guesses) for each text. Draws from row, row + 1, ... as long as each token equals its
+        guess: 1 to len(guesses) + 1 tokens. The sampler accepts them as generated. The tokens are those that
+        Sampler.draw gives one by one, whatever `threads` is.
+        A fourth element, if true, says that the rows were changed after the forward, in memoryview(logits): -infinity
+        then forbids a token. What was not finite before is for the caller to find.
+
+        Returns for each text the list of its tokens, or the exception that its first row's draw ends in: NumericError
+        if a logit is not finite (NaN or +infinity, of a changed row); OptionError if biases and penalties leave no
+        token; MemoryError. Its sampler is then as it was. If a later row's draw fails, the tokens before it are
+        returned, which the guesses equal, and the failure comes again with the row after them.
+
+        Raises OptionError, before anything is drawn, for a row that there is not, a guess outside the vocabulary, or a
+        sampler of another vocabulary, in use, or in two draws; MemoryError.
+        """
+        cdef Draws batch = Draws(self, draws, logits)
+        try:
+            batch.take()
+            self.run_draws(batch.items, batch.count, threads)
+            return batch.results()
+        finally:
+            batch.give()
+
+    cdef int run_draws(self, fl_draw *items, size_t count, size_t threads) except -1:
+        """Runs fl_draw_all with scratch of its own, on as many threads as pay off, as soon as there are cores."""
+        cdef DrawScratch scratch
+        cdef size_t team = fl_draw_threads(count, self.c.config.vocab_size, threads)
+        taken = take_cores(team)
+        try:
+            scratch = self.idle_draws.pop() if self.idle_draws else DrawScratch()
+            with nogil:
+                fl_draw_all(scratch.c, self.c.kernels, items, count, team)
+            self.idle_draws.append(scratch)
+        finally:
+            give_cores(taken)
+        return 0
 
     def broken_layer(self, Sequence sequence not None, token, *, size_t threads=1):
         """Appends one token and returns the first i whose stream is not finite, see forward's hidden; None: all are.

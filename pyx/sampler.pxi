@@ -3,7 +3,7 @@
 
 @cython.internal
 cdef class DrawScratch:
-    """Working memory of one draw at a time, some arrays as long as the vocabulary."""
+    """Working memory of one call that draws at a time; its Model keeps it."""
     cdef fl_draw_scratch *c
 
     def __cinit__(self):
@@ -13,65 +13,73 @@ cdef class DrawScratch:
         fl_draw_scratch_free(self.c)
 
 
-# DrawScratch objects that no draw is using; as many were made as draws ran at once. All samplers share them: a batch
-# of hundreds of texts has a sampler for each, and few of them draw at once.
-cdef list idle_draws = []
-
-
 cdef class Sampler:
     """Draws the tokens of one text. One call at a time may use it.
 
     vocab_size: 1 to 2^31 - 1. params: any object with the fields of fl_sampling, such as a fastllm.decoding.Sampling,
     which explains them and names their papers. seed: of the random numbers, 64 bits; the same seed and logits give the
-    same tokens. bias: token -> what is added to its logit. isa: the instruction set, None for the best; all draw the
-    same. Raises OptionError for a vocab_size, token or isa that is impossible; MemoryError.
+    same tokens. bias: token -> what is added to its logit; -infinity forbids it. barred: tokens that cannot be drawn
+    while fewer than `until` tokens have been accepted as generated. isa: the instruction set of draw, None for the
+    best; all draw the same.
+
+    It is small: working memory belongs to the call that draws. Raises OptionError for a vocab_size, token, bias or isa
+    that is impossible; MemoryError.
     """
     cdef fl_sampler *c
     cdef const fl_kernels *kernels
     cdef size_t vocab_size
     cdef bint busy  # a call has taken it
+    cdef object params
 
-    def __cinit__(self, size_t vocab_size, params, *, uint64_t seed, bias=None, isa=None):
+    def __cinit__(self, size_t vocab_size, params, *, uint64_t seed, bias=None, barred=(), size_t until=0, isa=None):
         cdef fl_sampling p = fl_sampling(
             params.temperature, params.top_k, params.top_p, params.min_p, params.typical_p,
             params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
         self.kernels = find_kernels(isa)
-        self.vocab_size = vocab_size
+        self.vocab_size, self.params = vocab_size, params
         if not 0 < vocab_size <= INT32_MAX:
             raise OptionError(f"sampler: a vocabulary of {vocab_size:,} tokens")
         check(fl_sampler_new(vocab_size, &p, seed, &self.c), "sampler")
         for token, value in (bias or {}).items():
-            if not 0 <= token < vocab_size:
-                raise OptionError(f"logit bias: no token {token} in a vocabulary of {vocab_size}")
-            check(fl_sampler_bias(self.c, token, value), "logit bias")
+            self.add_bias(token, value)
+        if barred:
+            self.bar(list(barred), until)
 
     def __dealloc__(self):
         fl_sampler_free(self.c)
 
+    cdef int add_bias(self, token, float value) except -1:
+        cdef int32_t id = token_id(token, self.vocab_size)
+        if id < 0:
+            raise OptionError(f"logit bias: no token {token} in a vocabulary of {self.vocab_size}")
+        if not value < INFINITY:
+            raise OptionError(f"logit bias: {value} for token {token}")
+        return check(fl_sampler_bias(self.c, id, value), "logit bias")
+
+    cdef int bar(self, list tokens, size_t until) except -1:
+        cdef int32_t *ids = <int32_t *>malloc((<size_t>len(tokens) + 1) * sizeof(int32_t))
+        cdef size_t i = 0
+        if ids is NULL:
+            raise MemoryError("sampler: out of memory")
+        try:
+            for token in tokens:
+                ids[i] = token_id(token, self.vocab_size)
+                if ids[i] < 0:
+                    raise OptionError(f"barred: no token {token} in a vocabulary of {self.vocab_size}")
+                i += 1
+            return check(fl_sampler_bar(self.c, ids, i, until), "barred")
+        finally:
+            free(ids)
+
     cdef int take(self) except -1:
         """Takes it for one call, which sets busy to False at its end."""
         if self.busy:
-            raise OptionError("a sampler is in use by another thread")
+            raise OptionError("a sampler is in use by another thread, or twice in one call")
         self.busy = True
         return 0
 
-    cdef int32_t next(self, const float *logits) except -1:
-        """Draws a token from logits (vocab_size rounded up to 16,); the caller has taken the sampler."""
-        cdef DrawScratch scratch = idle_draws.pop() if idle_draws else DrawScratch()
-        cdef int32_t token = 0
-        cdef fl_status status
-        with nogil:
-            status = fl_sampler_draw(self.c, scratch.c, self.kernels, logits, &token)
-        idle_draws.append(scratch)
-        if status == FL_BAD_VALUE:
-            raise NumericError("the logits are not finite")
-        if status == FL_BAD_TOKEN:
-            raise OptionError("after biases and penalties there is no token to draw")
-        check(status, "logits")
-        return token
-
     def accept(self, token, *, bint generated):
-        """Counts a token for the penalties: of the generated text, or else of the prompt.
+        """Counts a token for the penalties and `until`: of the generated text, or else of the prompt.
 
         Raises OptionError for an id outside the vocabulary, or while another call uses the sampler; MemoryError.
         """
@@ -84,17 +92,151 @@ cdef class Sampler:
         self.busy = False
         check(status, "sampler")
 
+    def accept_all(self, tokens):
+        """Counts the tokens of a prompt for the penalties. Raises what accept raises."""
+        for token in tokens:
+            self.accept(token, generated=False)
+
     def draw(self, Buffer logits not None, size_t row=0):
         """The next token's id, drawn from a row of logits, f32 (rows, vocab_size rounded up to 16), as forward writes.
 
+        The sampler does not accept the token. Working memory is made for the call alone; Model.draw keeps its own.
         Raises OptionError if there is no such row, if biases and penalties leave no token, or while another call uses
-        the sampler; NumericError if a logit is not finite; MemoryError.
+        the sampler; NumericError if a logit is not finite; MemoryError. The sampler is then as it was.
         """
         cdef size_t stride = fl_round_up(self.vocab_size, FL_LANES)
+        cdef DrawScratch scratch
+        cdef const float *x
+        cdef int32_t token = 0
+        cdef fl_status status
         if row >= logits.rows(stride):
             raise OptionError(f"sampler: no row {row} of logits")
+        scratch, x = DrawScratch(), <const float *>logits.data + row * stride
         self.take()
-        try:
-            return self.next(<const float *>logits.data + row * stride)
-        finally:
-            self.busy = False
+        with nogil:
+            status = fl_sampler_draw(self.c, scratch.c, self.kernels, x, &token)
+        self.busy = False
+        if status != FL_OK:
+            raise draw_error(status, False)
+        return token
+
+    def copy(self):
+        """A new Sampler in the same state: from the same logits it draws the same tokens as this one.
+
+        Raises OptionError while another call uses the sampler; MemoryError.
+        """
+        cdef Sampler twin = Sampler(self.vocab_size, self.params, seed=0)
+        cdef fl_sampler *c = NULL
+        self.take()
+        status = fl_sampler_copy(self.c, &c)
+        self.busy = False
+        check(status, "sampler")
+        fl_sampler_free(twin.c)
+        twin.c, twin.kernels = c, self.kernels
+        return twin
+
+
+cdef object draw_error(fl_status status, bint processed):
+    """The exception that a failed draw ends in."""
+    if status == FL_BAD_VALUE:
+        return NumericError("the processed logits hold NaN or infinity" if processed else "the logits are not finite")
+    if status == FL_BAD_TOKEN:
+        return OptionError("after biases and penalties there is no token to draw")
+    return MemoryError("logits: out of memory")
+
+
+@cython.internal
+cdef class Draws:
+    """The draws of one call as C arrays, and references to all that they point into.
+
+        items  [ sampler, logits, guesses, n_guesses = 2, tokens | sampler, ... ]     (count,)
+                                   |                        |
+                                   v                        v
+        ids                      [ 17 | 4                 | _ | _ | _           | ... ]
+
+    The constructor converts and checks the draws; take() marks the samplers as busy; after fl_draw_all results() has
+    what it wrote; give() is called in any case.
+    """
+    cdef Buffer logits
+    cdef list samplers, taken  # of all draws; those that take() has marked as busy
+    cdef fl_draw *items
+    cdef int32_t *ids
+    cdef size_t count
+
+    def __cinit__(self, Model model, draws, Buffer logits):
+        cdef list given = list(draws), guesses = []
+        cdef size_t i, n_guesses = 0
+        cdef tuple draw
+        self.logits, self.samplers, self.taken = logits, [], []
+        self.count = <size_t>len(given)
+        self.items = <fl_draw *>calloc(self.count + 1, sizeof(fl_draw))
+        if self.items is NULL:
+            raise MemoryError("draw: out of memory")
+        for i in range(self.count):
+            draw = tuple(given[i])
+            if not 3 <= len(draw) <= 4:
+                raise OptionError(f"draw: {len(draw)} values in place of a sampler, a row and guesses")
+            guesses.append(tuple(draw[2]))
+            n_guesses += self.set_item(model, &self.items[i], draw[0], draw[1], <size_t>len(<tuple>guesses[i]))
+            self.items[i].processed = len(draw) == 4 and bool(draw[3])
+        self.set_ids(guesses, n_guesses, model.c.config.vocab_size)
+
+    def __dealloc__(self):
+        free(self.items)
+        free(self.ids)
+
+    cdef size_t set_item(self, Model model, fl_draw *item, Sampler sampler, size_t row, size_t n) except? 0:
+        cdef size_t stride = fl_logits_stride(&model.c), rows = self.logits.rows(stride)
+        if row >= rows or n >= rows - row:
+            raise OptionError(f"draw: no row {row}, or no {n} after it, in {rows} rows of logits")
+        if sampler is None or sampler.vocab_size != model.c.config.vocab_size:
+            raise OptionError("draw: a sampler of another vocabulary, or none")
+        self.samplers.append(sampler)
+        item.sampler = sampler.c
+        item.logits = <const float *>self.logits.data + row * stride
+        item.n_guesses = n
+        return n
+
+    cdef int set_ids(self, list guesses, size_t n_guesses, size_t vocab_size) except -1:
+        cdef size_t i, at = 0
+        self.ids = <int32_t *>malloc((2 * n_guesses + self.count + 1) * sizeof(int32_t))
+        if self.ids is NULL:
+            raise MemoryError("draw: out of memory")
+        for i in range(self.count):
+            self.items[i].guesses = self.ids + at
+            for guess in <tuple>guesses[i]:
+                self.ids[at] = token_id(guess, vocab_size)
+                if self.ids[at] < 0:
+                    raise OptionError(f"draw: no token {guess} to guess in a vocabulary of {vocab_size}")
+                at += 1
+            self.items[i].tokens = self.ids + at
+            at += self.items[i].n_guesses + 1
+        return 0
+
+    cdef int take(self) except -1:
+        cdef Sampler sampler
+        for sampler in self.samplers:
+            sampler.take()
+            self.taken.append(sampler)
+        return 0
+
+    cdef list results(self):
+        """For each draw the list of its tokens, or an exception."""
+        cdef list out = [], tokens
+        cdef fl_draw *item
+        cdef size_t i, j
+        for i in range(self.count):
+            item = &self.items[i]
+            if item.status != FL_OK:
+                out.append(draw_error(item.status, item.processed))
+                continue
+            tokens = []
+            for j in range(item.n_tokens):
+                tokens.append(item.tokens[j])
+            out.append(tokens)
+        return out
+
+    cdef void give(self) noexcept:
+        """Marks the samplers that take() has taken as free again."""
+        for sampler in self.taken:
+            (<Sampler>sampler).busy = False

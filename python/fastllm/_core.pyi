@@ -6,6 +6,8 @@ from typing import Any, TypeVar, final
 
 from typing_extensions import Buffer as _AnyBuffer
 
+from fastllm.errors import FastLLMError
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 LANES: int
@@ -140,6 +142,13 @@ class Model:
         cancel: Cancel | None = None,
     ) -> bool: ...
     def step(self, sequence: Sequence, token: int, sampler: Sampler, logits: Buffer, *, threads: int = 1) -> int: ...
+    def draw(
+        self,
+        draws: Iterable[tuple[Sampler, int, _Tokens[int]] | tuple[Sampler, int, _Tokens[int], bool]],
+        logits: Buffer,
+        *,
+        threads: int = 1,
+    ) -> list[list[int] | FastLLMError | MemoryError]: ...
     def broken_layer(self, sequence: Sequence, token: int, *, threads: int = 1) -> int | None: ...
 
 # ---- kv_cache.pxi
@@ -163,6 +172,8 @@ class Page:
     def __init__(self, cache: KVCache) -> None: ...
     @property
     def nbytes(self) -> int: ...
+    def has(self, kind: int) -> bool: ...
+    def filled(self, other: Page) -> Page: ...
     def part(self, kind: int) -> memoryview | None: ...
 
 class Sequence:
@@ -191,10 +202,14 @@ class Sampler:
         *,
         seed: int,
         bias: Mapping[int, float] | None = None,
+        barred: Iterable[int] = (),
+        until: int = 0,
         isa: str | None = None,
     ) -> None: ...
     def accept(self, token: int, *, generated: bool) -> None: ...
+    def accept_all(self, tokens: Iterable[int]) -> None: ...
     def draw(self, logits: Buffer, row: int = 0) -> int: ...
+    def copy(self) -> Sampler: ...
 
 # ---- attention.pxi
 

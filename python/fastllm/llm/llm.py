@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from fastllm import _core
 from fastllm.config import Config
 from fastllm.decoding import DEFAULTS, Sampling, stop_strings
-from fastllm.engine import Engine, Generation
+from fastllm.engine import Engine, Generation, Scheduler
 from fastllm.errors import NumericError, OptionError, TokenizerError
 from fastllm.llm.embed import Vectors
 from fastllm.llm.labels import Labels
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fastllm.engine.batch import Batch
     from fastllm.engine.guesses import Proposer
 
 
@@ -46,6 +45,7 @@ class LLM(Labels, Vectors):
         context: int | None,
         path: Path,
         kv: str | None = None,
+        kv_bytes: int | None = None,
     ) -> None:
         config = stored.config
         self.config, self.bos = config, stored.bos
@@ -70,7 +70,17 @@ class LLM(Labels, Vectors):
         read = {name: _bytes_read(config, name, t) for name, t in tensors.items()}
         layers = sum(nbytes for name, nbytes in read.items() if name.startswith("layers."))
         self._head = tensors.get("head", tensors["embed"])
-        self._engine = Engine(self._model, threads, layers // config.n_layers, causal=config.causal, name=str(path))
+        self._engine = Engine(
+            self._model,
+            threads,
+            layers // config.n_layers,
+            causal=config.causal,
+            vocab_size=config.vocab_size,
+            name=str(path),
+            kv_bytes=kv_bytes,
+        )
+        self._scheduler = Scheduler(self._engine)
+        self.context = min(self.context, max(1, self._engine.capacity))
         self._tokenizer = tokenizer
         self.file_bytes = sum(t.nbytes for t in stored.tensors.values())
         # A token reads one row of the embedding, about nothing, unless the embedding is also the head.
@@ -121,7 +131,7 @@ class LLM(Labels, Vectors):
         elif not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise OptionError(f"seed must be between 0 and 2^64 - 1, not {seed!r}")
         return Generation(
-            self._engine,
+            self._scheduler,
             tokens,
             self._sampler(sampling, seed),
             max_tokens=count,
@@ -239,17 +249,17 @@ class LLM(Labels, Vectors):
             self.start(prompt, checked, max_tokens=max_tokens, seed=one)
             for prompt, one in zip(prompts, seeds, strict=True)
         ]
-        from fastllm.engine.batch import Batch
-
-        batch = Batch(self._engine)
-        for generation in generations:
-            batch.add(generation)
         if isinstance(self._tokenizer, TokenizerError) and not stops:
-            _write(batch, {})
+            self._scheduler.run(generations)
             return _unbroken(generations, [generation.tokens for generation in generations])
-        streams = {generation: TextStream(generation, self.tokenizer, stops) for generation in generations}
-        texts = _write(batch, streams)
-        return _unbroken(generations, [texts[generation] for generation in generations])
+        streams = [TextStream(generation, self.tokenizer, stops) for generation in generations]
+        texts = []
+        for generation, stream in zip(generations, streams, strict=True):
+            pieces = []
+            generation.watch = lambda token, stream=stream, pieces=pieces: (pieces.append(stream.push(token)), stream.finish_reason is not None)[1]
+            texts.append(pieces)
+        self._scheduler.run(generations)
+        return _unbroken(generations, ["".join([*p, s.end()]) for p, s in zip(texts, streams)])
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """The logits at every token: float32 [T, vocabulary]; for an encoder, those of its masked-token head.
@@ -296,30 +306,13 @@ class LLM(Labels, Vectors):
             raise OptionError(f"{self.path} has no head, so there are no logits: {can}")
 
 
-def _write(batch: Batch, streams: Mapping[Generation, TextStream]) -> dict[Generation, str]:
-    """Runs a batch to its end and returns the text of each stream."""
-    pieces: dict[Generation, list[str]] = {generation: [] for generation in streams}
-    try:
-        while batch:
-            for generation, token in batch.step():
-                if (stream := streams.get(generation)) is None:
-                    continue
-                if token is not None:
-                    pieces[generation].append(stream.push(token))
-                if stream.finish_reason:
-                    batch.drop(generation)
-                elif generation.finish_reason:
-                    pieces[generation].append(stream.end())
-    finally:
-        batch.close()
-    return {generation: "".join(parts) for generation, parts in pieces.items()}
-
-
 def _unbroken(generations: Sequence[Generation], texts: list[Any]) -> list[Any]:
     """The texts of a batch; where one ended in a NumericError, raises one that has the good texts in it."""
     failed = [i for i, generation in enumerate(generations) if generation.error is not None]
     if not failed:
         return texts
+    if not isinstance(error := generations[failed[0]].error, NumericError):
+        raise error
     others = f" (and {len(failed) - 1} more)" if failed[1:] else ""
     error = NumericError(f"prompt {failed[0]}{others}: {generations[failed[0]].error}")
     error.texts = [None if generation.error else text for generation, text in zip(generations, texts, strict=True)]
