@@ -63,9 +63,9 @@ def child(args: argparse.Namespace) -> None:
         args.folder, model_key(config, stored.tensors, args.kv, args.folder, threads=args.threads), cache
     )
     clock("key")
-    pages, length = disk.load(tokens)
-    sequence = cache.sequence(pages, length)
-    del pages
+    sequence = cache.sequence()
+    sequence = disk.load(tokens, sequence) or sequence
+    length = sequence.length
     clock("take up pages")
     logits = model.logits()
     for start in range(length, len(tokens), CHUNK):

@@ -1,22 +1,14 @@
 """The prompt cache on disk: what it takes up is what was computed, and where it cannot, nothing else changes."""
 
-import gc
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import threading
 import time
-import warnings
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastllm import CacheFullError, CacheWarning, _core
+from fastllm import CacheWarning, _core
 from fastllm.engine.disk import PromptCache
 from fastllm.engine.folder import file_bytes
 from helpers.prompts import KEY, KV, MODELS, WINDOWS, computed, extend, make_model, save, take_up, text
@@ -95,7 +87,7 @@ def test_another_model_is_not_taken_up(folder):
     model, tokens = MODELS["full"], text(600)
     save(folder, model, tokens)
     cache = _core.KVCache(model)
-    assert PromptCache(folder, b"\1" * 32, cache).load(tokens) == ([], 0)
+    assert PromptCache(folder, b"\1" * 32, cache).load(tokens, cache.sequence()) is None
 
 
 def test_pages_in_memory_are_not_read(folder, model, monkeypatch):
@@ -104,16 +96,16 @@ def test_pages_in_memory_are_not_read(folder, model, monkeypatch):
     cache = _core.KVCache(model)
     disk, sequence = PromptCache(folder, KEY, cache), cache.sequence()
     extend(sequence, tokens[:640], model)
-    held = [sequence.page(i) for i in range(10)]
     read, real = [], disk._folder.read
     monkeypatch.setattr(disk._folder, "read", lambda name, room: read.append(name) or real(name, room))
-    assert disk.load(tokens[:640], held) == (held, 639)
-    assert disk.load(tokens[:500], held[:7]) == (held[:7], 448)
+    assert disk.load(tokens[:641], sequence) is None
+    assert disk.load(tokens[:500], sequence) is None
     assert not read
-    pages, length = disk.load(tokens, held)
-    assert length == 999
+    longer = disk.load(tokens, sequence)
+    assert longer.length == 999
     assert len(set(read)) == len(read) <= 6 * len(cache.windows)
-    assert extend(cache.sequence(pages, length), tokens, model) == computed(model, tokens)
+    assert sequence.length == 640
+    assert extend(longer, tokens, model) == extend(sequence, tokens, model) == computed(model, tokens)
 
 
 def test_a_growing_prompt_can_be_saved_on_the_way(folder):
@@ -134,7 +126,6 @@ def test_a_prompt_is_written_once(folder, model):
     tokens = text(700)
     save(folder, model, tokens)
     before = {path.name: os.stat(path).st_ino for path in folder.iterdir()}
-    save(folder, model, tokens[:640])
     save(folder, model, tokens)
     assert {path.name: os.stat(path).st_ino for path in folder.iterdir()} == before
 
@@ -143,15 +134,14 @@ def test_a_prompt_is_written_once(folder, model):
 
 
 def test_the_folder_stays_within_its_bound(folder, model):
-    """The oldest prompts go first, and of a prompt the end goes first."""
-    (page,) = {sum(_core.KVCache(model).page_bytes)}
-    most = 30 * (page + 128 * len(_core.KVCache(model).page_bytes))
+    """The oldest prompts go first."""
     prompts = [text(640, seed) for seed in range(5)]
+    save(folder, model, prompts[0])
+    most = 3 * sum(os.stat(path).st_size for path in folder.iterdir())
     for prompt in prompts:
         save(folder, model, prompt, most_bytes=most)
         assert sum(os.stat(path).st_size for path in folder.iterdir()) <= most
-    assert take_up(folder, model, prompts[4])[0] == 639
-    assert take_up(folder, model, prompts[0])[0] == 0
+    assert [take_up(folder, model, prompt)[0] for prompt in prompts] == [0, 0, 639, 639, 639]
 
 
 def test_what_was_used_stays(folder):
@@ -172,16 +162,31 @@ def test_the_beginning_of_a_prompt_that_is_too_large_is_stored(folder):
     assert take_up(folder, model, tokens) == (640, computed(model, tokens))
 
 
-def test_a_full_kv_cache_is_said_and_holds_nothing(folder, model):
+def test_a_kv_cache_without_room_is_left_as_it_was(folder, model):
     tokens = text(700)
     save(folder, model, tokens)
-    cache = _core.KVCache(model, limit=3 * sum(_core.KVCache(model).page_bytes))
-    disk = PromptCache(folder, KEY, cache)
-    with pytest.raises(CacheFullError):
-        disk.load(tokens)
-    assert cache.used == 0
+    cache = _core.KVCache(model)
+    disk, kept = PromptCache(folder, KEY, cache), [cache.sequence() for _ in range(4)]
+    for seed, sequence in enumerate(kept):
+        extend(sequence, text(300, seed + 1), model)
+    del sequence
+    used = cache.limit = cache.used
+    assert disk.load(tokens, cache.sequence()) is None
+    cache.limit = used // 2  # less than what is in use
+    assert disk.load(tokens, cache.sequence(), lambda: False) is None
+    assert cache.used == used
+    cache.limit = used
+
+    def evict():
+        kept.pop()
+        return True
+
+    sequence = disk.load(tokens, cache.sequence(), evict)
+    assert sequence.length == 699
+    assert len(kept) in range(4)
+    assert cache.used <= used
     cache.limit = None
-    assert disk.load(tokens)[1] == 699
+    assert extend(sequence, tokens, model) == computed(model, tokens)
 
 
 def test_pages_are_given_back_once_they_are_written(folder, model):
@@ -192,10 +197,9 @@ def test_pages_are_given_back_once_they_are_written(folder, model):
     disk.close()
     del sequence
     assert cache.used == 0
-    pages, _ = disk.load(text(700))
+    longest = disk.load(text(700), cache.sequence())
     assert cache.used > 0
-    del pages
-    gc.collect()
+    del longest
     assert cache.used == 0
 
 
@@ -259,7 +263,7 @@ def test_files_that_cannot_be_read_or_removed_count_as_absent(folder, monkeypatc
 
     monkeypatch.setattr("os.open", fail)
     monkeypatch.setattr("os.unlink", fail)
-    assert PromptCache(folder, KEY, _core.KVCache(model)).load(tokens) == ([], 0)
+    assert take_up(folder, model, tokens)[0] == 0
 
 
 def test_a_folder_that_cannot_be_written_gives_one_warning(folder, monkeypatch):
@@ -274,6 +278,6 @@ def test_a_folder_that_cannot_be_written_gives_one_warning(folder, monkeypatch):
     assert len(warned) == 1
     disk.save(tokens, sequence)
     disk.close()
-    assert disk.load(tokens) == ([], 0)
+    assert disk.load(tokens, cache.sequence()) is None
     del sequence
     assert cache.used == 0

@@ -3,6 +3,7 @@
 The KV cache is a plain one, whose pages hold bytes that follow from the kind and all tokens up to the page's end.
 """
 
+import itertools
 from hashlib import sha256
 
 from hypothesis import given, settings
@@ -27,10 +28,14 @@ class Cache:
     """A KVCache with layers of any windows."""
 
     def __init__(self, windows):
+        self.limit, self.used = None, 0
         self.windows, self.page_bytes = windows, tuple(32 * (i + 1) for i in range(len(windows)))
 
     def page(self, parts):
         return Page(parts)
+
+    def sequence(self, pages, length):
+        return pages, length
 
     def content(self, tokens, i, kind):
         """What page i has of a kind; the last page of a text has what its tokens so far gave."""
@@ -54,12 +59,14 @@ def sees(window, length, i):
     return any(length - position < window for position in range(i * PAGE, (i + 1) * PAGE)) or not window
 
 
-@given(data=st.data(), windows=st.lists(st.sampled_from([0, 1, 20, 64, 65, 150, 700]), min_size=1, max_size=3))
+@given(
+    data=st.data(), windows=st.lists(st.sampled_from([0, 2, 20, 64, 65, 150, 700]), min_size=1, max_size=3, unique=True)
+)
 @settings(max_examples=100)
 def test_the_longest_usable_beginning_is_taken_up(tmp_path_factory, data, windows):
     cache, folder = Cache(tuple(windows)), tmp_path_factory.mktemp("windows")
     tokens = text(data.draw(st.integers(512, 1400)))
-    stored = set()  # pages and kinds of which there is a file; of pages of fewer tokens with their number
+    files = set()  # the tokens up to the end of a page, and a kind that is stored of it
     for _ in range(data.draw(st.integers(1, 3))):
         count = data.draw(st.integers(512, len(tokens)))
         sequence = Sequence(cache, tokens[:count], data.draw(st.integers(1, 256)))
@@ -69,18 +76,28 @@ def test_the_longest_usable_beginning_is_taken_up(tmp_path_factory, data, window
         for i in range(-(-count // PAGE)):
             for kind in range(len(windows)):
                 if sequence.page(i).part(kind) is not None:
-                    stored.add((i, kind, min(PAGE, count - i * PAGE)))
-    for path in data.draw(st.sets(st.sampled_from(sorted(folder.iterdir())), max_size=2)):
-        path.write_bytes(b"damaged")
-        assert not path.name.startswith(".")
+                    files.add((tuple(tokens[: min(count, (i + 1) * PAGE)]), kind))
     asked = tokens[: data.draw(st.integers(1, len(tokens)))] + text(data.draw(st.integers(0, 100)), 1)
-    pages, length = disk.load(asked)
+
+    def usable(length, most):
+        """Whether the files have what positions from `length` on see; the last page may have up to `most` tokens."""
+        pages = -(-length // PAGE)
+        for i, kind in itertools.product(range(pages), range(len(windows))):
+            ends = [(i + 1) * PAGE] if i < pages - 1 else range(length, min(most, pages * PAGE) + 1)
+            there = any((tuple(asked[:end]), kind) in files for end in ends if end <= len(asked))
+            if sees(windows[kind], length, i) and not there:
+                return False
+        return True
+
+    empty = Sequence(cache, [], 0)
+    pages, length = disk.load(asked, empty) or ([], 0)
     assert length < len(asked)
+    assert usable(length, len(asked))
+    longer = range(length + 1, len(asked))
+    assert not any(usable(n, n) for n in longer if n % PAGE == 0)
     assert len(pages) == -(-length // PAGE)
-    for i, page in enumerate(pages):
-        for kind, window in enumerate(windows):
-            part = page.part(kind)
-            assert part is not None or not sees(window, length, i)
-            whole = asked[: min(len(asked), (i + 1) * PAGE)]
-            last = i == len(pages) - 1
-            assert part is None or last or bytes(part) == cache.content(whole, i, kind)
+    for i, (kind, window) in itertools.product(range(len(pages)), enumerate(windows)):
+        part = pages[i].part(kind)
+        assert (part is not None) == sees(window, length, i)
+        ends = [(i + 1) * PAGE] if i < len(pages) - 1 else range(length, min(len(asked), (i + 1) * PAGE) + 1)
+        assert part is None or bytes(part) in [cache.content(asked[:end], i, kind) for end in ends]

@@ -51,7 +51,8 @@ def save(folder, model, tokens, **options):
 def take_up(folder, model, tokens, **options):
     """How many tokens a new cache takes up, and the logits after `tokens` that follow."""
     cache = _core.KVCache(model)
-    pages, length = PromptCache(folder, KEY, cache, **options).load(tokens)
-    sequence = cache.sequence(pages, length)
-    assert sequence.length == length < len(tokens)
+    empty = cache.sequence()
+    sequence = PromptCache(folder, KEY, cache, **options).load(tokens, empty) or empty
+    length = sequence.length
+    assert length < len(tokens)
     return length, extend(sequence, tokens, model)

@@ -61,32 +61,44 @@ class PromptCache:
 
     # ---- taking up ---------------------------------------------------------------------------------------------------
 
-    def load(self, tokens: Sequence[int], held: Sequence[_core.Page] = ()) -> tuple[list[_core.Page], int]:
-        """The pages of the longest beginning of `tokens` that can be taken up, and its length, for KVCache.sequence.
+    def load(
+        self, tokens: Sequence[int], held: _core.Sequence, evict: Callable[[], bool] = lambda: False
+    ) -> _core.Sequence | None:
+        """A new sequence of the longest beginning of `tokens` that can be taken up; None: `held` has as many.
 
-        held: whole pages of a beginning that memory has; they are used, not read. The beginning never has the last
-        token, whose logits are still to be computed. A damaged file is removed and counts as absent. Raises
-        CacheFullError where the pages exceed the limit of the KVCache: then it holds none of them.
+        It never has the last token, whose logits are still to be computed. held: a sequence of a beginning of `tokens`,
+        maybe empty; its whole pages are used, not read. evict: called while the pages would exceed KVCache.limit; it
+        gives some back, or returns False: then the result is None. A damaged file is removed and counts as absent.
         """
+        pages = [held.page(i) for i in range(held.length // _core.PAGE)]
         damaged: set[str] = set()
-        while (found := self._take_up(tokens, held, damaged)) is None:
-            pass
-        return found
+        while True:
+            hashes, length = self._longest(tokens, pages, damaged)
+            if length <= held.length:
+                return None
+            limit, need = self._cache.limit, self._new_bytes(length, len(pages))
+            while limit is not None and self._cache.used + need > limit:
+                if not evict():
+                    return None
+            try:
+                read = self._read(hashes, pages, length, damaged)
+            except CacheFullError:  # another thread has taken pages meanwhile
+                return None
+            if len(read) == _pages(length):
+                return self._cache.sequence(read, length)
 
-    def _take_up(
-        self, tokens: Sequence[int], held: Sequence[_core.Page], damaged: set[str]
-    ) -> tuple[list[_core.Page], int] | None:
-        """What load returns; None, and a name is added to `damaged`, if a file that it needs turns out to be."""
+    def _longest(self, tokens: Sequence[int], held: Sequence[_core.Page], damaged: set[str]) -> tuple[list[bytes], int]:
+        """The hashes of pages that begin `tokens`, and the length of the longest usable beginning that they give."""
         hashes, most = self._find(tokens, len(held), damaged)
 
         def there(i: int, kind: int) -> bool:
             return _part(held, i, kind) is not None or self._has(hashes[i], self._kinds[kind], damaged)
 
-        length = self._usable(len(hashes), there, min(most, len(tokens) - 1))
-        if length <= len(held) * _core.PAGE:
-            return list(held[: _pages(length)]), length
-        pages = self._read(hashes, held, length, damaged)
-        return (pages, length) if len(pages) == _pages(length) else None
+        return hashes, self._usable(len(hashes), there, min(most, len(tokens) - 1))
+
+    def _new_bytes(self, length: int, held: int) -> int:
+        """The bytes of the pages that a beginning of `length` tokens needs beside the first `held` ones."""
+        return sum(max(0, _pages(length) - max(held, kind.first(length))) * kind.page_bytes for kind in self._kinds)
 
     def _has(self, page: bytes, kind: _Kind, damaged: set[str]) -> bool:
         return (name := kind.file(page)) not in damaged and self._folder.has(name, kind.page_bytes)
