@@ -157,7 +157,7 @@ cdef class Page:
 
     def has(self, size_t kind):
         """Whether it has a part of one kind of layers."""
-        return kind < self.cache.model.kinds and self.data[kind] is not NULL
+        return kind < self.cache.kinds and self.data[kind] is not NULL
 
     def filled(self, Page other not None):
         """A Page with its parts, and those of `other`, a page of the same tokens, where it has none.
@@ -168,7 +168,7 @@ cdef class Page:
         cdef size_t kind
         if other.cache is not self.cache:
             raise OptionError("a page of another KV cache")
-        for kind in range(self.cache.model.kinds):
+        for kind in range(self.cache.kinds):
             both.data[kind] = other.data[kind] if self.data[kind] is NULL else self.data[kind]
             both.ids[kind] = other.ids[kind] if self.data[kind] is NULL else self.ids[kind]
             if both.data[kind] is not NULL:

@@ -28,7 +28,6 @@ def options(chat: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from fastllm.chat import start_chat
-    from fastllm.llm import TextStream
 
     sampling, seed = sampling_of(args), seed_of(args)
     llm = load_model(args)
@@ -46,20 +45,21 @@ def run(args: argparse.Namespace) -> int:
         if not line.strip():
             continue
         tokens = conversation.say(without_end(line))
-        generation = llm.start(
+        stream = llm.generate(
             tokens,
-            sampling,
+            **sampling._asdict(),
             max_tokens=args.max_tokens,
             seed=seed,
-            stop=conversation.stop,
+            stop=list(conversation.stop),
             lookup=args.lookup,
             draft=draft,
+            stream=True,
         )
         try:
-            for piece in TextStream(generation, llm.tokenizer, ()):
+            for piece in stream:
                 write(piece)
         except KeyboardInterrupt:  # ends this reply, not the conversation
             if not asking:
                 raise
         write("\n")
-        conversation.reply(generation.tokens)
+        conversation.reply(stream.tokens)

@@ -47,7 +47,6 @@ def options(run: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastllm.llm import TextStream
     from fastllm.tokenizer import decode
 
     sampling, seed = sampling_of(args), seed_of(args)
@@ -65,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
             tokens = tokens[: steps + 1]
             max_tokens = steps + 1 - len(tokens)
     draft = load_draft(args)
-    generation = llm.start(tokens, sampling, max_tokens=max_tokens, seed=seed, lookup=args.lookup, draft=draft)
-    prompt = decode(llm.tokenizer, tokens)
-    pieces = TextStream(generation, llm.tokenizer, ())
+    options = sampling._asdict() | {"max_tokens": max_tokens, "seed": seed, "lookup": args.lookup, "draft": draft}
+    pieces = llm.generate(tokens, stream=True, **options)
+    generation, prompt = pieces.generation, decode(llm.tokenizer, tokens)
     text, interrupted = [], False
     try:
         if not args.json:

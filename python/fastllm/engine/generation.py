@@ -141,6 +141,10 @@ class Generation:
 
     # ---- for the scheduler
 
+    def pauses(self) -> bool:
+        """Whether it has as many tokens as were asked for."""
+        return len(self.tokens) >= self.ahead
+
     def position(self) -> int:
         """How many tokens of prompt and text are to be in the sequence before the next one can be drawn."""
         return len(self.prompt) + len(self.tokens)
@@ -172,6 +176,16 @@ class Generation:
                 self.end("length")
         if self.finish_reason is not None:
             del tokens[self.taken :]
+
+    def pause_guesses(self) -> None:
+        """Has the proposer give up what it holds; it begins again with the whole text."""
+        if self.proposer is not None and self.text is not None:
+            self.proposer.end(self.prompt + self.tokens)
+            self.text = None
+
+    def end_guesses(self) -> None:
+        self.pause_guesses()
+        self.proposer = None
 
     def end(self, reason: str) -> None:
         if self.finish_reason is None:

@@ -33,7 +33,7 @@ class Proposer(Protocol):
     """Guesses how one text goes on."""
 
     def begin(self, prompt: Sequence[int]) -> None:
-        """Takes the prompt; called first."""
+        """Takes the prompt, or the text so far; called first, and after `end` where the text goes on."""
 
     def propose(self, tokens: Sequence[int], most: int, others: int = 0) -> list[int]:
         """Guesses of the tokens that follow: as many as pay off, 0, 1, 3, 7 or 15, and at most `most`.
@@ -43,7 +43,7 @@ class Proposer(Protocol):
         """
 
     def end(self, tokens: Sequence[int]) -> None:
-        """Called when the text has ended, with these tokens."""
+        """Called when the text has ended, or is interrupted, with these tokens."""
 
 
 class PromptLookup(Proposer):

@@ -51,15 +51,14 @@ class Places:
         text = generation.prompt + generation.tokens
         if sequence is not None:
             self._engine.keep(text, sequence)
-        if generation.text is not None and generation.proposer is not None:
-            generation.proposer.end(text)
-        generation.proposer = generation.text = None
+        generation.end_guesses()
 
     def restart(self) -> list[Generation]:
         """Has all texts that run compute what they hold anew, since a forward may have been writing it. Returns them."""
         texts = self.live()
         for generation in reversed(texts):
             generation.sequence = None
+            generation.pause_guesses()
             self.waiting.appendleft(ref(generation))
         self.running = []
         return texts
@@ -68,17 +67,20 @@ class Places:
 
     def admit(self, running: list[Generation]) -> list[Generation]:
         """Gives free places to the texts that have waited longest, and returns those."""
-        new = list[Generation]()
-        while self.waiting and not self._full and len(running) + len(new) < self._most:
-            generation = self.waiting[0]()
-            if generation is None or generation.finish_reason is not None:
-                self.waiting.popleft()
-                continue
-            if not self._begin(generation, running + new):
-                break
-            self.waiting.popleft()
-            self.running.append(ref(generation))
-            new.append(generation)
+        new, i = list[Generation](), 0
+        if not running:
+            self._full = False
+        while i < len(self.waiting) and not self._full and len(running) + len(new) < self._most:
+            generation = self.waiting[i]()
+            if generation is not None and generation.finish_reason is None:
+                if generation.pauses():
+                    i += 1
+                    continue
+                if not self._begin(generation, running + new):
+                    break
+                self.running.append(ref(generation))
+                new.append(generation)
+            del self.waiting[i]
         return new
 
     def _begin(self, generation: Generation, others: list[Generation]) -> bool:
@@ -138,9 +140,12 @@ class Places:
         """
         paused = [generation for generation in self.live() if generation not in stepping]
         if not paused and len(stepping) == 1:
-            return False
+            guesses = stepping[0].proposer is not None
+            stepping[0].end_guesses()  # a draft's keys and values may be in this very cache
+            return guesses
         generation = paused[-1] if paused else max(stepping, key=lambda generation: self.running.index(ref(generation)))
         generation.sequence = None
+        generation.pause_guesses()
         self.running.remove(ref(generation))
         self.waiting.appendleft(ref(generation))
         self._full = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from _thread import allocate_lock
+from _weakref import ref
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -171,13 +172,23 @@ class PrefixTree:
 
 
 class _Node:
-    """The page of some tokens after those of its parents."""
+    """The page of some tokens after those of its parents.
 
-    __slots__ = ("children", "page", "parent", "tokens")
+    It refers to its parent weakly: else nodes would be cycles, and keep a model's memory until the garbage collector
+    runs.
+    """
+
+    __slots__ = ("__weakref__", "_parent", "children", "page", "tokens")
 
     def __init__(self, tokens: tuple[int, ...], page: _core.Page | None, parent: _Node | None) -> None:
-        self.tokens, self.page, self.parent = tokens, page, parent
+        self.tokens, self.page = tokens, page
+        self._parent = None if parent is None else ref(parent)
         self.children: dict[tuple[int, ...], _Node] = {}  # least recently used first
+
+    @property
+    def parent(self) -> _Node | None:
+        """None of the root."""
+        return None if self._parent is None else self._parent()
 
     def latest(self) -> Iterator[_Node]:
         """Its children that were used last, at most _LOOK."""

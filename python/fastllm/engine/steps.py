@@ -96,7 +96,7 @@ class Steps:
 
     def _plan(self) -> list[Row]:
         """What the texts do in the next forward: all that are written, and pieces of prompts."""
-        running = [g for g in self.places.live() if len(g.tokens) < g.ahead]
+        running = [generation for generation in self.places.live() if not generation.pauses()]
         running += self.places.admit(running)
         writers, readers = list[Generation](), list[Generation]()
         for generation in running:
