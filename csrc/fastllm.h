@@ -494,6 +494,7 @@ int fl_mapping_new(int fd, fl_mapping **out);
 void fl_mapping_free(fl_mapping *m);
 const void *fl_mapping_data(const fl_mapping *m);
 size_t fl_mapping_bytes(const fl_mapping *m);
+int fl_mapping_fd(const fl_mapping *m); // a descriptor of the file, open as long as the mapping is
 
 typedef enum fl_file_state {
     FL_FILE_SAME = 0,

@@ -300,6 +300,7 @@ cdef extern from "fastllm.h" nogil:
     void fl_mapping_free(fl_mapping *m)
     const void *fl_mapping_data(const fl_mapping *m)
     size_t fl_mapping_bytes(const fl_mapping *m)
+    int fl_mapping_fd(const fl_mapping *m)
 
     ctypedef enum fl_file_state:
         FL_FILE_SAME

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastllm.errors import (
     CacheFullError,
+    CacheWarning,
     CheckpointError,
     CheckpointWarning,
     ContextError,
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "CacheFullError",
+    "CacheWarning",
     "CheckpointError",
     "CheckpointWarning",
     "ContextError",
