@@ -51,6 +51,7 @@ class LLM(Labels, Vectors, Writing):
         path: Path,
         kv: str | None = None,
         kv_bytes: int | None = None,
+        cache_dir: Path | None = None,
     ) -> None:
         config = stored.config
         self.config, self.bos = config, stored.bos
@@ -84,6 +85,12 @@ class LLM(Labels, Vectors, Writing):
             name=str(path),
             kv_bytes=kv_bytes,
         )
+        if cache_dir is not None:
+            from fastllm.engine.disk import PromptCache
+            from fastllm.engine.key import model_key
+
+            key = model_key(config, tensors, kv_dtype, cache_dir, threads=threads)
+            self._opened.disk = PromptCache(cache_dir, key, self._opened.cache)
         self._scheduler = Scheduler(self._opened)
         self.context = min(self.context, max(1, self._opened.capacity))
         self._tokenizer = tokenizer
@@ -114,6 +121,8 @@ class LLM(Labels, Vectors, Writing):
         Texts that are being written go on to their end, and keep the memory until then.
         """
         if self._opened is not None:
+            if self._opened.disk is not None:
+                self._opened.disk.close()
             del self._scheduler
         self._opened = self._head = None
         self._layers = self._embedding_layers = ()
