@@ -1,4 +1,4 @@
-"""The prefix tree finds the longest beginning that any kept text shares, and what it gives is what would be computed."""
+"""The prefix tree finds the longest beginning that a kept text shares, and gives what would be computed."""
 
 import threading
 

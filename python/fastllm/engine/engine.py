@@ -98,7 +98,7 @@ class Engine:
         return sequence, known
 
     def keep(self, tokens: Sequence[int], sequence: _core.Sequence, *, prompt: bool = False) -> None:
-        """Keeps what a sequence holds, a beginning of `tokens`, for later texts; a prompt also on disk, if it is long."""
+        """Keeps what a sequence holds, a beginning of `tokens`, for later texts; long prompts also on disk."""
         self.prefixes.keep(tokens, sequence)
         if prompt and self.disk is not None:
             self.disk.save(tokens, sequence)

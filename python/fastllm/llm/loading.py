@@ -56,8 +56,8 @@ def load(
     current folder. A checkpoint without a tokenizer loads all the same: token ids work, texts raise TokenizerError.
     revision: a branch, tag or commit on the hub. lora: an adapter of the PEFT library, or several that are added in
     order, each a folder or a name on the hub. cache_dir: a folder in which the keys and values of long prompts are kept
-    for later processes; it is made if need be, and bounded (see fastllm.engine.disk). progress: called with the bytes packed so far, and in all; a converted
-    file has nothing to pack.
+    for later processes; it is made if need be, and bounded (see fastllm.engine.disk). progress: called with the bytes
+    packed so far, and in all; a converted file has nothing to pack.
 
     Raises CheckpointError, TokenizerError (a tokenizer that was named does not fit), OptionError.
     """
