@@ -18,7 +18,6 @@ import fastllm
 from fastllm import LLM, ContextError, OptionError
 from fastllm.chat import Conversation
 from fastllm.cli._answers import Answers
-import fastllm.cli._stand_in  # noqa
 from fastllm.cli._talk import Talk, loaded
 from fastllm.cli._terminal import Screen
 from helpers.commands import TINY, one_sentence
