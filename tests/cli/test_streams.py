@@ -60,6 +60,12 @@ def test_closed_stderr_changes_nothing(name: str) -> None:
     assert shell(f"$F {COMMANDS[name]} <&- >&- 2>&-") == (2, "", "")
 
 
+def test_stdin_that_cannot_be_read(tmp_path: Path) -> None:
+    for command in (f"embed {TINY}", f"run {TINY} -i -"):
+        code, out, err = shell(f"$F {command} 0>{tmp_path}/file")
+        assert (code, out, one_sentence(err)) == (2, "", "fastllm: stdin cannot be read: Bad file descriptor\n")
+
+
 def test_a_command_without_output_needs_no_stdout(tmp_path: Path) -> None:
     code, _, err = shell(f"$F convert {TINY} {tmp_path}/out.safetensors >&- <&-")
     assert code == 0

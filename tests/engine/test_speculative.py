@@ -13,7 +13,6 @@ from fastllm.decoding import Sampling
 from fastllm.engine import Generation
 from fastllm.engine.costs import MOST, Costs
 from fastllm.engine.guesses import PromptLookup
-from fastllm.llm import TextStream
 from helpers import writers
 from helpers.architectures import ARCHITECTURES, random_llm
 
@@ -142,12 +141,10 @@ def test_stop_strings_and_what_is_left_in_the_cache(model, seed):
     expected = whole[: whole.index(stop[0])]
 
     def write(proposer):
-        generation = model.start(PROMPT, sampling, max_tokens=100, seed=seed, stop=())
-        generation.proposer = proposer
-        stream = TextStream(generation, model.tokenizer, stop)
-        text = "".join(stream)
-        stream.close()
-        return text, generation
+        options = sampling._asdict() | {"max_tokens": 100, "seed": seed, "ignore_eos": True}
+        stream = model.generate(PROMPT, stop=stop, stream=True, **options)
+        stream.generation.proposer = proposer
+        return "".join(stream), stream.generation
 
     text, _ = write(None)
     assert text.removeprefix(" ") == expected.removeprefix(" ")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from fastllm.errors import FastLLMError
+from fastllm.errors import FastLLMError, OptionError
 
 if TYPE_CHECKING:
     from fastllm.llm import LLM
@@ -18,7 +18,11 @@ def write(text: str) -> None:
 
 
 def lines() -> list[str]:
-    return [without_end(line) for line in sys.stdin]
+    """The lines of stdin. Raises OptionError where it cannot be read."""
+    try:
+        return [without_end(line) for line in sys.stdin]
+    except OSError as error:
+        raise OptionError(f"stdin cannot be read: {error.strerror}") from None
 
 
 def without_end(line: str) -> str:

@@ -21,6 +21,9 @@ from typing import Any, NoReturn, TextIO
 from fastllm import __version__
 from fastllm.errors import CheckpointWarning, FastLLMError, OptionError, reason
 
+# What argparse is given for a text or value "--", which Python before 3.13 drops. No argument has a null character.
+_DASHES = "\0--"
+
 _ABOUT = "Run language models on the CPU you have: one command, no server, no GPU."
 
 _START = """
@@ -175,6 +178,13 @@ def _parser() -> _Parser:
     return parser
 
 
+def _with_dashes(value: Any) -> Any:
+    """The value of an argument, or the list of its values, with "--" for _DASHES."""
+    if isinstance(value, list):
+        return [_with_dashes(one) for one in value]
+    return "--" if value == _DASHES else value
+
+
 def _usage(positional: argparse.Action) -> str:
     forms = {"?": "[{}]", "*": "[{} ...]"}
     return forms.get(str(positional.nargs), "{}").format(positional.metavar)
@@ -192,7 +202,8 @@ class _Help(argparse.HelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=_Help, **options)
+        """Without abbreviations: the first parser would look for its own in the words of a command."""
+        super().__init__(formatter_class=_Help, allow_abbrev=False, **options)
 
     def format_help(self) -> str:
         """The list of commands in groups."""
@@ -233,6 +244,8 @@ class _Command(_Parser):
         found, rest = super().parse_known_args(self._options_first(args), namespace)
         if rest:
             self.error(f"{rest[-1]!r} is one argument too many")
+        for name, value in vars(found).items():
+            setattr(found, name, _with_dashes(value))
         return found, rest
 
     def _options_first(self, words: Iterable[str]) -> list[str]:
@@ -255,8 +268,8 @@ class _Command(_Parser):
                     value = next(rest, None)
                     if value is None or value in self._option_string_actions:
                         self.error(f"{word} needs a value")
-                options.append(name if value is None else f"{name}={value}")
-        return [*options, *(["--", *texts] if texts else [])]
+                options.append(name if value is None else f"{name}={_DASHES if value == '--' else value}")
+        return [*options, *(["--", *(_DASHES if text == "--" else text for text in texts)] if texts else [])]
 
     def _option(self, word: str) -> tuple[str, str | None, argparse.Action] | None:
         """The option that a word is, by its long name, and the value that is joined to it; None for a text."""

@@ -27,8 +27,8 @@ def prompt_of(args: argparse.Namespace) -> str | None:
     Of stdin and files, one line end at the end does not count. Without any other prompt, what a pipe brings is one.
     Raises OptionError where there are several, or one cannot be read or is not UTF-8.
     """
-    given = {"TEXT": " ".join(args.text) if args.text else None, "-i/--prompt": args.prompt, "--file": args.file}
-    given = {name: value for name, value in given.items() if value is not None}
+    ways = {"TEXT": " ".join(args.text) if args.text else None, "-i/--prompt": args.prompt, "--file": args.file}
+    given: dict[str, str] = {name: value for name, value in ways.items() if value is not None}
     if len(given) > 1:
         raise OptionError(f"the prompt is given by {' and by '.join(given)}: one of them is enough")
     if not given:
