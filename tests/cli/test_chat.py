@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import fastllm
-import fastllm.cli._stand_in
 from fastllm import LLM
 from helpers.commands import TINY, one_sentence
 from helpers.commands import fastllm as command

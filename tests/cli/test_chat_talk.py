@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastllm
-import fastllm.cli._stand_in
 from fastllm import LLM, ContextError, OptionError
 from fastllm.chat import Conversation
 from fastllm.cli._answers import Answers

@@ -13,9 +13,9 @@ from fastllm.decoding import checkpoint_defaults
 from fastllm.engine import Engine, Scheduler
 from fastllm.errors import OptionError, TokenizerError
 from fastllm.llm.arguments import whole
+from fastllm.llm.chatting import Chatting
 from fastllm.llm.embed import Vectors
 from fastllm.llm.labels import Labels
-from fastllm.llm.writing import Writing
 from fastllm.machine import read_bandwidth
 from fastllm.tokenizer import Tokenizer, stop_tokens
 from fastllm.weights import store
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class LLM(Labels, Vectors, Writing):
+class LLM(Labels, Vectors, Chatting):
     """A model and its tokenizer. Nothing in it changes after loading, so several threads may use one at once.
 
     config: what the model computes. context: positions that a text may have. path: where it was loaded from. dtypes:
