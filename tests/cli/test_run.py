@@ -202,9 +202,9 @@ import sys, time
 from fastllm import cli
 from fastllm.engine import engine
 step = engine.Engine.forward
-def slow(*args):
+def slow(*args, **options):
     time.sleep(0.02)
-    step(*args)
+    return step(*args, **options)
 engine.Engine.forward = slow
 raise SystemExit(cli.main(sys.argv[1:]))
 """
