@@ -161,9 +161,8 @@ fl_cut fl_candidates_cut(fl_draw_worker *w, size_t most, double mass) {
     return at;
 }
 
-// The sum of p, or of p[i] * times[i]: first in 16 lanes, and then of the lanes. p is zero past n up to a multiple of
-// 16.
-static double sum_of(const float *p, const double *times, size_t n) {
+// First in 16 lanes, and then of the lanes.
+double fl_sum_of(const float *p, const double *times, size_t n) {
     double sums[FL_LANES] = {0};
     for (size_t i = 0; i < n; i += FL_LANES)
         for (size_t j = 0; j < FL_LANES; j++) sums[j] += times ? (double)p[i + j] * times[i + j] : (double)p[i + j];
@@ -184,14 +183,14 @@ fl_cut fl_candidates_keep(fl_draw_worker *w, fl_candidate last) {
     set_level(w, 0, n, 0, 0);
     for (size_t i = 0; i < n; i++) kept[i] = w->probs[fl_id_in(found[i])];
     for (size_t i = n; i < fl_round_up(n, FL_LANES); i++) kept[i] = 0;
-    return (fl_cut){.count = n, .sum = sum_of(kept, NULL, n), .last = last};
+    return (fl_cut){.count = n, .sum = fl_sum_of(kept, NULL, n), .last = last};
 }
 
 void fl_candidates_rank_typical(fl_draw_worker *w, const fl_kernels *k, double total) {
     fl_candidate *c = w->found[0];
     const size_t n = w->levels[0].set.n;
     k->log(w->logs, w->kept, n);
-    const double expected = sum_of(w->kept, w->logs, n) / total;
+    const double expected = fl_sum_of(w->kept, w->logs, n) / total;
     for (size_t i = 0; i < n; i++) {
         const float far = (float)fabs(w->logs[i] - expected);
         uint32_t rank; // the bits of positive floats are in their order
@@ -253,4 +252,54 @@ void fl_candidates_collect(fl_draw_worker *w, size_t vocab, const fl_kernels *k,
         } while (bound > lowest && sum <= mass * 1.0001); // added up one by one they may round to a little less
         collect_above(w, vocab, bound);
     } while (bound > lowest && w->levels[0].set.n < most);
+}
+
+// ---- the top -------------------------------------------------------------------------------------------------------
+
+// Ranks of finite floats, the largest first: their bits are in order where they are positive, in reverse where they are
+// negative. -0 becomes 0.
+static uint32_t rank_of_logit(float x) {
+    uint32_t bits;
+    x += 0.0f;
+    memcpy(&bits, &x, sizeof bits);
+    return bits >> 31 ? bits : 0x7FFFFFFFu - bits;
+}
+
+// Moves the candidate at i of a heap of n down until no child is worse: larger candidates are above.
+static void sift(fl_candidate *heap, size_t n, size_t i) {
+    for (size_t child; (child = 2 * i + 1) < n; i = child) {
+        child += child + 1 < n && heap[child + 1] > heap[child];
+        if (heap[i] >= heap[child]) return;
+        const fl_candidate c = heap[i];
+        heap[i] = heap[child];
+        heap[child] = c;
+    }
+}
+
+// A heap has the best so far, the worst of them on top. Ids ascend, so a logit equal to the worst one's comes too late,
+// and a part of the vocabulary whose largest logit is no larger is passed over.
+void fl_candidates_top(fl_draw_worker *w, const fl_kernels *k, const float *logits, size_t n, size_t most) {
+    fl_candidate *heap = w->found[0];
+    if (most == 0) return;
+    for (size_t i = 0; i < most; i++) heap[i] = fl_candidate_of(rank_of_logit(logits[i]), i);
+    for (size_t i = most / 2; i-- > 0;) sift(heap, most, i);
+    float worst = logits[fl_id_in(heap[0])];
+    for (size_t start = most; start < n; start += FL_SUM_PART) {
+        const size_t end = n - start < FL_SUM_PART ? n : start + FL_SUM_PART;
+        size_t at;
+        int finite;
+        if (k->max(logits + start, end - start, &at, &finite) <= worst) continue;
+        for (size_t i = start; i < end; i++) {
+            if (logits[i] <= worst) continue;
+            heap[0] = fl_candidate_of(rank_of_logit(logits[i]), i);
+            sift(heap, most, 0);
+            worst = logits[fl_id_in(heap[0])];
+        }
+    }
+    for (size_t left = most; left-- > 1;) { // the worst that are left go to the end
+        const fl_candidate c = heap[0];
+        heap[0] = heap[left];
+        heap[left] = c;
+        sift(heap, left, 0);
+    }
 }

@@ -309,13 +309,22 @@ static void draw_share(void *arg, fl_team *team, size_t id) {
     for (size_t begin, end; fl_deal_next(&deal, &begin, &end);) draw_text(all, &all->draws[begin], id);
 }
 
-size_t fl_draw_threads(size_t n, size_t vocab, size_t threads) {
-    enum { WORTH = 32 << 10 };
-    const size_t worth = n * vocab / WORTH, most = n < threads ? n : threads;
+// A team is started and met in a few microseconds, some tens if its threads sleep. One thread draws what is not worth
+// that: the shortest work that a thread is given takes it 10 us or so. The most likely token costs one pass over the
+// logits, at 16 or more in a nanosecond; filters and exponentials take some twenty times as long.
+size_t fl_draw_threads(const fl_draw *draws, size_t n, size_t threads) {
+    enum { FILTERS = 16, WORTH = 256 << 10 };
+    size_t work = 0; // counted in logits of greedy draws
+    for (size_t i = 0; i < n; i++) {
+        const fl_sampler *s = draws[i].sampler;
+        work += s->p.temperature < 1e-6f ? s->vocab : FILTERS * s->vocab;
+    }
+    const size_t worth = 1 + work / WORTH, most = n < threads ? n : threads;
     return worth < most ? worth : most;
 }
 
-void fl_draw_all(fl_draw_scratch *scratch, const fl_kernels *k, fl_draw *draws, size_t n, size_t threads) {
+void fl_draw_all(fl_draw_scratch *scratch, const fl_kernels *k, fl_draw *draws, size_t n, size_t threads,
+                 fl_pace *pace) {
     drawing all = {scratch, k, draws, n};
-    fl_parallel(threads, draw_share, &all);
+    fl_paced(pace, n, threads, draw_share, &all);
 }

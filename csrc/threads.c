@@ -59,10 +59,12 @@ double fl_now(void) {
 #endif
 }
 
+static const double ON_TIME = 300e-6; // seconds within which a thread that has a core begins, and reaches a barrier
+
 // How many seconds a wait at a barrier is normal: workers finish a phase about the time of a chunk apart. A wait much
 // longer than that means that another process has taken the core of a worker, for a time slice of some milliseconds.
 // `spent`: seconds in which this worker has worked on so many chunks.
-static double patience(double spent, size_t chunks) { return 300e-6 + (chunks > 0 ? 4 * spent / (double)chunks : 0); }
+static double patience(double spent, size_t chunks) { return ON_TIME + (chunks > 0 ? 4 * spent / (double)chunks : 0); }
 
 void fl_barrier(fl_team *team, size_t id) {
     enum { SPINS = 256 };
@@ -146,6 +148,8 @@ double fl_parallel(size_t threads, fl_work *work, void *arg) {
             atomic_init(&queues[i].next, (uint64_t)UINT32_MAX << 32); // a phase that never comes
             queues[i].taken = 0;
         }
+        const double start = fl_now();
+        double late = 0; // seconds until all threads had begun: `single` ends when they have
 #pragma omp parallel num_threads((int)threads)
         {
             // The runtime may start fewer threads than we ask for.
@@ -156,11 +160,13 @@ double fl_parallel(size_t threads, fl_work *work, void *arg) {
             }
             const size_t id = (size_t)omp_get_thread_num();
             const fl_fpenv before = fl_fpenv_set();
+            if (id == 0) late = fl_now() - start;
             work(arg, &team, id);
             fl_barrier(&team, id); // a wait here is measured; one at the runtime's own barrier would not be
             fl_fpenv_restore(before);
         }
-        return team.threads > 1 ? 1e-9 * (double)atomic_load(&team.lost) / (double)(team.threads - 1) : 0;
+        if (team.threads == 1) return 0;
+        return 1e-9 * (double)atomic_load(&team.lost) / (double)(team.threads - 1) + (late > ON_TIME ? late : 0);
     }
 #else
     (void)threads;

@@ -267,8 +267,12 @@ cdef extern from "fastllm.h" nogil:
         size_t n_tokens
         fl_status status
 
-    void fl_draw_all(fl_draw_scratch *scratch, const fl_kernels *k, fl_draw *draws, size_t n, size_t threads)
-    size_t fl_draw_threads(size_t n, size_t vocab, size_t threads)
+    void fl_draw_all(fl_draw_scratch *scratch, const fl_kernels *k, fl_draw *draws, size_t n, size_t threads,
+                     fl_pace *pace)
+    size_t fl_draw_threads(const fl_draw *draws, size_t n, size_t threads)
+
+    fl_status fl_logprobs(fl_draw_scratch *scratch, const fl_kernels *k, const float *logits, size_t vocab, size_t top,
+                          int32_t *tokens, double *out)
 
     # ---- the machine
 

@@ -14,6 +14,7 @@ cdef class Model:
     OptionError for an unknown kv_dtype or isa; MemoryError.
     """
     cdef fl_model c
+    cdef fl_pace *draw_pace  # of draws; forwards have c's
     cdef dict tensors  # name -> Matrix or Vector: the owners of what c's pointers point into
     cdef list files  # the MappedFile objects that matrices lie in, each once
     cdef list idle  # Scratch objects that no forward is using; as many were made as forwards ran at once
@@ -28,6 +29,7 @@ cdef class Model:
         self.c.kv_type = type_of(kv_dtype)
         if paced:
             check(fl_pace_new(&self.c.pace), "the pace of threads")
+            check(fl_pace_new(&self.draw_pace), "the pace of threads")
         self.c.layers = <fl_layer *>calloc(self.c.config.n_layers, sizeof(fl_layer))
         self.c.kinds = <fl_kind *>calloc(self.c.config.n_layers, sizeof(fl_kind))
         if self.c.layers is NULL or self.c.kinds is NULL:
@@ -40,6 +42,7 @@ cdef class Model:
         free(self.c.layers)
         free(self.c.kinds)
         fl_pace_free(self.c.pace)
+        fl_pace_free(self.draw_pace)
 
     cdef list mapped_files(self):
         cdef dict owners = {}
@@ -273,15 +276,49 @@ cdef class Model:
         finally:
             batch.give()
 
+    def logprobs(self, Buffer logits not None, size_t row, token, size_t top=0):
+        """The natural logarithms of probabilities, as a forward's logits give them: no sampling option has a part.
+
+        Returns that of the token, and a list of (id, logarithm) of the `top` likeliest tokens, the likeliest first,
+        lowest id first among equals. They are off by some units in the last place of a float, and are the same to the
+        bit on every instruction set. Raises OptionError if there is no such row or token, or if `top` exceeds the
+        vocabulary; NumericError if a logit is not finite; MemoryError.
+        """
+        cdef size_t vocab_size = self.c.config.vocab_size, stride = fl_logits_stride(&self.c), i
+        cdef int32_t id = token_id(token, vocab_size)
+        cdef DrawScratch scratch
+        cdef fl_status status
+        if row >= logits.rows(stride):
+            raise OptionError(f"logprobs: no row {row} of logits")
+        if id < 0 or top > vocab_size:
+            raise OptionError(f"logprobs: no token {token}, or no {top:,} tokens, in a vocabulary of {vocab_size:,}")
+        cdef const float *x = <const float *>logits.data + row * stride
+        cdef int32_t *tokens = <int32_t *>malloc((top + 1) * sizeof(int32_t))
+        cdef double *out = <double *>malloc((top + 1) * sizeof(double))
+        try:
+            if tokens is NULL or out is NULL:
+                raise MemoryError("logprobs: out of memory")
+            tokens[0] = id
+            scratch = self.idle_draws.pop() if self.idle_draws else DrawScratch()
+            with nogil:
+                status = fl_logprobs(scratch.c, self.c.kernels, x, vocab_size, top, tokens, out)
+            self.idle_draws.append(scratch)
+            if status != FL_OK:
+                raise draw_error(status, False)
+            return out[0], [(tokens[i + 1], out[i + 1]) for i in range(top)]
+        finally:
+            free(tokens)
+            free(out)
+
     cdef int run_draws(self, fl_draw *items, size_t count, size_t threads) except -1:
         """Runs fl_draw_all with scratch of its own, on as many threads as pay off, as soon as there are cores."""
         cdef DrawScratch scratch
-        cdef size_t team = fl_draw_threads(count, self.c.config.vocab_size, threads)
+        cdef size_t team = fl_draw_threads(items, count, threads)
         taken = take_cores(team)
         try:
             scratch = self.idle_draws.pop() if self.idle_draws else DrawScratch()
             with nogil:
-                fl_draw_all(scratch.c, self.c.kernels, items, count, team)
+                fl_draw_all(scratch.c, self.c.kernels, items, count, team, self.draw_pace)
             self.idle_draws.append(scratch)
         finally:
             give_cores(taken)

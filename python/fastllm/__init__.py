@@ -21,13 +21,26 @@ from fastllm.errors import (
 )
 
 if TYPE_CHECKING:
-    from fastllm.llm import LLM, load
+    from fastllm.llm import (
+        LLM,
+        AsyncChatStream,
+        AsyncTextStream,
+        ChatMessage,
+        ChatStream,
+        Text,
+        TextStream,
+        load,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AsyncChatStream",
+    "AsyncTextStream",
     "CacheFullError",
+    "ChatMessage",
+    "ChatStream",
     "CheckpointError",
     "CheckpointWarning",
     "ContextError",
@@ -35,6 +48,8 @@ __all__ = [
     "LibraryError",
     "NumericError",
     "OptionError",
+    "Text",
+    "TextStream",
     "TokenizerError",
     "load",
 ]
@@ -42,7 +57,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     # The compiled core is loaded when it is first needed: `import fastllm` stays light.
-    if name in ("LLM", "load"):
+    if name in __all__:
         from fastllm import llm
 
         return getattr(llm, name)

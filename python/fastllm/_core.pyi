@@ -146,6 +146,9 @@ class Model:
         *,
         threads: int = 1,
     ) -> list[list[int] | FastLLMError | MemoryError]: ...
+    def logprobs(
+        self, logits: Buffer, row: int, token: int, top: int = 0
+    ) -> tuple[float, list[tuple[int, float]]]: ...
     def broken_layer(self, sequence: Sequence, token: int, *, threads: int = 1) -> int | None: ...
 
 # ---- kv_cache.pxi

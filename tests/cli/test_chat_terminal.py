@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 import fastllm
-import fastllm.cli._stand_in
 from fastllm.cli._terminal import _history_file
 from helpers.terminals import READY, Terminal, talker
 

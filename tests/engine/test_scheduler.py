@@ -352,7 +352,7 @@ def test_nothing_to_write(llm):
 
 
 def test_wrong_options(llm):
-    for wrong in ({"seed": [1]}, {"temperature": -1}, {"stop": [""]}, {"max_tokens": -1}):
+    for wrong in ({"seed": [1]}, {"temperature": -1}, {"stop": [""]}, {"max_tokens": -2}):
         with pytest.raises(OptionError):
             llm.generate_batch(["the", "a"], **wrong)
     with pytest.raises(OptionError, match="a list of prompts"):

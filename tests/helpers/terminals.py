@@ -14,7 +14,9 @@ import sys
 import termios
 import time
 from pathlib import Path
+from typing import Any
 
+from fastllm import LLM
 from helpers import writers
 
 # The process of a terminal's session. Ctrl-C must reach it even where tests run in the background, which ignores it.
@@ -66,6 +68,16 @@ def talker(folder: Path, *, context: int = 100_000) -> Path:
     path = folder / "talker.bin"
     path.write_bytes(writers.v1(cfg, weights))
     return path
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def written(llm: LLM, messages: Any, **options: Any) -> str:
+    """What the API answers, greedily and in six tokens, unless options say otherwise."""
+    options = {"temperature": 0, "max_tokens": 6, "seed": 5} | options
+    return str(llm.chat(messages, **options)["content"])
 
 
 class Terminal:

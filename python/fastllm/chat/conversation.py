@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from fastllm.chat.template import ChatTemplate, Message, _checked
+from fastllm.chat.template import ChatTemplate, Message, checked
 from fastllm.errors import OptionError, TokenizerError
 from fastllm.tokenizer import Tokenizer
 
@@ -51,7 +51,18 @@ class Llama2Format:
     def __init__(self, llm: Speaker) -> None:
         self._llm = llm
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object) -> str:
+    def reads(self, variable: str) -> bool:
+        """Whether the format knows a variable of chat templates: it knows none."""
+        return False
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: object,
+    ) -> str:
         """The text of a conversation, without BOS and EOS. Raises OptionError for messages that the format cannot say.
 
         add_generation_prompt: changes nothing, because nothing stands before an answer.
@@ -59,21 +70,30 @@ class Llama2Format:
         return "".join(self._texts(messages, variables))
 
     def encode(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: object,
     ) -> list[int]:
-        """The ids of a conversation. Raises OptionError like `render`."""
+        """The ids of a conversation. continue_final_message: without the EOS after the last answer, to be continued.
+
+        Raises OptionError like `render`.
+        """
         ids: list[int] = []
         for text in self._texts(messages, variables):
             if ids:
                 ids.append(_LLAMA2_EOS)
             ids += self._llm.tokenize(text)
-        return ids if messages[-1]["role"] == "user" else [*ids, _LLAMA2_EOS]
+        ended = messages[-1]["role"] != "user" and not continue_final_message
+        return [*ids, _LLAMA2_EOS] if ended else ids
 
     def _texts(self, messages: Sequence[Message], variables: Iterable[str]) -> list[str]:
         """The texts between BOS and EOS: one for each message of the user, with the answer where there is one."""
         for name in variables:
             raise OptionError(f"{self._llm.path} has no chat template, and Llama 2's format knows no {name}")
-        _checked(messages)
+        checked(messages)
         system, turns = "", list(messages)
         if turns[0]["role"] == "system":
             system = f"<<SYS>>\n{_content(turns.pop(0))}\n<</SYS>>\n\n"
@@ -108,7 +128,7 @@ class Conversation:
     def __init__(self, messages: Iterable[Message] = ()) -> None:
         """Raises OptionError for what is no message."""
         given = list(messages)
-        self.messages: list[dict[str, Any]] = [dict(message) for message in (_checked(given) if given else ())]
+        self.messages: list[dict[str, Any]] = [dict(message) for message in (checked(given) if given else ())]
 
     @property
     def system(self) -> str | None:

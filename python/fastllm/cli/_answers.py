@@ -113,8 +113,6 @@ class Answers:
         }
 
     def _start(self, messages: Sequence[Message]) -> ChatStream:
-        import fastllm.cli._stand_in  # noqa: F401
-
         return self.llm.chat(
             messages, stream=True, chat_template_kwargs=self._variables, **self.settings, **self._options
         )

@@ -141,7 +141,8 @@ class Talk:
             "settings": self._answers.settings,
             "messages": self._conversation.messages,
         }
-        blob = (json.dumps(whole, ensure_ascii=False, indent=1) + "\n").encode()
+        text = json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
+        blob = text.encode(errors="backslashreplace")  # half a surrogate pair, which JSON writes so
         with replacing(path, len(blob)) as file:
             file.write(blob)
         say(f"[saved to {path}]")
@@ -175,7 +176,7 @@ def loaded(blob: bytes, path: Path) -> tuple[list[dict[str, Any]], dict[str, Any
 
 
 def _path(name: str, command: str) -> Path:
-    if not name:
+    if not name or "\0" in name:
         raise OptionError(f"{command} takes the name of a file")
     try:
         return Path(name).expanduser()

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 LONGEST = 64  # characters of a match of a pattern that sets no bound, and of what a pattern may look back at
 
 
+def listed(stop: Any) -> list[Any]:
+    """What ends a text as a list: of one thing, of several, or None."""
+    several = isinstance(stop, Iterable) and not isinstance(stop, (str, bytes, bytearray, Mapping))
+    return list(stop) if several else [] if stop is None else [stop]
+
+
 class Stops:
     """What ends a text, for any number of texts: `scan()` gives the state of one.
 
@@ -29,8 +35,7 @@ class Stops:
         self.patterns: list[tuple[re.Pattern[str], int]] = []  # with the most characters that are looked at together
         self.functions: list[Callable[[str], object]] = []
         tokens: list[int] = []
-        several = isinstance(stop, Iterable) and not isinstance(stop, (str, bytes, bytearray, Mapping))
-        for one in stop if several else () if stop is None else (stop,):
+        for one in listed(stop):
             if isinstance(one, Integral) and not isinstance(one, bool):
                 token = int(one)
                 if not 0 <= token < vocab_size:

@@ -92,7 +92,7 @@ class Engine:
         """A sequence that holds a beginning of `tokens`, as much as is known, but never the last token; and how far its
         text was known at all (see PrefixTree.find)."""
         sequence, known = self.prefixes.find(tokens)
-        if self.disk is not None and (found := self.disk.load(tokens[:-1], sequence.length)) is not None:
+        if self.disk is not None and (found := self.disk.load(tokens, sequence, self.prefixes.evict)) is not None:
             sequence = found
             self.prefixes.keep(tokens, sequence)
         return sequence, known

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from _thread import allocate_lock
-from _weakref import ref
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -35,13 +34,22 @@ class PrefixTree:
 
     def __init__(self, cache: _core.KVCache, kept: int | None = KEPT) -> None:
         """kept: ends of texts to keep at most; None: as many as the cache has room for."""
-        self.cache, self._kept = cache, kept
         self._root = _Node((), None, None)
         self._nodes: OrderedDict[_Node, None] = OrderedDict()  # least recently used first; children before parents
         self._leaves = 0
+        self.cache, self._kept = cache, kept
         self._windows = [(kind, window) for kind, window in enumerate(cache.windows) if window]
         self._lock = allocate_lock()
         self._left: deque[tuple[list[int], _core.Sequence]] = deque()
+
+    def __del__(self) -> None:
+        """Forgets all texts. Parents and children are cycles: their memory would wait for the garbage collector."""
+        nodes = [self._root, *self._nodes]
+        self._nodes.clear()
+        self._leaves = 0
+        for node in nodes:
+            node.parent = None
+            node.children.clear()
 
     def find(self, tokens: Sequence[int]) -> tuple[_core.Sequence, int]:
         """A sequence that holds the longest known beginning of `tokens`, and how far its text was known at all.
@@ -111,16 +119,21 @@ class PrefixTree:
 
     def _usable(self, path: list[_Node], length: int) -> int:
         """The longest beginning of a path's `length` tokens of which each window's pages are there."""
-        for kind, window in self._windows:
-            # Pages first .. last of this kind are needed to go on at `length`; a gap means to try before it.
-            while length:
-                first, last = max(0, length + 1 - window) // PAGE, (length - 1) // PAGE
-                gap = next((i for i in range(last, first - 1, -1) if not path[i].page.has(kind)), None)
-                if gap is None:
-                    break
-                length = gap * PAGE
-        if len(self._windows) > 1 and length and self._usable(path, length) != length:
-            return self._usable(path, length)
+        while length:
+            # To go on at `length`, a window needs its last positions' pages. Where one is missing, try before it.
+            last = (length - 1) // PAGE
+            gap = next(
+                (
+                    i
+                    for kind, window in self._windows
+                    for i in range(last, max(0, length + 1 - window) // PAGE - 1, -1)
+                    if not path[i].page.has(kind)
+                ),
+                None,
+            )
+            if gap is None:
+                break
+            length = gap * PAGE
         return length
 
     def _insert(self, tokens: Sequence[int], sequence: _core.Sequence) -> None:
@@ -172,23 +185,13 @@ class PrefixTree:
 
 
 class _Node:
-    """The page of some tokens after those of its parents.
+    """The page of some tokens after those of its parents."""
 
-    It refers to its parent weakly: else nodes would be cycles, and keep a model's memory until the garbage collector
-    runs.
-    """
-
-    __slots__ = ("__weakref__", "_parent", "children", "page", "tokens")
+    __slots__ = ("children", "page", "parent", "tokens")
 
     def __init__(self, tokens: tuple[int, ...], page: _core.Page | None, parent: _Node | None) -> None:
-        self.tokens, self.page = tokens, page
-        self._parent = None if parent is None else ref(parent)
+        self.tokens, self.page, self.parent = tokens, page, parent
         self.children: dict[tuple[int, ...], _Node] = {}  # least recently used first
-
-    @property
-    def parent(self) -> _Node | None:
-        """None of the root."""
-        return None if self._parent is None else self._parent()
 
     def latest(self) -> Iterator[_Node]:
         """Its children that were used last, at most _LOOK."""

@@ -18,8 +18,7 @@ from fastllm.engine.prefix import PAGE
 from fastllm.errors import CacheFullError, FastLLMError, NumericError
 
 TOGETHER = 16  # texts written at once; from about here on a forward is bound by arithmetic, no longer by memory
-_ECHO = 32  # tokens of a prompt in one forward where the logits of all of them are wanted: a row may take a megabyte
-_ROWS_BYTES = 64 << 20  # of rows of logits with guesses, beyond one row a text
+_ROWS_BYTES = 64 << 20  # of the rows of logits of a forward, where texts want more than one: a row may take a megabyte
 
 
 # Takes the ids of a text so far and its float32 logits [vocabulary], which it changes or replaces.
@@ -51,6 +50,7 @@ class Steps:
         self.reading: list[Generation] = []  # the texts whose prompts are read in the forward that runs
         self.cancel = _core.Cancel()  # of the forward that runs
         self._logits = engine.model.logits(1)
+        self._most_rows = max(2 * most, _ROWS_BYTES // (4 * engine.model.logits_stride))
 
     def step(self) -> None:
         """Runs one forward, and takes its tokens to the texts."""
@@ -112,7 +112,6 @@ class Steps:
     def _writing(self, writers: list[Generation]) -> list[Row]:
         """Each text's last token, and guesses of what follows it."""
         rows = list[Row]()
-        most = max(2 * len(writers), _ROWS_BYTES // (4 * self._engine.model.logits_stride))
         at = 0
         for i, generation in enumerate(writers):
             assert generation.sequence is not None
@@ -120,7 +119,7 @@ class Steps:
             if generation.proposer is not None and not generation.processors:
                 others = at + len(writers) - i - 1
                 try:
-                    guesses = self._guess(generation, min(MOST, most - others - 1), others)
+                    guesses = self._guess(generation, min(MOST, self._most_rows - others - 1), others)
                 except Exception as error:  # such as a draft's file that has changed
                     generation.fail(error)
                     continue
@@ -158,7 +157,9 @@ class Steps:
             assert sequence is not None
             start, rest = sequence.length, generation.position() - sequence.length
             echo = generation.prompt_logprobs is not None and not generation.tokens
-            some = min([count, *(mark - start for mark in generation.marks if mark > start), _ECHO if echo else count])
+            some = min([count, *(mark - start for mark in generation.marks if mark > start)])
+            if echo:  # the logits of all its tokens are wanted
+                some = min(some, self._most_rows - at)
             if PAGE < some < rest:
                 some = (start + some) // PAGE * PAGE - start  # up to the end of a page
             if some > 0:
@@ -272,12 +273,14 @@ class Steps:
     def _step_alone(self) -> bool:
         """The same as `step` for one text that needs nothing but its next token, in less time. False: it is not so."""
         generation = self.places.running[0]()
-        if generation is None or generation.finish_reason is not None or generation.sequence is None:
+        if generation is None or generation.finish_reason is not None or self.places.waiting:
+            return False
+        if (sequence := generation.sequence) is None:
             return False
         engine, tokens, start = self._engine, generation.tokens, perf_counter()
         try:
             token = engine.model.step(
-                generation.sequence, tokens[-1], generation.sampler, self._logits, threads=engine.step_threads
+                sequence, tokens[-1], generation.sampler, self._logits, threads=engine.step_threads
             )
         except FastLLMError:  # the longer way deals with it
             return False

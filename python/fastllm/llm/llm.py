@@ -13,9 +13,9 @@ from fastllm.decoding import checkpoint_defaults
 from fastllm.engine import Engine, Scheduler
 from fastllm.errors import OptionError, TokenizerError
 from fastllm.llm.arguments import whole
+from fastllm.llm.chatting import Chatting
 from fastllm.llm.embed import Vectors
 from fastllm.llm.labels import Labels
-from fastllm.llm.writing import Writing
 from fastllm.machine import read_bandwidth
 from fastllm.tokenizer import Tokenizer, stop_tokens
 from fastllm.weights import store
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class LLM(Labels, Vectors, Writing):
+class LLM(Labels, Vectors, Chatting):
     """A model and its tokenizer. Nothing in it changes after loading, so several threads may use one at once.
 
     config: what the model computes. context: positions that a text may have. path: where it was loaded from. dtypes:
     the types of its weights. bos: the id that texts begin with, if any; stop, chat_stop: the ids that end a text, and a
-    turn. defaults: the sampling options of texts that name none (decoding.checkpoint_defaults). file_bytes: bytes of all
-    weights; bytes_per_token: bytes of weights that one token reads.
+    turn. defaults: the sampling options of texts that name none (decoding.checkpoint_defaults). file_bytes: bytes of
+    all weights; bytes_per_token: bytes of weights that one token reads.
 
     copy and deepcopy give the same object. A pickle holds what load was called with: another process loads the same
     files, which it maps for itself. close, or leaving a `with` block, gives the model's memory back.

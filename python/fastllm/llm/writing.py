@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastllm.engine.guesses import Proposer
-    from fastllm.llm.llm import LLM
     from fastllm.llm.texts import Ids
 
     Processor = Callable[[list[int], NDArray[np.float32]], NDArray[np.float32] | None]
@@ -45,7 +44,7 @@ class Writing(Texts):
         seed: int | None,
         stop: Iterable[int] | None = None,
         lookup: bool = False,
-        draft: LLM | None = None,
+        draft: Writing | None = None,
         min_tokens: int = 0,
         ignore_eos: bool = False,
         logprobs: int | None = None,
@@ -105,7 +104,7 @@ class Writing(Texts):
             isa=self._isa,
         )
 
-    def _proposer(self, lookup: bool, draft: LLM | None) -> Proposer | None:
+    def _proposer(self, lookup: bool, draft: Writing | None) -> Proposer | None:
         """The proposer that guesses tokens, if one is asked for. Raises OptionError for a draft that does not fit."""
         if draft is None and not lookup:
             return None
@@ -162,7 +161,7 @@ class Writing(Texts):
         logits_processor: Processor | Sequence[Processor] | None = None,
         special: bool = False,
         lookup: bool = False,
-        draft: LLM | None = None,
+        draft: Writing | None = None,
         stream: bool | Background = False,
     ) -> Any:
         """Continues a prompt and returns the new Text, a str with facts about it; of several prompts, a list.
