@@ -118,7 +118,7 @@ def test_guesses_in_a_line_for_people() -> None:
     ],
 )
 def test_guesses_that_cannot_be(command: str, options: tuple[str, ...], says: str) -> None:
-    assert says in one_sentence(fastllm(command, str(BUILT_IN), *options, code=2)[1])
+    assert says in one_sentence(fastllm(command, str(BUILT_IN), "hi", *options, code=2)[1])
 
 
 @pytest.mark.parametrize("command", ["run", "chat"])
@@ -137,7 +137,7 @@ def test_a_draft_keeps_keys_and_values_as_the_model_does(
     real = llm.load
     monkeypatch.setattr(llm, "load", load)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    words = [command, str(BUILT_IN), "--draft", str(BUILT_IN), *(("-n", "2") if command == "run" else ())]
+    words = [command, str(BUILT_IN), "hi", "--draft", str(BUILT_IN), *(("-n", "2") if command == "run" else ())]
     assert cli.main(words + (["--kv", kv] if kv else [])) in (0, 2)
     assert given == [kv, kv]
 
@@ -202,9 +202,9 @@ import sys, time
 from fastllm import cli
 from fastllm.engine import engine
 step = engine.Engine.forward
-def slow(*args):
+def slow(*args, **options):
     time.sleep(0.02)
-    step(*args)
+    return step(*args, **options)
 engine.Engine.forward = slow
 raise SystemExit(cli.main(sys.argv[1:]))
 """
