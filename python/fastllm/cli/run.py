@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     }
     code, thinking = 0, None
     if args.chat:
-        answer = llm.chat(asked, stream=True, **given)
+        answer = llm.chat(shown, stream=True, **given)
         code = _write(answer, args)
         texts = [answer.message["content"]]
         thinking = answer.message.get("reasoning_content")
