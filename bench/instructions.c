@@ -104,7 +104,7 @@ static void forwards(const fl_model *m, size_t pos, size_t n, size_t count) {
     for (size_t i = 0; i < count; i++, pos += n) {
         for (size_t t = 0; t < n; t++) tokens[t] = (int32_t)(next() % m->config.vocab_size);
         const fl_span span = {tokens, n, pos, &table, CONTEXT / FL_PAGE, 1, n};
-        must(fl_forward(m, scratch, &span, 1, 1, &out), "forward");
+        must(fl_forward(m, scratch, &span, 1, 1, NULL, &out), "forward");
     }
     fl_scratch_free(scratch);
     fl_pool_free(pool);

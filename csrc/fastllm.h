@@ -64,6 +64,7 @@ typedef enum fl_status {
     FL_BAD_VALUE,    // a number the target type cannot hold: NaN, infinity, out of range
     FL_NO_ISA,       // the instruction set asked for is unknown, not built, or not on this CPU
     FL_NO_PAGES,     // a pool's limit does not allow another page
+    FL_CANCELLED,    // what the caller watches for has ended a forward early
 } fl_status;
 
 enum {
@@ -364,6 +365,20 @@ typedef struct fl_outputs {
                              // and w3; of w2 of each layer. Those of layers with experts are not written
 } fl_outputs;
 
+// A flag that ends forwards early, at first clear. Any thread may set, clear and read it at any time. FL_NO_MEMORY.
+typedef struct fl_cancel fl_cancel;
+fl_status fl_cancel_new(fl_cancel **out);
+void fl_cancel_free(fl_cancel *cancel);
+void fl_cancel_set(fl_cancel *cancel, int on);
+int fl_cancel_is_set(const fl_cancel *cancel);
+
+// What ends a forward early, looked at before each branch of a layer.
+typedef struct fl_watch {
+    const fl_cancel *flag;  // NULL, or: when it is set
+    int (*ask)(void *arg);  // NULL, or: when it returns not 0. The thread that called fl_forward calls it, every 30 ms
+    void *arg;              // or as seldom as branches begin
+} fl_watch;
+
 // Runs a batch through the model (Vaswani et al., 2017): appends the keys and values of its tokens to the sequences'
 // pages, and writes what is wanted. No sequence may be in a batch twice. Runs on up to 256 threads, one being the
 // caller.
@@ -374,9 +389,10 @@ typedef struct fl_outputs {
 //
 // FL_BAD_POSITION: a span's positions, pages, n_logits or segment are not as above, or a model that is not causal is
 // given only a part of a sequence. FL_BAD_TOKEN. FL_BAD_TENSOR: logits of a model without a head. FL_NO_MEMORY. In
-// these cases nothing is written.
+// these cases nothing is written. FL_CANCELLED: `watch`, which may be NULL, has ended it. Then the outputs, and the
+// positions of pages from the spans' `pos` on, hold nothing of use.
 fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t threads,
-                     const fl_outputs *out);
+                     const fl_watch *watch, const fl_outputs *out);
 
 // ---- sampler -------------------------------------------------------------------------------------------------------
 
@@ -478,6 +494,7 @@ int fl_mapping_new(int fd, fl_mapping **out);
 void fl_mapping_free(fl_mapping *m);
 const void *fl_mapping_data(const fl_mapping *m);
 size_t fl_mapping_bytes(const fl_mapping *m);
+int fl_mapping_fd(const fl_mapping *m); // a descriptor of the file, open as long as the mapping is
 
 typedef enum fl_file_state {
     FL_FILE_SAME = 0,

@@ -76,7 +76,7 @@ fl_deal fl_deal_start(fl_team *team, size_t id, size_t n, size_t chunk);
 int fl_deal_next(fl_deal *deal, size_t *begin, size_t *end);
 
 // fl_parallel for a forward of so many tokens, on as many threads as `pace` has found best, up to `threads`; the pace
-// learns from it. With NULL, on `threads`.
-void fl_paced(fl_pace *pace, size_t tokens, size_t threads, fl_work *work, void *arg);
+// learns from it, unless *left is then not 0: it was left early. With NULL, on `threads`.
+void fl_paced(fl_pace *pace, size_t tokens, size_t threads, fl_work *work, void *arg, const int *left);
 
 #endif

@@ -1,22 +1,4 @@
-# One forward: its spans and outputs as the C arrays that fl_forward takes, its working memory, and what may end it.
-
-
-@cython.final
-cdef class Cancel:
-    """A flag by which any thread ends forwards that were given it. At first it is clear."""
-    cdef bint on
-
-    def set(self):
-        """Ends forwards that have this flag, soon, and all that begin before it is cleared."""
-        self.on = True
-
-    def clear(self):
-        """Takes it back."""
-        self.on = False
-
-    def is_set(self):
-        """Whether it is set."""
-        return self.on
+# One forward: its spans and outputs as the C arrays that fl_forward takes, and its working memory.
 
 
 @cython.internal

@@ -13,6 +13,7 @@ cdef extern from "fastllm.h" nogil:
         FL_BAD_VALUE
         FL_NO_ISA
         FL_NO_PAGES
+        FL_CANCELLED
 
     # ---- sizes of the layouts
 
@@ -224,8 +225,21 @@ cdef extern from "fastllm.h" nogil:
         float *const *attention
         float *const *inputs
 
+    ctypedef struct fl_cancel:
+        pass
+
+    fl_status fl_cancel_new(fl_cancel **out)
+    void fl_cancel_free(fl_cancel *cancel)
+    void fl_cancel_set(fl_cancel *cancel, int on)
+    int fl_cancel_is_set(const fl_cancel *cancel)
+
+    ctypedef struct fl_watch:
+        const fl_cancel *flag
+        int (*ask)(void *arg) noexcept
+        void *arg
+
     fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t threads,
-                         const fl_outputs *out)
+                         const fl_watch *watch, const fl_outputs *out)
 
     # ---- sampler
 
@@ -286,6 +300,7 @@ cdef extern from "fastllm.h" nogil:
     void fl_mapping_free(fl_mapping *m)
     const void *fl_mapping_data(const fl_mapping *m)
     size_t fl_mapping_bytes(const fl_mapping *m)
+    int fl_mapping_fd(const fl_mapping *m)
 
     ctypedef enum fl_file_state:
         FL_FILE_SAME

@@ -177,7 +177,8 @@ cdef class Model:
         """Appends the tokens of each span to its sequence and writes the outputs that are asked for, all f32.
 
         Returns True, or False if `cancel` was set, before or meanwhile: then no sequence's length has changed, and what
-        outputs hold means nothing.
+        outputs hold means nothing. In the main thread handlers of signals run meanwhile: Ctrl-C raises
+        KeyboardInterrupt, and no length has changed either. So it is with every exception.
 
         spans: (sequence, tokens, n_logits) for each sequence. tokens: an iterable of n ids, at least one. n_logits:
         logits are computed for the last so many of them. T is the number of tokens of all spans.
@@ -192,14 +193,11 @@ cdef class Model:
         Raises OptionError for an id outside the vocabulary, a sequence that is in use or another model's, or too small
         a Buffer; ContextError if a span is empty or exceeds the context; CacheFullError, before anything is computed,
         if new pages would exceed the limit of the KVCache; CheckpointError if a mapped file has changed; MemoryError.
-        The lengths of all sequences are then what they were.
         """
         cdef fl_config *c = &self.c.config
         cdef Batch batch = Batch(self, spans)
         if batch.n_logits and (logits is None or batch.n_logits > logits.rows(fl_logits_stride(&self.c))):
             raise OptionError(f"forward: no room for {batch.n_logits} rows of logits")
-        if cancel is not None and cancel.is_set():
-            return False
         try:
             batch.take(segments or {})
             if batch.n_logits:
@@ -211,7 +209,8 @@ cdef class Model:
             if inputs:
                 widest = max(c.dim, c.hidden_dim, c.n_heads * c.head_dim)
                 batch.outputs.inputs = batch.pointers(inputs, 4 * c.n_layers, int(batch.n_tokens) * widest)
-            self.run(batch.spans, batch.count, threads, &batch.outputs)
+            if not self.run(batch.spans, batch.count, threads, cancel, &batch.outputs):
+                return False
             self.expect_same_files()
             batch.append()
         finally:
@@ -238,7 +237,7 @@ cdef class Model:
             try:
                 sequence.reserve(1)
                 span = fl_span(&id, 1, sequence.length, <void *const *const *>sequence.pages, sequence.n_pages, 1, 1)
-                self.run(&span, 1, threads, &outputs)
+                self.run(&span, 1, threads, None, &outputs)
                 self.expect_same_files(glance=True)
                 sequence.length += 1
                 draw = fl_draw(sampler.c, outputs.logits, False, NULL, 0, &id, 0, FL_OK)
@@ -336,19 +335,27 @@ cdef class Model:
                 return i
         return None
 
-    cdef int run(self, const fl_span *spans, size_t count, size_t threads, const fl_outputs *outputs) except -1:
-        """Runs fl_forward with scratch of its own, as soon as there are cores for its team."""
+    cdef int run(self, const fl_span *spans, size_t count, size_t threads, Cancel cancel,
+                 const fl_outputs *outputs) except -1:
+        """Runs fl_forward with scratch of its own, as soon as there are cores for its team. Returns 0 if it was
+        cancelled, else 1."""
+        cdef Watch watch = Watch(cancel)
         cdef Scratch scratch
         cdef fl_status status
         taken = take_cores(threads)
         try:
             scratch = self.idle.pop() if self.idle else Scratch()
             with nogil:
-                status = fl_forward(&self.c, scratch.c, spans, count, threads, outputs)
+                status = fl_forward(&self.c, scratch.c, spans, count, threads, &watch.c, outputs)
             self.idle.append(scratch)
         finally:
             give_cores(taken)
-        return check(status, "forward")
+        if watch.error is not None:
+            raise watch.error
+        if status == FL_CANCELLED:
+            return 0
+        check(status, "forward")
+        return 1
 
 
 cdef int set_config(fl_config *c, config) except -1:

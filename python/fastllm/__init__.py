@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastllm.errors import (
     CacheFullError,
+    CacheWarning,
     CheckpointError,
     CheckpointWarning,
     ContextError,
@@ -39,6 +40,7 @@ __all__ = [
     "AsyncChatStream",
     "AsyncTextStream",
     "CacheFullError",
+    "CacheWarning",
     "ChatMessage",
     "ChatStream",
     "CheckpointError",

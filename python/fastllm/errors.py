@@ -53,6 +53,10 @@ class CheckpointWarning(UserWarning):
     """A part of a model file is not used, though a user might expect it to be."""
 
 
+class CacheWarning(UserWarning):
+    """Prompts are not kept on disk, because the folder for them cannot be written."""
+
+
 @contextmanager
 def about(text: int) -> Iterator[None]:
     """A with block that works on one of several texts: errors that leave it have its index as their `text`."""

@@ -131,7 +131,7 @@ static void run_forward(const fl_model *m, size_t threads, size_t chunk, size_t 
             spans[n++] = (fl_span){tokens[i] + pos, count, pos, of[i].table, PAGES, count, segment};
         }
         const fl_outputs out = {.logits = some};
-        expect(fl_forward(m, scratch, spans, n, threads, &out) == FL_OK, "forward");
+        expect(fl_forward(m, scratch, spans, n, threads, NULL, &out) == FL_OK, "forward");
         for (size_t i = 0; i < n; row += spans[i].n, i++)
             memcpy(logits[i][pos], some + row * LOGITS, spans[i].n * LOGITS * sizeof *some);
     }

@@ -1,4 +1,4 @@
-"""The prefix tree finds the longest beginning that any kept text shares, and what it gives is what would be computed."""
+"""The prefix tree finds the longest beginning that a kept text shares, and gives what would be computed."""
 
 import threading
 
@@ -40,9 +40,7 @@ def text_of(shape):
     return [token for token, count in shape for _ in range(count)]
 
 
-SHAPES = st.lists(
-    st.tuples(st.integers(1, 2), st.sampled_from([1, 2, 30, 63, 64, 65, 80])), min_size=1, max_size=3
-)
+SHAPES = st.lists(st.tuples(st.integers(1, 2), st.sampled_from([1, 2, 30, 63, 64, 65, 80])), min_size=1, max_size=3)
 
 
 @given(st.lists(st.tuples(SHAPES, st.booleans()), min_size=1, max_size=8))

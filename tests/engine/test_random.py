@@ -44,12 +44,15 @@ class Texts:
             frequency_penalty=rng.choice((0.0, 0.0, 0.4)),
         )
         stop = tuple(rng.sample(range(VOCAB), rng.choice((0, 0, 1, 2))))
-        return prompt, sampling, {"max_tokens": rng.choice((0, 1, 2, 8, 20, 40)), "seed": rng.randrange(1 << 32), "stop": stop}
+        return (
+            prompt,
+            sampling,
+            {"max_tokens": rng.choice((0, 1, 2, 8, 20, 40)), "seed": rng.randrange(1 << 32), "stop": stop},
+        )
 
 
 def options(llm, rng):
-    guesses = rng.choice(({}, {}, {"lookup": True}, {"draft": llm}))
-    return guesses
+    return rng.choice(({}, {}, {"lookup": True}, {"draft": llm}))
 
 
 def check(generation, expected):
@@ -73,7 +76,7 @@ def test_2000_texts(llm, pages):
     rng = random.Random(f"{llm.config.windows} {pages}")
     engine, texts = llm._engine, Texts(llm, rng)
     if pages:
-        engine.kv_bytes = engine._cache.limit = engine._bytes_for(pages)
+        engine.kv_bytes = engine.cache.limit = engine._bytes_for(pages)
     llm._scheduler = scheduler = Scheduler(engine, rng.choice((3, 16)))
     open_, done = [], 0
     while done < 500:
@@ -84,7 +87,7 @@ def test_2000_texts(llm, pages):
             if rng.random() < 0.8:
                 scheduler._join(generation, 1000)  # it is written while others are asked for
         rng.shuffle(open_)
-        for generation, expected in open_[: rng.randrange(1, 5)]:
+        for generation, _ in open_[: rng.randrange(1, 5)]:
             what = rng.random()
             if what < 0.5:
                 next(generation, None)
@@ -100,7 +103,7 @@ def test_2000_texts(llm, pages):
                 done += 1
         generation = None  # or else the last one would not be left
     if pages:
-        assert engine._cache.used <= engine.kv_bytes
+        assert engine.cache.used <= engine.kv_bytes
 
 
 def test_threads(llm):

@@ -104,7 +104,9 @@ def test_without_writers_prompts_are_read_in_chunks(llm):
     sizes = []
     forward = llm._engine.forward
     llm._engine.forward = lambda spans, *more, **named: (
-        sizes.append(sum(len(tokens) for _, tokens, _ in spans)), forward(spans, *more, **named))[1]
+        sizes.append(sum(len(tokens) for _, tokens, _ in spans)),
+        forward(spans, *more, **named),
+    )[1]
     prompts = [[i] * 150 for i in range(5)]
     together(llm, [llm.start(p, Sampling(), max_tokens=1, seed=0, stop=()) for p in prompts])
     assert sizes == [CHUNK, CHUNK, 750 - 2 * CHUNK]
@@ -169,7 +171,8 @@ def test_two_chats_on_one_system_prompt_both_keep_their_cache(llm):
     system = rng.integers(3, 300, 70).tolist()
     chats = [list(system), list(system)]
     for turn in range(3):
-        for i, chat in enumerate(chats):
+        for i in range(2):
+            chat = chats[i]
             known = len(chat) if turn else 70 * (i > 0)
             chat += rng.integers(3, 300, 9).tolist()
             generation = llm.start(chat, Sampling(temperature=0), max_tokens=3, seed=1, stop=())
@@ -210,8 +213,10 @@ def test_a_text_that_is_not_asked_for_pauses(llm):
     left = [llm.start([3, i], Sampling(), max_tokens=100, seed=i, stop=()) for i in range(4)]
     heads = [[next(g) for _ in range(2)] for g in left]
     for i in range(3):
-        assert list(llm.start([9, i], Sampling(), max_tokens=60, seed=i, stop=())) == plain_text(
-            llm, [9, i], Sampling(), max_tokens=60, seed=i)[0]
+        assert (
+            list(llm.start([9, i], Sampling(), max_tokens=60, seed=i, stop=()))
+            == plain_text(llm, [9, i], Sampling(), max_tokens=60, seed=i)[0]
+        )
     for i, (head, generation) in enumerate(zip(heads, left, strict=True)):
         assert len(generation.tokens) < 40
         assert head + list(generation) == plain_text(llm, [3, i], Sampling(), max_tokens=100, seed=i)[0]
@@ -311,18 +316,18 @@ def test_a_small_limit_gives_the_same_texts(llm, pages):
     """Texts are preempted and computed again where there are no pages for all."""
     expected = alone(llm, 24)
     engine = llm._engine
-    engine.kv_bytes = engine._cache.limit = pages * engine._cache.page_bytes[0]
+    engine.kv_bytes = engine.cache.limit = pages * engine.cache.page_bytes[0]
     assert together(llm, start(llm, 24)) == expected
-    assert engine._cache.used <= engine.kv_bytes
+    assert engine.cache.used <= engine.kv_bytes
 
 
 def test_memory_is_given_back(llm):
     engine = llm._engine
     together(llm, start(llm, 24))
-    assert engine._cache.used <= 8 * 4 * engine._cache.page_bytes[0]
+    assert engine.cache.used <= 8 * 4 * engine.cache.page_bytes[0]
     while engine.prefixes.evict():
         pass
-    assert engine._cache.used == 0
+    assert engine.cache.used == 0
 
 
 # ---- generate_batch --------------------------------------------------------------------------------------------------

@@ -84,8 +84,6 @@ def load_model(args: argparse.Namespace) -> LLM:
     from fastllm.llm import load
     from fastllm.progress import Bar
 
-    # To do: once fastllm.load has cache_dir, it is passed like the other options.
-    cache: dict[str, Any] = {} if args.prompt_cache is None else {"cache_dir": args.prompt_cache}
     with Bar("packing") as bar:
         return load(
             BUILT_IN if args.model is None else args.model,
@@ -97,7 +95,7 @@ def load_model(args: argparse.Namespace) -> LLM:
             revision=args.revision,
             lora=args.lora,
             kv_bytes=args.kv_bytes,
-            **cache,
+            cache_dir=args.prompt_cache,
             progress=bar,
         )
 

@@ -56,15 +56,15 @@ class Engine:
         self.step_threads = self._threads(1)  # threads of a forward of one token
         self.costs = Costs()
         self.kv_bytes = kv_bytes_default()[0] if kv_bytes is None else kv_bytes
-        self._cache = _core.KVCache(model, limit=self.kv_bytes)
-        self.prefixes = PrefixTree(self._cache, KEPT if kv_bytes is None else None)
+        self.cache = _core.KVCache(model, limit=self.kv_bytes)
+        self.prefixes = PrefixTree(self.cache, KEPT if kv_bytes is None else None)
         self.capacity = self._capacity()
         self.disk: PromptCache | None = None  # prompts of earlier processes
 
     def _bytes_for(self, pages: int) -> int:
         """Bytes of the keys and values of a text of so many pages. Layers with a window keep its last positions, and
         those of a forward."""
-        kinds = zip(self._cache.windows, self._cache.page_bytes, strict=True)
+        kinds = zip(self.cache.windows, self.cache.page_bytes, strict=True)
         return sum(size * (min(pages, (window + CHUNK) // PAGE + 2) if window else pages) for window, size in kinds)
 
     def _capacity(self) -> int:
@@ -79,14 +79,14 @@ class Engine:
         it."""
         pages = (tokens + PAGE - 1) // PAGE
         need = self._bytes_for(pages) - self._bytes_for(sequence.length // PAGE)
-        while self._cache.used + need > self.kv_bytes:
+        while self.cache.used + need > self.kv_bytes:
             if not self.prefixes.evict():
                 return False
         return True
 
     def sequence(self) -> _core.Sequence:
         """A new, empty sequence."""
-        return self._cache.sequence()
+        return self.cache.sequence()
 
     def open(self, tokens: Sequence[int]) -> tuple[_core.Sequence, int]:
         """A sequence that holds a beginning of `tokens`, as much as is known, but never the last token; and how far its
@@ -98,7 +98,7 @@ class Engine:
         return sequence, known
 
     def keep(self, tokens: Sequence[int], sequence: _core.Sequence, *, prompt: bool = False) -> None:
-        """Keeps what a sequence holds, a beginning of `tokens`, for later texts; a prompt also on disk, if it is long."""
+        """Keeps what a sequence holds, a beginning of `tokens`, for later texts; long prompts also on disk."""
         self.prefixes.keep(tokens, sequence)
         if prompt and self.disk is not None:
             self.disk.save(tokens, sequence)
@@ -146,7 +146,7 @@ class Engine:
 
     def logits(self, tokens: Sequence[int]) -> Iterator[tuple[int, _core.Buffer]]:
         """Yields the logits after every token, chunk by chunk: the number of rows, and a buffer of those rows."""
-        sequence = self._cache.sequence()
+        sequence = self.cache.sequence()
         step = CHUNK if self._causal else len(tokens)
         for start in range(0, len(tokens), step):
             part = tokens[start : start + step]
@@ -200,7 +200,7 @@ class Engine:
         spans: list[tuple[int, _core.Sequence, Sequence[int]]] = []
         room = _BATCH
         for i, text in enumerate(texts):
-            sequence, start = self._cache.sequence(), 0
+            sequence, start = self.cache.sequence(), 0
             while start < len(text):
                 if room == 0 or (not self._causal and spans and len(text) > room):
                     yield spans
@@ -218,6 +218,6 @@ class Engine:
 
         count = len(tokens)
         buffer = _core.Buffer(heads * count * count * 4)
-        spans = [(self._cache.sequence(), tokens, 0)]
+        spans = [(self.cache.sequence(), tokens, 0)]
         self.model.forward(spans, threads=self._threads(count), attention={layer: buffer})
         return numpy.frombuffer(memoryview(buffer), numpy.float32).reshape(heads, count, count)

@@ -149,6 +149,10 @@ class Generation:
         """How many tokens of prompt and text are to be in the sequence before the next one can be drawn."""
         return len(self.prompt) + len(self.tokens)
 
+    def unread(self) -> int:
+        """How many of them are not in it yet."""
+        return self.position() - (0 if self.sequence is None else self.sequence.length)
+
     def part(self, start: int, count: int) -> list[int]:
         """`count` ids of prompt and text from a position on."""
         before = len(self.prompt)

@@ -54,7 +54,7 @@ class Places:
         generation.end_guesses()
 
     def restart(self) -> list[Generation]:
-        """Has all texts that run compute what they hold anew, since a forward may have been writing it. Returns them."""
+        """Has all texts that run compute what they hold anew: a forward may have been writing it. Returns them."""
         texts = self.live()
         for generation in reversed(texts):
             generation.sequence = None

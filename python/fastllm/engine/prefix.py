@@ -6,6 +6,7 @@ from _thread import allocate_lock
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 from fastllm import _core
 
@@ -189,8 +190,10 @@ class _Node:
 
     __slots__ = ("children", "page", "parent", "tokens")
 
-    def __init__(self, tokens: tuple[int, ...], page: _core.Page | None, parent: _Node | None) -> None:
-        self.tokens, self.page, self.parent = tokens, page, parent
+    def __init__(self, tokens: tuple[int, ...], page: Any, parent: _Node | None) -> None:
+        """page, parent: None of the root alone."""
+        self.tokens, self.parent = tokens, parent
+        self.page: _core.Page = page
         self.children: dict[tuple[int, ...], _Node] = {}  # least recently used first
 
     def latest(self) -> Iterator[_Node]:

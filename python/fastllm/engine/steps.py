@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from fastllm import _core
 from fastllm.engine.costs import MOST
-from fastllm.engine.engine import CHUNK, Engine
+from fastllm.engine.engine import CHUNK, Engine, Span
 from fastllm.engine.generation import Generation, Logprob
 from fastllm.engine.places import Places
 from fastllm.engine.prefix import PAGE
@@ -89,7 +89,7 @@ class Steps:
         try:
             if any(generation.finish_reason is not None for generation in self.reading):
                 return False
-            spans = [(row.sequence, row.tokens, row.wanted) for row in rows]
+            spans: list[Span] = [(row.sequence, row.tokens, row.wanted) for row in rows]
             return self._engine.forward(spans, self._logits, cancel=self.cancel)
         finally:
             self.reading = []
@@ -143,7 +143,7 @@ class Steps:
         rows = list[Row]()
         room = min(CHUNK, self._engine.costs.room(at)) if at else CHUNK
         shares = dict.fromkeys(readers, 0)
-        left = {generation: generation.position() - generation.sequence.length for generation in readers}
+        left = {generation: generation.unread() for generation in readers}
         while room > 0 and any(left.values()):
             hungry = [generation for generation in readers if left[generation]]
             share = max(1, room // len(hungry))
@@ -240,7 +240,7 @@ class Steps:
                 generation.proposed += len(row.tokens) - 1
                 generation.accepted += min(len(drawn) - 1, generation.taken - before)
 
-    def _fail(self, row: Row, error: FastLLMError) -> None:
+    def _fail(self, row: Row, error: Exception) -> None:
         generation = row.generation
         if isinstance(error, NumericError):
             error = self._engine.broken(row.sequence, generation.prompt + generation.tokens)

@@ -30,8 +30,8 @@ class LLM(Labels, Vectors, Chatting):
 
     config: what the model computes. context: positions that a text may have. path: where it was loaded from. dtypes:
     the types of its weights. bos: the id that texts begin with, if any; stop, chat_stop: the ids that end a text, and a
-    turn. defaults: the sampling options of texts that name none (decoding.checkpoint_defaults). file_bytes: bytes of
-    all weights; bytes_per_token: bytes of weights that one token reads.
+    turn. defaults: the sampling options of texts that name none (decoding.checkpoint_defaults). file_bytes: of all
+    weights; bytes_per_token: bytes of weights that one token reads.
 
     copy and deepcopy give the same object. A pickle holds what load was called with: another process loads the same
     files, which it maps for itself. close, or leaving a `with` block, gives the model's memory back.
@@ -51,6 +51,7 @@ class LLM(Labels, Vectors, Chatting):
         path: Path,
         kv: str | None = None,
         kv_bytes: int | None = None,
+        cache_dir: Path | None = None,
     ) -> None:
         config = stored.config
         self.config, self.bos = config, stored.bos
@@ -84,6 +85,12 @@ class LLM(Labels, Vectors, Chatting):
             name=str(path),
             kv_bytes=kv_bytes,
         )
+        if cache_dir is not None:
+            from fastllm.engine.disk import PromptCache
+            from fastllm.engine.key import model_key
+
+            key = model_key(config, tensors, kv_dtype, cache_dir, threads=threads)
+            self._opened.disk = PromptCache(cache_dir, key, self._opened.cache)
         self._scheduler = Scheduler(self._opened)
         self.context = min(self.context, max(1, self._opened.capacity))
         self._tokenizer = tokenizer
@@ -114,6 +121,8 @@ class LLM(Labels, Vectors, Chatting):
         Texts that are being written go on to their end, and keep the memory until then.
         """
         if self._opened is not None:
+            if self._opened.disk is not None:
+                self._opened.disk.close()
             del self._scheduler
         self._opened = self._head = None
         self._layers = self._embedding_layers = ()

@@ -40,6 +40,7 @@ def load(
     tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     lora: Adapters | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> LLM:
     """Loads a checkpoint: a file, a folder, or a name on the Hugging Face hub, owner/name or owner/name/file.
@@ -47,15 +48,16 @@ def load(
     dtype: f32, f16, bf16, q8 or q4: converts the weights. None keeps the file's type, except that weights of fewer bits
     (GGUF, GPTQ, AWQ, MLX, compressed-tensors, FP8) become q8. kv: f32, f16 or q8: the type of keys and values. None is
     f32 with f32 weights, else f16; q8 is int8 with a scale for every 32 channels, 9/16 of f16's memory. kv_bytes: bytes
-    that all keys and values may take together; None: half of the memory that is free now. threads: the
-    most that a forward uses. None takes OMP_NUM_THREADS, or else the cores of this process; fewer are used where that
-    is faster, for example beside a busy program. context: positions that a text may have; None: as many as the model
+    that all keys and values may take together; None: half of the memory that is free now. threads: the most that a
+    forward uses. None takes OMP_NUM_THREADS, or else the cores of this process; fewer are used where that is faster,
+    for example beside a busy program. context: positions that a text may have; None: as many as the model
     was made for. A model with two sets of rotary frequencies (LongRoPE) has its short context by default, and uses the
     long set throughout if a longer context is asked for. tokenizer: a file; None looks beside the checkpoint and in the
     current folder. A checkpoint without a tokenizer loads all the same: token ids work, texts raise TokenizerError.
     revision: a branch, tag or commit on the hub. lora: an adapter of the PEFT library, or several that are added in
-    order, each a folder or a name on the hub. progress: called with the bytes packed so far, and in all; a converted
-    file has nothing to pack.
+    order, each a folder or a name on the hub. cache_dir: a folder in which the keys and values of long prompts are kept
+    for later processes; it is made if need be, and bounded (see fastllm.engine.disk). progress: called with the bytes
+    packed so far, and in all; a converted file has nothing to pack.
 
     Raises CheckpointError, TokenizerError (a tokenizer that was named does not fit), OptionError.
     """
@@ -63,6 +65,7 @@ def load(
     tokenizer = None if tokenizer is None else _expanded("tokenizer", tokenizer)
     given = [lora] if isinstance(lora, (str, os.PathLike)) else several("load", "lora", lora or ())
     adapters = [_expanded("lora", adapter) for adapter in given]
+    folder = None if cache_dir is None else Path(_expanded("cache_dir", cache_dir))
     kv_bytes = None if kv_bytes is None else whole("kv_bytes", kv_bytes, 1)
     threads = None if threads is None else whole("threads", threads, 1, MOST_THREADS)
     store.check_dtype(dtype)
@@ -87,7 +90,7 @@ def load(
             except CheckpointError as error:
                 raise CheckpointError(f"{found} cannot be used: {error}") from None
             words = opened.tokenizer
-        llm = LLM(stored, words, threads=count, context=context, path=found, kv=kv, kv_bytes=kv_bytes)
+        llm = LLM(stored, words, threads=count, context=context, path=found, kv=kv, kv_bytes=kv_bytes, cache_dir=folder)
     options: dict[str, Any] = {
         "dtype": dtype,
         "kv": kv,
@@ -95,6 +98,7 @@ def load(
         "threads": threads,
         "context": context,
         "revision": revision,
+        "cache_dir": folder and os.path.abspath(folder),
     }
     options |= {"tokenizer": tokenizer and os.path.abspath(tokenizer), "lora": list(map(_absolute, adapters))}
     llm._origin = (_reopened, (_absolute(path), options))

@@ -249,7 +249,7 @@ static void read_sequences(const fl_model *m, const sequence *sequences, size_t 
         }
         if (count == 0) continue;
         const fl_outputs outputs = {.logits = logits};
-        must(fl_forward(m, scratch, spans, count, threads, &outputs) == FL_OK, "a forward");
+        must(fl_forward(m, scratch, spans, count, threads, NULL, &outputs) == FL_OK, "a forward");
         for (size_t s = 0; s < count; row += spans[s].n, s++) {
             const size_t i = whose[s];
             for (size_t t = 0; t < spans[s].n; t++)
