@@ -64,11 +64,11 @@ def options(run: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
-    sampling, prompt = sampling_of(args), prompt_of(args)
+    sampling, prompt = sampling_of(args), prompt_of(args) or ""
     if args.chat and not prompt:
         raise OptionError("--chat needs a message: TEXT, -i, --file or stdin")
     llm = load_model(args)
-    asked, shown, max_tokens = _prompt(args, llm, prompt or "")
+    asked, shown, max_tokens = _prompt(args, llm, prompt)
     given: dict[str, Any] = {
         **sampling,
         "logit_bias": bias_of(args, llm),
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     }
     code, thinking = 0, None
     if args.chat:
-        answer = llm.chat(shown, stream=True, **given)
+        answer = llm.chat(prompt, stream=True, **given)
         code = _write(answer, args)
         texts = [answer.message["content"]]
         thinking = answer.message.get("reasoning_content")
