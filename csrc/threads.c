@@ -189,7 +189,7 @@ void fl_paced(fl_pace *pace, size_t tokens, size_t threads, fl_work *work, void 
     const size_t allowed = busy ? most : fl_pace_threads(pace, tokens, most);
     const double begun = fl_now(), lost = fl_parallel(allowed, work, arg);
     if (busy) return;
-    if (!*left) fl_pace_note(pace, tokens, allowed, fl_now() - begun, lost);
+    if (!left || !*left) fl_pace_note(pace, tokens, allowed, fl_now() - begun, lost);
     atomic_store(&pace->busy, 0);
 }
 

@@ -1,4 +1,5 @@
 # One forward: its spans and outputs as the C arrays that fl_forward takes, and its working memory.
+from cpython.number cimport PyNumber_Index
 
 
 @cython.internal
@@ -14,7 +15,11 @@ cdef class Scratch:
 
 
 cdef inline int32_t token_id(token, size_t vocab_size) except? -1:
-    """A token's id, or -1, which C refuses, if it is outside the vocabulary: it may not fit int32."""
+    """A token's id, or -1, which C refuses, if it is outside the vocabulary: it may not fit int32.
+
+    Raises TypeError for what is no whole number, such as 1.0 or "1".
+    """
+    token = PyNumber_Index(token)
     return token if 0 <= token < vocab_size else -1
 
 

@@ -300,7 +300,7 @@ from fastllm.decoding import Sampling
 from helpers import writers
 cfg = writers.config(16, 16, 1, 1, 262_144, n_layers=1)
 model = writers.core_model(cfg, writers.random_weights(cfg), "q8")
-options, logits = Sampling(top_p=0.9, repetition_penalty=1.1), model.logits(16)
+options, logits = Sampling(temperature=0, repetition_penalty=1.1), model.logits(16)
 def rss():
     return int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0])
 def write(count):
@@ -309,12 +309,11 @@ def write(count):
         some = made[start : start + 16]
         for sampler in some:
             sampler.accept(5, generated=False)
-        for _ in range(2):
-            model.draw([(s, row, ()) for row, s in enumerate(some)], logits, threads=2)
+        model.draw([(s, row, ()) for row, s in enumerate(some)], logits)
     return made
 write(16)
 before = rss()
-kept = write(5_000)
+kept = write(10_000)
 print(rss() - before)
 """
 
@@ -325,4 +324,4 @@ print(rss() - before)
 def test_samplers_are_small_at_a_large_vocabulary():
     done = run(_MANY, Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 4 << 10  # KiB
+    assert int(done.stdout) < 6 << 10  # KiB: no more than 600 bytes each

@@ -112,7 +112,7 @@ def test_what_there_is_not():
     ):
         with pytest.raises(OptionError, match=match):
             model.logprobs(*arguments)
-    for arguments in ((None, 1, 3), (buffer, 1, None), (buffer, "1", 3), (buffer, 1, "3"), (buffer, 1, 3, 2.5)):
+    for arguments in ((None, 1, 3), (buffer, 1, None), (buffer, "1", 3), (buffer, 1, "3"), (buffer, 1, 3.0)):
         with pytest.raises(TypeError):
             model.logprobs(*arguments)
     with pytest.raises(OverflowError):

@@ -138,7 +138,12 @@ class Scheduler(Writer):
         while True:
             while self._background:
                 generation = self._background[0]
-                self.advance(generation, generation.max_tokens)
+                try:
+                    self.advance(generation, generation.max_tokens)
+                except BaseException as error:  # no caller is there to see it
+                    generation.fail(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+                    if generation.notify is not None:
+                        generation.notify()
                 self._background.popleft()
                 del generation
             self._in_background.release()

@@ -30,8 +30,8 @@ class LLM(Labels, Vectors, Chatting):
 
     config: what the model computes. context: positions that a text may have. path: where it was loaded from. dtypes:
     the types of its weights. bos: the id that texts begin with, if any; stop, chat_stop: the ids that end a text, and a
-    turn. defaults: the sampling options of texts that name none (decoding.checkpoint_defaults). file_bytes: of all
-    weights; bytes_per_token: bytes of weights that one token reads.
+    turn. defaults: the sampling options of texts that name none (decoding.checkpoint_defaults). file_bytes: bytes of
+    all weights; bytes_per_token: bytes of weights that one token reads.
 
     copy and deepcopy give the same object. A pickle holds what load was called with: another process loads the same
     files, which it maps for itself. close, or leaving a `with` block, gives the model's memory back.
