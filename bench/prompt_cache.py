@@ -51,8 +51,8 @@ def child(args: argparse.Namespace) -> None:
     clock = Clock()
     stored = store.open_file(args.model)
     if stored is None:
-        recipe = open_source(args.model, None, from_hub=False, adapters=()).recipe
-        stored = assemble(recipe, dtype=args.dtype, threads=args.threads)
+        opened = open_source(args.model, None)
+        stored = assemble(opened.recipe, dtype=args.dtype or opened.dtype, threads=args.threads)
     config = stored.config._replace(max_seq=max(stored.config.max_seq, args.tokens + 1))
     model = _core.Model(config, dict(stored.tensors), kv_dtype=args.kv)
     cache = _core.KVCache(model)

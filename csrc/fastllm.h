@@ -372,11 +372,11 @@ void fl_cancel_free(fl_cancel *cancel);
 void fl_cancel_set(fl_cancel *cancel, int on);
 int fl_cancel_is_set(const fl_cancel *cancel);
 
-// What ends a forward early, looked at before each branch of a layer.
+// What ends a forward early. It is looked at many times in each layer.
 typedef struct fl_watch {
     const fl_cancel *flag;  // NULL, or: when it is set
-    int (*ask)(void *arg);  // NULL, or: when it returns not 0. The thread that called fl_forward calls it, every 30 ms
-    void *arg;              // or as seldom as branches begin
+    int (*ask)(void *arg);  // NULL, or: when it returns not 0. The thread that called fl_forward calls it, about every
+    void *arg;              // 30 ms
 } fl_watch;
 
 // Runs a batch through the model (Vaswani et al., 2017): appends the keys and values of its tokens to the sequences'

@@ -280,56 +280,47 @@ size_t fl_logits_stride(const fl_model *m) { return fl_round_up(m->config.vocab_
 
 // ---- leaving early -------------------------------------------------------------------------------------------------
 //
-// Worker 0 looks at what the caller watches, and all workers leave at the same place. Each branch of a layer has a
-// barrier, so what worker 0 writes before a branch can be read by all after it. But then worker 0 may already be ahead,
-// and write again: so the two branches have a word each.
+// When worker 0 has seen that the forward is to end, deals hand out no more chunks (threads.h), so that phases end at
+// once, whatever is in their outputs. All workers then leave at the same place: before a branch worker 0 writes whether
+// to leave after it, and barriers within the branch lie between that and the others' reading it. A worker may still be
+// about to read when worker 0 writes again, so the two branches have a word each.
 //
 //   worker 0    write [0]   attention  read [0]   write [1]   feed-forward  read [1]   write [0]  ..
 //   worker 1                attention  read [0]               feed-forward  read [1]              ..
-typedef struct fl_leaving {
-    const fl_watch *watch;
-    double asked; // when watch->ask was last called, or the forward began
-    int leave[2]; // by branch
-    int left;     // whether the workers have left
-} fl_leaving;
 
-static void look(const fl_worker *w, branch b) {
-    const double seldom = 30e-3;
-    fl_leaving *l = w->f->leaving;
-    if (w->id > 0 || !l->watch) return;
-    l->leave[b] = l->watch->flag && fl_cancel_is_set(l->watch->flag);
-    if (!l->watch->ask) return;
-    const double now = fl_now();
-    if (now - l->asked < seldom) return;
-    l->leave[b] |= l->watch->ask(l->watch->arg) != 0;
-    l->asked = fl_now(); // it may have taken long
-}
-
-static int leaves(const fl_worker *w, branch b) {
-    fl_leaving *l = w->f->leaving;
-    if (l->leave[b] && w->id == 0) l->left = 1;
-    return l->leave[b];
+static void decide(const fl_worker *w, branch b) {
+    if (w->id == 0) w->f->leave[b] = fl_stopped(w->team);
 }
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
-static void run(void *arg, fl_team *team, size_t id) {
-    const fl_forward_call *f = arg;
+static void compute(const fl_forward_call *f, fl_team *team, size_t id) {
     fl_worker w = {.f = f, .team = team, .id = id, .own = &f->s->workers[id]};
     fl_share(f->tokens, team, id, &w.begin, &w.end);
     embed(&w);
     for (size_t layer = 0; layer < f->m->config.n_layers; layer++) {
         keep_stream(&w, layer);
-        look(&w, ATTENTION);
+        decide(&w, ATTENTION);
         attention(&w, layer);
-        if (leaves(&w, ATTENTION)) return;
-        look(&w, FEED_FORWARD);
+        if (f->leave[ATTENTION]) return;
+        decide(&w, FEED_FORWARD);
         feed_forward(&w, layer);
-        if (leaves(&w, FEED_FORWARD)) return;
+        if (f->leave[FEED_FORWARD]) return;
     }
     keep_stream(&w, f->m->config.n_layers);
     keep_normed(&w);
     if (f->n_logits > 0) head(&w);
+}
+
+static void run(void *arg, fl_team *team, size_t id) {
+    const fl_forward_call *f = arg;
+    if (id == 0) {
+        team->watch = f->watch;
+        team->every = f->tokens < FL_LANES ? FL_LANES : 1; // of few tokens a chunk takes no longer than a look
+        team->asked = f->watch && f->watch->ask ? fl_now() : 0;
+    }
+    compute(f, team, id);
+    if (id == 0) *f->cancelled = fl_stopped(team);
 }
 
 // Lists the tokens whose logits are wanted, by their numbers in the batch.
@@ -345,14 +336,15 @@ fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, siz
                      const fl_watch *watch, const fl_outputs *out) {
     fl_status status = fl_batch_check(m, spans, n_spans);
     if (status != FL_OK) return status;
-    fl_leaving leaving = {.watch = watch, .asked = watch && watch->ask ? fl_now() : 0};
-    fl_forward_call f = {.m = m, .s = s, .spans = spans, .n_spans = n_spans, .out = out, .leaving = &leaving};
+    int leave[2] = {0}, cancelled = 0;
+    fl_forward_call f = {.m = m, .s = s, .spans = spans, .n_spans = n_spans, .out = out, .watch = watch,
+                         .leave = leave, .cancelled = &cancelled};
     for (size_t i = 0; i < n_spans; i++) f.tokens += spans[i].n;
     if (f.tokens == 0) return FL_OK;
     threads = threads == 0 ? 1 : threads < FL_TEAM ? threads : FL_TEAM; // a team is no larger
     status = fl_scratch_reserve(s, m, f.tokens, threads);
     if (status != FL_OK) return status;
     list_wanted(&f);
-    fl_paced(m->pace, f.tokens, threads, run, &f, &leaving.left);
-    return leaving.left ? FL_CANCELLED : FL_OK;
+    fl_paced(m->pace, f.tokens, threads, run, &f, &cancelled);
+    return cancelled ? FL_CANCELLED : FL_OK;
 }

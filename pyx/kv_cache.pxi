@@ -160,10 +160,7 @@ cdef class Page:
         return kind < self.cache.kinds and self.data[kind] is not NULL
 
     def filled(self, Page other not None):
-        """A Page with its parts, and those of `other`, a page of the same tokens, where it has none.
-
-        Raises OptionError for a page of another KVCache; MemoryError.
-        """
+        """A Page with its parts, and those of `other`, a page of this cache and the same tokens, where it has none."""
         cdef Page both = Page(self.cache)
         cdef size_t kind
         if other.cache is not self.cache:

@@ -13,7 +13,7 @@ import fastllm
 from fastllm import LLM
 from helpers.commands import TINY, one_sentence
 from helpers.commands import fastllm as command
-from helpers.terminals import talker, user, written
+from helpers.terminals import THOUGHTS, talker, user, written
 
 pytest.importorskip("jinja2")
 
@@ -110,6 +110,25 @@ def test_no_think(model: Path, llm: LLM) -> None:
     expected = written(llm, [user("so?")], chat_template_kwargs={"enable_thinking": False})
     assert command("chat", str(model), "so?", *FEW, "--no-think")[0] == expected + "\n"
     assert expected != written(llm, [user("so?")])
+
+
+def test_thinking(tmp_path: Path) -> None:
+    """Through a pipe the answer comes without it; in JSON it has a place of its own, also in later turns."""
+    model = talker(tmp_path, thinks=True)
+    llm = fastllm.load(model)
+    options = {"presence_penalty": 50, "logit_bias": {llm.tokenizer.token_id("</think>"): 0.1}, "max_tokens": 40}
+    reply = llm.chat([user("so?")], temperature=0, seed=5, **options)
+    assert reply["content"]
+    assert reply["reasoning_content"].isalpha()
+    assert command("chat", str(model), "so?", *THOUGHTS) == (reply["content"] + "\n", "")
+    answer = json.loads(command("chat", str(model), "--jsonl", *THOUGHTS, stdin='"so?"')[0])
+    assert {name: answer[name] for name in reply} == dict(reply)
+    later = [user("so?"), reply, user("and?")]
+    answer = json.loads(command("chat", str(model), "--jsonl", *THOUGHTS, stdin=json.dumps(later))[0])
+    assert answer["content"] == written(llm, later, **options)
+    assert answer["content"] != written(llm, [later[0], {**reply, "reasoning_content": None}, later[2]], **options)
+    answer = json.loads(command("chat", str(model), "--jsonl", "--no-think", *THOUGHTS, stdin='"so?"')[0])
+    assert "reasoning_content" not in answer
 
 
 def test_llama_2_has_no_template() -> None:

@@ -259,14 +259,7 @@ def test_an_answer_that_fills_the_context(talk: Talking) -> None:
 
 # ---- thinking --------------------------------------------------------------------------------------------------------
 
-PIECES = [
-    ("thinking", "\nHm\n"),
-    ("thinking", "\n.\x1b[31m\n"),
-    ("thinking", "\n"),
-    ("text", "\n"),
-    ("text", "\nHi"),
-    ("text", "\n!\n"),
-]
+PIECES = [("thinking", "Hm"), ("thinking", ".\x1b[31m"), ("text", "Hi"), ("text", "!\n")]
 
 
 class Tty(io.StringIO):
@@ -277,11 +270,11 @@ class Tty(io.StringIO):
 @pytest.mark.parametrize(
     ("terminal", "env", "thinking", "shown"),
     [
-        (True, {}, True, "\x1b[2mHm\n\n.\ufffd[31m\x1b[0m\n\nHi\n!\n\n"),
-        (True, {"NO_COLOR": "1"}, True, "Hm\n\n.\ufffd[31m\n\nHi\n!\n\n"),
-        (True, {"TERM": "dumb"}, True, "Hm\n\n.\ufffd[31m\n\nHi\n!\n\n"),
-        (True, {}, False, "\n\nHi\n!\n\n"),
-        (False, {}, True, "\n\nHi\n!\n\n"),
+        (True, {}, True, "\x1b[2mHm.\ufffd[31m\x1b[0m\n\nHi!\n\n"),
+        (True, {"NO_COLOR": "1"}, True, "Hm.\ufffd[31m\n\nHi!\n\n"),
+        (True, {"TERM": "dumb"}, True, "Hm.\ufffd[31m\n\nHi!\n\n"),
+        (True, {}, False, "Hi!\n\n"),
+        (False, {}, True, "Hi!\n\n"),
     ],
 )
 def test_thinking_is_dim_or_hidden(

@@ -12,7 +12,7 @@ import pytest
 
 import fastllm
 from fastllm.cli._terminal import _history_file
-from helpers.terminals import READY, Terminal, talker
+from helpers.terminals import READY, THOUGHTS, Terminal, talker
 
 FileHistory = pytest.importorskip("prompt_toolkit.history").FileHistory
 
@@ -189,6 +189,25 @@ def test_a_history_that_cannot_be_kept(model: Path, state: Path) -> None:
         terminal.ready()
         terminal.type("/bye\r")
         assert terminal.ends() == 0
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_thinking(tmp_path: Path, hidden: bool) -> None:
+    """It is dim, or hidden, and goes back to the template in the next turn."""
+    model = talker(tmp_path, thinks=True)
+    with Terminal(str(model), *THOUGHTS, *(["--hide-thinking"] if hidden else []), NO_COLOR="") as terminal:
+        terminal.ready()
+        terminal.type("so?\r")
+        shown = terminal.ready()
+        terminal.type("and?\r")
+        terminal.ready()
+        messages = saved(terminal, tmp_path / "talk.json")
+    thoughts, content = messages[1]["reasoning_content"], messages[1]["content"]
+    assert (f"{thoughts}\n\n" in shown) != hidden
+    assert f"\n{content}\n" in shown
+    llm = fastllm.load(model)
+    options = {"presence_penalty": 50, "logit_bias": {llm.tokenizer.token_id("</think>"): 0.1}, "max_tokens": 40}
+    assert messages[3] == llm.chat(messages[:3], temperature=0, seed=5, **options)
 
 
 def test_without_prompt_toolkit(model: Path, tmp_path: Path) -> None:

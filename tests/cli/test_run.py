@@ -108,7 +108,7 @@ def test_guesses_in_a_line_for_people() -> None:
     [
         ("run", ("--draft", str(TINY)), "needs the same"),
         ("run", ("--draft", "nowhere.safetensors"), "nowhere.safetensors does not exist"),
-        ("chat", ("--draft", "nowhere.safetensors"), "nowhere.safetensors does not exist"),
+        ("chat", ("hi", "--draft", "nowhere.safetensors"), "nowhere.safetensors does not exist"),
         ("run", ("--draft", str(TINY.parent)), "3 files of weights and no config.json"),
         ("run", ("--lookup", "--draft", str(TINY)), "not allowed with"),
         ("chat", ("--lookup", "--draft", str(TINY)), "not allowed with"),
@@ -137,7 +137,7 @@ def test_a_draft_keeps_keys_and_values_as_the_model_does(
     real = llm.load
     monkeypatch.setattr(llm, "load", load)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    words = [command, str(BUILT_IN), "hi", "--draft", str(BUILT_IN), *(("-n", "2") if command == "run" else ())]
+    words = [command, str(BUILT_IN), "--draft", str(BUILT_IN), *(["hi"] if command == "chat" else []), "-n", "2"]
     assert cli.main(words + (["--kv", kv] if kv else [])) in (0, 2)
     assert given == [kv, kv]
 

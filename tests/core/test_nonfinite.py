@@ -148,14 +148,14 @@ def test_wrong_guesses_and_broken_drafts_do_not_matter(temperature):
         def begin(self, prompt):
             pass
 
-        def propose(self, tokens, most):
+        def propose(self, tokens, most, others):
             return [BROKEN] * min(most, 3)
 
         def end(self, tokens):
             pass
 
     generation = llm.start(prompt, Sampling(temperature=temperature), max_tokens=12, seed=4)
-    generation._proposer = Guesser()
+    generation.proposer = Guesser()
     assert list(generation) == plain
     assert generation.proposed > 0
     assert generation.accepted == 0

@@ -33,7 +33,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 READY = "\x1b[?2004h"  # the editor begins to read: it asks for bracketed paste
 
 
-# A chat template that can be told not to think: then it writes thoughts that are empty.
+# A chat template that can be told not to think, and what makes it begin answers with thinking otherwise.
 TEMPLATE = """{%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\\n' }}
     {%- if message.reasoning_content %}{{ '<think>' + message.reasoning_content + '</think>' }}{% endif %}
@@ -44,12 +44,18 @@ TEMPLATE = """{%- for message in messages %}
     {%- if enable_thinking is defined and not enable_thinking %}{{ '<think></think>' }}{% endif %}
 {%- endif %}
 """
+_THINKS = "{% if add_generation_prompt and enable_thinking is not defined %}<think>{% endif %}"
 
 
-def talker(folder: Path, *, context: int = 100_000) -> Path:
+# Options with which a talker writes each letter at most once, then </think>, then other characters.
+THOUGHTS = ("-t", "0", "--presence-penalty", "50", "--logit-bias", "</think>=0.1", "-n", "40", "-s", "5")
+
+
+def talker(folder: Path, *, context: int = 100_000, thinks: bool = False) -> Path:
     """A random model with a chat template, whose greedy answers are letters without an end.
 
     Each byte is a token, so that a text has the tokens with which it was written. The tokenizer is in `folder` too.
+    thinks: whether answers begin with thinking, which ends only with THOUGHTS.
     """
     import tokenizers
 
@@ -57,9 +63,11 @@ def talker(folder: Path, *, context: int = 100_000) -> Path:
     library = tokenizers.Tokenizer(tokenizers.models.BPE({text: i for i, text in enumerate(sorted(alphabet))}, []))
     library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = tokenizers.decoders.ByteLevel()
-    library.add_special_tokens(["<|im_start|>", "<|im_end|>", "<think>", "</think>"])
+    library.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    library.add_tokens(["<think>", "</think>"])
     library.save(str(folder / "tokenizer.json"))
-    settings = {"chat_template": TEMPLATE, "eos_token": "<|im_end|>", "model_max_length": context}
+    template = TEMPLATE + _THINKS if thinks else TEMPLATE
+    settings = {"chat_template": template, "eos_token": "<|im_end|>", "model_max_length": context}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     cfg = writers.config(40, 57, 4, 2, library.get_vocab_size(), max_seq=context)
     weights = writers.random_weights(cfg)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +31,10 @@ class Answers:
         """
         from fastllm.chat import chat_format
 
-        self.llm, self.cached = llm, 0
-        self._format, self._options = chat_format(llm), dict(options or {})
-        self._variables = {} if think else {"enable_thinking": False}
-        if not think and not re.search(r"\benable_thinking\b", llm.tokenizer.chat_template or ""):
-            raise OptionError(f"--no-think: the chat template of {llm.path} has no enable_thinking")
+        if not chat_format(llm).reads("enable_thinking") and not think:
+            raise OptionError(f"--no-think: the chat template of {llm.path} has no variable enable_thinking")
+        self.llm, self.cached, self._options = llm, 0, dict(options or {})
+        self._variables: dict[str, Any] = {} if think else {"enable_thinking": False}
         self.settings: dict[str, Any] = {"seed": 0, "max_tokens": None, **llm.defaults._asdict()}
         del self.settings["logit_bias"]
         self.set(settings)
@@ -55,7 +53,7 @@ class Answers:
 
     def count(self, messages: Sequence[Message], *, asking: bool = True) -> int:
         """How many tokens a conversation has. asking: with the beginning of the answer to it."""
-        return len(self._format.encode(messages, add_generation_prompt=asking, **self._variables))
+        return len(self.llm.apply_chat_template(messages, add_generation_prompt=asking, **self._variables))
 
     def fit(self, conversation: Conversation) -> None:
         """Forgets the oldest turns of a conversation until it fits into the context, with room for an answer.

@@ -150,24 +150,15 @@ class Screen:
         dim = self._terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
         self._dim, self._bright = ("\x1b[2m", "\x1b[0m") if dim else ("", "")
         self._part = ""  # the kind of what was shown last, in this answer
-        self._ends = ""  # line ends of thinking that are shown only if more of it follows
 
     def show(self, kind: str, piece: str) -> None:
-        """kind: "thinking" or "text". Of the line ends between both, one empty line is left."""
+        """kind: "thinking" or "text"."""
         if kind == "thinking" and not self._thinking:
             return
-        if kind != self._part and self._part != "text":
-            piece = piece.lstrip("\n") if self._part or kind == "thinking" else piece
-            if not piece:
-                return
         if kind != self._part:
             self._end_thinking("\n\n")
             sys.stdout.write(self._dim if kind == "thinking" else "")
             self._part = kind
-        if kind == "thinking":
-            piece = self._ends + piece
-            self._ends = piece[len(piece.rstrip("\n")) :]
-            piece = piece.rstrip("\n")
         sys.stdout.write(piece.translate(_CONTROLS) if self._terminal else piece)
         sys.stdout.flush()
 
@@ -178,7 +169,6 @@ class Screen:
         sys.stdout.flush()
         self._part = ""
 
-    def _end_thinking(self, between: str) -> None:
+    def _end_thinking(self, after: str) -> None:
         if self._part == "thinking":
-            sys.stdout.write(self._bright + between)
-            self._ends = ""
+            sys.stdout.write(self._bright + after)

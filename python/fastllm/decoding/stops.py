@@ -79,6 +79,9 @@ class Scan:
     def __init__(self, stops: Stops) -> None:
         self.found = False
         self._strings, self._patterns, self._functions = stops.strings, stops.patterns, stops.functions
+        # With strings alone, a piece that has none of their first characters is passed on as it is: most are such.
+        self._simple = not (self._patterns or self._functions)
+        self._firsts = {string[0] for string in self._strings}
         self._whole = ""  # the text so far, for functions
         self._text = ""  # the end of it: what patterns may look back at, and what is held back
         self._passed = 0  # how many characters of _text have been passed on
@@ -87,6 +90,8 @@ class Scan:
         """The text that is certain now: it may be empty."""
         if self.found or not piece:
             return ""
+        if self._simple and not self._text and self._firsts.isdisjoint(piece):
+            return piece
         old, self._text = len(self._text), self._text + piece
         ends = [end for end in (self._string(), *(self._match(*p, old) for p in self._patterns)) if end]
         if ends:

@@ -113,13 +113,14 @@ class PromptCache:
                 count = i + 1
             elif widest.window == 0:
                 break  # most prompts are not in the cache at all
-        hashes = whole[:count]
-        rest = tokens[count * _core.PAGE :][: _core.PAGE - 1] if hashes else ()
-        for more in range(len(rest), 0, -1):
-            last = _hash(hashes[-1], _bytes(rest[:more]))
-            if self._has(last, widest, damaged):
-                return [*hashes, last], count * _core.PAGE + more
-        return hashes, count * _core.PAGE
+        hashes, length = whole[:count], count * _core.PAGE
+        if hashes and self._has(hashes[-1], widest, damaged):
+            rest = tokens[length : length + _core.PAGE - 1]
+            for more in range(len(rest), 0, -1):
+                last = _hash(hashes[-1], _bytes(rest[:more]))
+                if self._has(last, widest, damaged):
+                    return [*hashes, last], length + more
+        return hashes, length
 
     def _usable(self, count: int, there: Callable[[int, int], bool], most: int) -> int:
         """The length of the longest usable beginning of `count` pages, at most `most`.
