@@ -174,7 +174,7 @@ def test_the_default_bound(tmp_path, monkeypatch, free, expected):
 # ---- folders that cannot be used -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("most", [0, -1, True])
+@pytest.mark.parametrize("most", [0, -1, True, 1.5, "8"])
 def test_a_bound_that_is_no_size(tmp_path, most):
     with pytest.raises(OptionError, match="most_bytes must be 1 or more"):
         CacheFolder(tmp_path, most_bytes=most)

@@ -53,7 +53,8 @@ class CacheFolder:
         A folder that does not exist is made, and only its owner can enter it. Raises OptionError for a path that is no
         folder, or cannot be listed.
         """
-        if most_bytes is not None and (isinstance(most_bytes, bool) or not most_bytes > 0):
+        right = isinstance(most_bytes, int) and not isinstance(most_bytes, bool) and most_bytes > 0
+        if most_bytes is not None and not right:
             raise OptionError(f"most_bytes must be 1 or more, not {most_bytes!r}")
         self.path = path
         try:
