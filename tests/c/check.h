@@ -61,5 +61,7 @@ void test_threads(void);
 void test_callers(void);
 void test_pace(void);
 void test_dense(void);
+void test_draws(void);
+void test_logprobs(void);
 
 #endif

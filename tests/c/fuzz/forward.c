@@ -283,6 +283,11 @@ static void draw(const fl_model *m, const float *row) {
         if (status != FL_OK) break;
         must(fl_sampler_accept(s, token, 1) == FL_OK, "a token that is known");
     }
+    int32_t tokens[2] = {(int32_t)pick(vocab - 1)};
+    double logs[2];
+    const fl_status logged = fl_logprobs(work, m->kernels, row, vocab, 1, tokens, logs);
+    must(logged == (fl_finite(row, vocab) ? FL_OK : FL_BAD_VALUE), "logprobs of finite logits, and of those alone");
+    must(logged != FL_OK || logs[0] <= logs[1], "none is likelier than the likeliest");
     fl_sampler_free(s);
     fl_draw_scratch_free(work);
 }
