@@ -19,7 +19,7 @@ from importlib import import_module
 from typing import Any, NoReturn, TextIO
 
 from fastllm import __version__
-from fastllm.errors import CheckpointWarning, FastLLMError, OptionError, reason
+from fastllm.errors import CacheWarning, CheckpointWarning, FastLLMError, OptionError, reason
 
 # What argparse is given for a text or value "--", which Python before 3.13 drops. No argument has a null character.
 _DASHES = "\0--"
@@ -112,6 +112,7 @@ def _run(argv: Sequence[str] | None) -> int:
     command: _Command = args.command
     with warnings.catch_warnings():
         warnings.simplefilter("default", CheckpointWarning)
+        warnings.simplefilter("default", CacheWarning)
         warnings.showwarning = partial(_warn, warnings.showwarning)
         try:
             return command.run(args)
@@ -154,7 +155,7 @@ def _open_closed_streams() -> None:
 
 def _warn(others: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
     """Ours in a line, like an error, without the place in the program; those of libraries as ever."""
-    if issubclass(category, CheckpointWarning):
+    if issubclass(category, (CheckpointWarning, CacheWarning)):
         print("fastllm: " + str(message).replace("\n", "\\n"), file=sys.stderr)
     else:
         others(message, category, *place)
