@@ -302,3 +302,19 @@ def test_a_model_without_a_template(tmp_path):
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(TokenizerError, match="has no chat template"):
         fastllm.load(path, threads=1).chat("hi")
+
+
+def test_llama_2_s_format(write_model):
+    """A model of Llama 2's vocabulary without a template talks in its format, for which jinja2 is not needed."""
+    llama2 = fastllm.load(write_model(), threads=1)
+    turn = llama2.tokenize("[INST] <<SYS>>\ns\n<</SYS>>\n\nhi [/INST] a")
+    assert llama2.apply_chat_template(MESSAGES[:3]) == [*turn, 2]
+    assert llama2.apply_chat_template(MESSAGES[:3], continue_final_message=True) == turn
+    assert llama2.apply_chat_template(MESSAGES) == [*turn, 2, *llama2.tokenize("[INST] b [/INST]")]
+    reply = llama2.chat(MESSAGES, seed=2, max_tokens=9)
+    assert reply["content"] == llama2.generate(
+        llama2.apply_chat_template(MESSAGES), seed=2, max_tokens=9, stop=list(llama2.chat_stop)
+    )
+    for options in ({"tools": [TOOL]}, {"chat_template_kwargs": {"enable_thinking": True}}):
+        with pytest.raises(OptionError, match=r"takes no tools|has no variable"):
+            llama2.chat("hi", **options)

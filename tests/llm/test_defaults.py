@@ -120,3 +120,11 @@ def test_the_same_file_without_them(folder, tmp_path):
     convert(folder, tmp_path / "out.safetensors", dtype="f32")
     assert store.open_file(tmp_path / "out.safetensors").sampling == {}
     assert b"sampling" not in (tmp_path / "out.safetensors").read_bytes()[:4096]
+
+
+def test_the_least_top_p_is_greedy(llm):
+    options = {"max_tokens": 30, "seed": 1}
+    greedy = llm.generate("the ocean", temperature=0, **options)
+    assert llm.generate("the ocean", top_p=0, **options) == greedy
+    assert llm.generate("the ocean", top_p=1e-9, **options) == greedy
+    assert llm.generate("the ocean", top_k=-1, top_p=1, **options) != greedy
