@@ -62,6 +62,7 @@ enum { LAYERS = 2, CONTEXT = 2048 };
 // A plain Llama of two layers.
 static fl_model llama(shape s, fl_type type, const fl_kernels *kernels) {
     static fl_layer layers[LAYERS];
+    static fl_kind kinds[LAYERS];
     const size_t q = s.heads * s.head_dim, kv = s.kv_heads * s.head_dim;
     for (size_t i = 0; i < LAYERS; i++)
         layers[i] = (fl_layer){
@@ -76,7 +77,7 @@ static fl_model llama(shape s, fl_type type, const fl_kernels *kernels) {
                    .rotary_dim = s.head_dim, .norm_eps = 1e-5f, .attn_scale = 0.125f, .causal = 1, .rope_scale = 1,
                    .logit_scale = 1, .embed_scale = 1, .residual_scale = 1, .mask_token = -1, .pad_token = -1},
         .kernels = kernels, .kv_type = FL_F16, .final_norm = {ones(s.dim), NULL},
-        .rope_freqs = {numbers(s.head_dim / 2, 1)}, .layers = layers};
+        .rope_freqs = {numbers(s.head_dim / 2, 1)}, .layers = layers, .kinds = kinds};
     m.embed = m.head = matrix(type, s.vocab, s.dim, kernels);
     must(fl_model_check(&m), "model");
     return m;
@@ -85,22 +86,25 @@ static fl_model llama(shape s, fl_type type, const fl_kernels *kernels) {
 // `count` forwards of `n` tokens each, from position `pos` on. The keys and values before it are random.
 static void forwards(const fl_model *m, size_t pos, size_t n, size_t count) {
     void *pages[CONTEXT / FL_PAGE];
+    void *const *const table = pages;
     int32_t tokens[FL_PAGE];
     fl_pool *pool;
     fl_scratch *scratch;
-    must(fl_pool_new(fl_kv_page_bytes(m), &pool), "pool");
+    must(fl_pool_new(1, (size_t[]){fl_kv_page_bytes(m, 0)}, &pool), "pool");
     must(fl_scratch_new(&scratch), "scratch");
     for (size_t p = 0; p < CONTEXT / FL_PAGE; p++) {
-        must(fl_pool_take(pool, &pages[p]), "page");
+        fl_page page;
+        must(fl_pool_take(pool, 0, &page), "page");
+        pages[p] = fl_pool_data(pool, page);
         uint16_t *x = pages[p]; // keys and values, f16: from 0.5 to 2, signs alternating at random
-        for (size_t i = 0; i < fl_kv_page_bytes(m) / sizeof *x; i++)
+        for (size_t i = 0; i < fl_kv_page_bytes(m, 0) / sizeof *x; i++)
             x[i] = (uint16_t)(0x3800u + (next() & 0x7ffu) + (next() & 1u ? 0x8000u : 0));
     }
     const fl_outputs out = {.logits = take(fl_logits_stride(m) * sizeof(float))};
     for (size_t i = 0; i < count; i++, pos += n) {
         for (size_t t = 0; t < n; t++) tokens[t] = (int32_t)(next() % m->config.vocab_size);
-        const fl_span span = {tokens, n, pos, pages, CONTEXT / FL_PAGE, 1, n};
-        must(fl_forward(m, scratch, &span, 1, 1, &out), "forward");
+        const fl_span span = {tokens, n, pos, &table, CONTEXT / FL_PAGE, 1, n};
+        must(fl_forward(m, scratch, &span, 1, 1, NULL, &out), "forward");
     }
     fl_scratch_free(scratch);
     fl_pool_free(pool);

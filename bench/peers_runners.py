@@ -75,19 +75,26 @@ class FastLLM(Runner):
         return time.perf_counter() - start
 
     def decode_batch(self, sequences: int, count: int) -> float:
-        from fastllm.engine.batch import Batch
+        from fastllm.engine import Scheduler
 
-        batch = Batch(self.llm._engine, sequences)
-        for i in range(sequences):
-            tokens = self.tokens(BEFORE, i)
-            batch.add(self.llm.start(tokens, self.greedy, max_tokens=1 + SETTLE + count, seed=0, stop=()))
-        for _ in range(1 + SETTLE):
-            batch.step()
-        start = time.perf_counter()
-        done = sum(len(batch.step()) for _ in range(count))
-        if done != sequences * count:
-            raise RuntimeError(f"{done} new tokens, not {sequences * count}")
-        return time.perf_counter() - start
+        self.llm._scheduler = scheduler = Scheduler(self.llm._engine, sequences)
+        total, begun = 1 + SETTLE + count, 0.0
+
+        def watch(token: int) -> bool:
+            nonlocal begun
+            if all(len(text.tokens) > SETTLE for text in texts) and begun == 0:
+                begun = time.perf_counter()
+            return False
+
+        texts = [
+            self.llm.start(self.tokens(BEFORE, i), self.greedy, max_tokens=total, seed=0, stop=())
+            for i in range(sequences)
+        ]
+        texts[-1].watch = watch
+        scheduler.run(texts)
+        if any(len(text.tokens) != total for text in texts):
+            raise RuntimeError(f"fewer than {total} tokens")
+        return time.perf_counter() - begun
 
 
 class LlamaCpp(Runner):

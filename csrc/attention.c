@@ -146,7 +146,7 @@ static void store_all(const view *v) {
             for (size_t head = 0; head < v->m->config.n_kv_heads; head++) {
                 if (number++ % v->w->team->threads != v->w->id) continue;
                 for (size_t p = pos; p < end; p++)
-                    store(v, first + p - span->pos, span->pages[p / FL_PAGE], p, head);
+                    store(v, first + p - span->pos, span->pages[v->l->kind][p / FL_PAGE], p, head);
             }
         }
 }
@@ -247,10 +247,10 @@ static fl_attend attend_call(const view *v, const task *k, size_t begin, size_t 
         .limit = v->w->own->limit,
         .begin = begin,
         .end = end,
-        .pages = k->span->pages,
+        .pages = k->span->pages[v->l->kind],
         .keys = fl_page_keys(v->m, v->layer, k->kv_head),
         .values = fl_page_values(v->m, v->layer, k->kv_head),
-        .mask = v->m->config.pad_token >= 0 ? fl_page_mask(v->m) : 0,
+        .mask = v->m->config.pad_token >= 0 ? fl_page_mask(v->m, v->l->kind) : 0,
         .softcap = v->m->config.attn_softcap,
         .work = v->w->own->attend,
         .max = max,
@@ -267,11 +267,13 @@ static void write_out(const view *v, const task *k, const float *sum, const floa
     }
 }
 
-// The probabilities of a task's rows, page by page, into the span's maps.
+// The probabilities of a task's rows, page by page, into the span's maps. No row sees what lies before k->begin.
 static void write_maps(const view *v, const task *k) {
     const fl_worker_scratch *own = v->w->own;
     const size_t all = k->span->pos + k->span->n;
-    for (size_t start = 0; start < all; start += FL_PAGE) {
+    for (size_t r = 0; r < k->rows; r++)
+        memset(k->maps + (head_of(k, r) * k->span->n + token_of(k, r)) * all, 0, k->begin * sizeof(float));
+    for (size_t start = k->begin; start < all; start += FL_PAGE) {
         const fl_attend a = attend_call(v, k, start, smaller(start + FL_PAGE, all), own->max, own->sum, NULL);
         v->m->kernels->probabilities[v->m->kv_type](&a, own->map);
         for (size_t r = 0; r < a.rows; r++)
@@ -387,7 +389,8 @@ void fl_attention(const fl_worker *w, size_t layer) {
         find_item(&p, number);
         const task *k = &p.k;
         const int last = end == p.first + p.count; // of the task's items: the only one that sees the token itself
-        if (stores && last) store(&v, k->first, k->span->pages[k->span->pos / FL_PAGE], k->span->pos, k->kv_head);
+        if (stores && last)
+            store(&v, k->first, k->span->pages[v.l->kind][k->span->pos / FL_PAGE], k->span->pos, k->kv_head);
         if (runs) attend_run(&v, k, number - p.first, p.before);
         else attend_task(&v, k);
     }

@@ -27,8 +27,10 @@
 // tile      What one kernel call keeps in registers: the sums of P panels x T tokens. Also one of Intel's AMX
 //           registers.
 //
-// page      The keys and values of 64 consecutive positions of a sequence, in all layers and KV heads. A block is
-//           something else: GGUF's unit of quantized weights.
+// kind      Of layers: those of a model that have the same window, see equally far back, and share pages.
+//
+// page      The keys and values of 64 consecutive positions of a sequence, in all layers of one kind and all KV heads.
+//           A block is something else: GGUF's unit of quantized weights.
 //
 // branch    Attention or feed-forward: what a layer computes from the residual stream and adds to it.
 //
@@ -61,6 +63,8 @@ typedef enum fl_status {
     FL_BAD_POSITION, // a position outside the context or outside the sequence's pages
     FL_BAD_VALUE,    // a number the target type cannot hold: NaN, infinity, out of range
     FL_NO_ISA,       // the instruction set asked for is unknown, not built, or not on this CPU
+    FL_NO_PAGES,     // a pool's limit does not allow another page
+    FL_CANCELLED,    // what the caller watches for has ended a forward early
 } fl_status;
 
 enum {
@@ -260,7 +264,13 @@ typedef struct fl_layer {
     fl_matrix shared_gate;         // (1, dim), floats: the shared expert is weighed by its sigmoid
     size_t window;                 // a token sees those less than `window` positions away; 0: all
     size_t rope;                   // 0: no rotation, else by rope_freqs[rope - 1]
+    size_t kind, place;            // written by fl_model_check: its kind, and how many layers of that come before it
 } fl_layer;
+
+// The layers of a model that have one window. They share pages.
+typedef struct fl_kind {
+    size_t window, layers;
+} fl_kind;
 
 // Learns on how many threads forwards of one model are fastest, or draws: no more than there are CPUs for this process,
 // and fewer while other programs keep some of those busy. What runs beside another that it learns from neither uses nor
@@ -283,31 +293,44 @@ typedef struct fl_model {
     fl_matrix head;               // (vocab_size, dim); the embedding itself where the two are tied; none: no logits
     const float *rope_freqs[2];   // (rotary_dim / 2,) radians per position
     fl_layer *layers;             // (n_layers,)
+    fl_kind *kinds;               // (n_kinds,) written by fl_model_check, with room for n_layers
+    size_t n_kinds;               // written by fl_model_check: kinds of layers, in the order of their first layers
     fl_pace *pace;                // NULL: forwards run on exactly as many threads as are asked for
 } fl_model;
 
-// Whether a model can be run. FL_BAD_CONFIG: the config is that of no model. FL_BAD_TENSOR: a matrix or norm that it
-// needs is missing, or its shape, type or alignment is not what it must be. All other functions rely on this check.
-fl_status fl_model_check(const fl_model *m);
+// Whether a model can be run; and finds the kinds of its layers. FL_BAD_CONFIG: the config is that of no model.
+// FL_BAD_TENSOR: a matrix or norm that it needs is missing, or its shape, type or alignment is not what it must be. All
+// other functions rely on this check.
+fl_status fl_model_check(fl_model *m);
 
 // ---- pages ---------------------------------------------------------------------------------------------------------
 
-// Bytes of a page of a model, a multiple of 64. A page begins at a multiple of 64 positions. For each layer and KV head
-// it holds keys (head_dim, 64), transposed, and then values (64, head_dim rounded up to 16), as kv_type. FL_Q8 has int8
-// and, after the keys and after the values, f32 scales, one for each 32 channels of a position (fewer in the last):
-// (groups, 64) and (64, groups). At its end, with a pad_token, are 64 f32: what is added to the scores of each
-// position. See pages.h.
-size_t fl_kv_page_bytes(const fl_model *m);
+// Bytes of a page of a model's kind, a multiple of 64. A page begins at a multiple of 64 positions. For each layer of
+// the kind and each KV head it holds keys (head_dim, 64), transposed, and then values (64, head_dim rounded up to 16),
+// as kv_type. FL_Q8 has int8 and, after the keys and after the values, f32 scales, one for each 32 channels of a
+// position (fewer in the last): (groups, 64) and (64, groups). At its end, with a pad_token, are 64 f32: what is added
+// to the scores of each position. See pages.h.
+size_t fl_kv_page_bytes(const fl_model *m, size_t kind);
 
-// A pool of pages of `page_bytes` each. It grows in slabs of several pages, gives slabs that are not in use back to the
-// system, but for one, and at the end all. One thread at a time may use it: callers hold a lock. FL_NO_MEMORY.
+// A pool of pages of several kinds, of page_bytes[kind] each; a limit for the bytes of all pages in use, at first none.
+// It grows in slabs of several pages, gives slabs that are not in use back to the system, but for one, and at the end
+// all. One thread at a time may use it: callers hold a lock. FL_NO_MEMORY.
 typedef struct fl_pool fl_pool;
-fl_status fl_pool_new(size_t page_bytes, fl_pool **out);
+fl_status fl_pool_new(size_t kinds, const size_t *page_bytes, fl_pool **out); // page_bytes: (kinds,) above 0
 void fl_pool_free(fl_pool *pool);
+void fl_pool_limit(fl_pool *pool, size_t bytes); // below what is in use: no page is taken until enough are given back
+size_t fl_pool_used(const fl_pool *pool);        // bytes of pages in use
 
-// Takes a page, FL_ALIGN-ed, which holds whatever an earlier sequence left in it; and gives one back. FL_NO_MEMORY.
-fl_status fl_pool_take(fl_pool *pool, void **page);
-void fl_pool_give(fl_pool *pool, void *page);
+// A page in use, by its number in the pool.
+typedef uint32_t fl_page;
+
+// Takes a page of a kind, with one reference. It holds whatever an earlier sequence left in it. FL_NO_PAGES: the limit
+// does not allow it. FL_NO_MEMORY.
+fl_status fl_pool_take(fl_pool *pool, size_t kind, fl_page *page);
+void fl_pool_hold(fl_pool *pool, fl_page page); // adds a reference
+void fl_pool_give(fl_pool *pool, fl_page page); // takes one away; the last one's page is free
+size_t fl_pool_references(const fl_pool *pool, fl_page page);
+void *fl_pool_data(const fl_pool *pool, fl_page page); // its bytes, FL_ALIGN-ed, at the same place while it is in use
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
@@ -315,8 +338,9 @@ typedef struct fl_span {
     const int32_t *tokens; // (n,)
     size_t n;              // 1 or more
     size_t pos;            // position of tokens[0]: how many the sequence already holds
-    void *const *pages;    // (n_pages,) the sequence's: page i has positions 64 i to 64 i + 63
-    size_t n_pages;        // enough for pos + n positions
+    void *const *const *pages; // for each kind (n_pages,) the sequence's: page i has positions 64 i to 64 i + 63. NULL
+                               // where the kind has a window, and all of the page lies left of what tokens[0] sees
+    size_t n_pages;            // enough for pos + n positions
     size_t n_logits;       // logits are computed for the last n_logits tokens of the span; 0 to n
     size_t segment;        // tokens from here on are of the second segment; n: none are
 } fl_span;
@@ -341,6 +365,20 @@ typedef struct fl_outputs {
                              // and w3; of w2 of each layer. Those of layers with experts are not written
 } fl_outputs;
 
+// A flag that ends forwards early, at first clear. Any thread may set, clear and read it at any time. FL_NO_MEMORY.
+typedef struct fl_cancel fl_cancel;
+fl_status fl_cancel_new(fl_cancel **out);
+void fl_cancel_free(fl_cancel *cancel);
+void fl_cancel_set(fl_cancel *cancel, int on);
+int fl_cancel_is_set(const fl_cancel *cancel);
+
+// What ends a forward early. It is looked at many times in each layer.
+typedef struct fl_watch {
+    const fl_cancel *flag;  // NULL, or: when it is set
+    int (*ask)(void *arg);  // NULL, or: when it returns not 0. The thread that called fl_forward calls it, about every
+    void *arg;              // 30 ms
+} fl_watch;
+
 // Runs a batch through the model (Vaswani et al., 2017): appends the keys and values of its tokens to the sequences'
 // pages, and writes what is wanted. No sequence may be in a batch twice. Runs on up to 256 threads, one being the
 // caller.
@@ -351,9 +389,10 @@ typedef struct fl_outputs {
 //
 // FL_BAD_POSITION: a span's positions, pages, n_logits or segment are not as above, or a model that is not causal is
 // given only a part of a sequence. FL_BAD_TOKEN. FL_BAD_TENSOR: logits of a model without a head. FL_NO_MEMORY. In
-// these cases nothing is written.
+// these cases nothing is written. FL_CANCELLED: `watch`, which may be NULL, has ended it. Then the outputs, and the
+// positions of pages from the spans' `pos` on, hold nothing of use.
 fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t threads,
-                     const fl_outputs *out);
+                     const fl_watch *watch, const fl_outputs *out);
 
 // ---- sampler -------------------------------------------------------------------------------------------------------
 
@@ -455,6 +494,7 @@ int fl_mapping_new(int fd, fl_mapping **out);
 void fl_mapping_free(fl_mapping *m);
 const void *fl_mapping_data(const fl_mapping *m);
 size_t fl_mapping_bytes(const fl_mapping *m);
+int fl_mapping_fd(const fl_mapping *m); // a descriptor of the file, open as long as the mapping is
 
 typedef enum fl_file_state {
     FL_FILE_SAME = 0,

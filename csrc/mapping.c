@@ -234,6 +234,8 @@ const void *fl_mapping_data(const fl_mapping *m) { return (const void *)atomic_l
 
 size_t fl_mapping_bytes(const fl_mapping *m) { return m->bytes; }
 
+int fl_mapping_fd(const fl_mapping *m) { return m->fd; }
+
 fl_file_state fl_mapping_state(const fl_mapping *m) {
     version now;
     if (version_of(m->fd, &now)) return FL_FILE_UNREADABLE;

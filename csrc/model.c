@@ -51,11 +51,13 @@ static void rotation(const fl_forward_call *f, size_t token, size_t pos) {
     }
 }
 
-// Writes to token t's page what is added to the scores of its position: padding is masked.
+// Writes to token t's pages what is added to the scores of its position: padding is masked.
 static void mask_padding(const fl_model *m, const fl_span *span, size_t t) {
     const size_t pos = span->pos + t;
-    float *mask = (float *)(void *)((char *)span->pages[pos / FL_PAGE] + fl_page_mask(m));
-    mask[pos % FL_PAGE] = span->tokens[t] == m->config.pad_token ? -1e30f : 0;
+    for (size_t kind = 0; kind < m->n_kinds; kind++) {
+        float *mask = (float *)(void *)((char *)span->pages[kind][pos / FL_PAGE] + fl_page_mask(m, kind));
+        mask[pos % FL_PAGE] = span->tokens[t] == m->config.pad_token ? -1e30f : 0;
+    }
 }
 
 // The stream before the first layer, and the rotation of all tokens. Ends with a barrier.
@@ -276,21 +278,49 @@ static void head(const fl_worker *w) {
 
 size_t fl_logits_stride(const fl_model *m) { return fl_round_up(m->config.vocab_size, FL_LANES); }
 
+// ---- leaving early -------------------------------------------------------------------------------------------------
+//
+// When worker 0 has seen that the forward is to end, deals hand out no more chunks (threads.h), so that phases end at
+// once, whatever is in their outputs. All workers then leave at the same place: before a branch worker 0 writes whether
+// to leave after it, and barriers within the branch lie between that and the others' reading it. A worker may still be
+// about to read when worker 0 writes again, so the two branches have a word each.
+//
+//   worker 0    write [0]   attention  read [0]   write [1]   feed-forward  read [1]   write [0]  ..
+//   worker 1                attention  read [0]               feed-forward  read [1]              ..
+
+static void decide(const fl_worker *w, branch b) {
+    if (w->id == 0) w->f->leave[b] = fl_stopped(w->team);
+}
+
 // ---- forward -------------------------------------------------------------------------------------------------------
 
-static void run(void *arg, fl_team *team, size_t id) {
-    const fl_forward_call *f = arg;
+static void compute(const fl_forward_call *f, fl_team *team, size_t id) {
     fl_worker w = {.f = f, .team = team, .id = id, .own = &f->s->workers[id]};
     fl_share(f->tokens, team, id, &w.begin, &w.end);
     embed(&w);
     for (size_t layer = 0; layer < f->m->config.n_layers; layer++) {
         keep_stream(&w, layer);
+        decide(&w, ATTENTION);
         attention(&w, layer);
+        if (f->leave[ATTENTION]) return;
+        decide(&w, FEED_FORWARD);
         feed_forward(&w, layer);
+        if (f->leave[FEED_FORWARD]) return;
     }
     keep_stream(&w, f->m->config.n_layers);
     keep_normed(&w);
     if (f->n_logits > 0) head(&w);
+}
+
+static void run(void *arg, fl_team *team, size_t id) {
+    const fl_forward_call *f = arg;
+    if (id == 0) {
+        team->watch = f->watch;
+        team->every = f->tokens < FL_LANES ? FL_LANES : 1; // of few tokens a chunk takes no longer than a look
+        team->asked = f->watch && f->watch->ask ? fl_now() : 0;
+    }
+    compute(f, team, id);
+    if (id == 0) *f->cancelled = fl_stopped(team);
 }
 
 // Lists the tokens whose logits are wanted, by their numbers in the batch.
@@ -303,16 +333,18 @@ static void list_wanted(fl_forward_call *f) {
 }
 
 fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t threads,
-                     const fl_outputs *out) {
+                     const fl_watch *watch, const fl_outputs *out) {
     fl_status status = fl_batch_check(m, spans, n_spans);
     if (status != FL_OK) return status;
-    fl_forward_call f = {.m = m, .s = s, .spans = spans, .n_spans = n_spans, .out = out};
+    int leave[2] = {0}, cancelled = 0;
+    fl_forward_call f = {.m = m, .s = s, .spans = spans, .n_spans = n_spans, .out = out, .watch = watch,
+                         .leave = leave, .cancelled = &cancelled};
     for (size_t i = 0; i < n_spans; i++) f.tokens += spans[i].n;
     if (f.tokens == 0) return FL_OK;
     threads = threads == 0 ? 1 : threads < FL_TEAM ? threads : FL_TEAM; // a team is no larger
     status = fl_scratch_reserve(s, m, f.tokens, threads);
     if (status != FL_OK) return status;
     list_wanted(&f);
-    fl_paced(m->pace, f.tokens, threads, run, &f);
-    return FL_OK;
+    fl_paced(m->pace, f.tokens, threads, run, &f, &cancelled);
+    return cancelled ? FL_CANCELLED : FL_OK;
 }

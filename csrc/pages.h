@@ -1,6 +1,9 @@
-// What lies where in a page: the keys and values of 64 positions, from a multiple of 64 on, in all layers and KV heads.
+// What lies where in a page: the keys and values of 64 positions, from a multiple of 64 on, in the layers of one kind
+// and all KV heads. In a model whose layers 0, 1, 3, 4 have a window and 2, 5 have none, page i of a sequence is two
+// pages:
 //
-//   page     | layer 0, head 0 | layer 0, head 1 | ... | last layer, last head | mask: 64 f32 |
+//   kind 0   | layer 0, head 0 | layer 0, head 1 | .. | layer 1, .. | layer 3, .. | layer 4, .. | mask: 64 f32 |
+//   kind 1   | layer 2, head 0 | layer 2, head 1 | .. | layer 5, .. | mask |
 //   a head   | keys | scales | values | scales |      scales: of FL_Q8 alone;  mask: with a pad_token alone
 //
 //   keys: a row for each channel               values: a row for each position
@@ -18,17 +21,23 @@
 
 #include "kernels/kernels.h"
 
-// At which byte of a page a head's keys and values begin, and the mask, which is added to the scores of each position.
+// Bytes of the keys and values of one KV head of a layer.
+static inline size_t fl_page_head(const fl_model *m) {
+    return fl_keys_bytes(m->kv_type, m->config.head_dim) + fl_values_bytes(m->kv_type, m->config.head_dim);
+}
+
+// At which byte of a page, one of the layer's kind, a head's keys and values begin.
 static inline size_t fl_page_keys(const fl_model *m, size_t layer, size_t head) {
-    const size_t head_dim = m->config.head_dim;
-    const size_t bytes = fl_keys_bytes(m->kv_type, head_dim) + fl_values_bytes(m->kv_type, head_dim);
-    return (layer * m->config.n_kv_heads + head) * bytes;
+    return (m->layers[layer].place * m->config.n_kv_heads + head) * fl_page_head(m);
 }
 
 static inline size_t fl_page_values(const fl_model *m, size_t layer, size_t head) {
     return fl_page_keys(m, layer, head) + fl_keys_bytes(m->kv_type, m->config.head_dim);
 }
 
-static inline size_t fl_page_mask(const fl_model *m) { return fl_page_keys(m, m->config.n_layers, 0); }
+// At which byte of a page of a kind the mask begins, which is added to the scores of each position.
+static inline size_t fl_page_mask(const fl_model *m, size_t kind) {
+    return m->kinds[kind].layers * m->config.n_kv_heads * fl_page_head(m);
+}
 
 #endif

@@ -326,5 +326,5 @@ size_t fl_draw_threads(const fl_draw *draws, size_t n, size_t threads) {
 void fl_draw_all(fl_draw_scratch *scratch, const fl_kernels *k, fl_draw *draws, size_t n, size_t threads,
                  fl_pace *pace) {
     drawing all = {scratch, k, draws, n};
-    fl_paced(pace, n, threads, draw_share, &all);
+    fl_paced(pace, n, threads, draw_share, &all, NULL);
 }

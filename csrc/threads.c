@@ -106,8 +106,22 @@ fl_deal fl_deal_start(fl_team *team, size_t id, size_t n, size_t chunk) {
     return deal;
 }
 
+// Stops the team if what is watched says so.
+static void look(fl_team *team) {
+    const double seldom = 30e-3; // between two calls of ask
+    const fl_watch *watch = team->watch;
+    int stop = watch->flag && fl_cancel_is_set(watch->flag);
+    if (watch->ask && !stop && fl_now() - team->asked > seldom) {
+        stop = watch->ask(watch->arg);
+        team->asked = fl_now(); // it may have taken long
+    }
+    if (stop) atomic_store_explicit(&team->stopped, 1, memory_order_relaxed);
+}
+
 int fl_deal_next(fl_deal *deal, size_t *begin, size_t *end) {
     fl_team *team = deal->team;
+    if (deal->id == 0 && team->watch && ++team->chunks % team->every == 0) look(team);
+    if (fl_stopped(team)) return 0;
     if (team->threads == 1) {
         *begin = deal->from;
         *end = deal->n - *begin < deal->chunk ? deal->n : *begin + deal->chunk;
@@ -141,6 +155,7 @@ double fl_parallel(size_t threads, fl_work *work, void *arg) {
     atomic_init(&team.waiting, 0);
     atomic_init(&team.phase, 0);
     atomic_init(&team.lost, 0);
+    atomic_init(&team.stopped, 0);
 #ifdef _OPENMP
     if (threads > FL_TEAM) threads = FL_TEAM;
     if (threads > 1 && fl_can_lead()) {
@@ -179,7 +194,7 @@ double fl_parallel(size_t threads, fl_work *work, void *arg) {
 
 // ---- pace ----------------------------------------------------------------------------------------------------------
 
-void fl_paced(fl_pace *pace, size_t tokens, size_t threads, fl_work *work, void *arg) {
+void fl_paced(fl_pace *pace, size_t tokens, size_t threads, fl_work *work, void *arg, const int *left) {
     if (!pace || threads <= 1) {
         fl_parallel(threads, work, arg);
         return;
@@ -189,7 +204,7 @@ void fl_paced(fl_pace *pace, size_t tokens, size_t threads, fl_work *work, void 
     const size_t allowed = busy ? most : fl_pace_threads(pace, tokens, most);
     const double begun = fl_now(), lost = fl_parallel(allowed, work, arg);
     if (busy) return;
-    fl_pace_note(pace, tokens, allowed, fl_now() - begun, lost);
+    if (!left || !*left) fl_pace_note(pace, tokens, allowed, fl_now() - begun, lost);
     atomic_store(&pace->busy, 0);
 }
 

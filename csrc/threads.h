@@ -39,6 +39,11 @@ typedef struct fl_team {
     size_t threads;
     int crowded;      // more threads than CPUs
     fl_queue *queues; // (threads,)
+    atomic_int stopped; // worker 0 has seen that its caller wants an end: deals hand out no more chunks
+    // Worker 0's alone, which sets them before its first deal. It looks at what is watched at every so many chunks.
+    const fl_watch *watch; // NULL: nothing
+    size_t every, chunks;  // `chunks`: those that it has asked for
+    double asked;          // when it last called watch->ask
     // Each on a cache line of its own: every worker writes `waiting`, and reads `phase` while it waits.
     _Alignas(64) atomic_size_t waiting; // workers that have reached the barrier
     _Alignas(64) atomic_size_t phase;   // barriers that all have passed
@@ -57,6 +62,9 @@ double fl_now(void);
 // Returns when every thread of the team has called it.
 void fl_barrier(fl_team *team, size_t id);
 
+// Whether worker 0 has seen that the caller wants an end.
+static inline int fl_stopped(fl_team *team) { return atomic_load_explicit(&team->stopped, memory_order_relaxed); }
+
 // A worker's share of n items, [*begin, *end). Shares differ by one item at most.
 static inline void fl_share(size_t n, const fl_team *team, size_t id, size_t *begin, size_t *end) {
     *begin = n * id / team->threads;
@@ -72,11 +80,11 @@ typedef struct fl_deal {
 
 fl_deal fl_deal_start(fl_team *team, size_t id, size_t n, size_t chunk);
 
-// Takes the next chunk, items [*begin, *end). Returns 0 when all are taken.
+// Takes the next chunk, items [*begin, *end). Returns 0 when all are taken, or the team is stopped.
 int fl_deal_next(fl_deal *deal, size_t *begin, size_t *end);
 
 // fl_parallel for a forward of so many tokens, on as many threads as `pace` has found best, up to `threads`; the pace
-// learns from it. With NULL, on `threads`.
-void fl_paced(fl_pace *pace, size_t tokens, size_t threads, fl_work *work, void *arg);
+// learns from it, unless *left is then not 0: it was left early. With a pace of NULL, on `threads`. `left` may be NULL.
+void fl_paced(fl_pace *pace, size_t tokens, size_t threads, fl_work *work, void *arg, const int *left);
 
 #endif

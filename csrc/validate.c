@@ -85,18 +85,31 @@ static int layer_fits(const fl_model *m, const fl_layer *l) {
            (!l->shared_gate.data || shared_gate_fits(c, l));
 }
 
-fl_status fl_model_check(const fl_model *m) {
+// Finds the kinds of layers, and each layer's place among those of its kind.
+static void find_kinds(fl_model *m) {
+    m->n_kinds = 0;
+    for (size_t i = 0; i < m->config.n_layers; i++) {
+        fl_layer *l = &m->layers[i];
+        for (l->kind = 0; l->kind < m->n_kinds && m->kinds[l->kind].window != l->window; l->kind++) {}
+        if (l->kind == m->n_kinds) m->kinds[m->n_kinds++] = (fl_kind){.window = l->window};
+        l->place = m->kinds[l->kind].layers++;
+    }
+}
+
+fl_status fl_model_check(fl_model *m) {
     const fl_config *c = &m->config;
     if (!sizes_possible(c) || !positions_possible(c) || !experts_possible(c) || !numbers_possible(c) ||
         (m->kv_type != FL_F32 && m->kv_type != FL_F16 && m->kv_type != FL_Q8))
         return FL_BAD_CONFIG;
     const size_t position_rows = c->second_segment ? 2 * c->positions : c->positions;
-    int fits = m->kernels && m->layers && matrix_fits(&m->embed, c->vocab_size, c->dim) &&
+    int fits = m->kernels && m->layers && m->kinds && matrix_fits(&m->embed, c->vocab_size, c->dim) &&
                (!m->head.data || matrix_fits(&m->head, c->vocab_size, c->dim)) &&
                (!m->head_dense.data || matrix_fits(&m->head_dense, c->dim, c->dim)) &&
                (c->positions == 0 || matrix_fits(&m->positions, position_rows, c->dim));
     for (size_t i = 0; fits && i < c->n_layers; i++) fits = layer_fits(m, &m->layers[i]);
-    return fits ? FL_OK : FL_BAD_TENSOR;
+    if (!fits) return FL_BAD_TENSOR;
+    find_kinds(m);
+    return FL_OK;
 }
 
 // ---- batch ---------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from libfastllm cimport *
 
 import os
 
-from fastllm.errors import CheckpointError, ContextError, NumericError, OptionError
+from fastllm.errors import CacheFullError, CheckpointError, ContextError, NumericError, OptionError
 
 LANES = FL_LANES  # rows of a panel; rows of outputs and logits are padded to a multiple of it
 GROUP = FL_GROUP  # consecutive channels that share a scale
@@ -43,6 +43,7 @@ include "weights.pxi"  # matrices and vectors as the kernels read them
 include "packing.pxi"  # a checkpoint's weights into panels
 include "model.pxi"  # a config and its tensors, bound; what runs a forward
 include "kv_cache.pxi"  # keys and values of sequences, in pages
+include "cancel.pxi"  # what ends a forward early
 include "forward.pxi"  # the spans and outputs of one forward as C arrays
 include "sampler.pxi"  # from logits to a token
 include "attention.pxi"  # the attention kernel on its own

@@ -7,6 +7,8 @@ cdef int check(fl_status status, str what) except -1:
         return 0
     if status == FL_NO_MEMORY:
         raise MemoryError(f"{what}: out of memory")
+    if status == FL_NO_PAGES:
+        raise CacheFullError(f"{what}: the keys and values of all texts would exceed the limit of the KV cache")
     if status == FL_BAD_TOKEN:
         raise OptionError(f"{what}: a token id is outside the vocabulary")
     if status == FL_BAD_POSITION:

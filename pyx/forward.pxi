@@ -70,8 +70,7 @@ cdef class Batch:
 
     cdef int take(self, segments) except -1:
         """Takes each sequence, reserves pages for its new tokens, and fills `spans` and `ids`."""
-        cdef size_t max_seq = self.model.c.config.max_seq, vocab_size = self.model.c.config.vocab_size
-        cdef size_t i, n, n_logits, at = 0
+        cdef size_t vocab_size = self.model.c.config.vocab_size, i, n, n_logits, at = 0
         cdef Sequence sequence
         cdef list tokens
         self.spans = <fl_span *>calloc(self.count + 1, sizeof(fl_span))
@@ -82,9 +81,9 @@ cdef class Batch:
             n = <size_t>len(tokens)
             sequence.take(self.model, "forward")
             self.taken.append(sequence)
-            sequence.reserve(sequence.length + n, max_seq)
-            self.spans[i] = fl_span(self.ids + at, n, sequence.length, <void *const *>sequence.pages, sequence.n_pages,
-                                    n_logits, segments.get(i, n))
+            sequence.reserve(n)
+            self.spans[i] = fl_span(self.ids + at, n, sequence.length, <void *const *const *>sequence.pages,
+                                    sequence.n_pages, n_logits, segments.get(i, n))
             for token in tokens:
                 self.ids[at] = token_id(token, vocab_size)
                 at += 1
@@ -126,6 +125,6 @@ cdef class Batch:
             (<Sequence>self.taken[i]).length += self.spans[i].n
 
     cdef void give(self) noexcept:
-        """Marks the sequences that take() has taken as free again."""
+        """Gives back the sequences that take() has taken."""
         for sequence in self.taken:
-            (<Sequence>sequence).busy = False
+            (<Sequence>sequence).give()

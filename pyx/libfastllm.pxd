@@ -1,6 +1,6 @@
 # What pyx/ uses of csrc/fastllm.h, in its order; that file explains everything. Structs that _core builds have all of
 # their fields here, because Cython leaves a field that it does not know uninitialized.
-from libc.stdint cimport int32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 cdef extern from "fastllm.h" nogil:
     ctypedef enum fl_status:
@@ -12,6 +12,8 @@ cdef extern from "fastllm.h" nogil:
         FL_BAD_POSITION
         FL_BAD_VALUE
         FL_NO_ISA
+        FL_NO_PAGES
+        FL_CANCELLED
 
     # ---- sizes of the layouts
 
@@ -148,6 +150,12 @@ cdef extern from "fastllm.h" nogil:
         fl_matrix shared_gate
         size_t window
         size_t rope
+        size_t kind
+        size_t place
+
+    ctypedef struct fl_kind:
+        size_t window
+        size_t layers
 
     ctypedef struct fl_pace:
         pass
@@ -168,20 +176,30 @@ cdef extern from "fastllm.h" nogil:
         fl_matrix head
         const float *rope_freqs[2]
         fl_layer *layers
+        fl_kind *kinds
+        size_t n_kinds
         fl_pace *pace
 
-    fl_status fl_model_check(const fl_model *m)
+    fl_status fl_model_check(fl_model *m)
 
     # ---- KV cache
 
     ctypedef struct fl_pool:
         pass
 
-    size_t fl_kv_page_bytes(const fl_model *m)
-    fl_status fl_pool_new(size_t page_bytes, fl_pool **out)
+    size_t fl_kv_page_bytes(const fl_model *m, size_t kind)
+    fl_status fl_pool_new(size_t kinds, const size_t *page_bytes, fl_pool **out)
     void fl_pool_free(fl_pool *pool)
-    fl_status fl_pool_take(fl_pool *pool, void **page)
-    void fl_pool_give(fl_pool *pool, void *page)
+    void fl_pool_limit(fl_pool *pool, size_t bytes)
+    size_t fl_pool_used(const fl_pool *pool)
+
+    ctypedef uint32_t fl_page
+
+    fl_status fl_pool_take(fl_pool *pool, size_t kind, fl_page *page)
+    void fl_pool_hold(fl_pool *pool, fl_page page)
+    void fl_pool_give(fl_pool *pool, fl_page page)
+    size_t fl_pool_references(const fl_pool *pool, fl_page page)
+    void *fl_pool_data(const fl_pool *pool, fl_page page)
 
     # ---- forward
 
@@ -189,7 +207,7 @@ cdef extern from "fastllm.h" nogil:
         const int32_t *tokens
         size_t n
         size_t pos
-        void *const *pages
+        void *const *const *pages
         size_t n_pages
         size_t n_logits
         size_t segment
@@ -207,8 +225,21 @@ cdef extern from "fastllm.h" nogil:
         float *const *attention
         float *const *inputs
 
+    ctypedef struct fl_cancel:
+        pass
+
+    fl_status fl_cancel_new(fl_cancel **out)
+    void fl_cancel_free(fl_cancel *cancel)
+    void fl_cancel_set(fl_cancel *cancel, int on)
+    int fl_cancel_is_set(const fl_cancel *cancel)
+
+    ctypedef struct fl_watch:
+        const fl_cancel *flag
+        int (*ask)(void *arg) noexcept
+        void *arg
+
     fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t threads,
-                         const fl_outputs *out)
+                         const fl_watch *watch, const fl_outputs *out)
 
     # ---- sampler
 
@@ -269,6 +300,7 @@ cdef extern from "fastllm.h" nogil:
     void fl_mapping_free(fl_mapping *m)
     const void *fl_mapping_data(const fl_mapping *m)
     size_t fl_mapping_bytes(const fl_mapping *m)
+    int fl_mapping_fd(const fl_mapping *m)
 
     ctypedef enum fl_file_state:
         FL_FILE_SAME

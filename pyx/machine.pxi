@@ -16,6 +16,11 @@ def isas():
         i += 1
 
 
+# isa -> the address of its kernels. Asking the CPU what it has takes 100 us and more in a virtual machine, and every
+# text has a sampler that asks.
+cdef dict known_kernels = {}
+
+
 cdef const fl_kernels *find_kernels(isa) except NULL:
     """The kernels of an instruction set; of the best that this machine can run where isa is None or empty.
 
@@ -23,10 +28,14 @@ cdef const fl_kernels *find_kernels(isa) except NULL:
     the C core and need no owner.
     """
     cdef const fl_kernels *kernels = NULL
+    known = known_kernels.get(isa)
+    if known is not None:
+        return <const fl_kernels *><uintptr_t>known
     name = (isa or "").encode()
     if fl_kernels_find(name, &kernels) != FL_OK:
         can = ", ".join([name for name, supported in isas() if supported])
         raise OptionError(f"{isa!r} is no instruction set of this build and machine: choose one of {can}")
+    known_kernels[isa] = <uintptr_t>kernels
     return kernels
 
 

@@ -49,6 +49,10 @@ cdef class MappedFile:
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, <void *>fl_mapping_data(self.c), <Py_ssize_t>fl_mapping_bytes(self.c), 1, flags)
 
+    def fileno(self):
+        """A descriptor of the file, for os.fstat; the MappedFile closes it."""
+        return fl_mapping_fd(self.c)
+
     def check(self):
         """Raises CheckpointError if the file has changed since it was mapped: bytes read since then may be wrong."""
         self.expect_same(fl_mapping_state(self.c), "while it was read")

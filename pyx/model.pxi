@@ -31,7 +31,8 @@ cdef class Model:
             check(fl_pace_new(&self.c.pace), "the pace of threads")
             check(fl_pace_new(&self.draw_pace), "the pace of threads")
         self.c.layers = <fl_layer *>calloc(self.c.config.n_layers, sizeof(fl_layer))
-        if self.c.layers is NULL:
+        self.c.kinds = <fl_kind *>calloc(self.c.config.n_layers, sizeof(fl_kind))
+        if self.c.layers is NULL or self.c.kinds is NULL:
             raise MemoryError("cannot allocate the list of layers")
         self.expect_tensors(config)
         self.bind(config)
@@ -39,6 +40,7 @@ cdef class Model:
 
     def __dealloc__(self):
         free(self.c.layers)
+        free(self.c.kinds)
         fl_pace_free(self.c.pace)
         fl_pace_free(self.draw_pace)
 
@@ -144,11 +146,6 @@ cdef class Model:
         """Floats from one row of logits to the next: the vocabulary rounded up to 16."""
         return fl_logits_stride(&self.c)
 
-    @property
-    def kv_page_bytes(self):
-        """Bytes of a page: the keys and values of 64 positions of one sequence, in all layers."""
-        return fl_kv_page_bytes(&self.c)
-
     def logits(self, size_t rows=1):
         """A new Buffer for `rows` rows of logits, f32 (rows, logits_stride). Raises MemoryError."""
         cdef size_t row = fl_logits_stride(&self.c) * sizeof(float)
@@ -176,8 +173,12 @@ cdef class Model:
         return 0
 
     def forward(self, list spans, Buffer logits=None, *, size_t threads=1, hidden=None, attention=None,
-                inputs=None, segments=None):
+                inputs=None, segments=None, Cancel cancel=None):
         """Appends the tokens of each span to its sequence and writes the outputs that are asked for, all f32.
+
+        Returns True, or False if `cancel` was set, before or meanwhile: then no sequence's length has changed, and what
+        outputs hold means nothing. In the main thread handlers of signals run meanwhile: Ctrl-C raises
+        KeyboardInterrupt, and no length has changed either. So it is with every exception.
 
         spans: (sequence, tokens, n_logits) for each sequence. tokens: an iterable of n ids, at least one. n_logits:
         logits are computed for the last so many of them. T is the number of tokens of all spans.
@@ -190,8 +191,8 @@ cdef class Model:
         segments: index of a span -> index of its token from which on they are a second text (Config.second_segment).
 
         Raises OptionError for an id outside the vocabulary, a sequence that is in use or another model's, or too small
-        a Buffer; ContextError if a span is empty or exceeds the context; CheckpointError if a mapped file has changed;
-        MemoryError. The lengths of all sequences are then what they were.
+        a Buffer; ContextError if a span is empty or exceeds the context; CacheFullError, before anything is computed,
+        if new pages would exceed the limit of the KVCache; CheckpointError if a mapped file has changed; MemoryError.
         """
         cdef fl_config *c = &self.c.config
         cdef Batch batch = Batch(self, spans)
@@ -208,11 +209,13 @@ cdef class Model:
             if inputs:
                 widest = max(c.dim, c.hidden_dim, c.n_heads * c.head_dim)
                 batch.outputs.inputs = batch.pointers(inputs, 4 * c.n_layers, int(batch.n_tokens) * widest)
-            self.run(batch.spans, batch.count, threads, &batch.outputs)
+            if not self.run(batch.spans, batch.count, threads, cancel, &batch.outputs):
+                return False
             self.expect_same_files()
             batch.append()
         finally:
             batch.give()
+        return True
 
     def step(self, Sequence sequence not None, token, Sampler sampler not None, Buffer logits not None, *,
              size_t threads=1):
@@ -232,9 +235,9 @@ cdef class Model:
         try:
             sampler.take()
             try:
-                sequence.reserve(sequence.length + 1, self.c.config.max_seq)
-                span = fl_span(&id, 1, sequence.length, <void *const *>sequence.pages, sequence.n_pages, 1, 1)
-                self.run(&span, 1, threads, &outputs)
+                sequence.reserve(1)
+                span = fl_span(&id, 1, sequence.length, <void *const *const *>sequence.pages, sequence.n_pages, 1, 1)
+                self.run(&span, 1, threads, None, &outputs)
                 self.expect_same_files(glance=True)
                 sequence.length += 1
                 draw = fl_draw(sampler.c, outputs.logits, False, NULL, 0, &id, 0, FL_OK)
@@ -245,7 +248,7 @@ cdef class Model:
             finally:
                 sampler.busy = False
         finally:
-            sequence.busy = False
+            sequence.give()
 
     def draw(self, draws, Buffer logits not None, *, size_t threads=1):
         """Draws the next tokens of several texts from the logits that a forward wrote, on up to `threads` threads.
@@ -332,19 +335,27 @@ cdef class Model:
                 return i
         return None
 
-    cdef int run(self, const fl_span *spans, size_t count, size_t threads, const fl_outputs *outputs) except -1:
-        """Runs fl_forward with scratch of its own, as soon as there are cores for its team."""
+    cdef int run(self, const fl_span *spans, size_t count, size_t threads, Cancel cancel,
+                 const fl_outputs *outputs) except -1:
+        """Runs fl_forward with scratch of its own, as soon as there are cores for its team. Returns 0 if it was
+        cancelled, else 1."""
+        cdef Watch watch = Watch(cancel)
         cdef Scratch scratch
         cdef fl_status status
         taken = take_cores(threads)
         try:
             scratch = self.idle.pop() if self.idle else Scratch()
             with nogil:
-                status = fl_forward(&self.c, scratch.c, spans, count, threads, outputs)
+                status = fl_forward(&self.c, scratch.c, spans, count, threads, &watch.c, outputs)
             self.idle.append(scratch)
         finally:
             give_cores(taken)
-        return check(status, "forward")
+        if watch.error is not None:
+            raise watch.error
+        if status == FL_CANCELLED:
+            return 0
+        check(status, "forward")
+        return 1
 
 
 cdef int set_config(fl_config *c, config) except -1:

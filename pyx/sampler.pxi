@@ -93,6 +93,11 @@ cdef class Sampler:
         self.busy = False
         check(status, "sampler")
 
+    def accept_all(self, tokens):
+        """Counts the tokens of a prompt for the penalties. Raises what accept raises."""
+        for token in tokens:
+            self.accept(token, generated=False)
+
     def draw(self, Buffer logits not None, size_t row=0):
         """The next token's id, drawn from a row of logits, f32 (rows, vocab_size rounded up to 16), as forward writes.
 

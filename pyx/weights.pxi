@@ -68,6 +68,12 @@ cdef class Matrix:
         """The panels as a read-only memoryview of bytes."""
         return memoryview(self.view)
 
+    @property
+    def file(self):
+        """The MappedFile that the panels lie in; None if they lie in memory."""
+        owner = self.owner()
+        return owner if isinstance(owner, MappedFile) else None
+
     cdef object owner(self):
         """The object that owns the panels' memory, such as a Buffer or a MappedFile."""
         return PyMemoryView_FromObject(self.view.base).obj

@@ -1,4 +1,4 @@
-"""The number of threads and the reasons for it, and the measured speed of memory."""
+"""The number of threads and the reasons for it, free memory, and the measured speed of memory."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from math import inf
 
 import pytest
 
-from fastllm import _core, cores, machine
+from fastllm import _core, cgroups, cores, machine
 from fastllm.cli import main
 from fastllm.errors import OptionError
 from helpers.calls import run
@@ -30,6 +30,85 @@ def test_quota_of_a_cgroup(tmp_path, files, quota):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert cores._quota_of(tmp_path) == quota
+
+
+@pytest.mark.parametrize(
+    ("listed", "controller", "expected"),
+    [
+        ("0::/a/b\n", "memory", ["a/b", "a", "."]),
+        ("0::/\n", "cpu", ["."]),
+        ("5:cpu,cpuacct:/x\n4:memory:/y\n3:cpuset:/z\n", "cpu", ["cpu/x", "cpu"]),
+        ("5:cpu,cpuacct:/x\n4:memory:/y\n", "memory", ["memory/y", "memory"]),
+        ("4:memory:/y\n0::/s\n", "memory", ["memory/y", "memory", "s", "."]),
+        ("1:name=systemd:/u\nnonsense\n", "memory", ["."]),
+        (None, "memory", []),
+    ],
+)
+def test_folders_of_cgroups(tmp_path, monkeypatch, listed, controller, expected):
+    if listed is not None:
+        (tmp_path / "cgroup").write_text(listed)
+    monkeypatch.setattr(cgroups, "_LISTED", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroups, "_MOUNTED", tmp_path)
+    assert list(cgroups.folders(controller)) == [tmp_path / name for name in expected]
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("meminfo", "files", "expected"),
+    [
+        ("MemTotal: 99 kB\nMemAvailable:    8388608 kB\n", {}, (4 * GIB, "half of the free memory")),
+        ("MemAvailable: 8388608 kB\n", {"memory.max": "max", "memory.current": "5"}, (4 * GIB, "free memory")),
+        (
+            "MemAvailable: 8388608 kB\n",
+            {"memory.max": f"{3 * GIB}", "memory.current": f"{2 * GIB}", "memory.stat": f"anon 7\ninactive_file {GIB}"},
+            (GIB, "cgroup"),
+        ),
+        (
+            "MemAvailable: 8388608 kB\n",
+            {
+                "memory.limit_in_bytes": f"{3 * GIB}",
+                "memory.usage_in_bytes": f"{2 * GIB}",
+                "memory.stat": f"inactive_file 5\ntotal_inactive_file {GIB}",
+            },
+            (GIB, "cgroup"),
+        ),
+        (
+            "MemAvailable: 8388608 kB\n",
+            {"memory.limit_in_bytes": "9223372036854771712", "memory.usage_in_bytes": "5", "memory.stat": ""},
+            (4 * GIB, "free memory"),
+        ),
+        ("MemAvailable: 8388608 kB\n", {"memory.max": "garbage"}, (4 * GIB, "free memory")),
+        ("MemAvailable: 5 kB\n", {}, (64 << 20, "free memory")),
+        (
+            "MemAvailable: 8388608 kB\n",
+            {"memory.max": "5", "memory.current": "9", "memory.stat": ""},
+            (64 << 20, "cgroup"),
+        ),
+    ],
+)
+def test_keys_and_values_take_half_of_what_is_free(tmp_path, monkeypatch, meminfo, files, expected):
+    """Of the machine or of the cgroup above the process's own, whichever has less."""
+    (tmp_path / "meminfo").write_text(meminfo)
+    (tmp_path / "own").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "_MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(cgroups, "folders", lambda controller: [tmp_path / "own", tmp_path])
+    found, reason = machine.kv_bytes_default()
+    assert found == expected[0]
+    assert expected[1] in reason
+
+
+def test_keys_and_values_where_nothing_says_what_is_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_MEMORY", tmp_path / "missing")
+    monkeypatch.setattr(cgroups, "folders", lambda controller: [])
+    pages = {"SC_PHYS_PAGES": 2 << 20, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    assert machine.kv_bytes_default()[0] == 4 * GIB
+    monkeypatch.delattr(os, "sysconf")
+    assert machine.kv_bytes_default() == (GIB, "the system does not say how much memory is free")
 
 
 @openmp

@@ -9,6 +9,8 @@ print(llm.generate("Once upon a time", max_tokens=100, temperature=0))
 from typing import TYPE_CHECKING
 
 from fastllm.errors import (
+    CacheFullError,
+    CacheWarning,
     CheckpointError,
     CheckpointWarning,
     ContextError,
@@ -20,12 +22,27 @@ from fastllm.errors import (
 )
 
 if TYPE_CHECKING:
-    from fastllm.llm import LLM, load
+    from fastllm.llm import (
+        LLM,
+        AsyncChatStream,
+        AsyncTextStream,
+        ChatMessage,
+        ChatStream,
+        Text,
+        TextStream,
+        load,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AsyncChatStream",
+    "AsyncTextStream",
+    "CacheFullError",
+    "CacheWarning",
+    "ChatMessage",
+    "ChatStream",
     "CheckpointError",
     "CheckpointWarning",
     "ContextError",
@@ -33,6 +50,8 @@ __all__ = [
     "LibraryError",
     "NumericError",
     "OptionError",
+    "Text",
+    "TextStream",
     "TokenizerError",
     "load",
 ]
@@ -40,7 +59,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     # The compiled core is loaded when it is first needed: `import fastllm` stays light.
-    if name in ("LLM", "load"):
+    if name in __all__:
         from fastllm import llm
 
         return getattr(llm, name)

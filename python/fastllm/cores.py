@@ -6,6 +6,8 @@ import os
 from math import inf
 from pathlib import Path
 
+from fastllm import cgroups
+
 
 def core_count() -> tuple[int, str]:
     """How many threads can run at the same time, and the reason for that number, for people.
@@ -39,29 +41,8 @@ def _physical_cores(cpus: set[int]) -> int:
 
 
 def _cgroup_quota() -> float:
-    """CPU seconds per second that the process's cgroup and those above it grant; infinity without a limit.
-
-    /proc/self/cgroup has a line hierarchy:controllers:path for each hierarchy; version 2's has no controllers.
-    """
-    quota = inf
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return quota
-    for line in lines:
-        controllers, path = ([*line.split(":", 2), "", ""])[1:3]
-        if controllers == "":
-            base = Path("/sys/fs/cgroup")
-        elif "cpu" in controllers.split(","):
-            base = Path("/sys/fs/cgroup/cpu")
-        else:
-            continue
-        group = base / path.lstrip("/")
-        for folder in (group, *group.parents):
-            quota = min(quota, _quota_of(folder))
-            if folder == base:
-                break
-    return quota
+    """CPU seconds per second that the process's cgroup and those above it grant; infinity without a limit."""
+    return min(map(_quota_of, cgroups.folders("cpu")), default=inf)
 
 
 def _quota_of(folder: Path) -> float:

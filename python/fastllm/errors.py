@@ -45,8 +45,16 @@ class ContextError(FastLLMError, ValueError):
     """More tokens than the context holds."""
 
 
+class CacheFullError(ContextError):
+    """The keys and values of all texts together would exceed the limit of the KV cache."""
+
+
 class CheckpointWarning(UserWarning):
     """A part of a model file is not used, though a user might expect it to be."""
+
+
+class CacheWarning(UserWarning):
+    """Prompts are not kept on disk, because the folder for them cannot be written."""
 
 
 @contextmanager

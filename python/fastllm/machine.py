@@ -1,4 +1,4 @@
-"""What this machine can do: threads, read bandwidth, and the peak of its int8 instructions."""
+"""What this machine can do: threads, free memory, read bandwidth, and the peak of its int8 instructions."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import time
 from math import inf
 from pathlib import Path
 
-from fastllm import _core
+from fastllm import _core, cgroups
 from fastllm.cores import core_count
 from fastllm.errors import OptionError
 
 MOST_THREADS = 1024
+_LEAST_KV = 64 << 20  # bytes of keys and values that are always allowed
+_UNKNOWN_KV = 1 << 30  # where the system does not say how much memory is free
+_MEMORY = Path("/proc/meminfo")
 _LEAST_READ, _MOST_READ = 64 << 20, 512 << 20  # bytes that one pass over memory reads
 
 
@@ -52,6 +55,54 @@ def check_threads(threads: int | None) -> int:
     except OSError as error:
         raise OptionError(f"{threads} threads cannot be started: {error.strerror}; ask for fewer") from None
     return threads
+
+
+def kv_bytes_default() -> tuple[int, str]:
+    """The most bytes that keys and values of a model may take unless the user says so, and the reason, for people.
+
+    Half of the memory that is free now: of the machine, or of the process's cgroups where that is less.
+    """
+    free, why = _free_memory(), "half of the free memory"
+    for folder in cgroups.folders("memory"):
+        if (left := _memory_left(folder)) < free:
+            free, why = left, "half of what the cgroup's memory limit leaves"
+    if free == inf:
+        return _UNKNOWN_KV, "the system does not say how much memory is free"
+    return max(_LEAST_KV, int(free) // 2), why
+
+
+def _free_memory() -> float:
+    """Bytes that programs can take without swapping, page cache that can be dropped included; infinity if unknown."""
+    try:
+        lines = _MEMORY.read_text().splitlines()
+        return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), inf)
+    except (OSError, ValueError, IndexError):
+        pass
+    try:  # macOS says how much there is, not how much is free
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return inf
+
+
+def _memory_left(folder: Path) -> float:
+    """Bytes that one cgroup, of version 2 or 1, still grants; infinity without a limit.
+
+    Of the page cache, which counts as used, the part that was not read for long can be dropped: inactive_file.
+    """
+    version_2 = (folder / "memory.max").exists()
+    limit, used, cached = (
+        ("memory.max", "memory.current", "inactive_file")
+        if version_2
+        else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    )
+    try:
+        granted = (folder / limit).read_text().strip()
+        if granted == "max":
+            return inf
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0, int(granted) - int((folder / used).read_text()) + int(counts.get(cached, 0)))
+    except (OSError, ValueError):
+        return inf
 
 
 def read_bandwidth(threads: int, *, data: memoryview | None = None, repeats: int = 3) -> float:

@@ -37,40 +37,6 @@ void test_sampler(void) {
     fl_draw_scratch_free(work);
 }
 
-// Pages that come and go: aligned, apart from each other, and whole for as long as they are taken.
-void test_pool(void) {
-    enum { PAGES = 64 };
-    static const size_t sizes[] = {64, 1000, 300000, 2 << 20, (4 << 20) + 64};
-    for (size_t j = 0; j < sizeof sizes / sizeof *sizes; j++) {
-        const size_t bytes = sizes[j], most = bytes < 100000 ? PAGES : 9;
-        unsigned char *pages[PAGES];
-        size_t n = 0;
-        fl_pool *pool;
-        describe("pool of pages of %zu bytes", bytes);
-        int ok = fl_pool_new(bytes, &pool) == FL_OK, whole = 1;
-        for (size_t turn = 0; ok && turn < 400; turn++) {
-            // Up to all of them and down to none, several times.
-            if (n < most && (n == 0 || between(0, 9) < (turn % 100 < 50 ? 8u : 2u))) {
-                void *page;
-                ok = fl_pool_take(pool, &page) == FL_OK && (uintptr_t)page % FL_ALIGN == 0;
-                pages[n] = page;
-                memset(page, (int)(turn % 251), 8);
-                memset(pages[n] + bytes - 8, (int)(turn % 251), 8);
-                n++;
-            } else {
-                const size_t i = between(0, n - 1);
-                for (size_t b = 0; b < 8; b++)
-                    whole &= pages[i][b] == pages[i][bytes - 1 - b] && pages[i][b] == pages[i][0];
-                fl_pool_give(pool, pages[i]);
-                pages[i] = pages[--n];
-            }
-        }
-        expect(ok, "pages");
-        expect(whole, "what a page holds");
-        fl_pool_free(pool);
-    }
-}
-
 enum { SEQUENCES = 2, VOCAB = 27, LOGITS = 32, LONGEST = 75, DIM = 44, HEAD = 10, HEADS = 6, KV = 2, LAYERS = 2,
        SEGMENT = 13 }; // where the second segment begins
 static const size_t lengths[SEQUENCES] = {LONGEST, 20};
@@ -108,19 +74,49 @@ static fl_matrix stack(fl_type type, size_t count, size_t d, size_t n) {
 
 static fl_norm norm(int bias) { return (fl_norm){vector(DIM), bias ? vector(DIM) : NULL}; }
 
+enum { PAGES = (LONGEST + FL_PAGE - 1) / FL_PAGE };
+
+// The pages of one sequence, one table for each kind of layers.
+typedef struct pages {
+    void *page[LAYERS][PAGES];
+    void *const *table[LAYERS];
+} pages;
+
+static void take_pages(const fl_model *m, fl_pool *pool, pages *p) {
+    for (size_t kind = 0; kind < m->n_kinds; kind++) {
+        p->table[kind] = p->page[kind];
+        for (size_t i = 0; i < PAGES; i++) {
+            fl_page page;
+            if (fl_pool_take(pool, kind, &page)) abort();
+            p->page[kind][i] = fl_pool_data(pool, page);
+            poison(p->page[kind][i], fl_kv_page_bytes(m, kind));
+        }
+    }
+}
+
+// Takes away what tokens from position `pos` on do not see.
+static void forget_pages(const fl_model *m, size_t pos, pages *p) {
+    for (size_t kind = 0; kind < m->n_kinds; kind++) {
+        const size_t window = m->kinds[kind].window;
+        for (size_t i = 0; i < PAGES; i++)
+            if (window > 0 && (i + 1) * FL_PAGE + window <= pos + 1) p->page[kind][i] = NULL;
+    }
+}
+
 // Runs all sequences, `chunk` tokens of each at a time, and returns the logits of every token: (SEQUENCES, LONGEST,
 // LOGITS). The first sequence has the last token of the vocabulary at `broken`, and nowhere else.
 static void run_forward(const fl_model *m, size_t threads, size_t chunk, size_t broken,
                         float (*logits)[LONGEST][LOGITS]) {
     static int32_t tokens[SEQUENCES][LONGEST];
     float *some = take(SEQUENCES * LONGEST * LOGITS * sizeof *some);
-    void *pages[SEQUENCES][2];
+    pages of[SEQUENCES];
     fl_pool *pool;
     fl_scratch *scratch;
-    if (fl_pool_new(fl_kv_page_bytes(m), &pool) || fl_scratch_new(&scratch)) abort();
+    size_t page_bytes[LAYERS];
+    for (size_t kind = 0; kind < m->n_kinds; kind++) page_bytes[kind] = fl_kv_page_bytes(m, kind);
+    if (fl_pool_new(m->n_kinds, page_bytes, &pool) || fl_scratch_new(&scratch)) abort();
     for (size_t i = 0; i < SEQUENCES; i++) {
-        for (size_t j = 0; j < 2; j++)
-            if (fl_pool_take(pool, &pages[i][j])) abort();
+        take_pages(m, pool, &of[i]);
         for (size_t t = 0; t < LONGEST; t++) tokens[i][t] = (int32_t)((7 * t + 11 * i + t * t) % (VOCAB - 1));
     }
     if (broken < LONGEST) tokens[0][broken] = VOCAB - 1;
@@ -131,10 +127,11 @@ static void run_forward(const fl_model *m, size_t threads, size_t chunk, size_t 
             const size_t left = lengths[i] - pos, count = left < chunk ? left : chunk;
             const size_t before = pos < SEGMENT ? SEGMENT - pos : 0;
             const size_t segment = m->config.second_segment && before < count ? before : count;
-            spans[n++] = (fl_span){tokens[i] + pos, count, pos, pages[i], 2, count, segment};
+            forget_pages(m, pos, &of[i]);
+            spans[n++] = (fl_span){tokens[i] + pos, count, pos, of[i].table, PAGES, count, segment};
         }
         const fl_outputs out = {.logits = some};
-        expect(fl_forward(m, scratch, spans, n, threads, &out) == FL_OK, "forward");
+        expect(fl_forward(m, scratch, spans, n, threads, NULL, &out) == FL_OK, "forward");
         for (size_t i = 0; i < n; row += spans[i].n, i++)
             memcpy(logits[i][pos], some + row * LOGITS, spans[i].n * LOGITS * sizeof *some);
     }
@@ -144,7 +141,7 @@ static void run_forward(const fl_model *m, size_t threads, size_t chunk, size_t 
 }
 
 // A plain Llama.
-static fl_model llama(fl_type type, fl_layer *layers) {
+static fl_model llama(fl_type type, fl_layer *layers, fl_kind *kinds) {
     enum { HIDDEN = 116 };
     for (size_t i = 0; i < LAYERS; i++)
         layers[i] = (fl_layer){
@@ -158,13 +155,13 @@ static fl_model llama(fl_type type, fl_layer *layers) {
                    .attn_scale = 0.3125f, .causal = 1, .rope_scale = 1, .logit_scale = 1, .embed_scale = 1,
                    .residual_scale = 1, .mask_token = -1, .pad_token = -1},
         .embed = matrix(type, VOCAB, DIM, 1, 0), .head = matrix(type, VOCAB, DIM, 1, 0), .final_norm = norm(0),
-        .rope_freqs = {vector(4)}, .layers = layers};
+        .rope_freqs = {vector(4)}, .layers = layers, .kinds = kinds};
 }
 
 // Most of what other families have: experts, windows, two rotations, norms everywhere, biases, caps, factors.
-static fl_model rich(fl_type type, fl_layer *layers) {
+static fl_model rich(fl_type type, fl_layer *layers, fl_kind *kinds) {
     enum { EXPERTS = 19, WIDTH = 21 };
-    fl_model m = llama(type, layers);
+    fl_model m = llama(type, layers, kinds);
     m.config.act = FL_GELU_ERF;
     m.config.norm = FL_LAYER_NORM;
     m.config.qk_norm = FL_QK_HEAD;
@@ -185,7 +182,7 @@ static fl_model rich(fl_type type, fl_layer *layers) {
     for (size_t i = 0; i < LAYERS; i++) {
         fl_layer *l = &layers[i];
         l->rope = i + 1;
-        l->window = i == 0 ? 20 : 0;
+        l->window = i == 0 ? 5 : 0;
         l->q_norm = vector(HEADS * HEAD);
         l->k_norm = vector(KV * HEAD);
         l->wq.bias = vector(HEADS * HEAD);
@@ -240,7 +237,8 @@ void test_forward(void) {
     for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++) {
         const fl_type type = kinds[kind].weights;
         fl_layer layers[LAYERS];
-        fl_model m = kinds[kind].rich ? rich(type, layers) : llama(type, layers);
+        fl_kind of_layers[LAYERS];
+        fl_model m = kinds[kind].rich ? rich(type, layers, of_layers) : llama(type, layers, of_layers);
         m.kv_type = kinds[kind].kv;
         m.config.causal = kinds[kind].causal;
         for (size_t number = 0; number < 8 * n_isas; number++) {

@@ -1,16 +1,15 @@
 """Conversations become the ids of transformers' apply_chat_template; templates are found, and turns end."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastllm import TokenizerError
-from fastllm.chat import ChatTemplate, Llama2Chat, TemplateChat, start_chat
+from fastllm import OptionError, TokenizerError
+from fastllm.chat import ChatTemplate
 from fastllm.tokenizer import decode, find, from_blob
-from helpers import vocabularies, writers
+from helpers import vocabularies
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("jinja2")
@@ -68,6 +67,56 @@ def test_ids_are_those_of_transformers(pair, data):
         assert ours.render(messages, add_generation_prompt=prompt) == text
         expected = library(text, add_special_tokens=False)["input_ids"]
         assert ours.encode(messages, add_generation_prompt=prompt) == expected
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_a_message_to_continue(pair, data):
+    """The text ends where transformers cuts it, or both refuse: where a template drops a part of the message."""
+    ours, library = pair
+    texts = data.draw(st.lists(contents, min_size=1, max_size=3))
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    try:
+        text = library.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    except ValueError:
+        with pytest.raises(OptionError, match=r"^continue_final_message: "):
+            ours.render(messages, continue_final_message=True)
+        with pytest.raises(OptionError, match=r"^continue_final_message: "):
+            ours.encode(messages, continue_final_message=True)
+        return
+    assert ours.render(messages, continue_final_message=True) == text
+    expected = library(text, add_special_tokens=False)["input_ids"]
+    assert ours.encode(messages, continue_final_message=True) == expected
+
+
+def test_parts_to_continue(tmp_path):
+    """The last part that is a text is continued."""
+    vocabularies.byte_level(vocabularies.gpt2_split()).save(str(tmp_path / "tokenizer.json"))
+    source = "{% for m in messages %}{% for part in m.content %}{{ part.text or part.type }}|{% endfor %}{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(source)
+    ours, library = ChatTemplate(find(tmp_path, 2000)), transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b "}, {"type": "x"}]}
+    ]
+    text = library.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    assert ours.render(messages, continue_final_message=True) == text == "a |b "
+    for content in ([{"type": "x"}], [], None):
+        with pytest.raises(OptionError, match="continue_final_message: the last message has no text"):
+            ours.render([{"role": "user", "content": content, "name": "n"}], continue_final_message=True)
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_a_continued_message_writes_no_special_tokens(pair, data):
+    ours, library = pair
+    text = data.draw(st.lists(st.sampled_from([*HOSTILE, "\ufdd2", "\ufdd2 "]), max_size=8).map("".join))
+    special = {library.convert_tokens_to_ids(text) for text in vocabularies.SPECIAL}
+
+    def written(content):
+        ids = ours.encode([{"role": "user", "content": content}], continue_final_message=True)
+        return [i for i in ids if i in special]
+
+    assert written(f"x{text}x") == written("x")
 
 
 def test_what_the_template_reads(pair):
@@ -249,45 +298,3 @@ def test_an_end_that_is_none():
     ends = from_blob("gguf", vocabularies.gguf_bytes(library, "gpt-2")).ends
     found = [library.token_to_id(text) in ends for text in ("<|end|>", "<|return|>", "<|call|>")]
     assert found == [False, True, True]
-
-
-# ---- conversations ---------------------------------------------------------------------------------------------------
-
-
-def model(tokenizer):
-    def tokenize(text):
-        return [1, *tokenizer.encode(text)]
-
-    return SimpleNamespace(tokenizer=tokenizer, chat_stop=(1, *tokenizer.ends), tokenize=tokenize, path="model")
-
-
-def test_a_conversation(tmp_path):
-    vocabularies.byte_level(vocabularies.gpt2_split()).save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**CONFIG, "chat_template": CHATML}))
-    tokenizer = find(tmp_path, 2000)
-    chat = start_chat(model(tokenizer), "Be brief.")
-    assert isinstance(chat, TemplateChat)
-    end = tokenizer.token_id("<|im_end|>")
-    assert {1, end, tokenizer.token_id("</s>")} <= set(chat.stop)
-    first = list(chat.say("hello"))
-    assert decode(tokenizer, first) == "system\nBe brief.\nuser\nhello\nassistant\n"
-    chat.reply([*tokenizer.encode("the ocean"), end])
-    again = chat.say("and?")
-    assert again[: len(first)] == first  # the next turn's prompt begins with this one's, so that the cache has it
-    assert decode(tokenizer, again[len(first) :]) == "the ocean\nuser\nand?\nassistant\n"
-
-
-def test_llama_2():
-    tokenizer = from_blob("llama2.c", writers.tokenizer_bin(writers.tokenizer_words()))
-    chat = start_chat(model(tokenizer), "Be brief.")
-    assert isinstance(chat, Llama2Chat)
-    first = [1, *tokenizer.encode("[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nhi [/INST]")]
-    assert chat.say("hi") == first
-    chat.reply([7, 8])
-    assert chat.say("so") == [*first, 7, 8, 2, 1, *tokenizer.encode("[INST] so [/INST]")]
-
-
-def test_no_template(tmp_path):
-    vocabularies.byte_level(vocabularies.gpt2_split()).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(TokenizerError, match=r"model has no chat template: neither tokenizer_config\.json, .*GGUF"):
-        start_chat(model(find(tmp_path, 2000)))

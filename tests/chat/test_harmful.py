@@ -151,11 +151,11 @@ def test_messages_that_are_refused(tmp_path):
     with pytest.raises(OptionError, match="role 'end'"):
         ours.render([{"role": "end", "content": "hi"}])
     for method in (ours.encode, ours.render):
-        with pytest.raises(OptionError, match="a object"):
+        with pytest.raises(OptionError, match="type object"):
             method([{"role": "user", "content": object()}])
         with pytest.raises(OptionError, match="at least one message"):
             method([])
-        with pytest.raises(OptionError, match="a message is a str"):
+        with pytest.raises(OptionError, match=r"messages\[0\] is a str"):
             method(["hi"])
 
 

@@ -1,10 +1,9 @@
-"""The command line beside `run`: chat, info, inspect, convert and embed, mistakes, and how fast it starts."""
+"""The command line beside `run` and `chat`: info, inspect, convert and embed, mistakes, and how fast it starts."""
 
 from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -16,44 +15,6 @@ import pytest
 
 from helpers.commands import TINY, fastllm, one_sentence
 from helpers.data import DATA, ROOT
-
-
-def test_chat_answers_each_line() -> None:
-    args = ("chat", str(TINY), "-t", "0", "-y", "Be brief.", "--context", "64")
-    # The weights are random: a turn must be answered, and the end of the context must be said.
-    out, err = fastllm(*args, stdin="hi\n", code=0)
-    assert out.endswith("\n")
-    out, err = fastllm(*args, stdin="hi\n\nand again\n", code=2)
-    assert "context" in one_sentence(err)
-
-
-def test_chat_replies_are_as_long_as_asked() -> None:
-    args = ("chat", str(TINY), "-t", "0")
-    short, longer, whole = (
-        fastllm(*args, *more, stdin="hi\nand\n" if more else "hi\n", code=0)[0].split("\n")[0]
-        for more in (("-n", "2"), ("--max-tokens", "5"), ())
-    )
-    assert whole.startswith(longer)
-    assert longer.startswith(short)
-    assert 0 < len(short) < len(longer) < len(whole)
-
-
-def test_chat_on_a_terminal_prompts() -> None:
-    leader, follower = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "fastllm", "chat", str(TINY), "-t", "0"],
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-        close_fds=True,
-    ) as process:
-        os.close(follower)
-        seen = b""
-        while b"> " not in seen:
-            seen += os.read(leader, 1024)
-        os.write(leader, b"\x04")  # Ctrl-D
-        assert process.wait(60) == 0
-    os.close(leader)
 
 
 def test_info_says_what_was_built_found_and_chosen() -> None:
@@ -150,7 +111,7 @@ def test_embed_prints_a_line_for_each_text() -> None:
         (["convert", str(TINY), str(TINY)], "it is what would be converted"),
         (["convert", str(TINY), "out", "--version", "1"], "goes with the format llama2c"),
         (["convert", str(TINY)], "OUT"),
-        (["embed", str(TINY), "hi", "--pooling", "sum"], "pooling"),
+        (["embed", str(TINY), "hi", "--pooling", "sum"], "--pooling"),
         (["run", str(TINY), "--revision", "main"], "not a name of the hub"),
         (["run", "nothing.bin"], "nothing.bin does not exist"),
         (["run", "."], "folder"),
@@ -159,11 +120,11 @@ def test_embed_prints_a_line_for_each_text() -> None:
         (["run", "-t", "-1"], "temperature"),
         (["run", "-t", "nan"], "temperature"),
         (["run", "-t", "warm"], "temperature"),
-        (["run", "-p", "1.5"], "top_p"),
-        (["run", "--min-p", "2"], "min_p"),
-        (["run", "--top-k", "-3"], "top_k"),
+        (["run", "-p", "1.5"], "--top-p"),
+        (["run", "--min-p", "2"], "--min-p"),
+        (["run", "--top-k", "-3"], "--top-k"),
         (["run", "-n", "-3"], "-n"),
-        (["run", "--max-tokens", "-3"], "max_tokens"),
+        (["run", "--max-tokens", "-3"], "--max-tokens"),
         (["run", "-n", "3", "--max-tokens", "3"], "not allowed with"),
         (["run", "-s", "-3"], "seed"),
         (["run", "--threads", "0"], "threads"),

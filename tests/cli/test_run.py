@@ -45,7 +45,9 @@ def test_steps_count_the_prompt_and_max_tokens_do_not() -> None:
     assert new["generated_tokens"] == 20
     assert new["text"].startswith(steps["text"])
     # -n N counts the prompt's tokens too, and shows no more than N of them, as llama2.c does.
-    assert fastllm("run", "stories260K.bin", "-n", "1", "-i", "Once upon a time", cwd=STORIES)[0] == "Once\n"
+    out, err = fastllm("run", "stories260K.bin", "-n", "1", "-i", "Once upon a time", cwd=STORIES)
+    assert out == "Once\n"
+    assert err.startswith("fastllm: -n 1 counts the prompt too, and cuts its 5 tokens to 2;")
 
 
 @needs_stories
@@ -106,17 +108,17 @@ def test_guesses_in_a_line_for_people() -> None:
     [
         ("run", ("--draft", str(TINY)), "needs the same"),
         ("run", ("--draft", "nowhere.safetensors"), "nowhere.safetensors does not exist"),
-        ("chat", ("--draft", "nowhere.safetensors"), "nowhere.safetensors does not exist"),
+        ("chat", ("hi", "--draft", "nowhere.safetensors"), "nowhere.safetensors does not exist"),
         ("run", ("--draft", str(TINY.parent)), "3 files of weights and no config.json"),
         ("run", ("--lookup", "--draft", str(TINY)), "not allowed with"),
         ("chat", ("--lookup", "--draft", str(TINY)), "not allowed with"),
-        ("run", ("--draft",), "expected one argument"),
-        ("run", ("--lookup", "--max-tokens", "-1"), "max_tokens must be 0 or more, not -1"),
+        ("run", ("--draft",), "--draft needs a value"),
+        ("run", ("--lookup", "--max-tokens", "-2"), "--max-tokens must be -1 or more, not -2"),
         ("run", ("--lookup", "-n", "-1"), "-n must be 0 or more, not -1"),
     ],
 )
 def test_guesses_that_cannot_be(command: str, options: tuple[str, ...], says: str) -> None:
-    assert says in one_sentence(fastllm(command, str(BUILT_IN), *options, code=2)[1])
+    assert says in one_sentence(fastllm(command, str(BUILT_IN), "hi", *options, code=2)[1])
 
 
 @pytest.mark.parametrize("command", ["run", "chat"])
@@ -135,7 +137,7 @@ def test_a_draft_keeps_keys_and_values_as_the_model_does(
     real = llm.load
     monkeypatch.setattr(llm, "load", load)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    words = [command, str(BUILT_IN), "--draft", str(BUILT_IN), *(("-n", "2") if command == "run" else ())]
+    words = [command, str(BUILT_IN), "--draft", str(BUILT_IN), *(["hi"] if command == "chat" else []), "-n", "2"]
     assert cli.main(words + (["--kv", kv] if kv else [])) in (0, 2)
     assert given == [kv, kv]
 
@@ -200,9 +202,9 @@ import sys, time
 from fastllm import cli
 from fastllm.engine import engine
 step = engine.Engine.forward
-def slow(*args):
+def slow(*args, **options):
     time.sleep(0.02)
-    step(*args)
+    return step(*args, **options)
 engine.Engine.forward = slow
 raise SystemExit(cli.main(sys.argv[1:]))
 """

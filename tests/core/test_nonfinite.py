@@ -9,7 +9,6 @@ import pytest
 import fastllm
 from fastllm import CheckpointError, NumericError, TokenizerError, _core
 from fastllm.decoding import Sampling
-from fastllm.engine.batch import Batch
 from fastllm.llm import LLM
 from fastllm.weights import store
 from fastllm.weights.convert import convert
@@ -112,15 +111,10 @@ def test_the_others_of_a_batch_go_on():
     with pytest.raises(NumericError, match=r"prompt 1 \(and 1 more\): here\.bin") as caught:
         llm.generate_batch(prompts, max_tokens=8, seed=3)
     assert caught.value.texts == alone
-    batch, texts = Batch(llm._engine), [llm.start(p, GREEDY, max_tokens=4, seed=1) for p in prompts]
-    for text in texts:
-        batch.add(text)
-    ended = []
-    while batch:
-        ended += [g for g, token in batch.step() if token is None]
-    assert ended == [texts[1], texts[3]]
+    texts = [llm.start(p, GREEDY, max_tokens=4, seed=1) for p in prompts]
+    llm._scheduler.run(texts)
     assert [g.finish_reason for g in texts] == ["length", "error", "length", "error", "length"]
-    assert [type(g.error) for g in ended] == [NumericError, NumericError]
+    assert [type(g.error) for g in texts] == [type(None), NumericError, type(None), NumericError, type(None)]
 
 
 def test_a_text_that_comes_upon_it():
@@ -154,14 +148,14 @@ def test_wrong_guesses_and_broken_drafts_do_not_matter(temperature):
         def begin(self, prompt):
             pass
 
-        def propose(self, tokens, most):
+        def propose(self, tokens, most, others):
             return [BROKEN] * min(most, 3)
 
         def end(self, tokens):
             pass
 
     generation = llm.start(prompt, Sampling(temperature=temperature), max_tokens=12, seed=4)
-    generation._proposer = Guesser()
+    generation.proposer = Guesser()
     assert list(generation) == plain
     assert generation.proposed > 0
     assert generation.accepted == 0

@@ -1,4 +1,4 @@
-"""Iterating over a Generation: stopping, going on, and iterating from several threads."""
+"""Iterating over a Generation: stopping, going on, closing, and iterating from several threads."""
 
 import itertools
 import threading
@@ -8,7 +8,6 @@ import pytest
 
 from fastllm import OptionError
 from fastllm.decoding import Sampling
-from fastllm.engine.batch import Batch
 
 
 @pytest.fixture(params=["plain", "lookup", "draft"])
@@ -41,7 +40,6 @@ def test_iterators_of_one_generation_are_one(start):
     generation = start()
     one = iter(generation)
     assert [next(one), next(iter(generation)), *itertools.islice(generation, 3)] == whole[:5]
-    one.close()  # closes this iterator; the text can go on
     assert [*one, *generation] == whole[5:]
     pairs = start()
     assert list(zip(pairs, pairs, strict=True)) == list(zip(whole[::2], whole[1::2], strict=True))
@@ -57,50 +55,39 @@ def test_an_iterator_that_is_left_gives_its_sequence_back(llm):
     assert again.cached == len(prompt) - 1
 
 
-def test_a_text_has_one_writer(llm):
-    def start():
-        return llm.start([1, 2, 3], Sampling(), max_tokens=12, seed=5, stop=())
-
-    whole, generation, batch = list(start()), start(), Batch(llm._engine)
+def test_a_closed_text_has_ended(start):
+    generation = start()
     head = list(itertools.islice(generation, 4))
-    batch.add(generation)  # a text that has begun may go on in a batch
-    for other in (batch, Batch(llm._engine)):
-        with pytest.raises(OptionError, match="already"):
-            other.add(generation)
-    with pytest.raises(OptionError, match="batch"):
-        iter(generation)
-    while len(generation.tokens) < 8:
-        batch.step()
-    batch.drop(generation)
-    iterator = iter(generation)
-    middle = [next(iterator)]
-    with pytest.raises(OptionError, match="already"):
-        batch.add(generation)
-    del iterator
-    batch.add(generation)
-    batch.close()
-    assert generation.tokens == whole[:9] == head + generation.tokens[4:8] + middle
-    assert list(generation) == whole[9:]
-    batch.add(generation)  # it has ended
-    assert batch.step() == [(generation, None)]
+    generation.close()
     assert list(generation) == []
+    assert (generation.tokens[:4], generation.finish_reason) == (head, "cancelled")
+    generation.close()
+    ended = start()
+    assert len(list(ended)) == 20
+    ended.close()
+    assert ended.finish_reason == "length"
+    never = start()
+    never.close()
+    assert (list(never), never.tokens, never.finish_reason) == ([], [], "cancelled")
 
 
 def test_two_threads_iterate_over_one_generation(llm):
-    """Of two threads that iterate at once one gets the text and the other an error."""
+    """Of two threads that want its next token at once one gets the text and the other an error."""
     whole = list(llm.start([1, 2], Sampling(), max_tokens=60, seed=5, stop=()))
     for _ in range(10):
         generation, meeting = llm.start([1, 2], Sampling(), max_tokens=60, seed=5, stop=()), threading.Barrier(2)
 
-        def write(generation=generation, meeting=meeting):
+        def write(found, generation=generation, meeting=meeting):
             meeting.wait()
             try:
-                return list(generation)
+                found += generation
             except OptionError:
-                return None
+                found.append("error")
 
+        texts = [[], []]
         with ThreadPoolExecutor(2) as pool:
-            texts = [future.result() for future in [pool.submit(write) for _ in range(2)]]
-        # If the second begins after the text has ended, it gets nothing.
-        assert sorted(texts, key=lambda text: text or []) in ([None, whole], [[], whole])
+            list(pool.map(write, texts))
+        # Each token goes to one of them; one that asks while the other waits for a token stops with the error.
+        tokens = [token for text in texts for token in text if token != "error"]
+        assert sorted(tokens) == sorted(whole)
         assert generation.tokens == whole

@@ -13,7 +13,6 @@ from fastllm.decoding import Sampling
 from fastllm.engine import Generation
 from fastllm.engine.costs import MOST, Costs
 from fastllm.engine.guesses import PromptLookup
-from fastllm.llm import TextStream
 from helpers import writers
 from helpers.architectures import ARCHITECTURES, random_llm
 
@@ -39,7 +38,7 @@ class Scripted:
     def begin(self, prompt):
         pass
 
-    def propose(self, tokens, most):
+    def propose(self, tokens, most, others=0):
         assert list(tokens) == self.text[: len(tokens)]
         assert 0 <= most <= MOST
         guesses = self.text[len(tokens) : len(tokens) + min(most, int(self.rng.integers(0, MOST + 1)))]
@@ -52,7 +51,7 @@ class Scripted:
 class Free(Costs):
     """Costs by which more rows are free, so that every guess is tried."""
 
-    def best(self, chances, each=0.0):
+    def best(self, chances, each=0.0, others=0):
         return max(n for n in (0, 1, 3, 7, 15) if n <= len(chances))
 
 
@@ -83,7 +82,7 @@ def plain(llm, sampling, prompt=PROMPT, **options):
 def guessed(llm, sampling, proposer, prompt=PROMPT, **options):
     """The text that a model writes with the guesses of a given proposer."""
     generation = llm.start(prompt, sampling, **{"max_tokens": 100, "seed": 5, "stop": ()} | options)
-    generation._proposer = proposer
+    generation.proposer = proposer
     tokens = list(generation)
     assert tokens == generation.tokens
     return tokens, generation.finish_reason, generation
@@ -142,12 +141,10 @@ def test_stop_strings_and_what_is_left_in_the_cache(model, seed):
     expected = whole[: whole.index(stop[0])]
 
     def write(proposer):
-        generation = model.start(PROMPT, sampling, max_tokens=100, seed=seed, stop=())
-        generation._proposer = proposer
-        stream = TextStream(generation, model.tokenizer, stop)
-        text = "".join(stream)
-        stream.close()
-        return text, generation
+        options = sampling._asdict() | {"max_tokens": 100, "seed": seed, "ignore_eos": True}
+        stream = model.generate(PROMPT, stop=stop, stream=True, **options)
+        stream.generation.proposer = proposer
+        return "".join(stream), stream.generation
 
     text, _ = write(None)
     assert text.removeprefix(" ") == expected.removeprefix(" ")
@@ -171,10 +168,9 @@ def test_a_text_closed_between_guesses(model):
     tokens, _ = plain(model, sampling)
     for count in range(1, 12):
         generation = model.start(PROMPT, sampling, max_tokens=100, seed=0, stop=())
-        generation._proposer = Scripted(PROMPT + tokens, count)
-        iterator = iter(generation)
-        assert list(itertools.islice(iterator, count)) == tokens[:count]
-        iterator.close()
+        generation.proposer = Scripted(PROMPT + tokens, count)
+        assert list(itertools.islice(generation, count)) == tokens[:count]
+        generation.close()
         assert plain(model, sampling)[0] == tokens
 
 
@@ -188,7 +184,7 @@ def test_every_architecture(name, dtype):
     tokens, _ = plain(llm, sampling, prompt, max_tokens=90)
     for seed in range(2):
         script = Scripted(prompt + tokens, seed)
-        script.propose = lambda t, most, s=script: [g % 61 for g in Scripted.propose(s, t, most)]
+        script.propose = lambda t, most, others, s=script: [g % 61 for g in Scripted.propose(s, t, most)]
         assert guessed(llm, sampling, script, prompt, max_tokens=90)[0] == tokens
 
 
@@ -290,7 +286,7 @@ def test_a_draft_as_dear_as_its_model_is_not_asked(model):
     Before any forward was timed, the cost of a guess is estimated by the weights that the draft reads.
     """
     generation = model.start(PROMPT, SAMPLINGS["greedy"], max_tokens=40, seed=5, stop=(), draft=model)
-    draft = generation._proposer
+    draft = generation.proposer
     assert len(list(generation)) == 40
     assert (generation.proposed, draft._each) == (0, 0.0)
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import fastllm
 from fastllm import CheckpointError, families
+from fastllm.decoding import DEFAULTS, Sampling
 from fastllm.formats import open_checkpoint
 from fastllm.tensors import at, floats
 from helpers.calls import failure
@@ -35,6 +36,27 @@ def test_a_family_equals_transformers(tmp_path, name):
     assert expected.std() > 0.05
     assert difference(llm.logits(ids), expected) < 1e-4
     assert list(llm.generate(ids[:40], max_tokens=8, temperature=0)) == greedy(model, ids[:40], 8)
+
+
+def test_sampling(tmp_path, monkeypatch):
+    """The sampler parameters that llama.cpp's converter takes from generation_config.json."""
+    close = gguf.GGUFWriter.write_header_to_file
+
+    def with_sampling(writer):
+        writer.add_sampling_temp(0.5)
+        writer.add_sampling_top_k(20)
+        writer.add_sampling_min_p(0.25)
+        writer.add_sampling_penalty_repeat(1.5)
+        writer.add_sampling_penalty_last_n(64)
+        close(writer)
+
+    path = tmp_path / "model.gguf"
+    write(path, "qwen3", model_of("qwen3"), **MODELS["qwen3"][3])
+    assert fastllm.load(path, threads=1).defaults == DEFAULTS
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", with_sampling)
+    write(path, "qwen3", model_of("qwen3"), **MODELS["qwen3"][3])
+    expected = Sampling(temperature=0.5, top_k=20, min_p=0.25, repetition_penalty=1.5, top_p=1)
+    assert fastllm.load(path, threads=1).defaults == expected
 
 
 POOLINGS = {None: "mean", 0: "mean", 1: "mean", 2: "cls", 3: "last"}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fastllm
-from fastllm.chat import start_chat
+from fastllm.chat import Conversation, chat_format
 from fastllm.decoding import DEFAULTS
 
 FOLDER = Path(os.environ.get("FASTLLM_TEST_WEIGHTS", "/nowhere"))
@@ -68,14 +68,16 @@ def test_int8_is_close(path):
 @needs(SMOLLM2)
 def test_chat():
     """Questions that a model of this size can answer, in its own template. f16 holds its weights exactly."""
-    conversation = start_chat(llm := fastllm.load(SMOLLM2, dtype="f16"))
+    llm, conversation = fastllm.load(SMOLLM2, dtype="f16"), Conversation()
+    chat = chat_format(llm)
     for question, word in (("What is the capital of France?", "Paris"), ("And of Italy?", "Rome")):
-        tokens = conversation.say(question)
-        generation = llm.start(tokens, GREEDY, max_tokens=40, seed=0, stop=conversation.stop)
-        reply = list(generation)
+        conversation.say(question)
+        tokens = chat.encode(conversation.messages)
+        generation = llm.start(tokens, GREEDY, max_tokens=40, seed=0, stop=llm.chat_stop)
+        reply = llm.detokenize(list(generation))
         assert generation.finish_reason == "stop"
-        assert word in llm.detokenize(reply)
-        conversation.reply(reply)
+        assert word in reply
+        conversation.messages.append({"role": "assistant", "content": reply})
 
 
 def log_softmax(logits):

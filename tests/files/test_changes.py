@@ -66,7 +66,6 @@ DURING = """
 import os, sys
 from pathlib import Path
 import fastllm
-from fastllm.engine.batch import Batch
 from fastllm.decoding import Sampling
 path, change, what, threads = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 llm = fastllm.load(path, threads=threads)
@@ -82,12 +81,12 @@ try:
                 change_it()
             assert i < 7, "text from what is in the file now"
     elif what == "batch":
-        batch = Batch(llm._engine)
-        for text in ("Once", "A dog was", "The"):
-            batch.add(llm.start(text, Sampling(temperature=0), max_tokens=50, seed=1))
-        batch.step()
-        change_it()
-        batch.step()
+        texts = [llm.start(t, Sampling(temperature=0), max_tokens=50, seed=1) for t in ("Once", "A dog was", "The")]
+        texts[0].watch = lambda token: len(texts[0].tokens) == 5 and change_it()
+        llm._scheduler.run(texts)
+        assert texts[0].error is texts[2].error
+        assert len(texts[1].tokens) < 7
+        raise texts[1].error
     else:
         rows = llm._engine.logits([5] * 300)
         next(rows)

@@ -173,7 +173,7 @@ def test_long_texts(tmp_path, capsys, monkeypatch, left):
         ("text 1 is empty", lambda llm: llm.embed([[1], []])),
         ("list of texts", lambda llm: llm.embed("a text")),
         ("no token id", lambda llm: llm.embed([[1], [300]])),
-        ("the text is empty", lambda llm: llm.hidden_states([])),
+        ("tokens is empty", lambda llm: llm.hidden_states([])),
     ],
 )
 def test_mistakes(model, said, call):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -291,3 +292,100 @@ def test_a_path_is_no_name(tmp_path, monkeypatch):
     for path in ("./owner/model", "../owner/model", str(tmp_path / "model")):
         with pytest.raises(fastllm.CheckpointError, match="does not exist"):
             fastllm.load(path)
+
+
+def test_pull_says_where_the_model_is(ask, tmp_path):
+    """What pull has downloaded is what other commands run, without a network."""
+    path = ask("pull", "someone/stories/small/model.bin").removesuffix("\n")
+    assert os.path.samefile(path, next((tmp_path / "cache").rglob("snapshots/*/small/model.bin")))
+    assert downloaded(tmp_path) == {"small/model.bin", "small/tokenizer.bin"}
+    words = ("-s", "1", "-n", "20", "-i", "the")
+    here = ask("run", path, *words)
+    assert ask("run", "someone/stories/small/model.bin", *words, HF_HUB_OFFLINE="1") == here
+    folder = ask("pull", "someone/folder").removesuffix("\n")
+    assert sorted(os.listdir(folder)) == ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
+    assert "b" * 40 in ask("pull", "--revision", "old", "someone/stories/small/model.bin")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("someone/nobody", "someone/nobody is neither a file here nor a model on the hub"),
+        ("someone/ggufs", "name a file, such as someone/ggufs/model-Q4.gguf"),
+        (".", ". is a path here, not a name of the hub"),
+        ("nothing", "nothing is no name, not a name of the hub"),
+    ],
+)
+def test_pull_of_what_is_none(ask, name, said):
+    assert said in ask("pull", name, code=2)
+
+
+def test_list_shows_what_is_in_the_cache(ask, tmp_path):
+    """The figures are those of huggingface_hub; each name is one that other commands take."""
+    from huggingface_hub import scan_cache_dir
+
+    assert ask("list") == ""
+    assert json.loads(ask("list", "--json")) == []
+    ask("pull", "someone/stories/small/model.bin")
+    ask("pull", "someone/stories/small/model.bin", "--revision", "old")
+    for name in ("someone/vectors", "someone/sharded", "someone/ggufs/big-00001-of-00002.gguf"):
+        ask("pull", name)
+    ask("pull", "someone/ggufs/model-Q8.gguf")
+    found = {row["name"]: row for row in json.loads(ask("list", "--json", HF_ENDPOINT="http://127.0.0.1:9"))}
+    assert {name: row["type"] for name, row in found.items()} == {
+        "someone/stories/small/model.bin": "llama2.c",
+        "someone/vectors": "safetensors",
+        "someone/sharded": "torch",
+        "someone/ggufs/model-Q8.gguf": "gguf",
+        "someone/ggufs/big-00001-of-00002.gguf": "gguf",
+    }
+    for repo in scan_cache_dir(tmp_path / "cache" / "hub").repos:
+        if repo.repo_id in found:
+            assert found[repo.repo_id]["bytes"] == repo.size_on_disk
+            assert datetime.fromisoformat(found[repo.repo_id]["last_used"]).timestamp() == int(repo.last_accessed)
+    model = found["someone/stories/small/model.bin"]
+    assert model["bytes"] == len(REPOSITORIES["someone/stories"]["main"]["small/model.bin"])
+    assert "a" * 40 in model["path"]
+    parts = found["someone/ggufs/big-00001-of-00002.gguf"]
+    assert parts["bytes"] == len(b"GGUF")  # both parts are the same blob
+    for name in found:
+        ask("pull", name, HF_HUB_OFFLINE="1")
+    table = [line.split("  ") for line in ask("list").splitlines()]
+    assert table[0][0] == "NAME"
+    assert {row[0].strip() for row in table[1:]} == set(found)
+
+
+def test_list_of_a_cache_that_is_damaged(ask, tmp_path):
+    """What is incomplete is said; a folder that is no model's is left out."""
+    hub = tmp_path / "cache" / "hub"
+    ask("pull", "someone/folder")
+    (hub / "models--someone--folder" / "blobs" / "abc.incomplete").write_bytes(b"1")
+    (hub / "models--someone--nothing" / "refs").mkdir(parents=True)
+    (hub / "datasets--someone--texts" / "snapshots" / "1").mkdir(parents=True)
+    (hub / "models--someone--words" / "snapshots" / "1").mkdir(parents=True)
+    (hub / "models--someone--words" / "snapshots" / "1" / "config.json").write_bytes(b"\xff not JSON")
+    (hub / "version.txt").write_text("1")
+    rows = {row["name"]: row["type"] for row in json.loads(ask("list", "--json"))}
+    assert rows == {"someone/folder": "safetensors, not complete", "someone/words": "no weights"}
+
+
+@pytest.mark.parametrize(
+    ("env", "folder"),
+    [
+        ({"HF_HUB_CACHE": "/a"}, "/a"),
+        ({"HUGGINGFACE_HUB_CACHE": "/b"}, "/b"),
+        ({"HF_HOME": "/c"}, "/c/hub"),
+        ({"XDG_CACHE_HOME": "/d"}, "/d/huggingface/hub"),
+        ({"HF_HOME": "~/e"}, "/home/f/e/hub"),
+        ({}, "/home/f/.cache/huggingface/hub"),
+    ],
+)
+def test_the_cache_is_where_the_library_has_it(env, folder):
+    code = "from fastllm.weights.cached import cache_folder; print(cache_folder())"
+    theirs = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "XDG_"))}
+    for words in (code, theirs):
+        done = subprocess.run(
+            [sys.executable, "-c", words], capture_output=True, env=clean | {"HOME": "/home/f"} | env, check=True
+        )
+        assert done.stdout.decode().strip() == folder

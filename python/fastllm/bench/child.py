@@ -104,13 +104,13 @@ def run(llm: LLM, prompts: Sequence[Sequence[int]], gen: int) -> tuple[list[list
 class Lockstep:
     """Texts that advance in step; `new` holds the new tokens of each.
 
-    Unlike in engine.Batch none is written before all have been read, so that both can be timed.
+    Unlike in the scheduler's steps none is written before all have been read, so that both can be timed.
     """
 
     def __init__(self, llm: LLM, prompts: Sequence[Sequence[int]]) -> None:
         self._engine: Engine = llm._engine
         self._prompts = prompts
-        self._sequences = [self._engine.take(prompt) for prompt in prompts]
+        self._sequences = [self._engine.sequence() for _ in prompts]
         size, greedy = llm.config.vocab_size, Sampling(temperature=0)
         self._samplers = [_core.Sampler(size, greedy, seed=0, isa=llm.isa) for _ in prompts]
         self._logits = self._engine.model.logits(len(prompts))

@@ -1,6 +1,17 @@
-"""Conversations as token ids: chat templates, run in a sandbox, and the turns of a talk."""
+"""Conversations as token ids, by chat templates in a sandbox, and replies as thinking and text."""
 
-from fastllm.chat.conversation import Chat, Llama2Chat, TemplateChat, start_chat
-from fastllm.chat.template import ChatTemplate, Message
+from fastllm.chat.conversation import Conversation, Llama2Format, chat_format
+from fastllm.chat.template import ChatTemplate, Message, checked, last_text
+from fastllm.chat.thinking import Thinking, markers
 
-__all__ = ["Chat", "ChatTemplate", "Llama2Chat", "Message", "TemplateChat", "start_chat"]
+__all__ = [
+    "ChatTemplate",
+    "Conversation",
+    "Llama2Format",
+    "Message",
+    "Thinking",
+    "chat_format",
+    "checked",
+    "last_text",
+    "markers",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from fastllm.errors import OptionError, TokenizerError, import_error
@@ -15,6 +15,7 @@ _ROLES = ("system", "developer", "user", "assistant", "model", "tool", "function
 # Special tokens that occur inside messages are put between these while the template runs. Both are noncharacters, which
 # Unicode reserves for such internal use.
 _MARK, _END = "\ufdd0", "\ufdd1"
+_CONTINUED = "\ufdd2"  # stands after the text that the model is to continue, with a space, which a template may trim
 
 
 class ChatTemplate:
@@ -46,22 +47,39 @@ class ChatTemplate:
         self._named = _Marker([*tokenizer.special, *named])
         self.stop = tokenizer.ends
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object) -> str:
+    def reads(self, variable: str) -> bool:
+        """Whether the template has the name of a variable, such as enable_thinking; else it has no effect."""
+        return re.search(rf"\b{re.escape(variable)}\b", self._source + self._with_tools) is not None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: object,
+    ) -> str:
         """The text of a conversation. add_generation_prompt: whether to begin the model's turn at the end.
 
-        variables: other inputs of the template, such as tools or enable_thinking. Raises TokenizerError where the
-        template cannot be run, OptionError where it refuses the messages.
+        continue_final_message: ends the text after the content of the last message instead, for the model to continue
+        it. variables: other inputs of the template, such as tools or enable_thinking. Raises TokenizerError where the
+        template cannot be run, OptionError for messages that are none, and where it refuses them.
         """
-        plain = [_plain(message) for message in _checked(messages)]
-        return self._run(plain, add_generation_prompt, _plain(variables))
+        plain = [_plain(message) for message in checked(messages)]
+        return self._run(plain, add_generation_prompt, continue_final_message, _plain(variables))
 
     def encode(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: object,
     ) -> list[int]:
         """The ids of the text that `render` writes, without a prefix or suffix. Raises like `render`."""
-        marked = [self._marked_message(message) for message in _checked(messages)]
+        marked = [self._marked_message(message) for message in checked(messages)]
         extra = {name: self._named.mark(value) for name, value in variables.items()}
-        text = self._run(marked, add_generation_prompt, extra)
+        text = self._run(marked, add_generation_prompt, continue_final_message, extra)
         ids: list[int] = []
         # Odd parts were marked. A lone mark or end is left where a template has cut a message in two.
         for i, part in enumerate(re.split(f"{_MARK}([^{_MARK}{_END}]*){_END}", text)):
@@ -72,15 +90,27 @@ class ChatTemplate:
                 ids += self._tokenizer.encode(piece, special=True, start=not ids)
         return ids
 
-    def _run(self, messages: list[Message], add_generation_prompt: bool, variables: Mapping[str, object]) -> str:
+    def _run(
+        self,
+        messages: list[Message],
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        variables: Mapping[str, object],
+    ) -> str:
         try:
             from fastllm.chat._sandbox import render
         except (ImportError, OSError) as error:
             missing = TokenizerError("a chat template needs jinja2: pip install 'fastllm[hf]'")
             raise import_error(error, "jinja2", missing) from None
+        last = ""
+        if continue_final_message:
+            last = last_text(messages[-1])
+            messages = [*messages[:-1], _open(messages[-1])]
+            add_generation_prompt = False
         known = {"add_generation_prompt": add_generation_prompt, "tools": None, "documents": None, **variables}
         source = self._source if known["tools"] is None else self._with_tools
-        return render(source, {**self._tokenizer.roles, **known, "messages": [_completed(m) for m in messages]})
+        text = render(source, {**self._tokenizer.roles, **known, "messages": [_completed(m) for m in messages]})
+        return _cut(text, last) if continue_final_message else text
 
     def _marked_message(self, message: Message) -> Message:
         marker = self._control if message.get("role") == "assistant" else self._named
@@ -94,16 +124,57 @@ class ChatTemplate:
         return ids
 
 
-def _checked(messages: Sequence[Message]) -> Sequence[Message]:
-    if not messages:
-        raise OptionError("a conversation has at least one message")
-    for message in messages:
+def checked(messages: Any) -> Sequence[Message]:
+    """Messages as a list. Raises OptionError for what is none, naming the message by its index."""
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
+        what = "one message" if isinstance(messages, Mapping) else f"a {type(messages).__name__}"
+        raise OptionError(f"messages must be a list of messages, each a dict with a role and a content, not {what}")
+    listed = list(messages)
+    if not listed:
+        raise OptionError("messages is empty: a conversation has at least one message")
+    for i, message in enumerate(listed):
         if not isinstance(message, Mapping):
-            raise OptionError(f"a message is a {type(message).__name__}, not a role and a content by name")
+            raise OptionError(f"messages[{i}] is a {type(message).__name__}, not a dict with a role and a content")
         if message.get("role") not in _ROLES:
             # Templates write roles next to special tokens, or make special tokens of them: only known ones pass.
-            raise OptionError(f"a message has the role {message.get('role')!r}; roles are {', '.join(_ROLES)}")
-    return messages
+            role = f"the role {message['role']!r}"[:60] if "role" in message else "no role"
+            raise OptionError(f"messages[{i}] has {role}; roles are {', '.join(_ROLES)}")
+        if all(value is None for key, value in message.items() if key != "role"):
+            raise OptionError(f"messages[{i}] has no content")
+        content = message.get("content")
+        if content is not None and not isinstance(content, (str, list, tuple)):
+            raise OptionError(f"messages[{i}] has a content of type {type(content).__name__}, not a text or a list")
+    return listed
+
+
+def last_text(message: Message) -> str:
+    """The content of a message, or its last part that is a text. Raises OptionError for a message without a text."""
+    content = message.get("content")
+    for part in [content] if isinstance(content, str) else reversed(content or ()):
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if isinstance(text, str):
+            return text
+    raise OptionError("continue_final_message: the last message has no text that could be continued")
+
+
+def _open(message: Message) -> Message:
+    """A message with _CONTINUED and a space after its last text."""
+    content, end = message["content"], f"{_CONTINUED} "
+    if isinstance(content, str):
+        return {**message, "content": content + end}
+    parts = list(content)
+    at = max(i for i, part in enumerate(parts) if isinstance(part, str) or isinstance(part.get("text"), str))
+    parts[at] = parts[at] + end if isinstance(parts[at], str) else {**parts[at], "text": parts[at]["text"] + end}
+    return {**message, "content": parts}
+
+
+def _cut(text: str, last: str) -> str:
+    """A conversation's text up to _CONTINUED, cut as transformers does. last: the message's text that ends there."""
+    at = text.rfind(_CONTINUED)
+    if at < 0 or last.strip() not in text:
+        raise OptionError("continue_final_message: the chat template changes or omits the end of the last message")
+    # Where the template has trimmed the space after it, it trims the end of the message too.
+    return text[:at] if text.startswith(f"{_CONTINUED} ", at) else text[:at].rstrip()
 
 
 def _completed(message: Message) -> Message:
@@ -142,7 +213,7 @@ class _Marker:
         return _plain(value, self._text)
 
     def _text(self, text: str) -> str:
-        text = text.replace(_MARK, "\ufffd").replace(_END, "\ufffd")
+        text = re.sub(f"[{_MARK}{_END}{_CONTINUED}]", "\ufffd", text)
         # Templates trim messages, so marks go inside of the spaces around a text.
         body = text.strip()
         before, after = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :] if body else ""

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fastllm.cli.lines import in_line, in_parts, lines
+from fastllm.cli.lines import in_line, in_parts, lines, token_texts
 from fastllm.cli.options import load_model, model_options
 
 if TYPE_CHECKING:
@@ -43,10 +43,7 @@ def run(args: argparse.Namespace) -> int:
 def _write_tokens(llm: LLM, text: str, *, as_json: bool) -> None:
     """A line for each token of a text, and an empty one."""
     ids, scores = llm.token_classify(text)
-    words = llm.tokenizer
-    special, pieces = {words.token_id(token): token for token in words.special}, words.stream().pieces
-    shown = [special.get(i) or (pieces[i].decode("utf-8", "replace") if i < len(pieces) else "") for i in ids]
-    _write_labels(llm, shown, scores, as_json=as_json)
+    _write_labels(llm, token_texts(llm, ids), scores, as_json=as_json)
     if not as_json:
         print()
 

@@ -66,6 +66,8 @@ def _of_stored(stored: Stored) -> _Contents:
     header = stored.config.to_json()
     if embedding := stored.embedding.to_json():
         header["embedding"] = embedding
+    if stored.sampling:
+        header["sampling"] = dict(stored.sampling)
     if stored.source:
         header["source"] = stored.source
     if stored.classifier is not None:
@@ -90,7 +92,10 @@ def _of_checkpoint(path: Path) -> _Contents:
     as_read = " as they are read" if any(t.stored and not t.raw for t in checkpoint.tensors.values()) else ""
     unused, refusal = frozenset[str](), ""
     try:
-        unused = frozenset(families.recipe(quantized.dequantized(checkpoint)).unused)
+        recipe = families.recipe(quantized.dequantized(checkpoint))
+        unused = frozenset(recipe.unused)
+        if recipe.sampling:
+            header["sampling"] = recipe.sampling
     except CheckpointError as error:
         refusal = str(error)
     return _Contents(checkpoint.format, header, rows, checkpoint.tokenizer, as_read, unused, refusal)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from fastllm.errors import FastLLMError
+from fastllm.errors import FastLLMError, OptionError
+
+if TYPE_CHECKING:
+    from fastllm.llm import LLM
 
 
 def write(text: str) -> None:
@@ -14,7 +18,11 @@ def write(text: str) -> None:
 
 
 def lines() -> list[str]:
-    return [without_end(line) for line in sys.stdin]
+    """The lines of stdin. Raises OptionError where it cannot be read."""
+    try:
+        return [without_end(line) for line in sys.stdin]
+    except OSError as error:
+        raise OptionError(f"stdin cannot be read: {error.strerror}") from None
 
 
 def without_end(line: str) -> str:
@@ -37,6 +45,13 @@ def in_parts(texts: Sequence[str], what: str, size: int, write: Callable[[Sequen
             write(part[: error.text])
             said = str(error).replace(f"text {error.text}", f"{what} {start + error.text + 1}", 1)
             raise type(error)(said.replace("truncate=True", "--truncate")) from None
+
+
+def token_texts(llm: LLM, ids: Iterable[int]) -> list[str]:
+    """The text of each token by itself, special ones as they are written; of a part of a character, U+FFFD."""
+    words = llm.tokenizer
+    special, pieces = {words.token_id(token): token for token in words.special}, words.stream().pieces
+    return [special.get(i) or (pieces[i].decode("utf-8", "replace") if i < len(pieces) else "") for i in ids]
 
 
 def in_line(text: str) -> str:

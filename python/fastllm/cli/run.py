@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fastllm.cli.lines import write
+from fastllm.cli.lines import token_texts, write
 from fastllm.cli.options import (
+    bias_of,
+    cache_options,
     guessing_options,
     load_draft,
     load_model,
@@ -16,108 +21,204 @@ from fastllm.cli.options import (
     sampling_options,
     seed_of,
 )
+from fastllm.cli.prompt import prompt_of, prompt_options
 from fastllm.errors import OptionError
 
 if TYPE_CHECKING:
-    from fastllm.engine import Generation
-    from fastllm.llm import LLM
+    from fastllm.engine import Logprob
+    from fastllm.llm import LLM, ChatStream, Text, TextStream
+
+_NEW_TOKENS = 256
 
 
 def options(run: argparse.ArgumentParser) -> None:
-    run.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help="a checkpoint, or its name on the hub; without, a built-in storyteller",
-    )
-    run.add_argument("-i", "--prompt", default="", metavar="TEXT", help="text to continue")
-    length = run.add_mutually_exclusive_group()
-    length.add_argument(
-        "-n",
-        "--steps",
+    run.add_argument("model", nargs="?", metavar="MODEL", help="a file, a folder or a name of the hub (built-in)")
+    prompt_options(run)
+    run.add_argument("--chat", action="store_true", help="answer the prompt, in the format of the chat template")
+    run.add_argument("--special", action="store_true", help="special tokens written in the prompt are no text")
+    length = run.add_argument_group("length")
+    most = length.add_mutually_exclusive_group()
+    most.add_argument(
+        "--max-tokens",
         type=int,
         metavar="N",
-        help="stop after N tokens in all, the prompt's included; 0 is the context's end (default 256; built-in: 0)",
+        help="write at most N new tokens; -1: to the end of the context (256; built-in and --chat: -1)",
     )
-    length.add_argument("--max-tokens", type=int, metavar="N", help="write at most N new tokens")
-    model_options(run)
+    most.add_argument(
+        "-n", "--steps", type=int, metavar="N", help="as in llama2.c: N tokens in all, the prompt's too; 0 is no limit"
+    )
+    length.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; \\n is a line end"
+    )
+    length.add_argument("--min-tokens", type=int, default=0, metavar="N", help="no end before N new tokens")
+    length.add_argument("--ignore-eos", action="store_true", help="go on where the model ends its text")
     sampling_options(run)
+    output = run.add_argument_group("output")
+    output.add_argument("--n", type=int, default=1, metavar="N", help="write N texts, of seeds from -s on")
+    output.add_argument("--json", action="store_true", help="print a JSON object for each text, in a line at its end")
+    output.add_argument("--logprobs", type=int, metavar="K", help="list log probabilities, with the K likeliest tokens")
     guessing_options(run)
-    run.add_argument("--json", action="store_true", help="print one JSON object at the end instead of text")
+    cache_options(run)
+    model_options(run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastllm.llm import TextStream
-    from fastllm.tokenizer import decode
-
-    sampling, seed = sampling_of(args), seed_of(args)
+    _check(args)
+    sampling, prompt = sampling_of(args), prompt_of(args) or ""
+    if args.chat and not prompt:
+        raise OptionError("--chat needs a message: TEXT, -i, --file or stdin")
     llm = load_model(args)
-    tokens = llm.tokenize(args.prompt)
-    max_tokens = args.max_tokens
-    if max_tokens is None:
-        steps = args.steps
-        if steps is None:
-            steps = 0 if args.model is None else 256
-        if steps < 0:
-            raise OptionError(f"-n must be 0 or more, not {steps}")
-        if steps > 0:
-            # As llama2.c counts: each step takes one token and shows the next.
-            tokens = tokens[: steps + 1]
-            max_tokens = steps + 1 - len(tokens)
-    draft = load_draft(args)
-    generation = llm.start(tokens, sampling, max_tokens=max_tokens, seed=seed, lookup=args.lookup, draft=draft)
-    prompt = decode(llm.tokenizer, tokens)
-    pieces = TextStream(generation, llm.tokenizer, ())
-    text, interrupted = [], False
-    try:
-        if not args.json:
-            write(prompt)
-        for piece in pieces:
-            text.append(piece)
-            if not args.json:
-                write(piece)
-    except KeyboardInterrupt:
-        interrupted = True
-    speed = _speed(llm, generation)
-    if args.lookup or draft:
-        speed |= {"proposed_tokens": generation.proposed, "accepted_tokens": generation.accepted}
+    asked, shown, max_tokens = _prompt(args, llm, prompt)
+    given: dict[str, Any] = {
+        **sampling,
+        "logit_bias": bias_of(args, llm),
+        "seed": seed_of(args),
+        "max_tokens": max_tokens,
+        "min_tokens": args.min_tokens,
+        "ignore_eos": args.ignore_eos,
+        "stop": [_unescaped(stop) for stop in args.stop],
+        "logprobs": args.logprobs,
+        "lookup": args.lookup,
+        "draft": load_draft(args),
+    }
+    code, thinking = 0, None
+    if args.chat:
+        answer = llm.chat(prompt, stream=True, **given)
+        code = _write(answer, args)
+        texts = [answer.message["content"]]
+        thinking = answer.message.get("reasoning_content")
+    elif args.n == 1:
+        stream = llm.generate(asked, stream=True, special=args.special, **given)
+        write("" if args.json else shown)
+        code = _write(stream, args)
+        texts = [stream.text]
+    else:
+        texts = llm.generate(asked, n=args.n, special=args.special, **given)
+        for i, text in enumerate(() if args.json else texts):
+            write(f"--- {i + 1} of {args.n}, seed {text.seed} ---\n{shown}{text}\n")
+            _list_logprobs(llm, text.logprobs or ())
     if args.json:
         import json
 
-        reason = "interrupted" if interrupted else pieces.finish_reason
-        about: dict[str, object] = {"prompt": prompt, "text": "".join(text)}
-        about |= {"tokens": generation.tokens, "finish_reason": reason, "seed": seed}
-        print(json.dumps(about | speed, ensure_ascii=False))
-    else:
+        for text in texts:
+            about = _about(llm, shown, text, guesses=args.lookup or args.draft is not None)
+            print(json.dumps(about | ({"reasoning_content": thinking} if thinking else {}), ensure_ascii=False))
+        return code
+    if args.n == 1:
+        _list_logprobs(llm, texts[0].logprobs or ())
+    speed = _speed(llm, texts, guesses=args.lookup or args.draft is not None)
+    print(speed_line(speed, given["seed"]), file=sys.stderr)
+    return code
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises OptionError for options that do not go together."""
+    if args.steps is not None and args.steps < 0:
+        raise OptionError(f"-n must be 0 or more, not {args.steps}")
+    for name, used in (("-n", args.steps is not None), ("--n", args.n != 1), ("--special", args.special)):
+        if args.chat and used:
+            raise OptionError(f"{name} does not go with --chat")
+    if "" in args.stop:
+        raise OptionError("--stop takes a text, which is not empty")
+    if args.model is not None and " " in args.model and not args.text and not Path(args.model).exists():
+        raise OptionError(f"{args.model!r} is no model: MODEL comes before TEXT; -i TEXT does without one")
+
+
+def _prompt(args: argparse.Namespace, llm: LLM, prompt: str) -> tuple[str | list[int], str, int | None]:
+    """The prompt for the model, as it is shown before the text, and the most new tokens."""
+    if args.chat:
+        return prompt, prompt, args.max_tokens
+    max_tokens: int | None = args.max_tokens
+    if max_tokens is None and args.steps is None and args.model is not None:
+        max_tokens = _NEW_TOKENS
+    tokens = llm.tokenize(prompt, special=args.special)
+    if args.steps:
+        # As llama2.c counts: each step takes one token and shows the next.
+        max_tokens = max(0, args.steps + 1 - len(tokens))
+        if len(tokens) > args.steps + 1:
+            said = (
+                f"fastllm: -n {args.steps} counts the prompt too, and cuts its {len(tokens)} tokens to {args.steps + 1}"
+            )
+            print(f"{said}; --max-tokens counts new tokens only", file=sys.stderr)
+            tokens = tokens[: args.steps + 1]
+            return tokens, llm.detokenize(tokens), max_tokens
+    # Of special tokens generate knows more than tokenize, and detokenize shows none.
+    return (prompt, prompt, max_tokens) if args.special else (tokens, llm.detokenize(tokens), max_tokens)
+
+
+def _unescaped(text: str) -> str:
+    """A text in which \\n, \\r, \\t, \\\\, \\xHH and \\uHHHH stand for characters."""
+    escapes = r"\\(?:[nrt\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})"
+    return re.sub(escapes, lambda found: found[0].encode().decode("unicode_escape"), text)
+
+
+def _write(pieces: TextStream | ChatStream, args: argparse.Namespace) -> int:
+    """Writes a text as its pieces come, unless JSON is asked for; returns the exit code. Ctrl-C ends the text."""
+    code = 0
+    try:
+        for piece in pieces:
+            if not args.json:
+                write(piece)
+    except KeyboardInterrupt:
+        pieces.close()
+        code = 130
+    if not args.json:
         write("\n")
-        print(speed_line(speed, seed), file=sys.stderr)
-    return 130 if interrupted else 0
+    return code
 
 
-def _speed(llm: LLM, generation: Generation) -> dict[str, float | int | str | None]:
-    """The measured speeds; None where too little ran to tell."""
+def _about(llm: LLM, prompt: str, text: Text, *, guesses: bool) -> dict[str, object]:
+    """What --json says of a text."""
+    about: dict[str, object] = {"prompt": prompt, "text": text, "tokens": text.tokens}
+    about |= {"finish_reason": text.finish_reason, "seed": text.seed}
+    if text.logprobs is not None:
+        about["logprobs"] = [
+            {**_scored(llm, one.token, one.logprob), "top": [_scored(llm, *other) for other in one.top]}
+            for one in text.logprobs
+        ]
+    return about | _speed(llm, [text], guesses=guesses)
+
+
+def _scored(llm: LLM, token: int, logprob: float) -> dict[str, object]:
+    return {"token": token_texts(llm, [token])[0], "id": token, "logprob": logprob}
+
+
+def _list_logprobs(llm: LLM, logprobs: Sequence[Logprob]) -> None:
+    """A line for each token on stderr: its log probability and text, and those of the likeliest."""
+    for one in logprobs:
+        tokens = token_texts(llm, [one.token, *(token for token, _ in one.top)])
+        numbers = [one.logprob, *(logprob for _, logprob in one.top)]
+        cells = [f"{number:8.4f} {token!r:12}" for token, number in zip(tokens, numbers, strict=True)]
+        print(" ".join(cells).rstrip(), file=sys.stderr)
+
+
+def _speed(llm: LLM, texts: Sequence[Text], *, guesses: bool) -> dict[str, float | int | str | None]:
+    """The measured speeds of texts on one prompt that were written together; None where too little ran to tell."""
 
     def rate(count: int, seconds: float) -> float | None:
         return count / seconds if count > 0 and seconds > 0 else None
 
-    prompt = len(generation.prompt) - generation.cached
-    # The first new token is drawn from the prompt's logits, so it is not counted here.
-    decode_tps = rate(len(generation.tokens) - 1, generation.decode_seconds)
-    # A right guess adds a token without reading the weights again.
-    forwards = len(generation.tokens) - 1 - generation.accepted
-    forward_tps = rate(forwards, generation.decode_seconds)
-    weight_gbps = forward_tps * llm.bytes_per_token / 1e9 if forward_tps else None
-    return {
-        "prompt_tokens": len(generation.prompt),
-        "generated_tokens": len(generation.tokens),
-        "prompt_tps": rate(prompt, generation.prompt_seconds),
-        "decode_tps": decode_tps,
-        "weight_gbps": weight_gbps,
+    first, count = texts[0], sum(len(text.tokens) for text in texts)
+    seconds = max(text.decode_seconds for text in texts)
+    # A right guess adds a token without reading the weights again; texts that are written together share a reading.
+    forwards = len(first.tokens) - 1 - first.accepted_tokens if len(texts) == 1 else 0
+    forward_tps = rate(forwards, seconds)
+    speed: dict[str, float | int | str | None] = {
+        "prompt_tokens": first.prompt_tokens,
+        "generated_tokens": count,
+        "prompt_tps": rate(first.prompt_tokens - first.cached_tokens, first.prompt_seconds),
+        # The first new token is drawn from the prompt's logits, so it is not counted here.
+        "decode_tps": rate(count - len(texts), seconds),
+        "weight_gbps": forward_tps * llm.bytes_per_token / 1e9 if forward_tps else None,
         "read_gbps": llm.read_bandwidth(),
         "isa": llm.isa,
         "threads": llm.threads,
         "dtype": "+".join(llm.dtypes),
     }
+    if guesses:
+        speed["proposed_tokens"] = sum(text.proposed_tokens for text in texts)
+        speed["accepted_tokens"] = sum(text.accepted_tokens for text in texts)
+    return speed
 
 
 def speed_line(speed: dict[str, float | int | str | None], seed: int) -> str:

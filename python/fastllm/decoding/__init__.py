@@ -1,6 +1,6 @@
-"""How a text goes on and where it ends: the options of a draw, and strings that stop it."""
+"""How a text goes on and where it ends: the options of a draw, and what stops it."""
 
-from fastllm.decoding.sampling import DEFAULTS, Sampling
-from fastllm.decoding.stops import StopStrings, stop_strings
+from fastllm.decoding.sampling import DEFAULTS, Sampling, checkpoint_defaults
+from fastllm.decoding.stops import Scan, Stops, listed
 
-__all__ = ["DEFAULTS", "Sampling", "StopStrings", "stop_strings"]
+__all__ = ["DEFAULTS", "Sampling", "Scan", "Stops", "checkpoint_defaults", "listed"]

@@ -1,10 +1,10 @@
-"""Sequences of tokens through the model: one text or several, prompts in chunks, guesses, and what the cache keeps.
+"""Texts through the model: steps that write all of them together, and what is kept of earlier ones.
 
-batch (texts written together) and guesses (speculative decoding) are imported where they are used: a single text needs
-neither.
+guesses (speculative decoding) and disk (prompts that survive a restart) are imported where they are used.
 """
 
 from fastllm.engine.engine import CHUNK, Engine, Span
-from fastllm.engine.generation import Generation
+from fastllm.engine.generation import Generation, Logprob
+from fastllm.engine.scheduler import Scheduler
 
-__all__ = ["CHUNK", "Engine", "Generation", "Span"]
+__all__ = ["CHUNK", "Engine", "Generation", "Logprob", "Scheduler", "Span"]

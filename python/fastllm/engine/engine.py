@@ -1,80 +1,124 @@
-"""Sequences of tokens through the model: prompts in chunks, with the keys and values that finished texts have left."""
+"""Sequences of tokens through the model, and the memory of their keys and values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias
 
 from fastllm import _core
 from fastllm.engine.costs import Costs
-from fastllm.errors import NumericError
+from fastllm.engine.prefix import KEPT, PAGE, PrefixTree
+from fastllm.errors import CacheFullError, NumericError
+from fastllm.machine import kv_bytes_default
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fastllm.engine.disk import PromptCache
+
 CHUNK = 256  # tokens of a prompt in one forward: enough to compute at full speed, few enough to stop soon on Ctrl-C
 _BATCH = 1024  # tokens of several texts in one forward
 _WORTH = 64 << 10  # weight bytes x tokens between two barriers from which one more thread pays for its waiting
-_IDLE = 4  # sequences of finished texts that are kept for a later text with the same beginning
 
 # A sequence, the tokens to append to it, and for how many of the last of these logits are wanted.
 Span: TypeAlias = tuple[_core.Sequence, Sequence[int], int]
 
 
 class Engine:
-    """A model with its KV cache. Several threads may call it at once, each for a text of its own."""
+    """A model with its KV cache, and what is known of earlier texts. Several threads may call it at once.
 
-    def __init__(self, model: _core.Model, threads: int, layer_bytes: int, *, causal: bool, name: str) -> None:
+    kv_bytes: bytes that keys and values may take, those that are kept for later texts included. capacity: positions
+    that a text may have for that.
+    """
+
+    def __init__(
+        self,
+        model: _core.Model,
+        threads: int,
+        layer_bytes: int,
+        *,
+        causal: bool,
+        vocab_size: int,
+        name: str,
+        kv_bytes: int | None = None,
+    ) -> None:
         """threads: the most that a forward runs on; it takes fewer where its work between two barriers is too little.
 
         layer_bytes: bytes of weights that a token reads in one layer. causal: False for an encoder, each of whose texts
-        goes through the model in one forward. name: what error messages call the model.
+        goes through the model in one forward. name: what error messages call the model. kv_bytes: None: a share of the
+        memory that is free now, of which the ends of KEPT texts are kept at most.
         """
+        self.vocab_size = vocab_size
         self.model, self.threads, self._causal, self._name = model, threads, causal, name
         # A layer has five barriers for one token, up to nine for several; five serves for both.
         self._phase_bytes = layer_bytes // 5
         self.step_threads = self._threads(1)  # threads of a forward of one token
         self.costs = Costs()
-        self._cache = _core.KVCache(model)
-        # Changed only by single list operations, which the GIL makes atomic. A lock would not do: if another thread
-        # held it while the process forks, it would stay locked in the child for ever.
-        self._idle: list[tuple[list[int], _core.Sequence]] = []
+        self.kv_bytes = kv_bytes_default()[0] if kv_bytes is None else kv_bytes
+        self.cache = _core.KVCache(model, limit=self.kv_bytes)
+        self.prefixes = PrefixTree(self.cache, KEPT if kv_bytes is None else None)
+        self.capacity = self._capacity()
+        self.disk: PromptCache | None = None  # prompts of earlier processes
 
-    def take(self, tokens: Sequence[int]) -> _core.Sequence:
-        """A sequence that already holds a beginning of `tokens`: the longest among the idle ones, else an empty one.
+    def _bytes_for(self, pages: int) -> int:
+        """Bytes of the keys and values of a text of so many pages. Layers with a window keep its last positions, and
+        those of a forward."""
+        kinds = zip(self.cache.windows, self.cache.page_bytes, strict=True)
+        return sum(size * (min(pages, (window + CHUNK) // PAGE + 2) if window else pages) for window, size in kinds)
 
-        It never holds the last token, whose logits are still to be computed. The same tokens always give the same keys
-        and values, to the bit, so results do not depend on what was cached.
+    def _capacity(self) -> int:
+        low, high = 0, 1 << 26
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self._bytes_for(middle) <= self.kv_bytes else (low, middle - 1)
+        return low * PAGE
+
+    def has_room(self, tokens: int, sequence: _core.Sequence) -> bool:
+        """Whether there are pages for a text of so many tokens, of which a sequence holds some. Forgets old texts for
+        it."""
+        pages = (tokens + PAGE - 1) // PAGE
+        need = self._bytes_for(pages) - self._bytes_for(sequence.length // PAGE)
+        while self.cache.used + need > self.kv_bytes:
+            if not self.prefixes.evict():
+                return False
+        return True
+
+    def sequence(self) -> _core.Sequence:
+        """A new, empty sequence."""
+        return self.cache.sequence()
+
+    def open(self, tokens: Sequence[int]) -> tuple[_core.Sequence, int]:
+        """A sequence that holds a beginning of `tokens`, as much as is known, but never the last token; and how far its
+        text was known at all (see PrefixTree.find)."""
+        sequence, known = self.prefixes.find(tokens)
+        if self.disk is not None and (found := self.disk.load(tokens, sequence, self.prefixes.evict)) is not None:
+            sequence = found
+            self.prefixes.keep(tokens, sequence)
+        return sequence, known
+
+    def keep(self, tokens: Sequence[int], sequence: _core.Sequence, *, prompt: bool = False) -> None:
+        """Keeps what a sequence holds, a beginning of `tokens`, for later texts; long prompts also on disk."""
+        self.prefixes.keep(tokens, sequence)
+        if prompt and self.disk is not None:
+            self.disk.save(tokens, sequence)
+
+    def forward(self, spans: list[Span], logits: _core.Buffer, cancel: _core.Cancel | None = None) -> bool:
+        """Runs one forward: appends each span's tokens to its sequence, and writes the wanted logits row after row.
+
+        False: it was cancelled, and nothing has changed. Raises CacheFullError where there are no pages, and no old
+        texts to forget for them.
         """
-        while True:
-            best, shared = None, 0
-            for idle in self._idle.copy():
-                common = _common(idle[0], tokens)
-                # Taking a sequence throws away what it holds beyond the common part: not worth it for a shared BOS.
-                if common > shared and 2 * common >= len(idle[0]):
-                    best, shared = idle, common
-            if best is None:
-                return self._cache.sequence()
-            with suppress(ValueError):  # another thread has taken it meanwhile: look again
-                self._idle.remove(best)
-                break
-        sequence = best[1]
-        sequence.truncate(min(shared, len(tokens) - 1))
-        return sequence
-
-    def give(self, tokens: Sequence[int], sequence: _core.Sequence) -> None:
-        """Keeps a sequence, which holds a beginning of `tokens`, for later texts."""
-        self._idle.append((list(tokens[: sequence.length]), sequence))
-        del self._idle[:-_IDLE]
-
-    def forward(self, spans: list[Span], logits: _core.Buffer) -> None:
-        """Runs one forward: appends each span's tokens to its sequence, and writes the wanted logits row after row."""
         count = 0
         for span in spans:
             count += len(span[1])
-        self.model.forward(spans, logits, threads=self._threads(count))
+        threads = self._threads(count)
+        while True:
+            try:
+                return self.model.forward(spans, logits, threads=threads, cancel=cancel)
+            except CacheFullError:  # noqa: PERF203
+                if not self.prefixes.evict():
+                    raise
 
     def _threads(self, count: int) -> int:
         return min(self.threads, 1 + self._phase_bytes * count // _WORTH)
@@ -102,7 +146,7 @@ class Engine:
 
     def logits(self, tokens: Sequence[int]) -> Iterator[tuple[int, _core.Buffer]]:
         """Yields the logits after every token, chunk by chunk: the number of rows, and a buffer of those rows."""
-        sequence = self._cache.sequence()
+        sequence = self.cache.sequence()
         step = CHUNK if self._causal else len(tokens)
         for start in range(0, len(tokens), step):
             part = tokens[start : start + step]
@@ -114,12 +158,12 @@ class Engine:
         """The logits after a text: float32 [vocabulary rounded up to 16]. Raises NumericError unless all are finite."""
         import numpy
 
-        sequence, rows = self.take(tokens), self.model.logits()
+        (sequence, _), rows = self.open(tokens), self.model.logits()
         self.prefill(sequence, tokens[sequence.length :], rows)
         logits = numpy.frombuffer(memoryview(rows), numpy.float32)
         if not numpy.isfinite(logits).all():
             raise self.broken(sequence, tokens)
-        self.give(tokens, sequence)
+        self.keep(tokens, sequence)
         return logits
 
     def hidden(
@@ -156,7 +200,7 @@ class Engine:
         spans: list[tuple[int, _core.Sequence, Sequence[int]]] = []
         room = _BATCH
         for i, text in enumerate(texts):
-            sequence, start = self._cache.sequence(), 0
+            sequence, start = self.cache.sequence(), 0
             while start < len(text):
                 if room == 0 or (not self._causal and spans and len(text) > room):
                     yield spans
@@ -174,16 +218,6 @@ class Engine:
 
         count = len(tokens)
         buffer = _core.Buffer(heads * count * count * 4)
-        spans = [(self._cache.sequence(), tokens, 0)]
+        spans = [(self.cache.sequence(), tokens, 0)]
         self.model.forward(spans, threads=self._threads(count), attention={layer: buffer})
         return numpy.frombuffer(memoryview(buffer), numpy.float32).reshape(heads, count, count)
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two texts have in common from their beginning on."""
-    count = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        count += 1
-    return count

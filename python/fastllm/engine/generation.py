@@ -2,194 +2,200 @@
 
 from __future__ import annotations
 
-from _thread import allocate_lock, get_ident  # threading takes milliseconds to import
+from _thread import allocate_lock
 from _weakref import ref
-from collections.abc import Generator, Iterator, Sequence
-from time import perf_counter
-from types import GeneratorType
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fastllm import _core
-from fastllm.engine.costs import MOST
-from fastllm.engine.engine import Engine
-from fastllm.errors import NumericError, OptionError
+from fastllm.errors import OptionError
 
 if TYPE_CHECKING:
     from fastllm.engine.guesses import Proposer
 
+AHEAD = 16  # tokens that a text may be ahead of what was asked for, where it is written together with others
+_NO_END = 1 << 62
+
+
+class Logprob(NamedTuple):
+    """A token's probability by the model's raw logits, as a logarithm, and (id, logarithm) of the likeliest tokens."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+class Writer(Protocol):
+    """What writes texts: the scheduler, as a Generation sees it."""
+
+    def advance(self, generation: Generation, seen: int) -> None:
+        """Returns when the text has more than `seen` new tokens, or has ended."""
+
+    def dropped(self, generation: Generation) -> None:
+        """A text was closed, or is about to be freed: what it holds can be freed. It never waits."""
+
 
 class Generation:
-    """One text being written: iterate over its new tokens, or add it to a Batch.
+    """One text being written: iterate over its new tokens.
 
-    An iteration continues where the last one stopped. Only one thread, or one Batch, may write a text at a time; a
-    second one gets an OptionError.
+    It is its own iterator: a second loop goes on where the first one stopped. Texts that several threads iterate over
+    are written together. A text is then up to AHEAD tokens ahead of its loop, in `tokens` too.
 
-    prompt, tokens: the ids of the prompt, and the new ones so far. finish_reason: "stop" at a stop token; "length" at
-    max_tokens or the end of the context; "error" where logits are not finite, which an iterator raises as NumericError
-    and a batch leaves in `error`; None until then. prompt_seconds, decode_seconds: time in the model and the sampler.
-    cached: prompt tokens whose keys and values were in the cache already. proposed, accepted: how many tokens the
-    proposer guessed, and how many of them became part of the text.
+    prompt, tokens: the ids of the prompt, and the new ones so far. finish_reason: "stop" at a stop token, or where
+    `watch` says so; "length" at max_tokens or the end of the context; "cancelled" after close(); "error" where the text
+    failed, which an iterator raises and `error` keeps; None until then. prompt_seconds, decode_seconds: time of the
+    forwards that it took part in, while its prompt was read and after. cached: prompt tokens whose keys and values were
+    known already. proposed, accepted: how many tokens the proposer guessed, and how many of them became part of the
+    text. logprobs, prompt_logprobs: of the tokens, where they were asked for; the first of a prompt has none.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        writer: Writer,
         prompt: Sequence[int],
         sampler: _core.Sampler,
         *,
         max_tokens: int,
         stop: Sequence[int],
         proposer: Proposer | None = None,
+        watch: Callable[[int], bool] | None = None,
+        processors: Sequence[Callable[[list[int], Any], Any]] = (),
+        logprobs: int | None = None,
+        echo: bool = False,
+        notify: Callable[[], None] | None = None,
     ) -> None:
+        """watch: called with each new token by the thread that writes; True ends the text. What it raises fails this
+        text alone. processors: called with the ids so far and the float32 logits [vocabulary], which they change or
+        replace, before biases and penalties. logprobs: for each new token so many of the likeliest; None: no logprobs.
+        echo: those of the prompt too. notify: called after new tokens and at the end, by the thread that writes.
+        """
         self.prompt, self.tokens = list(prompt), list[int]()
-        self.finish_reason: str | None = None if max_tokens else "length"
-        self.error: NumericError | None = None
+        self.finish_reason: str | None = None if max_tokens or echo else "length"
+        self.error: Exception | None = None
         self.prompt_seconds = self.decode_seconds = 0.0
         self.cached = self.proposed = self.accepted = 0
-        self._engine, self._sampler, self._max, self._stop = engine, sampler, max_tokens, stop
-        self._proposer = proposer
-        self._told = False  # whether the sampler has been given the prompt, for its penalties
-        self._lock = allocate_lock()
-        self._writer: ref[object] | None = None  # weak, to avoid a reference cycle
-        self._thread = 0  # the thread that began to iterate
+        self.logprobs: list[Logprob] | None = None if logprobs is None else []
+        self.prompt_logprobs: list[Logprob | None] | None = [None] if echo else None
+        self._writer = writer
+        self._handed = 0  # tokens that the iterator has given out
+        self._iterating = allocate_lock()  # held by the thread that asks for the next token
+        self._raised = False  # whether the error has been raised
 
-    def __iter__(self) -> Iterator[int]:
-        with self._lock:
-            writer = self._busy()
-            if writer is not None and not isinstance(writer, GeneratorType):
-                raise OptionError("a batch is writing this text: it cannot be iterated over")
-            if writer is not None and self._thread != get_ident():
-                raise OptionError("another thread is iterating over this text")
-            if writer is None:
-                writer = self._write()
-                self._writer, self._thread = ref(writer), get_ident()
-            return writer
+        # The rest is the scheduler's.
+        self.sampler, self.max_tokens, self.stop = sampler, max_tokens, stop
+        self.watch, self.processors, self.top, self.notify = watch, processors, logprobs or 0, notify
+        self.proposer = proposer
+        self.sequence: _core.Sequence | None = None  # None: it has no keys and values yet, or none any more
+        self.joined = False  # whether the scheduler knows it
+        self.begun = False  # whether the sampler has been given the prompt, for its penalties
+        self.taken = 0  # tokens that have been looked at for the end of the text
+        self.ahead = AHEAD  # it is written as long as it has fewer tokens
+        self.marks: set[int] = set()  # positions at which another text parts from this one's prompt
+        self.after: ref[Generation] | None = None  # a text that is reading a beginning of this one's prompt now
+        self.owner = 0  # the thread that asked for its tokens last
+        self.text: list[int] | None = None  # prompt and tokens, for the proposer
 
-    def claim(self, batch: object) -> None:
-        """Marks the text as being written by a batch. Raises OptionError where it is being written already."""
-        with self._lock:
-            if self._busy() is not None:
-                raise OptionError("this text is being written already: it cannot be added to a batch")
-            self._writer = ref(batch)
+    # ---- for those who want its tokens
 
-    def release(self) -> None:
-        """Marks the text as no longer being written by a batch."""
-        self._writer = None
+    def __iter__(self) -> Generation:
+        return self
 
-    def _busy(self) -> object | None:
-        """The batch or the iterator that is writing the text, if any: an iterator that has ended does not count."""
-        writer = None if self._writer is None else self._writer()
-        ended = isinstance(writer, GeneratorType) and writer.gi_frame is None
-        return None if ended else writer
-
-    def _write(self) -> Generator[int, None, None]:
-        if self.finish_reason:
-            return
-        engine, proposer = self._engine, self._proposer
-        text = self.prompt + self.tokens
-        start = perf_counter()
-        sequence = self.begin()
+    def __next__(self) -> int:
+        if not self._iterating.acquire(False):
+            raise OptionError("another thread is iterating over this text")
         try:
-            logits = engine.model.logits(1 if proposer is None else MOST + 1)
-            engine.prefill(sequence, text[sequence.length :], logits)
-            if proposer is not None:
-                proposer.begin(text)
-            self.prompt_seconds += perf_counter() - start
-            if proposer is None:
-                yield from self._one_by_one(sequence, text, logits)
-            else:
-                yield from self._guessing(sequence, text, logits, proposer)
-            engine.model.check_files()
-        except NumericError:
-            raise self.fail(sequence) from None
+            handed = self._handed
+            if self.taken <= handed:
+                if self.finish_reason is None:
+                    self._writer.advance(self, handed)
+                if self.taken <= handed:
+                    self.raise_error()
+                    raise StopIteration
+            self._handed = handed + 1
+            return self.tokens[handed]
         finally:
-            engine.give(text, sequence)
-            if proposer is not None:
-                proposer.end(text)
+            self._iterating.release()
 
-    def _one_by_one(self, sequence: _core.Sequence, text: list[int], logits: _core.Buffer) -> Iterator[int]:
-        """Writes one token per forward. This loop runs for every token, so it does as little as possible."""
-        step, sampler, threads = self._engine.model.step, self._sampler, self._engine.step_threads
-        start = perf_counter()
-        token = self.draw(logits, 0)
-        while True:
-            self.decode_seconds += perf_counter() - start
-            if token is None:
-                return
-            text.append(token)
-            yield token
-            if self.finish_reason:
-                return
-            start = perf_counter()
-            token = self._take(step(sequence, token, sampler, logits, threads=threads))
+    def wait(self) -> None:
+        """Writes the text to its end. Raises what ended it early."""
+        self.ahead = _NO_END
+        while self.finish_reason is None:
+            self._writer.advance(self, _NO_END)
+        self.raise_error()
 
-    def _guessing(
-        self, sequence: _core.Sequence, text: list[int], logits: _core.Buffer, proposer: Proposer
-    ) -> Iterator[int]:
-        """Writes several tokens per forward, as far as the proposer guesses them right."""
-        guesses: list[int] = []
-        begun = False
-        now = perf_counter()
-        while True:
-            start = now
-            if begun:
-                guesses = proposer.propose(text, min(MOST, self._max - len(self.tokens) - 1))
-                self._try(sequence, text[-1:] + guesses, logits)
-            begun = True
-            # A row counts as long as every guess before it was right.
-            for row in range(len(guesses) + 1):
-                token = self.draw(logits, row)
-                right = row < len(guesses) and token == guesses[row]
-                if not right and guesses:
-                    sequence.truncate(len(text))
-                now = perf_counter()
-                self.decode_seconds += now - start
-                if token is None:
-                    return
-                self.accepted += right
-                text.append(token)
-                yield token
-                if self.finish_reason:
-                    return
-                start = now = perf_counter()
-                if not right:
-                    break
+    def close(self) -> None:
+        """Ends the text, as "cancelled", and frees what it holds. Another thread may call it."""
+        if self.finish_reason is None:
+            self.finish_reason = "cancelled"
+            self._writer.dropped(self)
 
-    def begin(self) -> _core.Sequence:
-        """Takes a sequence that holds as much of the text as is cached; gives the sampler the prompt the first time."""
-        sequence = self._engine.take(self.prompt + self.tokens)
-        if not self._told:
-            self._told = True
-            self.cached = sequence.length
-            for token in self.prompt:
-                self._sampler.accept(token, generated=False)
-        return sequence
+    def __del__(self) -> None:
+        if getattr(self, "sequence", None) is not None:
+            self._writer.dropped(self)
 
-    def _try(self, sequence: _core.Sequence, tokens: list[int], logits: _core.Buffer) -> None:
-        """One forward of the last token and the guesses: logits after each of them."""
-        start = perf_counter()
-        self._engine.forward([(sequence, tokens, len(tokens))], logits)
-        self._engine.costs.note(len(tokens), perf_counter() - start)
-        self.proposed += len(tokens) - 1
+    def raise_error(self) -> None:
+        """Raises the error that ended the text, if one did, once."""
+        if self.error is not None and not self._raised:
+            self._raised = True
+            raise self.error
 
-    def fail(self, sequence: _core.Sequence) -> NumericError:
-        """Ends the text with an error, since its logits are not finite, and returns that error."""
-        error = self._engine.broken(sequence, self.prompt + self.tokens)
-        self.finish_reason, self.error = "error", error
-        return error
+    # ---- for the scheduler
 
-    def draw(self, logits: _core.Buffer, row: int) -> int | None:
-        """The next token of the text, from a row of logits; None at a stop token."""
-        drawn = self._engine.model.draw([(self._sampler, row, ())], logits)[0]
-        if isinstance(drawn, Exception):
-            raise drawn
-        return self._take(drawn[0])
+    def pauses(self) -> bool:
+        """Whether it has as many tokens as were asked for."""
+        return len(self.tokens) >= self.ahead
 
-    def _take(self, token: int) -> int | None:
-        if token in self._stop:
-            self.finish_reason = "stop"
-            return None
-        self.tokens.append(token)
-        if len(self.tokens) == self._max:
-            self.finish_reason = "length"
-        return token
+    def position(self) -> int:
+        """How many tokens of prompt and text are to be in the sequence before the next one can be drawn."""
+        return len(self.prompt) + len(self.tokens)
+
+    def unread(self) -> int:
+        """How many of them are not in it yet."""
+        return self.position() - (0 if self.sequence is None else self.sequence.length)
+
+    def part(self, start: int, count: int) -> list[int]:
+        """`count` ids of prompt and text from a position on."""
+        before = len(self.prompt)
+        if start + count <= before:
+            return self.prompt[start : start + count]
+        if start >= before:
+            return self.tokens[start - before : start - before + count]
+        return self.prompt[start:] + self.tokens[: start + count - before]
+
+    def take(self) -> None:
+        """Looks at the new tokens: which of them belong to the text, and whether it ends with one."""
+        tokens = self.tokens
+        while self.taken < len(tokens) and self.finish_reason is None:
+            token = tokens[self.taken]
+            if token in self.stop:
+                self.end("stop")
+                break
+            self.taken += 1
+            try:
+                if self.watch is not None and self.watch(token):
+                    self.end("stop")
+            except Exception as error:
+                self.fail(error)
+            if self.taken == self.max_tokens:
+                self.end("length")
+        if self.finish_reason is not None:
+            del tokens[self.taken :]
+
+    def pause_guesses(self) -> None:
+        """Has the proposer give up what it holds; it begins again with the whole text."""
+        if self.proposer is not None and self.text is not None:
+            self.proposer.end(self.prompt + self.tokens)
+            self.text = None
+
+    def end_guesses(self) -> None:
+        self.pause_guesses()
+        self.proposer = None
+
+    def end(self, reason: str) -> None:
+        if self.finish_reason is None:
+            self.finish_reason = reason
+
+    def fail(self, error: Exception) -> None:
+        """Ends this text, and no other, with an error."""
+        if self.finish_reason is None:
+            self.finish_reason, self.error = "error", error

@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 from fastllm.engine.costs import MOST, Costs, smoothed
-from fastllm.errors import NumericError
+from fastllm.errors import CacheFullError, NumericError
 
 if TYPE_CHECKING:
     from fastllm import _core
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _LEARN = 1 / 8  # weight of the newest observation in a running share
 _PLACES = 32  # at most so many earlier places are compared, the latest ones
 _LONGEST = 16  # at most so many tokens in common are counted
+_PIECE = 64  # tokens of a prompt that a draft reads at once beside other texts
 _HOPE = 0.7  # assumed share of a draft's right guesses, before any is known
 
 
@@ -32,16 +33,17 @@ class Proposer(Protocol):
     """Guesses how one text goes on."""
 
     def begin(self, prompt: Sequence[int]) -> None:
-        """Takes the prompt, or the text so far where writing resumes after a pause; called first."""
+        """Takes the prompt, or the text so far; called first, and after `end` where the text goes on."""
 
-    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
+    def propose(self, tokens: Sequence[int], most: int, others: int = 0) -> list[int]:
         """Guesses of the tokens that follow: as many as pay off, 0, 1, 3, 7 or 15, and at most `most`.
 
-        tokens: the whole text so far, prompt included; it continues the text of the call before.
+        tokens: the whole text so far, prompt included; it continues the text of the call before. others: rows that
+        other texts have in the forward that will try the guesses.
         """
 
     def end(self, tokens: Sequence[int]) -> None:
-        """Called when the text has ended, or pauses, with these tokens."""
+        """Called when the text has ended, or is interrupted, with these tokens."""
 
 
 class PromptLookup(Proposer):
@@ -63,13 +65,13 @@ class PromptLookup(Proposer):
     def begin(self, prompt: Sequence[int]) -> None:
         self.follow(prompt)
 
-    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
+    def propose(self, tokens: Sequence[int], most: int, others: int = 0) -> list[int]:
         self.follow(tokens)
         if not self.length:
             return []
         right, longest = self._right, len(self._right) - 1
         chances = [right[min((self.length + i).bit_length(), longest)] for i in range(most)]
-        return self.continuation(tokens, self._costs.best(chances))
+        return self.continuation(tokens, self._costs.best(chances, others=others))
 
     def end(self, tokens: Sequence[int]) -> None:
         """Does nothing: lookup holds no resources."""
@@ -134,25 +136,28 @@ class DraftModel(Proposer):
 
     def begin(self, prompt: Sequence[int]) -> None:
         if len(prompt) <= self._context:
-            self._sequence = self._engine.take(prompt)
+            self._sequence = self._engine.open(prompt)[0]
             self._known = len(prompt)
 
-    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
+    def propose(self, tokens: Sequence[int], most: int, others: int = 0) -> list[int]:
         if self._sequence is None:
             return []
         self._compare(self._sequence, tokens)
         room = self._context - len(tokens) + 1  # the last guess is never run through the draft
         each = self._each or self._share * self._costs.one_row
-        count = self._costs.best([self._right] * min(most, room), each)
+        count = self._costs.best([self._right] * min(most, room), each, others)
         if count == 0:
             self._right += (_HOPE - self._right) * 0.01  # drifts back, so that the draft is tried again some day
             return []
-        if len(unread := tokens[self._sequence.length : -1]) > MOST:  # the prompt, read only when a guess pays off
-            self._engine.prefill(self._sequence, unread, self._logits)
-        start = perf_counter()
         try:
+            if len(unread := tokens[self._sequence.length : -1]) > MOST:  # the prompt, read only when a guess pays off
+                part = unread[:_PIECE] if others else unread  # in pieces, so that other texts go on meanwhile
+                self._engine.prefill(self._sequence, part, self._logits)
+                if len(unread) - len(part) > MOST:
+                    return []
+            start = perf_counter()
             self._guesses = self._draft(self._sequence, tokens, count)
-        except NumericError:  # a broken draft makes no more guesses; the text goes on without
+        except (NumericError, CacheFullError):  # a broken draft makes no more guesses; the text goes on without
             self._sequence = None
             return []
         self._each = smoothed(self._each, (perf_counter() - start) / count)
@@ -181,5 +186,5 @@ class DraftModel(Proposer):
         if self._sequence is not None:
             self._compare(self._sequence, tokens)
             if self._sequence.length:  # empty if no guess ever paid off
-                self._engine.give(tokens, self._sequence)
+                self._engine.keep(tokens, self._sequence)
             self._sequence = None

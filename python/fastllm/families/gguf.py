@@ -38,6 +38,14 @@ _HEADER = {
     "clip_qkv": "attention.clamp_kqv",
     "use_parallel_residual": "use_parallel_residual",
 }
+# transformers' options of sampling -> llama.cpp's, after "general.sampling.".
+_SAMPLING = {
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "penalty_repeat",
+}
 # enum llama_pooling_type of llama.h.
 _POOLINGS = {1: "mean", 2: "cls", 3: "last"}
 _UNPOOLED, _RANK = 0, 4
@@ -125,6 +133,7 @@ def _common(source: Source, meta: Source) -> Header:
         "head_dim": head_dim(meta),
         "num_key_value_heads": meta.integer("attention.head_count_kv", meta.integer("attention.head_count")),
         "rope_theta": meta.number("rope.freq_base", 10000.0),
+        "generation_config": {ours: source.get(f"general.sampling.{key}") for ours, key in _SAMPLING.items()},
     }
     ends = [source.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
     header["eos_token_id"] = list(dict.fromkeys(end for end in ends if end is not None))

@@ -27,6 +27,9 @@ from fastllm.formats import Checkpoint
 from fastllm.heads import Classifier, Embedding, Layer, Ranking
 from fastllm.tensors import Bytes, Tensor, equal, floats
 
+# How transformers' generation_config.json says that tokens are drawn. decoding.Sampling has the same names.
+_SAMPLING = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty")
+
 
 class Weight(NamedTuple):
     """A matrix, or a stack of them, in the model's shape. rows: row r of the model is row rows[r] of the tensor."""
@@ -42,8 +45,9 @@ class Recipe(NamedTuple):
     embedding. Vectors are f32 bytes. bos: the token that a text starts with, if any. stop: tokens that end a text.
     chat_stop: tokens that end a turn of a chat. dense: chains of layers after the last hidden states, by purpose:
     "classifier", "embedding". embedding: how a text becomes one vector. classifier: of a model that labels texts or
-    tokens. ranking: how a query and a document become a score. unused: the checkpoint's own names of tensors that
-    nothing uses, but for those that are known not to matter.
+    tokens. ranking: how a query and a document become a score. sampling: the options of decoding.Sampling that the
+    checkpoint recommends. unused: the checkpoint's own names of tensors that nothing uses, but for those that are known
+    not to matter.
     """
 
     config: Config
@@ -56,6 +60,7 @@ class Recipe(NamedTuple):
     embedding: Embedding = Embedding()
     classifier: Classifier | None = None
     ranking: Ranking = Ranking()
+    sampling: Mapping[str, float] = MappingProxyType({})
     unused: tuple[str, ...] = ()
 
 
@@ -237,7 +242,17 @@ class Source:
         """The recipe of what was named so far. chat_stop: None for the same as `stop`."""
         ends = tuple(dict.fromkeys(stop))
         chat_ends = ends if chat_stop is None else tuple(chat_stop)
-        return Recipe(config, self.matrices, self.vectors, bos, ends, chat_ends)
+        return Recipe(config, self.matrices, self.vectors, bos, ends, chat_ends, sampling=self._sampling())
+
+    def _sampling(self) -> dict[str, float]:
+        """Recipe.sampling, from the header's generation_config; "do_sample": false there means the likeliest token."""
+        given = self.section("generation_config")
+        options: dict[str, float] = {name: given.number(name) for name in _SAMPLING if name in given.header}
+        if "top_k" in given.header:
+            options["top_k"] = given.integer("top_k")
+        if not given.flag("do_sample", True):
+            options["temperature"] = 0.0
+        return options
 
 
 def half_split(heads: int, head_dim: int) -> array[int]:

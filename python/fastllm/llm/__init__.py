@@ -2,6 +2,17 @@
 
 from fastllm.llm.llm import LLM
 from fastllm.llm.loading import load
-from fastllm.llm.stream import TextStream
+from fastllm.llm.reply import AsyncChatStream, ChatMessage, ChatStream
+from fastllm.llm.stream import AsyncTextStream, TextStream
+from fastllm.llm.text import Text
 
-__all__ = ["LLM", "TextStream", "load"]
+__all__ = [
+    "LLM",
+    "AsyncChatStream",
+    "AsyncTextStream",
+    "ChatMessage",
+    "ChatStream",
+    "Text",
+    "TextStream",
+    "load",
+]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from fastllm import _core
 from fastllm.errors import CheckpointError, ContextError, NumericError, OptionError, about
 from fastllm.heads import Embedding, normalized
-from fastllm.llm.texts import Texts, token_ids
+from fastllm.llm.arguments import several, token_ids
+from fastllm.llm.texts import Texts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +25,7 @@ class Vectors(Texts):
     @_core.standard_floats
     def embed(
         self,
-        texts: Sequence[str | Sequence[int]],
+        texts: Iterable[str | Sequence[int]],
         *,
         pooling: str | None = None,
         layer: int | None = None,
@@ -48,8 +49,7 @@ class Vectors(Texts):
         """
         import numpy
 
-        if isinstance(texts, str):
-            raise OptionError("embed takes a list of texts, not one text")
+        texts = several("embed", "texts", texts)
         how, layers = self.embedding.chosen(pooling, normalize), self._embedding_layers
         try:
             width = how.width(self.config.dim, layers)

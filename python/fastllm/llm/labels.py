@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastllm import _core
 from fastllm.errors import CheckpointError, NumericError, OptionError, TokenizerError, about
 from fastllm.heads import activate
 from fastllm.heads.dense import apply
-from fastllm.llm.texts import Texts, token_ids
+from fastllm.llm.arguments import several, token_ids
+from fastllm.llm.texts import Texts
 from fastllm.tokenizer import Pair, cut_pair
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Labels(Texts):
     # ---- classifiers
 
     @_core.standard_floats
-    def classify(self, texts: Sequence[str | tuple[str, str] | Sequence[int]]) -> NDArray[np.float32]:
+    def classify(self, texts: Iterable[str | tuple[str, str] | Sequence[int]]) -> NDArray[np.float32]:
         """The scores (logits) of each text for each label: float32 [n, labels].
 
         A text is a string, a pair of strings that is read as one text, or token ids. Strings get what the tokenizer
@@ -69,10 +70,8 @@ class Labels(Texts):
         Raises OptionError (the model has no such head), ContextError, TokenizerError, NumericError.
         """
         classifier = self._head_for("classify")
-        if isinstance(texts, str):
-            raise OptionError("classify takes a list of texts, not one text")
         read = []
-        for i, text in enumerate(texts):
+        for i, text in enumerate(several("classify", "texts", texts)):
             with about(i):
                 read.append(self._read(text, f"text {i}"))
         return self._scores(classifier, read)
@@ -98,6 +97,15 @@ class Labels(Texts):
         if self.classifier is not None and what in self._can():
             return self.classifier
         raise OptionError(f"{self.path} has no head for {what}: what it can do is {', '.join(self._can())}")
+
+    def _check_head(self) -> None:
+        if not self.config.head:
+            can = (
+                f"what it can do is {', '.join(self._can())}"
+                if self.classifier
+                else "only hidden states and embeddings"
+            )
+            raise OptionError(f"{self.path} has no head, so there are no logits: {can}")
 
     def _can(self) -> list[str]:
         """The names of the methods that the model has a head for."""
@@ -173,7 +181,7 @@ class Labels(Texts):
     def rerank(
         self,
         query: str,
-        documents: Sequence[str],
+        documents: Iterable[str],
         *,
         instruction: str | None = None,
         template: str | None = None,
@@ -193,8 +201,7 @@ class Labels(Texts):
         """
         import numpy
 
-        if isinstance(documents, str):
-            raise OptionError("rerank takes a list of documents, not one document")
+        documents = several("rerank", "documents", documents)
         judge = self.classifier is None and self.config.head and self.config.causal
         classifier = None if judge else self._head_for("rerank")
         if self.ranking.refused:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 from fastllm import _core
 from fastllm.config import Config
-from fastllm.decoding import DEFAULTS, Sampling, stop_strings
-from fastllm.engine import Engine, Generation
-from fastllm.errors import NumericError, OptionError, TokenizerError
+from fastllm.decoding import checkpoint_defaults
+from fastllm.engine import Engine, Scheduler
+from fastllm.errors import OptionError, TokenizerError
+from fastllm.llm.arguments import whole
+from fastllm.llm.chatting import Chatting
 from fastllm.llm.embed import Vectors
 from fastllm.llm.labels import Labels
-from fastllm.llm.stream import TextStream
-from fastllm.llm.texts import check_layer
 from fastllm.machine import read_bandwidth
 from fastllm.tokenizer import Tokenizer, stop_tokens
 from fastllm.weights import store
@@ -24,17 +24,21 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fastllm.engine.batch import Batch
-    from fastllm.engine.guesses import Proposer
 
-
-class LLM(Labels, Vectors):
+class LLM(Labels, Vectors, Chatting):
     """A model and its tokenizer. Nothing in it changes after loading, so several threads may use one at once.
 
     config: what the model computes. context: positions that a text may have. path: where it was loaded from. dtypes:
     the types of its weights. bos: the id that texts begin with, if any; stop, chat_stop: the ids that end a text, and a
-    turn. file_bytes: bytes of all weights; bytes_per_token: bytes of weights that one token reads.
+    turn. defaults: the sampling options of texts that name none (decoding.checkpoint_defaults). file_bytes: bytes of
+    all weights; bytes_per_token: bytes of weights that one token reads.
+
+    copy and deepcopy give the same object. A pickle holds what load was called with: another process loads the same
+    files, which it maps for itself. close, or leaving a `with` block, gives the model's memory back.
     """
+
+    # How a pickle makes it again, and from what; set by load.
+    _origin: tuple[Callable[..., LLM], tuple[Any, ...]] | None = None
 
     @_core.standard_floats
     def __init__(
@@ -46,16 +50,18 @@ class LLM(Labels, Vectors):
         context: int | None,
         path: Path,
         kv: str | None = None,
+        kv_bytes: int | None = None,
+        cache_dir: Path | None = None,
     ) -> None:
         config = stored.config
         self.config, self.bos = config, stored.bos
         ends = () if isinstance(tokenizer, TokenizerError) else tokenizer.ends
         self.stop, self.chat_stop = stop_tokens(stored.stop, stored.chat_stop, ends)
-        self.path = path
+        self.path, self.defaults = path, checkpoint_defaults(path, stored.sampling)
         self._set_head(stored)
         longest = config.max_seq
-        if context is not None and not 1 <= context <= longest:
-            raise OptionError(f"the context must be between 1 and the model's {longest:,}, not {context!r}")
+        if context is not None:
+            context = whole("context", context, 1, longest)
         self.context = context or config.rope_switch or longest
         tensors = dict(stored.tensors)
         if 0 < config.rope_switch < self.context:
@@ -66,11 +72,27 @@ class LLM(Labels, Vectors):
         kv_dtype = kv or ("f32" if "f32" in self.dtypes else "f16")
         isa = os.environ.get("FASTLLM_ISA")
         self._isa = isa
-        self._model = _core.Model(config, tensors, kv_dtype=kv_dtype, isa=isa)
+        model = _core.Model(config, tensors, kv_dtype=kv_dtype, isa=isa)
         read = {name: _bytes_read(config, name, t) for name, t in tensors.items()}
         layers = sum(nbytes for name, nbytes in read.items() if name.startswith("layers."))
-        self._head = tensors.get("head", tensors["embed"])
-        self._engine = Engine(self._model, threads, layers // config.n_layers, causal=config.causal, name=str(path))
+        self._head: _core.Matrix | _core.Vector | None = tensors.get("head", tensors["embed"])
+        self._opened = Engine(
+            model,
+            threads,
+            layers // config.n_layers,
+            causal=config.causal,
+            vocab_size=config.vocab_size,
+            name=str(path),
+            kv_bytes=kv_bytes,
+        )
+        if cache_dir is not None:
+            from fastllm.engine.disk import PromptCache
+            from fastllm.engine.key import model_key
+
+            key = model_key(config, tensors, kv_dtype, cache_dir, threads=threads)
+            self._opened.disk = PromptCache(cache_dir, key, self._opened.cache)
+        self._scheduler = Scheduler(self._opened)
+        self.context = min(self.context, max(1, self._opened.capacity))
         self._tokenizer = tokenizer
         self.file_bytes = sum(t.nbytes for t in stored.tensors.values())
         # A token reads one row of the embedding, about nothing, unless the embedding is also the head.
@@ -89,167 +111,39 @@ class LLM(Labels, Vectors):
 
     def read_bandwidth(self) -> float:
         """GB/s at which its threads read weights and do nothing else, measured on its own head: no extra memory."""
-        return read_bandwidth(self.threads, data=self._head.data[: 64 << 20])
+        threads = self.threads
+        assert self._head is not None  # since it is open
+        return read_bandwidth(threads, data=self._head.data[: 64 << 20])
 
-    def start(
-        self,
-        prompt: str | Sequence[int],
-        sampling: Sampling,
-        *,
-        max_tokens: int | None,
-        seed: int | None,
-        stop: Sequence[int] | None = None,
-        lookup: bool = False,
-        draft: LLM | None = None,
-    ) -> Generation:
-        """The new token ids of a text, as a Generation to iterate over: the level below generate.
+    def close(self) -> None:
+        """Gives the memory of weights, keys and values back; from then on most calls raise OptionError.
 
-        A prompt of ids needs no tokenizer. stop: ids that end the text; None: the model's own. max_tokens: None: to the
-        end of the context. Raises OptionError, ContextError, TokenizerError.
+        Texts that are being written go on to their end, and keep the memory until then.
         """
-        self._check_head()
-        if not self.config.causal:
-            raise OptionError(f"{self.path} is an encoder, which reads texts but cannot continue them")
-        tokens = self._ids(prompt, "the prompt")
-        # The last new token takes no position, since it is not run through the model: hence + 1.
-        room = self.context - len(tokens) + 1
-        if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 0):
-            raise OptionError(f"max_tokens must be 0 or more, not {max_tokens!r}")
-        count = room if max_tokens is None else min(room, max_tokens)
-        if seed is None:
-            seed = int.from_bytes(os.urandom(8), "little")
-        elif not isinstance(seed, int) or not 0 <= seed < 1 << 64:
-            raise OptionError(f"seed must be between 0 and 2^64 - 1, not {seed!r}")
-        return Generation(
-            self._engine,
-            tokens,
-            self._sampler(sampling, seed),
-            max_tokens=count,
-            stop=self.stop if stop is None else stop,
-            proposer=self._proposer(lookup, draft),
-        )
+        if self._opened is not None:
+            if self._opened.disk is not None:
+                self._opened.disk.close()
+            del self._scheduler
+        self._opened = self._head = None
+        self._layers = self._embedding_layers = ()
 
-    @_core.standard_floats
-    def _sampler(self, sampling: Sampling, seed: int) -> _core.Sampler:
-        return _core.Sampler(self.config.vocab_size, sampling, seed=seed, bias=sampling.logit_bias, isa=self._isa)
+    def __enter__(self) -> LLM:
+        return self
 
-    def _proposer(self, lookup: bool, draft: LLM | None) -> Proposer | None:
-        """The proposer that guesses tokens, if one is asked for. Raises OptionError for a draft that does not fit."""
-        if draft is None and not lookup:
-            return None
-        from fastllm.engine.guesses import DraftModel, PromptLookup
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-        if draft is None:
-            return PromptLookup(self._engine.costs)
-        if lookup:
-            raise OptionError("guesses come from lookup or from a draft model, not from both")
-        if not draft.config.head or not draft.config.causal:
-            raise OptionError(f"{draft.path} writes no text, so it cannot be the draft of {self.path}")
-        ours, theirs = self.config.vocab_size, draft.config.vocab_size
-        if ours != theirs:
-            raise OptionError(
-                f"{draft.path} has a vocabulary of {theirs:,}, {self.path} one of {ours:,}: a draft needs the same one"
-            )
-        words = [t.stream().pieces for t in (self._tokenizer, draft._tokenizer) if not isinstance(t, TokenizerError)]
-        if len(words) == 2 and words[0] != words[1]:
-            raise OptionError(f"{draft.path} has other tokens than {self.path}: a draft needs the same vocabulary")
-        draft._model.check_files()
-        greedy = draft._sampler(Sampling(temperature=0), 0)
-        share = draft.bytes_per_token / self.bytes_per_token
-        return DraftModel(self._engine.costs, draft._engine, greedy, draft.context, share)
+    def __copy__(self) -> LLM:
+        return self
 
-    @overload
-    def generate(self, prompt: str | Sequence[int], *, stream: Literal[True], **options: Any) -> TextStream: ...
-    @overload
-    def generate(self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **options: Any) -> str: ...
-    def generate(  # type: ignore[misc]  # the overloads name only what decides the type of the result
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_tokens: int | None = 256,
-        temperature: float = DEFAULTS.temperature,
-        top_p: float = DEFAULTS.top_p,
-        top_k: int = DEFAULTS.top_k,
-        min_p: float = DEFAULTS.min_p,
-        typical_p: float = DEFAULTS.typical_p,
-        repetition_penalty: float = DEFAULTS.repetition_penalty,
-        presence_penalty: float = DEFAULTS.presence_penalty,
-        frequency_penalty: float = DEFAULTS.frequency_penalty,
-        logit_bias: Mapping[int, float] | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        lookup: bool = False,
-        draft: LLM | None = None,
-        stream: bool = False,
-    ) -> str | TextStream | list[int] | Iterator[int]:
-        """Continues a prompt, a text or token ids, and returns the new text; with stream, a TextStream of its pieces.
+    def __deepcopy__(self, memo: dict[int, Any]) -> LLM:
+        return self
 
-        max_tokens: at most so many new tokens; None: to the end of the context. stop: strings that end the text and are
-        left out of it. seed: the same seed gives the same text on any machine; None takes a new one. lookup, draft: the
-        same text, sooner (speculative decoding): lookup guesses tokens from the prompt and the text so far, which pays
-        where these repeat; draft is a smaller model with the same vocabulary that guesses. The other options are those
-        of fastllm.decoding.Sampling. A model without a tokenizer takes ids and returns ids: a list, or an iterator.
-
-        Raises OptionError, ContextError, TokenizerError (a text, but no tokenizer), NumericError (the model computes
-        numbers that are not finite).
-        """
-        stops = stop_strings(stop)
-        sampling = Sampling(
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            typical_p=typical_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            logit_bias=logit_bias or {},
-        )
-        generation = self.start(prompt, sampling, max_tokens=max_tokens, seed=seed, lookup=lookup, draft=draft)
-        if isinstance(self._tokenizer, TokenizerError) and not stops:
-            return iter(generation) if stream else list(generation)
-        pieces = TextStream(generation, self.tokenizer, stops)
-        return pieces if stream else "".join(pieces)
-
-    def generate_batch(
-        self,
-        prompts: Sequence[str | Sequence[int]],
-        *,
-        max_tokens: int | None = 256,
-        seed: int | Sequence[int] | None = None,
-        stop: str | Sequence[str] = (),
-        **sampling: Any,
-    ) -> list[str] | list[list[int]]:
-        """Continues several prompts together and returns the new texts in order; without a tokenizer, lists of ids.
-
-        Each text is what generate returns for its prompt alone, but together they take far less time (see
-        fastllm.engine.Batch). seed: one for all, or one for each prompt. sampling: fields of Sampling, such as
-        temperature.
-
-        Raises OptionError, ContextError, TokenizerError. Where the model computes numbers that are not finite for one
-        prompt, raises NumericError once all texts have ended, with the good ones in its `texts`.
-        """
-        if isinstance(prompts, str):
-            raise OptionError("generate_batch takes a list of prompts, not one prompt")
-        seeds = list(seed) if isinstance(seed, Sequence) else [seed] * len(prompts)
-        if len(seeds) != len(prompts):
-            raise OptionError(f"{len(prompts)} prompts need as many seeds, or one, not {len(seeds)}")
-        stops, checked = stop_strings(stop), Sampling(**sampling)
-        generations = [
-            self.start(prompt, checked, max_tokens=max_tokens, seed=one)
-            for prompt, one in zip(prompts, seeds, strict=True)
-        ]
-        from fastllm.engine.batch import Batch
-
-        batch = Batch(self._engine)
-        for generation in generations:
-            batch.add(generation)
-        if isinstance(self._tokenizer, TokenizerError) and not stops:
-            _write(batch, {})
-            return _unbroken(generations, [generation.tokens for generation in generations])
-        streams = {generation: TextStream(generation, self.tokenizer, stops) for generation in generations}
-        texts = _write(batch, streams)
-        return _unbroken(generations, [texts[generation] for generation in generations])
+    def __reduce__(self) -> tuple[Callable[..., LLM], tuple[Any, ...]]:
+        self._engine  # noqa: B018  # raises where it is closed
+        if self._origin is None:
+            raise OptionError(f"{self.path} was not opened by fastllm.load, so it cannot be pickled")
+        return self._origin
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """The logits at every token: float32 [T, vocabulary]; for an encoder, those of its masked-token head.
@@ -259,7 +153,7 @@ class LLM(Labels, Vectors):
         import numpy
 
         self._check_head()
-        ids = self._ids(tokens, "the text")
+        ids = self._ids(tokens, "tokens")
         out = numpy.empty((len(ids), self.config.vocab_size), numpy.float32)
         at = 0
         for count, rows in self._engine.logits(ids):
@@ -276,54 +170,15 @@ class LLM(Labels, Vectors):
         norm.
         Raises OptionError, ContextError.
         """
-        return next(self._streams([self._ids(tokens, "the text")], layer))
+        return next(self._streams([self._ids(tokens, "tokens")], layer))
 
     def attentions(self, tokens: Sequence[int], layer: int) -> NDArray[np.float32]:
         """The attention probabilities of layer `layer`, from 0: float32 [heads, T, T], [h, i, j] from token i to j.
 
         Raises OptionError, ContextError.
         """
-        check_layer(layer, self.config.n_layers - 1)
-        return self._engine.attention(self._ids(tokens, "the text"), layer, self.config.n_heads)
-
-    def _check_head(self) -> None:
-        if not self.config.head:
-            can = (
-                f"what it can do is {', '.join(self._can())}"
-                if self.classifier
-                else "only hidden states and embeddings"
-            )
-            raise OptionError(f"{self.path} has no head, so there are no logits: {can}")
-
-
-def _write(batch: Batch, streams: Mapping[Generation, TextStream]) -> dict[Generation, str]:
-    """Runs a batch to its end and returns the text of each stream."""
-    pieces: dict[Generation, list[str]] = {generation: [] for generation in streams}
-    try:
-        while batch:
-            for generation, token in batch.step():
-                if (stream := streams.get(generation)) is None:
-                    continue
-                if token is not None:
-                    pieces[generation].append(stream.push(token))
-                if stream.finish_reason:
-                    batch.drop(generation)
-                elif generation.finish_reason:
-                    pieces[generation].append(stream.end())
-    finally:
-        batch.close()
-    return {generation: "".join(parts) for generation, parts in pieces.items()}
-
-
-def _unbroken(generations: Sequence[Generation], texts: list[Any]) -> list[Any]:
-    """The texts of a batch; where one ended in a NumericError, raises one that has the good texts in it."""
-    failed = [i for i, generation in enumerate(generations) if generation.error is not None]
-    if not failed:
-        return texts
-    others = f" (and {len(failed) - 1} more)" if failed[1:] else ""
-    error = NumericError(f"prompt {failed[0]}{others}: {generations[failed[0]].error}")
-    error.texts = [None if generation.error else text for generation, text in zip(generations, texts, strict=True)]
-    raise error
+        layer = whole("layer", layer, 0, self.config.n_layers - 1)
+        return self._engine.attention(self._ids(tokens, "tokens"), layer, self.config.n_heads)
 
 
 def _bytes_read(config: Config, name: str, tensor: _core.Matrix | _core.Vector) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from operator import index
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fastllm.errors import ContextError, OptionError, TokenizerError
+from fastllm.llm.arguments import token_ids, whole
 from fastllm.tokenizer import Frame, Tokenizer, decode
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fastllm.config import Config
     from fastllm.engine import Engine
 
+    Ids = str | Sequence[int] | NDArray[np.integer[Any]]
+
 
 class Texts:
     """The part of an LLM that reads texts. LLM.__init__ sets the fields."""
@@ -30,10 +32,20 @@ class Texts:
     bos: int | None
     stop: tuple[int, ...]
     chat_stop: tuple[int, ...]
-    _model: _core.Model
-    _engine: Engine
+    _opened: Engine | None  # None once the model is closed
     _tokenizer: Tokenizer | TokenizerError
     _isa: str | None
+
+    @property
+    def _engine(self) -> Engine:
+        """Raises OptionError once the model is closed."""
+        if self._opened is None:
+            raise OptionError(f"{self.path} is closed: load it again")
+        return self._opened
+
+    @property
+    def _model(self) -> _core.Model:
+        return self._engine.model
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -41,6 +53,10 @@ class Texts:
         if isinstance(self._tokenizer, TokenizerError):
             raise TokenizerError(str(self._tokenizer))
         return self._tokenizer
+
+    def _check_head(self) -> None:
+        """Raises OptionError, which says what else the model can do, where it has no head (see Labels)."""
+        raise NotImplementedError
 
     def tokenize(self, text: str, *, bos: bool = True, special: bool | None = None) -> list[int]:
         """The token ids of a text; with bos, as the model expects a text to begin and end.
@@ -52,9 +68,11 @@ class Texts:
 
         Raises TokenizerError, OptionError (the tokenizer gives an id that the model does not have).
         """
+        if not isinstance(text, str):
+            raise OptionError(f"text must be a str, not {type(text).__name__}")
         frame = self._frame
         ids = frame.tokenize(text, special) if bos else frame.encode(text, special)
-        self._check_tokens(ids)
+        self._check_tokens(ids, "text")
         return ids
 
     @property
@@ -62,15 +80,19 @@ class Texts:
         return Frame(self.tokenizer, self.bos, self.stop, encoder=not self.config.causal)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
-        """The text of token ids."""
-        self._check_tokens(tokens)
-        return decode(self.tokenizer, tokens)
+        """The text of token ids. Raises OptionError for what is none, TokenizerError."""
+        ids = token_ids(tokens, "tokens")
+        self._check_tokens(ids, "tokens")
+        return decode(self.tokenizer, ids)
 
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
+    def _check_tokens(self, tokens: Sequence[int], what: str) -> None:
         size = self.config.vocab_size
+        if not tokens or (min(tokens) >= 0 and max(tokens) < size):
+            return
         for token in tokens:
             if not 0 <= token < size:
-                raise OptionError(f"{token}{self._named(token)} is no token id: the vocabulary has {size:,}")
+                why = f"{token}{self._named(token)} is no token id: the vocabulary has {size:,}"
+                raise OptionError(f"{what} has a token that the model has not: {why}")
 
     def _named(self, token: int) -> str:
         """The text of an id that the tokenizer has and the model does not, for an error message."""
@@ -86,37 +108,23 @@ class Texts:
         import numpy
 
         last = self.config.n_layers + 1
-        layer = last if layer is None else layer
-        check_layer(layer, last)
+        layer = last if layer is None else whole("layer", layer, 0, last)
         pieces: list[NDArray[np.float32]] = []
         for text, rows in self._engine.hidden(texts, layer, self.config.dim, seconds):
             pieces.append(rows)
             if sum(map(len, pieces)) == len(texts[text]):
-                whole = numpy.concatenate(pieces)
-                whole[numpy.isnan(whole)] = numpy.nan  # one NaN for all: its sign and payload depend on the machine
-                yield whole
+                stream = numpy.concatenate(pieces)
+                stream[numpy.isnan(stream)] = numpy.nan  # one NaN for all: its sign and payload depend on the machine
+                yield stream
                 pieces = []
 
-    def _ids(self, text: str | Sequence[int], what: str) -> list[int]:
+    def _ids(self, text: Ids, what: str) -> list[int]:
         """The ids of a text for the model, checked; checks too that the model's files have not changed meanwhile."""
         self._model.check_files()
         ids = self.tokenize(text) if isinstance(text, str) else token_ids(text, what)
         if not ids:
             raise OptionError(f"{what} is empty: it needs a token")
-        self._check_tokens(ids)
+        self._check_tokens(ids, what)
         if len(ids) > self.context:
             raise ContextError(f"{what} has {len(ids):,} tokens, the context {self.context:,}")
         return ids
-
-
-def token_ids(text: Any, what: str) -> list[int]:
-    """The ids that a text is given as. Raises OptionError, naming it, for anything else."""
-    try:
-        return [index(token) for token in text]
-    except TypeError:
-        raise OptionError(f"{what} is neither a text nor token ids: {text!r}"[:200]) from None
-
-
-def check_layer(layer: int, last: int) -> None:
-    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= last:
-        raise OptionError(f"layer must be between 0 and {last}, not {layer!r}")

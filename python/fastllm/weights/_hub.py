@@ -34,7 +34,7 @@ _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "additional_chat_templates/*
 # sentence-transformers has a folder for each module after the model, such as 1_Pooling and 2_Dense.
 _MODULE = re.compile(r"[1-9]\d*_\w+/(?:config\.json|model\.safetensors|pytorch_model\.bin)")
 _PATIENCE = 10  # seconds for the hub to answer
-_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")  # one of the files of a GGUF model that is split
+PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")  # one of the files of a GGUF model that is split
 
 
 def fetch(name: str, revision: str | None) -> Path:
@@ -87,7 +87,7 @@ def _of_folder(repo: str, names: Sequence[str]) -> list[str]:
     """Of the names of a repository's files, those that it takes to run the model. Raises CheckpointError."""
     home, modules = _modules(names) if "modules.json" in names else ("", [])
     weights = next((found for p in _WEIGHTS if (found := [n for n in names if _matches(n, home + p)])), [])
-    single = [n for n in weights if n.endswith(".gguf") and not _PART.search(n)]
+    single = [n for n in weights if n.endswith(".gguf") and not PART.search(n)]
     if not weights or len(single) > 1:
         what = f"{len(single)} models" if weights else "no weights of a form that fastllm knows"
         such = next((n for n in names if n.endswith((".gguf", ".bin"))), None)
@@ -108,7 +108,7 @@ def _of_file(repo: str, names: Sequence[str], file: str) -> list[str]:
     """A file, the other parts of its model if it is split, and configs and tokenizers of its folder."""
     if file not in names:
         raise CheckpointError(f"{repo} has no file {file} on the hub")
-    parts = _PART.sub(r"-?????-of-\1.gguf", escape(file))
+    parts = PART.sub(r"-?????-of-\1.gguf", escape(file))
     folder = PurePosixPath(file).parent
     beside = [
         n for n in names if PurePosixPath(n).parent == folder and any(fnmatchcase(Path(n).name, p) for p in _BESIDE)

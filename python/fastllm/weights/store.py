@@ -11,7 +11,7 @@ https://github.com/huggingface/safetensors#format describes the frame:
 
 The JSON under "fastllm": version, layout, config, matrices (name -> [dtype, *shape], since a matrix is U8 for
 safetensors), bos, stop, chat_stop, source, and where the model has them dense (chain -> activations), embedding,
-classifier, ranking, tokenizer (kind, bytes).
+classifier, ranking, sampling, tokenizer (kind, bytes).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LAYOUT = "panels16x32"  # 16 rows x groups of 32 channels; see csrc/fastllm.h
 DTYPES = ("f32", "f16", "bf16", "q8", "q4")  # types that weights may be converted to
 
 # The fields that a Recipe and a Stored share as they are: all but tensors, and what only one of them has.
-_SHARED = ("config", "bos", "stop", "chat_stop", "embedding", "classifier", "ranking")
+_SHARED = ("config", "bos", "stop", "chat_stop", "embedding", "classifier", "ranking", "sampling")
 
 
 class Stored(NamedTuple):
@@ -61,6 +61,7 @@ class Stored(NamedTuple):
     embedding: Embedding = Embedding()
     classifier: Classifier | None = None
     ranking: Ranking = Ranking()
+    sampling: Mapping[str, float] = MappingProxyType({})
 
     @classmethod
     def of(
@@ -156,6 +157,8 @@ def _about(stored: Stored, parts: Mapping[str, Part]) -> dict[str, object]:
         about["classifier"] = stored.classifier
     if stored.ranking != Ranking():
         about["ranking"] = stored.ranking
+    if stored.sampling:
+        about["sampling"] = dict(stored.sampling)
     return about
 
 
@@ -298,4 +301,5 @@ def _load(data: memoryview) -> Stored:
         embedding=embedding,
         classifier=Classifier.from_json(about["classifier"]) if "classifier" in about else None,
         ranking=Ranking.from_json(about["ranking"]) if "ranking" in about else Ranking(),
+        sampling=dict(about.get("sampling", {})),
     )

@@ -134,12 +134,12 @@ static void make_layer(const fl_model *m, fl_layer *l, int gated, int moe) {
     if (gated) l->e3 = stack(any_type(), c->n_experts, c->expert_dim, c->dim, 0);
 }
 
-static fl_model make_model(fl_layer *layers) {
+static fl_model make_model(fl_layer *layers, fl_kind *kinds) {
     static const size_t odds[] = {0, 4096, 512, 64, 8};
     static const fl_type kv[] = {FL_F32, FL_F16, FL_Q8};
     odd = odds[pick(4)];
     const int gated = (int)pick(1), moe = !pick(2), large = !pick(31); // small as a rule: thousands in a second
-    fl_model m = {.kv_type = kv[pick(2)], .layers = layers};
+    fl_model m = {.kv_type = kv[pick(2)], .layers = layers, .kinds = kinds};
     fl_config *c = &m.config;
     c->causal = pick(3) > 0;
     c->parallel = !moe && !pick(3);
@@ -212,15 +212,20 @@ static size_t second_segment(const fl_model *m, const sequence *t, size_t from, 
 static void read_sequences(const fl_model *m, const sequence *sequences, size_t n, size_t chunk, int ragged,
                            size_t threads, float *out) {
     fl_scratch *scratch;
-    void *pages[SEQUENCES][PAGES];
+    void *pages[SEQUENCES][2][PAGES];
+    void *const *tables[SEQUENCES][2];
     size_t done[SEQUENCES] = {0}, left = 0;
     const size_t stride = fl_logits_stride(m);
     float *logits = take(SEQUENCES * MOST * STRIDE * sizeof *logits);
     must(fl_scratch_new(&scratch) == FL_OK, "memory");
     for (size_t i = 0; i < n; i++) {
-        for (size_t j = 0; j * FL_PAGE < sequences[i].length; j++) {
-            pages[i][j] = take(fl_kv_page_bytes(m));
-            memset(pages[i][j], 0xff, fl_kv_page_bytes(m)); // NaN, as a broken sequence may have left it
+        for (size_t kind = 0; kind < m->n_kinds; kind++) {
+            tables[i][kind] = pages[i][kind];
+            for (size_t j = 0; j * FL_PAGE < sequences[i].length; j++) {
+                pages[i][kind][j] = take(fl_kv_page_bytes(m, kind));
+                // NaN, as a broken sequence may have left it.
+                memset(pages[i][kind][j], 0xff, fl_kv_page_bytes(m, kind));
+            }
         }
         left += sequences[i].length;
     }
@@ -232,14 +237,19 @@ static void read_sequences(const fl_model *m, const sequence *sequences, size_t 
             size_t take_now = !m->config.causal || rest < chunk ? rest : chunk;
             if (ragged && m->config.causal && take_now > 0 && left > rest) take_now = (size_t)next() % (take_now + 1);
             if (take_now == 0) continue;
+            for (size_t kind = 0; kind < m->n_kinds; kind++) { // what no token from here on sees
+                const size_t window = m->kinds[kind].window;
+                for (size_t j = 0; window > 0 && (j + 1) * FL_PAGE + window <= done[i] + 1; j++)
+                    pages[i][kind][j] = NULL;
+            }
             whose[count] = i;
-            spans[count++] = (fl_span){sequences[i].tokens + done[i], take_now, done[i], pages[i],
+            spans[count++] = (fl_span){sequences[i].tokens + done[i], take_now, done[i], tables[i],
                                        (sequences[i].length + FL_PAGE - 1) / FL_PAGE, take_now,
                                        second_segment(m, &sequences[i], done[i], take_now)};
         }
         if (count == 0) continue;
         const fl_outputs outputs = {.logits = logits};
-        must(fl_forward(m, scratch, spans, count, threads, &outputs) == FL_OK, "a forward");
+        must(fl_forward(m, scratch, spans, count, threads, NULL, &outputs) == FL_OK, "a forward");
         for (size_t s = 0; s < count; row += spans[s].n, s++) {
             const size_t i = whose[s];
             for (size_t t = 0; t < spans[s].n; t++)
@@ -285,6 +295,7 @@ static void draw(const fl_model *m, const float *row) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static float first[SEQUENCES * MOST * STRIDE], again[SEQUENCES * MOST * STRIDE];
     fl_layer layers[2] = {{.window = 0}};
+    fl_kind kinds[2];
     sequence sequences[SEQUENCES];
     input = data;
     input_end = data + size;
@@ -296,7 +307,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     for (size_t i = 0; (i > 0 || n_isas == 0) && fl_isa_built(i, &supported); i++)
         if (supported) must(fl_kernels_find(fl_isa_built(i, &supported), &isas[n_isas++]) == FL_OK, "kernels");
 
-    fl_model m = make_model(layers);
+    fl_model m = make_model(layers, kinds);
     m.kernels = isas[pick(n_isas - 1)];
     must(fl_model_check(&m) == FL_OK, "a model");
     const size_t n = between(1, SEQUENCES), longest = m.config.max_seq < MOST ? m.config.max_seq : MOST;

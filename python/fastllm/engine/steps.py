@@ -1,0 +1,293 @@
+"""The steps in which texts are written: each is one forward for all that are being written and parts of new prompts.
+
+(Continuous batching: Yu et al., 2022, Orca; prompts in pieces: Agrawal et al., 2024, Sarathi-Serve.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, NamedTuple, TypeAlias
+
+from fastllm import _core
+from fastllm.engine.costs import MOST
+from fastllm.engine.engine import CHUNK, Engine, Span
+from fastllm.engine.generation import Generation, Logprob
+from fastllm.engine.places import Places
+from fastllm.engine.prefix import PAGE
+from fastllm.errors import CacheFullError, FastLLMError, NumericError
+
+TOGETHER = 16  # texts written at once; from about here on a forward is bound by arithmetic, no longer by memory
+_ROWS_BYTES = 64 << 20  # of the rows of logits of a forward, where texts want more than one: a row may take a megabyte
+
+
+# Takes the ids of a text so far and its float32 logits [vocabulary], which it changes or replaces.
+Processor: TypeAlias = Callable[[list[int], Any], Any]
+
+
+class Row(NamedTuple):
+    """What a text does in a forward: appends `tokens`, of which the last `wanted` get logits, from row `at` on."""
+
+    generation: Generation
+    sequence: _core.Sequence
+    tokens: list[int]
+    wanted: int
+    at: int
+    reads: bool  # its prompt, or after a preemption the text so far
+
+
+class Steps:
+    """The texts of one model, and the steps that write them. One thread at a time may call `step`.
+
+    What state a text is in follows from its tokens and the length of its sequence, so that a step may be interrupted
+    anywhere, and be tried again.
+    """
+
+    def __init__(self, engine: Engine, most: int = TOGETHER) -> None:
+        self._engine = engine
+        self.places = Places(engine, most)
+        self.alone = False  # whether the next step is that of one plain text
+        self.reading: list[Generation] = []  # the texts whose prompts are read in the forward that runs
+        self.cancel = _core.Cancel()  # of the forward that runs
+        self._logits = engine.model.logits(1)
+        self._most_rows = max(2 * most, _ROWS_BYTES // (4 * engine.model.logits_stride))
+
+    def step(self) -> None:
+        """Runs one forward, and takes its tokens to the texts."""
+        if self.alone and self._step_alone():
+            return
+        rows = self._plan()
+        if not rows:
+            return
+        n_rows = rows[-1].at + rows[-1].wanted
+        if self._logits.nbytes < n_rows * self._engine.model.logits_stride * 4:
+            self._logits = self._engine.model.logits(1 << (n_rows - 1).bit_length())
+        start = perf_counter()
+        try:
+            ran = self._forward(rows)
+        except CacheFullError as error:
+            if not self.places.preempt([row.generation for row in rows]):
+                rows[0].generation.fail(error)
+            return
+        except Exception as error:  # such as a file of weights that has changed: it is the same for all
+            for row in rows:
+                row.generation.fail(error)
+            return
+        if not ran:
+            return
+        self._note(rows, perf_counter() - start)
+        drawing = [row for row in rows if self._looks_at(row)]
+        self._draw(drawing)
+        seconds = perf_counter() - start
+        for row in rows:
+            self._finish(row, seconds)
+        self.alone = self._is_alone(rows)
+
+    def _forward(self, rows: list[Row]) -> bool:
+        self.reading = [row.generation for row in rows if row.reads]
+        self.cancel.clear()
+        try:
+            if any(generation.finish_reason is not None for generation in self.reading):
+                return False
+            spans: list[Span] = [(row.sequence, row.tokens, row.wanted) for row in rows]
+            return self._engine.forward(spans, self._logits, cancel=self.cancel)
+        finally:
+            self.reading = []
+
+    def _plan(self) -> list[Row]:
+        """What the texts do in the next forward: all that are written, and pieces of prompts."""
+        running = [generation for generation in self.places.live() if not generation.pauses()]
+        running += self.places.admit(running)
+        writers, readers = list[Generation](), list[Generation]()
+        for generation in running:
+            sequence, position = generation.sequence, generation.position()
+            assert sequence is not None
+            if sequence.length >= position:  # a step was interrupted before it could drop wrong guesses
+                sequence.truncate(position - 1)
+            (writers if generation.tokens and sequence.length == position - 1 else readers).append(generation)
+        rows = self._writing(writers)
+        at = rows[-1].at + rows[-1].wanted if rows else 0
+        return rows + self._pieces(readers, at)
+
+    def _writing(self, writers: list[Generation]) -> list[Row]:
+        """Each text's last token, and guesses of what follows it."""
+        rows = list[Row]()
+        at = 0
+        for i, generation in enumerate(writers):
+            assert generation.sequence is not None
+            guesses = list[int]()
+            if generation.proposer is not None and not generation.processors:
+                others = at + len(writers) - i - 1
+                try:
+                    guesses = self._guess(generation, min(MOST, self._most_rows - others - 1), others)
+                except Exception as error:  # such as a draft's file that has changed
+                    generation.fail(error)
+                    continue
+            tokens = [generation.tokens[-1], *guesses]
+            rows.append(Row(generation, generation.sequence, tokens, len(tokens), at, False))
+            at += len(tokens)
+        return rows
+
+    def _guess(self, generation: Generation, most: int, others: int) -> list[int]:
+        text, proposer = generation.text, generation.proposer
+        assert proposer is not None
+        if text is None:
+            text = generation.text = generation.prompt + generation.tokens
+            proposer.begin(text)
+        else:
+            text += generation.tokens[len(text) - len(generation.prompt) :]
+        return proposer.propose(text, min(most, generation.max_tokens - len(generation.tokens) - 1), others)
+
+    def _pieces(self, readers: list[Generation], at: int) -> list[Row]:
+        """Pieces of prompts: each gets the same share of the tokens that fit, and the first what is left over."""
+        rows = list[Row]()
+        room = min(CHUNK, self._engine.costs.room(at)) if at else CHUNK
+        shares = dict.fromkeys(readers, 0)
+        left = {generation: generation.unread() for generation in readers}
+        while room > 0 and any(left.values()):
+            hungry = [generation for generation in readers if left[generation]]
+            share = max(1, room // len(hungry))
+            for generation in hungry:
+                some = min(share, left[generation], room)
+                shares[generation] += some
+                left[generation] -= some
+                room -= some
+        for generation, count in shares.items():
+            sequence = generation.sequence
+            assert sequence is not None
+            start, rest = sequence.length, generation.position() - sequence.length
+            echo = generation.prompt_logprobs is not None and not generation.tokens
+            some = min([count, *(mark - start for mark in generation.marks if mark > start)])
+            if echo:  # the logits of all its tokens are wanted
+                some = min(some, self._most_rows - at)
+            if PAGE < some < rest:
+                some = (start + some) // PAGE * PAGE - start  # up to the end of a page
+            if some > 0:
+                wanted = some if echo else int(some == rest)
+                rows.append(Row(generation, sequence, generation.part(start, some), wanted, at, True))
+                at += wanted
+        return rows
+
+    # ---- what a forward has computed
+
+    def _note(self, rows: list[Row], seconds: float) -> None:
+        tokens = sum(len(row.tokens) for row in rows if row.reads)
+        others = sum(len(row.tokens) for row in rows if not row.reads)
+        if tokens == 0:
+            self._engine.costs.note(others, seconds)
+        else:
+            self._engine.costs.note_prompt(others, tokens, seconds)
+
+    def _looks_at(self, row: Row) -> bool:
+        """Whether a token is drawn from a row's logits, after what else is wanted of them."""
+        generation = row.generation
+        if generation.finish_reason is not None or not row.wanted:
+            return False
+        try:
+            if row.reads and generation.prompt_logprobs is not None and not generation.tokens:
+                self._echo(row, generation.prompt_logprobs)
+            if row.sequence.length < generation.position():
+                return False  # the prompt goes on
+            if generation.max_tokens == 0:
+                generation.end("length")
+                return False
+            for process in generation.processors:
+                self._process(process, row)
+        except Exception as error:
+            generation.fail(error)
+            return False
+        return True
+
+    def _echo(self, row: Row, logprobs: list[Logprob | None]) -> None:
+        """The logprobs of a prompt's tokens that follow those of a piece."""
+        prompt, top = row.generation.prompt, row.generation.top
+        follow = prompt[row.sequence.length - row.wanted + 1 : row.sequence.length + 1]
+        logprobs += [self._logprob(row.at + i, token, top) for i, token in enumerate(follow)]
+
+    def _logprob(self, row: int, token: int, top: int) -> Logprob:
+        logprob, likeliest = self._engine.model.logprobs(self._logits, row, token, top)
+        return Logprob(token, logprob, tuple(likeliest))
+
+    def _process(self, process: Processor, row: Row) -> None:
+        """Has a callable change the logits of a row."""
+        import numpy
+
+        generation, stride = row.generation, self._engine.model.logits_stride
+        logits = numpy.frombuffer(memoryview(self._logits), numpy.float32)[row.at * stride :][: self._engine.vocab_size]
+        changed = process(generation.prompt + generation.tokens, logits)
+        if changed is not None and changed is not logits:
+            logits[:] = changed
+
+    def _draw(self, rows: list[Row]) -> None:
+        """Draws each text's tokens: one, and those after it that were guessed right."""
+        model, threads = self._engine.model, self._engine.threads
+        first = [row.at + row.wanted - 1 if row.reads else row.at for row in rows]
+        draws = [
+            (row.generation.sampler, at, () if row.reads else row.tokens[1:], bool(row.generation.processors))
+            for row, at in zip(rows, first, strict=True)
+        ]
+        for row, at, drawn in zip(rows, first, model.draw(draws, self._logits, threads=threads), strict=True):
+            generation = row.generation
+            if isinstance(drawn, Exception):
+                self._fail(row, drawn)
+                continue
+            if generation.logprobs is not None:
+                generation.logprobs += [self._logprob(at + i, token, generation.top) for i, token in enumerate(drawn)]
+            before = generation.taken
+            generation.tokens += drawn
+            generation.take()
+            if len(row.tokens) > 1 and not row.reads:
+                generation.proposed += len(row.tokens) - 1
+                generation.accepted += min(len(drawn) - 1, generation.taken - before)
+
+    def _fail(self, row: Row, error: Exception) -> None:
+        generation = row.generation
+        if isinstance(error, NumericError):
+            error = self._engine.broken(row.sequence, generation.prompt + generation.tokens)
+        generation.fail(error)
+
+    def _finish(self, row: Row, seconds: float) -> None:
+        """After the draws: drops wrong guesses, keeps the pages of prompts that were read, and tells of new tokens."""
+        generation, sequence = row.generation, row.sequence
+        if row.reads:
+            generation.prompt_seconds += seconds
+            if generation.tokens or sequence.length in generation.marks:
+                self._engine.keep(generation.prompt, sequence, prompt=bool(generation.tokens))
+        else:
+            generation.decode_seconds += seconds
+            if sequence.length >= generation.position() and generation.finish_reason is None:
+                sequence.truncate(generation.position() - 1)
+        if generation.notify is not None:
+            generation.notify()
+
+    # ---- a text alone
+
+    def _is_alone(self, rows: list[Row]) -> bool:
+        """Whether the next steps are those of one text that needs nothing but its next token."""
+        if len(rows) != 1 or len(self.places.running) != 1 or self.places.waiting or rows[0].reads:
+            return False
+        g = rows[0].generation
+        plain = g.proposer is None and not g.processors and g.logprobs is None and g.notify is None
+        return plain and g.finish_reason is None
+
+    def _step_alone(self) -> bool:
+        """The same as `step` for one text that needs nothing but its next token, in less time. False: it is not so."""
+        generation = self.places.running[0]()
+        if generation is None or generation.finish_reason is not None or self.places.waiting:
+            return False
+        if (sequence := generation.sequence) is None:
+            return False
+        engine, tokens, start = self._engine, generation.tokens, perf_counter()
+        try:
+            token = engine.model.step(
+                sequence, tokens[-1], generation.sampler, self._logits, threads=engine.step_threads
+            )
+        except FastLLMError:  # the longer way deals with it
+            return False
+        tokens.append(token)
+        generation.take()
+        generation.decode_seconds += perf_counter() - start
+        if generation.finish_reason is not None:
+            self.alone = False
+            self.places.live()
+        return True

@@ -1,0 +1,336 @@
+"""Texts that a model writes: one or many, whole or piece by piece, for a thread or for asyncio."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from fastllm import _core
+from fastllm.decoding import Sampling, Stops
+from fastllm.engine import Generation, Scheduler
+from fastllm.errors import FastLLMError, OptionError, TokenizerError, about
+from fastllm.llm.arguments import prompts_in, seeds, several, token_ids, whole
+from fastllm.llm.stream import AsyncTextStream, Background, Pieces, TextStream
+from fastllm.llm.text import Text
+from fastllm.llm.texts import Texts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fastllm.engine.guesses import Proposer
+    from fastllm.llm.texts import Ids
+
+    Processor = Callable[[list[int], NDArray[np.float32]], NDArray[np.float32] | None]
+
+_SEEDS = 1 << 64
+
+
+class Writing(Texts):
+    """The part of an LLM that writes texts."""
+
+    _scheduler: Scheduler
+    defaults: Sampling
+    bytes_per_token: int
+
+    def start(
+        self,
+        prompt: Ids,
+        sampling: Sampling,
+        *,
+        max_tokens: int | None,
+        seed: int | None,
+        stop: Iterable[int] | None = None,
+        lookup: bool = False,
+        draft: Writing | None = None,
+        min_tokens: int = 0,
+        ignore_eos: bool = False,
+        logprobs: int | None = None,
+        echo: bool = False,
+        processors: Sequence[Processor] = (),
+        watch: Callable[[int], bool] | None = None,
+        notify: Callable[[], None] | None = None,
+    ) -> Generation:
+        """The new token ids of a text, as a Generation to iterate over: the level below generate.
+
+        A prompt of ids needs no tokenizer. stop: ids that end the text; None: the model's own, or none with ignore_eos.
+        max_tokens: None or -1: to the end of the context. watch: called with each new token; True ends the text.
+        notify: called after new tokens and at the end. Both run in the thread that writes. The other options are
+        generate's. Raises OptionError, ContextError, TokenizerError.
+        """
+        self._check_head()
+        if not self.config.causal:
+            raise OptionError(f"{self.path} is an encoder, which reads texts but cannot continue them")
+        tokens = self._ids(prompt, "prompt")
+        # The last new token takes no position, since it is not run through the model: hence + 1.
+        room = self.context - len(tokens) + 1
+        if max_tokens is not None:
+            max_tokens = whole("max_tokens", max_tokens, -1)
+        least = whole("min_tokens", min_tokens, 0)
+        if logprobs is not None:
+            logprobs = whole("logprobs", logprobs, 0, self.config.vocab_size)
+        elif echo:
+            raise OptionError("echo gives the log probabilities of the prompt's tokens: it needs logprobs, such as 0")
+        if stop is None:
+            stop = () if ignore_eos else self.stop
+        ends = token_ids(stop, "stop")
+        self._check_tokens(ends, "stop")
+        return Generation(
+            self._scheduler,
+            tokens,
+            self._sampler(sampling, new_seed() if seed is None else whole("seed", seed, 0, _SEEDS - 1), ends, least),
+            max_tokens=room if max_tokens is None or max_tokens < 0 else min(room, max_tokens),
+            stop=ends,
+            proposer=self._proposer(lookup, draft),
+            watch=watch,
+            processors=processors,
+            logprobs=logprobs,
+            echo=echo,
+            notify=notify,
+        )
+
+    @_core.standard_floats
+    def _sampler(self, sampling: Sampling, seed: int, barred: Sequence[int] = (), until: int = 0) -> _core.Sampler:
+        """barred: the tokens that are not drawn as one of the first `until`."""
+        return _core.Sampler(
+            self.config.vocab_size,
+            sampling,
+            seed=seed,
+            bias=sampling.logit_bias,
+            barred=barred,
+            until=until,
+            isa=self._isa,
+        )
+
+    def _proposer(self, lookup: bool, draft: Writing | None) -> Proposer | None:
+        """The proposer that guesses tokens, if one is asked for. Raises OptionError for a draft that does not fit."""
+        if draft is None and not lookup:
+            return None
+        from fastllm.engine.guesses import DraftModel, PromptLookup
+
+        if draft is None:
+            return PromptLookup(self._engine.costs)
+        if lookup:
+            raise OptionError("guesses come from lookup or from a draft model, not from both")
+        if not isinstance(draft, Writing):
+            raise OptionError(f"draft must be a model that fastllm.load has loaded, not {draft!r}")
+        if not draft.config.head or not draft.config.causal:
+            raise OptionError(f"{draft.path} writes no text, so it cannot be the draft of {self.path}")
+        ours, theirs = self.config.vocab_size, draft.config.vocab_size
+        if ours != theirs:
+            raise OptionError(
+                f"{draft.path} has a vocabulary of {theirs:,}, {self.path} one of {ours:,}: a draft needs the same one"
+            )
+        words = [t.stream().pieces for t in (self._tokenizer, draft._tokenizer) if not isinstance(t, TokenizerError)]
+        if len(words) == 2 and words[0] != words[1]:
+            raise OptionError(f"{draft.path} has other tokens than {self.path}: a draft needs the same vocabulary")
+        draft._model.check_files()
+        greedy = draft._sampler(Sampling(temperature=0), 0)
+        share = draft.bytes_per_token / self.bytes_per_token
+        return DraftModel(self._engine.costs, draft._engine, greedy, draft.context, share)
+
+    @overload
+    def generate(self, prompt: Ids, *, n: Literal[1] = 1, stream: Literal[True], **options: Any) -> TextStream: ...
+    @overload
+    def generate(self, prompt: Ids, *, n: Literal[1] = 1, stream: Literal[False] = False, **options: Any) -> Text: ...
+    @overload
+    def generate(self, prompt: Ids | Iterable[Ids], **options: Any) -> Any: ...
+    def generate(  # type: ignore[misc]  # the overloads name only what decides the type of the result
+        self,
+        prompt: Ids | Iterable[Ids],
+        *,
+        n: int = 1,
+        max_tokens: int | None = 256,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        typical_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        seed: int | Sequence[int] | None = None,
+        stop: Any = (),
+        min_tokens: int = 0,
+        ignore_eos: bool = False,
+        logprobs: int | None = None,
+        echo: bool = False,
+        logits_processor: Processor | Sequence[Processor] | None = None,
+        special: bool = False,
+        lookup: bool = False,
+        draft: Writing | None = None,
+        stream: bool | Background = False,
+    ) -> Any:
+        """Continues a prompt and returns the new Text, a str with facts about it; of several prompts, a list.
+
+        prompt: a text, token ids (a list, tuple or one-dimensional array of whole numbers), or any iterable of such
+        prompts, which are written together, each as it would be alone. n: so many texts of each prompt: the result is
+        a list, prompt by prompt. stream: returns a TextStream of pieces instead, of one prompt and n = 1.
+
+        max_tokens: at most so many new tokens; None or -1: to the end of the context. min_tokens: no token ends the
+        text before so many others. stop: a string, a token id, a compiled regular expression, a callable that takes the
+        text so far and returns whether it ends, or a list of these; what stops a text is left out of it. ignore_eos:
+        the model's own ends do not end it. seed: the same seed gives the same text on any machine; of several prompts,
+        a list has one for each; text i of n has seed + i; None: new ones, in Text.seed.
+
+        logprobs: natural log probabilities of each new token, and of so many likeliest ones, before biases, penalties
+        and temperature; echo: of the prompt's tokens too. logits_processor: callables that are given the ids (prompt
+        and new) and the logits, float32 [vocabulary], before each draw, and change these in place or return others.
+        special: special tokens written in the prompt, such as "<|fim_prefix|>", become their ids; else they are text.
+        lookup, draft: the same text, sooner (speculative decoding): lookup guesses tokens from the prompt and the text
+        so far, which pays where these repeat; draft is a smaller model with the same vocabulary that guesses. The other
+        options are those of fastllm.decoding.Sampling; None takes the model's `defaults`.
+
+        A model without a tokenizer takes ids and returns lists of ids, or a Generation as its stream.
+
+        Raises OptionError, ContextError, TokenizerError (a text, but no tokenizer), NumericError (the model computes
+        numbers that are not finite), and what a callable raises. Where some of several texts fail, the others are
+        written all the same: the error of the first has them in its `texts`, with None for each that failed.
+        """
+        asked, alone = prompts_in(prompt)
+        count = whole("n", n, 1)
+        if stream is True and (not alone or count > 1):
+            raise OptionError("stream=True writes one text: it takes one prompt, not a list, and n = 1")
+        options = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
+            "typical_p": typical_p,
+            "repetition_penalty": repetition_penalty,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "logit_bias": logit_bias,
+        }
+        sampling = self.defaults.updated(**options)
+        stops = Stops(stop, self.config.vocab_size)
+        words = None if isinstance(self._tokenizer, TokenizerError) and not stops else self.tokenizer
+        shared: dict[str, Any] = {
+            "max_tokens": max_tokens,
+            "min_tokens": min_tokens,
+            "stop": [*(() if ignore_eos else self.stop), *stops.tokens],
+            "lookup": lookup,
+            "draft": draft,
+            "logprobs": logprobs,
+            "echo": echo,
+            "processors": _callables("logits_processor", logits_processor),
+            "notify": stream if isinstance(stream, Background) else None,
+        }
+        begun: list[TextStream | Generation] = []
+        for i, (one, base) in enumerate(zip(asked, seeds(seed, len(asked), alone=alone), strict=True)):
+            with nullcontext() if alone else about(i):
+                tokens = self._prompt(one, "prompt" if alone else f"prompt {i}", special)
+                first = new_seed() if base is None else base
+                for own in range(first, first + count):
+                    pieces = None if words is None else Pieces(words, tokens[-1], stops)
+                    generation = self.start(tokens, sampling, seed=own % _SEEDS, watch=pieces, **shared)
+                    begun.append(generation if pieces is None else TextStream(generation, pieces, own % _SEEDS))
+        single = alone and count == 1
+        if stream:
+            return begun[0] if single else begun
+        self._scheduler.run([_generation(text) for text in begun])
+        return _written(begun[0]) if single else _all_written(begun, count)
+
+    def generate_batch(self, prompts: Iterable[Ids], **options: Any) -> list[Any]:
+        """generate of a list of prompts: the new texts in order. Takes its options, and raises what it raises."""
+        asked, alone = prompts_in(prompts)
+        if alone:
+            raise OptionError("generate_batch takes a list of prompts, not one prompt")
+        texts: list[Any] = self.generate(asked, **options)
+        return texts
+
+    @overload
+    def agenerate(self, prompt: Ids, *, stream: Literal[True], **options: Any) -> AsyncTextStream: ...
+    @overload
+    def agenerate(
+        self, prompt: Ids | Iterable[Ids], *, stream: Literal[False] = False, **options: Any
+    ) -> Coroutine[Any, Any, Any]: ...
+    def agenerate(
+        self, prompt: Ids | Iterable[Ids], *, stream: bool = False, **options: Any
+    ) -> AsyncTextStream | Coroutine[Any, Any, Any]:
+        """generate for asyncio: to be awaited, or with stream=True an AsyncTextStream for `async for`.
+
+        Another thread writes; cancelling the task ends its texts. Takes generate's options, and raises what it raises.
+        """
+        self._engine  # noqa: B018  # raises where it is closed
+        if not stream:
+            return self._agenerate(prompt, options)
+        self.tokenizer  # noqa: B018  # raises where there is none: a stream of ids is not made here
+        background = Background(self._scheduler)
+        begun = self.generate(prompt, stream=background, **options)
+        if isinstance(begun, list):
+            raise OptionError("stream=True writes one text: it takes one prompt, not a list, and n = 1")
+        return AsyncTextStream(begun, background)
+
+    async def _agenerate(self, prompt: Any, options: dict[str, Any]) -> Any:
+        import asyncio
+
+        background = Background(self._scheduler)
+        begin: Callable[..., Any] = self.generate
+        begun = await asyncio.to_thread(begin, prompt, stream=background, **options)
+        texts = begun if isinstance(begun, list) else [begun]
+        generations = [_generation(text) for text in texts]
+        try:
+            background.write(generations)
+            for generation in generations:
+                await background.until(lambda g=generation: g.finish_reason is not None)  # type: ignore[misc]
+        finally:
+            for generation in generations:
+                generation.close()
+        return _all_written(begun, options.get("n", 1)) if isinstance(begun, list) else _written(begun)
+
+    def _prompt(self, prompt: Any, what: str, special: bool) -> list[int]:
+        """The ids of a prompt, checked. special: whether special tokens written in a text become their ids."""
+        if not isinstance(prompt, str) or not special:
+            return self._ids(prompt, what)
+        ids, prefix = self.tokenize(prompt, special=True), list(self._frame.prefix)
+        # A chat template writes BOS itself: a second one is not put before it.
+        return self._ids(ids[len(prefix) :] if ids[len(prefix) : 2 * len(prefix)] == prefix else ids, what)
+
+
+def new_seed() -> int:
+    """A seed of 64 random bits."""
+    return int.from_bytes(os.urandom(8), "little")
+
+
+def _callables(name: str, value: Any) -> list[Any]:
+    """One callable, several, or None, as a list. Raises OptionError for anything else."""
+    if value is None or callable(value):
+        return [] if value is None else [value]
+    found = several("generate", name, value)
+    for one in found:
+        if not callable(one):
+            raise OptionError(f"{name} must be a callable or a list of these, not {one!r}")
+    return found
+
+
+def _generation(text: TextStream | Generation) -> Generation:
+    return text.generation if isinstance(text, TextStream) else text
+
+
+def _written(text: TextStream | Generation) -> Text | list[int]:
+    """What has been written, once its generation has ended. Raises the generation's error if it has one."""
+    if isinstance(text, TextStream):
+        return text.rest()
+    if text.error is not None:
+        raise text.error
+    return text.tokens
+
+
+def _all_written(begun: Sequence[TextStream | Generation], count: int) -> list[Any]:
+    """What has been written of several texts, `count` of each prompt.
+
+    If any has failed, raises the error of the first, which has the others' texts as `texts`.
+    """
+    errors = {i: error for i, text in enumerate(begun) if (error := _generation(text).error) is not None}
+    texts = [None if i in errors else _written(text) for i, text in enumerate(begun)]
+    if not errors:
+        return texts
+    first, cause = next(iter(errors.items()))
+    others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    error = type(cause)(f"prompt {first // count}{others}: {cause}") if isinstance(cause, FastLLMError) else cause
+    vars(error).update(text=first, texts=texts)
+    raise error
