@@ -381,8 +381,8 @@ cdef class Sequence:
     def truncate(self, size_t length):
         """Forgets all but the first `length` tokens.
 
-        Raises OptionError if it holds fewer, if it has not any more what positions from `length` on see, or if a forward
-        uses it. What the last forward appended can always be cut off, and up to 64 tokens of those before.
+        Raises OptionError if it holds fewer, if it has not any more what positions from `length` on see, or while a
+        forward uses it. What the last forward appended can always be cut off, and up to 64 tokens of those before.
         """
         cdef size_t kind
         self.expect_idle()
