@@ -148,15 +148,27 @@ def many() -> None:
     from fastllm import _core
 
     config = Config(
-        dim=16, hidden_dim=16, head_dim=16, n_layers=1, n_heads=1, n_kv_heads=1, vocab_size=262144, max_seq=64
+        dim=16,
+        hidden_dim=16,
+        head_dim=16,
+        n_layers=1,
+        n_heads=1,
+        n_kv_heads=1,
+        vocab_size=262144,
+        max_seq=64,
+        rotary_dim=16,
+        norm_eps=1e-5,
+        attn_scale=0.25,
     )
-    shapes = {name: shape for name, shape, required in config.matrices() if required}
     rng = numpy.random.default_rng(0)
-    tensors: dict[str, _core.Matrix | _core.Vector] = {
-        name: _core.pack("q8", *shape, "f32", rng.standard_normal(shape, numpy.float32))
-        for name, shape in shapes.items()
-    }
-    tensors |= {name: _core.Vector(numpy.ones(n, numpy.float32)) for name, n, required in config.vectors() if required}
+    tensors: dict[str, _core.Matrix | _core.Vector] = {}
+    for name, shape, required in config.matrices():
+        if required:
+            values = rng.standard_normal(shape, numpy.float32)
+            tensors[name] = _core.pack("q8", *shape, "f32", values.tobytes())
+    for name, n, required in config.vectors():
+        if required:
+            tensors[name] = _core.Vector(numpy.ones(n, numpy.float32).tobytes())
     llm = LLM(
         Stored(config, tensors, bos=1, stop=(), chat_stop=()),
         TokenizerError("none"),

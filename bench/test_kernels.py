@@ -87,12 +87,16 @@ SAMPLINGS = {
 @pytest.mark.parametrize("kind", SAMPLINGS)
 @pytest.mark.parametrize("vocab_size", [32000, 128256])
 def test_sampler(benchmark: Any, vocab_size: int, kind: str) -> None:
-    """One draw from logits that are distributed as in a text."""
+    """One draw from logits that are distributed as in a text. Of the model only its working memory is used."""
     rng = np.random.default_rng(1)
-    logits = _core.Buffer(-(-vocab_size // _core.LANES) * _core.LANES * 4)
-    np.frombuffer(logits, np.float32)[:vocab_size] = rng.standard_normal(vocab_size, np.float32) * SPREAD
+    config = models.config(
+        dim=32, hidden_dim=32, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=32, vocab_size=vocab_size, max_seq=64
+    )
+    model = _core.Model(config, dict(models.stored(config, "f16").tensors))
+    logits = model.logits()
+    np.frombuffer(memoryview(logits), np.float32)[:vocab_size] = rng.standard_normal(vocab_size, np.float32) * SPREAD
     sampler = _core.Sampler(vocab_size, SAMPLINGS[kind], seed=1)
     for token in rng.integers(vocab_size, size=256):  # tokens that the penalties apply to
         sampler.accept(int(token), generated=True)
     benchmark.extra_info.update(bytes=vocab_size * 4)
-    benchmark(sampler.draw, logits)
+    benchmark(model.draw, [(sampler, 0, ())], logits)

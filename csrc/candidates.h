@@ -87,8 +87,8 @@ fl_cut fl_candidates_cut(fl_draw_worker *w, size_t most, double mass);
 // Drops the candidates behind `last`, and returns how many are left and the sum of their probabilities.
 fl_cut fl_candidates_keep(fl_draw_worker *w, fl_candidate last);
 
-// Writes the `most` <= n largest of n finite logits to w->found[0] as candidates, the largest first, ranked so that
-// equal logits and no others have equal ranks. Probabilities would not do: they round different logits to one number.
+// Writes the `most` <= n largest of n finite logits to w->found[0] as candidates, the largest first. They are ranked by
+// the logits themselves: as probabilities, different logits may round to one number.
 void fl_candidates_top(fl_draw_worker *w, const fl_kernels *k, const float *logits, size_t n, size_t most);
 
 // The sum of p, or of p[i] * times[i] where `times` is not NULL, in doubles and one order. p is zero past n up to a

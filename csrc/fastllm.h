@@ -34,7 +34,7 @@
 //
 // branch    Attention or feed-forward: what a layer computes from the residual stream and adds to it.
 //
-// worker    A thread of a team that runs a forward, with scratch memory of its own.
+// worker    A thread of a team that runs a forward or draws, with scratch memory of its own.
 //
 // forward   One call of fl_forward, which takes the spans of one batch through the model.
 //
@@ -272,9 +272,9 @@ typedef struct fl_kind {
     size_t window, layers;
 } fl_kind;
 
-// Learns on how many threads forwards of one model, or draws, are fastest: no more than there are CPUs for this
-// process, and fewer while other programs keep some of those busy. A forward that runs beside another of its model
-// neither uses nor teaches it. FL_NO_MEMORY.
+// Learns on how many threads forwards of one model are fastest, or draws: no more than there are CPUs for this process,
+// and fewer while other programs keep some of those busy. What runs beside another that it learns from neither uses nor
+// teaches it. FL_NO_MEMORY.
 typedef struct fl_pace fl_pace;
 fl_status fl_pace_new(fl_pace **out);
 void fl_pace_free(fl_pace *pace);
@@ -463,8 +463,8 @@ typedef struct fl_draw {
                       // and fails again when it is the first
 } fl_draw;
 
-// Draws for several texts on `threads` threads, or on fewer where `pace`, which is of draws alone, has found fewer
-// faster; it may be NULL. The tokens are those of fl_sampler_draw one by one.
+// Draws for several texts on `threads` threads, or on fewer where `pace`, of draws alone, has found fewer faster; NULL:
+// on exactly as many. The tokens are those of fl_sampler_draw one by one.
 void fl_draw_all(fl_draw_scratch *scratch, const fl_kernels *k, fl_draw *draws, size_t n, size_t threads,
                  fl_pace *pace);
 
@@ -473,9 +473,9 @@ size_t fl_draw_threads(const fl_draw *draws, size_t n, size_t threads);
 
 // Logarithms (natural) of the probabilities that logits (vocab,), readable to the next multiple of 16, give by softmax:
 // of a token and of the `top` likeliest. tokens (top + 1,): [0] is the token; the others are written, the likeliest
-// first, lowest id first among equals. out (top + 1,): theirs. Exponentials are floats, all sums doubles in one order:
-// the error is some units in the last place of a float, and the bits are the same on every instruction set.
-// FL_BAD_TOKEN: the token is not below vocab, or `top` exceeds it. FL_BAD_VALUE: a logit is not finite. FL_NO_MEMORY.
+// first, lowest id first among equals. out (top + 1,): theirs. Exponentials are floats, sums doubles in one order: the
+// error is some units in the last place of a float, and the bits are the same on every instruction set. FL_BAD_TOKEN:
+// the token is not below vocab, or `top` exceeds it. FL_BAD_VALUE: a logit is not finite. FL_NO_MEMORY.
 fl_status fl_logprobs(fl_draw_scratch *scratch, const fl_kernels *k, const float *logits, size_t vocab, size_t top,
                       int32_t *tokens, double *out);
 

@@ -26,7 +26,8 @@ cdef size_t take_cores(size_t threads) except? 0:
     The GIL is released during the wait. Ctrl-C ends the wait with KeyboardInterrupt, and nothing is taken then.
     """
     global cores, busy_cores
-    if threads <= 1 or answering:  # a signal handler's forward would wait for the very one that it interrupts
+    # A signal handler's own forward would wait for the one that it interrupts: it gets one thread.
+    if threads <= 1 or answering:
         return 0
     if cores == 0:
         from fastllm.cores import core_count

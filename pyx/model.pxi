@@ -256,8 +256,8 @@ cdef class Model:
         draws: a (sampler, row, guesses) for each text. Draws from row, row + 1, ... as long as each token equals its
         guess: 1 to len(guesses) + 1 tokens. The sampler accepts them as generated. The tokens are those that
         Sampler.draw gives one by one, whatever `threads` is.
-        A fourth element, if true, says that the rows were changed after the forward, in memoryview(logits): -infinity
-        then forbids a token. What was not finite before is for the caller to find.
+        A fourth element, if true, says that the rows have been processed: changed after the forward, by writing to
+        memoryview(logits). Then -infinity forbids a token. Whoever processes a row must check before that it is finite.
 
         Returns for each text the list of its tokens, or the exception that its first row's draw ends in: NumericError
         if a logit is not finite (NaN or +infinity, of a changed row); OptionError if biases and penalties leave no

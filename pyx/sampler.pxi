@@ -42,8 +42,7 @@ cdef class Sampler:
         check(fl_sampler_new(vocab_size, &p, seed, &self.c), "sampler")
         for token, value in (bias or {}).items():
             self.add_bias(token, value)
-        if barred:
-            self.bar(list(barred), until)
+        self.bar(list(barred), until)
 
     def __dealloc__(self):
         fl_sampler_free(self.c)
@@ -57,6 +56,8 @@ cdef class Sampler:
         return check(fl_sampler_bias(self.c, id, value), "logit bias")
 
     cdef int bar(self, list tokens, size_t until) except -1:
+        if not tokens:
+            return 0
         cdef int32_t *ids = <int32_t *>malloc((<size_t>len(tokens) + 1) * sizeof(int32_t))
         cdef size_t i = 0
         if ids is NULL:

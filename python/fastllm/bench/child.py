@@ -146,10 +146,12 @@ class Lockstep:
 
     def _draw(self, texts: Sequence[int]) -> None:
         """Draws the next token of each text that has logits; `texts` are their indices, in the order of the rows."""
-        for row, i in enumerate(texts):
-            token = self._samplers[i].draw(self._logits, row)
-            self._samplers[i].accept(token, generated=True)
-            self.new[i].append(token)
+        draws = [(self._samplers[i], row, ()) for row, i in enumerate(texts)]
+        found = self._engine.model.draw(draws, self._logits, threads=self._engine.threads)
+        for i, drawn in zip(texts, found, strict=True):
+            if isinstance(drawn, Exception):
+                raise drawn
+            self.new[i] += drawn
 
 
 def reset_peak() -> None:

@@ -38,7 +38,12 @@ class Costs:
                 known[j] *= 0.995
 
     def note_prompt(self, rows: int, tokens: int, seconds: float) -> None:
-        """Learns what a forward of so many rows and so many tokens of prompts took."""
+        """Learns what a forward of so many rows and so many tokens of prompts took.
+
+        Without rows it teaches nothing: prompts alone are read in large pieces, whose tokens cost less.
+        """
+        if rows == 0:
+            return
         token = max(seconds - self.seconds_of(rows), 0.1 * seconds) / tokens
         # Rises at once and falls slowly: a piece that is too long makes writers wait, one too short costs little.
         self._token = token if token > self._token else (self._token + token) / 2

@@ -191,12 +191,13 @@ class Steps:
             if generation.max_tokens == 0:
                 generation.end("length")
                 return False
-            for process in generation.processors:
-                self._process(process, row)
+            if generation.processors:
+                self._process(row)
+        except NumericError:
+            self._fail_numeric(row)
         except Exception as error:
             generation.fail(error)
-            return False
-        return True
+        return generation.finish_reason is None
 
     def _echo(self, row: Row, logprobs: list[Logprob | None]) -> None:
         """The logprobs of a prompt's tokens that follow those of a piece."""
@@ -208,15 +209,19 @@ class Steps:
         logprob, likeliest = self._engine.model.logprobs(self._logits, row, token, top)
         return Logprob(token, logprob, tuple(likeliest))
 
-    def _process(self, process: Processor, row: Row) -> None:
-        """Has a callable change the logits of a row."""
+    def _process(self, row: Row) -> None:
+        """Has a text's callables change the logits from which its next token is drawn."""
         import numpy
 
         generation, stride = row.generation, self._engine.model.logits_stride
-        logits = numpy.frombuffer(memoryview(self._logits), numpy.float32)[row.at * stride :][: self._engine.vocab_size]
-        changed = process(generation.prompt + generation.tokens, logits)
-        if changed is not None and changed is not logits:
-            logits[:] = changed
+        at = (row.at + row.wanted - 1) * stride
+        logits = numpy.frombuffer(memoryview(self._logits), numpy.float32)[at : at + self._engine.vocab_size]
+        if not numpy.isfinite(logits).all():  # the model's fault, which they could hide
+            raise NumericError("the logits are not finite")
+        for process in generation.processors:
+            changed = process(generation.prompt + generation.tokens, logits)
+            if changed is not None and changed is not logits:
+                logits[:] = changed
 
     def _draw(self, rows: list[Row]) -> None:
         """Draws each text's tokens: one, and those after it that were guessed right."""
@@ -228,8 +233,11 @@ class Steps:
         ]
         for row, at, drawn in zip(rows, first, model.draw(draws, self._logits, threads=threads), strict=True):
             generation = row.generation
+            if isinstance(drawn, NumericError) and not generation.processors:
+                self._fail_numeric(row)
+                continue
             if isinstance(drawn, Exception):
-                self._fail(row, drawn)
+                generation.fail(drawn)
                 continue
             if generation.logprobs is not None:
                 generation.logprobs += [self._logprob(at + i, token, generation.top) for i, token in enumerate(drawn)]
@@ -240,11 +248,10 @@ class Steps:
                 generation.proposed += len(row.tokens) - 1
                 generation.accepted += min(len(drawn) - 1, generation.taken - before)
 
-    def _fail(self, row: Row, error: Exception) -> None:
+    def _fail_numeric(self, row: Row) -> None:
+        """Ends a text whose logits are not finite."""
         generation = row.generation
-        if isinstance(error, NumericError):
-            error = self._engine.broken(row.sequence, generation.prompt + generation.tokens)
-        generation.fail(error)
+        generation.fail(self._engine.broken(row.sequence, generation.prompt + generation.tokens))
 
     def _finish(self, row: Row, seconds: float) -> None:
         """After the draws: drops wrong guesses, keeps the pages of prompts that were read, and tells of new tokens."""
