@@ -1,6 +1,6 @@
 // What lies where in a page: the keys and values of 64 positions, from a multiple of 64 on, in the layers of one kind
 // and all KV heads. In a model whose layers 0, 1, 3, 4 have a window and 2, 5 have none, page i of a sequence is two
-// pages:
+// pages in C:
 //
 //   kind 0   | layer 0, head 0 | layer 0, head 1 | .. | layer 1, .. | layer 3, .. | layer 4, .. | mask: 64 f32 |
 //   kind 1   | layer 2, head 0 | layer 2, head 1 | .. | layer 5, .. | mask |

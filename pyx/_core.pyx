@@ -42,7 +42,8 @@ include "memory.pxi"  # aligned memory, mapped files
 include "weights.pxi"  # matrices and vectors as the kernels read them
 include "packing.pxi"  # a checkpoint's weights into panels
 include "model.pxi"  # a config and its tensors, bound; what runs a forward
-include "kv_cache.pxi"  # keys and values of sequences, in pages
+include "kv_cache.pxi"  # pages of keys and values, their pool
+include "sequence.pxi"  # the pages of a text, for forwards
 include "cancel.pxi"  # what ends a forward early
 include "forward.pxi"  # the spans and outputs of one forward as C arrays
 include "sampler.pxi"  # from logits to a token
