@@ -120,7 +120,7 @@ static void look(fl_team *team) {
 
 int fl_deal_next(fl_deal *deal, size_t *begin, size_t *end) {
     fl_team *team = deal->team;
-    if (deal->id == 0 && team->watch && ++team->chunks % team->every == 0) look(team);
+    if (deal->id == 0 && team->watch && team->chunks++ % team->every == 0) look(team);
     if (fl_stopped(team)) return 0;
     if (team->threads == 1) {
         *begin = deal->from;

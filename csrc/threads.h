@@ -40,7 +40,8 @@ typedef struct fl_team {
     int crowded;      // more threads than CPUs
     fl_queue *queues; // (threads,)
     atomic_int stopped; // worker 0 has seen that its caller wants an end: deals hand out no more chunks
-    // Worker 0's alone, which sets them before its first deal. It looks at what is watched at every so many chunks.
+    // Worker 0's alone, which sets them before its first deal. It looks at what is watched at its first chunk, and then
+    // at every so many.
     const fl_watch *watch; // NULL: nothing
     size_t every, chunks;  // `chunks`: those that it has asked for
     double asked;          // when it last called watch->ask

@@ -8,8 +8,8 @@ in Python; policy is python/fastllm's, arithmetic is csrc's.
 
 Threads: every call that computes releases the GIL. Everything that such calls share (the pool of KV pages, the lists of
 idle scratch, the queue for cores) is read and written only with the GIL held: the GIL is its lock, which is why the
-module is not free-threading compatible. Any number of threads may use a Matrix, a Vector, a Dense, a Model or a KVCache
-at once. A Sequence and a Sampler serve one call at a time: a second call meanwhile raises OptionError.
+module is not free-threading compatible. Any number of threads may use a Matrix, a Vector, a Dense, a Model, a KVCache,
+a Page or a Cancel at once. A Sequence and a Sampler serve one call at a time: a second one raises OptionError.
 
 Memory: C gets plain pointers. What they point into belongs to Python objects, and for as long as C may read or write
 there, the object or the call that made the pointer holds a reference to its owner.

@@ -104,7 +104,8 @@ static void forget_pages(const fl_model *m, size_t pos, pages *p) {
 }
 
 // Runs all sequences, `chunk` tokens of each at a time, and returns the logits of every token: (SEQUENCES, LONGEST,
-// LOGITS). The first sequence has the last token of the vocabulary at `broken`, and nowhere else.
+// LOGITS). The first sequence has the last token of the vocabulary at `broken`, and nowhere else. Each forward is begun
+// and cancelled before, which must change nothing.
 static void run_forward(const fl_model *m, size_t threads, size_t chunk, size_t broken,
                         float (*logits)[LONGEST][LOGITS]) {
     static int32_t tokens[SEQUENCES][LONGEST];
@@ -120,6 +121,9 @@ static void run_forward(const fl_model *m, size_t threads, size_t chunk, size_t 
         for (size_t t = 0; t < LONGEST; t++) tokens[i][t] = (int32_t)((7 * t + 11 * i + t * t) % (VOCAB - 1));
     }
     if (broken < LONGEST) tokens[0][broken] = VOCAB - 1;
+    fl_cancel *flag;
+    if (fl_cancel_new(&flag)) abort();
+    const fl_watch watch = {.flag = flag};
     for (size_t pos = 0; pos < LONGEST; pos += chunk) {
         fl_span spans[SEQUENCES];
         size_t n = 0, row = 0;
@@ -131,10 +135,14 @@ static void run_forward(const fl_model *m, size_t threads, size_t chunk, size_t 
             spans[n++] = (fl_span){tokens[i] + pos, count, pos, of[i].table, PAGES, count, segment};
         }
         const fl_outputs out = {.logits = some};
-        expect(fl_forward(m, scratch, spans, n, threads, NULL, &out) == FL_OK, "forward");
+        fl_cancel_set(flag, 1);
+        expect(fl_forward(m, scratch, spans, n, threads, &watch, &out) == FL_CANCELLED, "a cancelled forward");
+        fl_cancel_set(flag, 0);
+        expect(fl_forward(m, scratch, spans, n, threads, &watch, &out) == FL_OK, "forward");
         for (size_t i = 0; i < n; row += spans[i].n, i++)
             memcpy(logits[i][pos], some + row * LOGITS, spans[i].n * LOGITS * sizeof *some);
     }
+    fl_cancel_free(flag);
     fl_scratch_free(scratch);
     fl_pool_free(pool);
     fl_free(some);
