@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+import fastllm
 from fastllm import ContextError, OptionError
 from fastllm.decoding import Sampling
 from fastllm.engine import CHUNK
@@ -319,6 +320,36 @@ def test_a_small_limit_gives_the_same_texts(llm, pages):
     engine.kv_bytes = engine.cache.limit = pages * engine.cache.page_bytes[0]
     assert together(llm, start(llm, 24)) == expected
     assert engine.cache.used <= engine.kv_bytes
+
+
+def test_what_is_kept_makes_room(write_model):
+    """Old texts fill all that kv_bytes allows; whatever needs memory then has them forgotten."""
+    llm = fastllm.load(write_model(), kv_bytes=1 << 16, threads=1)
+    pages = (1 << 16) // llm._engine.cache.page_bytes[0]
+    assert llm.context == pages * 64 < 160 or llm.context == 160
+    for i in range(2 * pages):
+        llm.generate([i] * 50, max_tokens=1)
+    cache = llm._engine.cache
+    assert cache.limit - cache.used < cache.page_bytes[0]
+    text = [7] * (llm.context - 1)
+    assert llm.hidden_states(text).shape == (len(text), 40)
+    assert llm.logits(text).shape == (len(text), 300)
+    assert llm.attentions(text, 0).shape[1] == len(text)
+    with pytest.raises(ContextError, match=r"prompt has 161 tokens, the context"):
+        llm.generate([1] * 161)
+
+
+def test_a_context_that_does_not_fit(write_model):
+    path = write_model()
+    page = fastllm.load(path)._engine.cache.page_bytes[0]
+    llm = fastllm.load(path, kv_bytes=page)
+    assert llm.context == 64
+    with pytest.raises(ContextError, match="prompt has 65 tokens, the context 64, which is all that kv_bytes has room"):
+        llm.generate([1] * 65)
+    assert len(llm.generate([1] * 60, max_tokens=None, ignore_eos=True).tokens) == 5
+    short = fastllm.load(path, kv_bytes=10)
+    with pytest.raises(ContextError):
+        short.generate([1, 2])
 
 
 def test_memory_is_given_back(llm):

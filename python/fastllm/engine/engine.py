@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fastllm import _core
 from fastllm.engine.costs import Costs
@@ -103,10 +103,10 @@ class Engine:
         if prompt and self.disk is not None:
             self.disk.save(tokens, sequence)
 
-    def forward(self, spans: list[Span], logits: _core.Buffer, cancel: _core.Cancel | None = None) -> bool:
+    def forward(self, spans: list[Span], logits: _core.Buffer | None = None, **more: Any) -> bool:
         """Runs one forward: appends each span's tokens to its sequence, and writes the wanted logits row after row.
 
-        False: it was cancelled, and nothing has changed. Raises CacheFullError where there are no pages, and no old
+        more: what else Model.forward takes. False: it was cancelled, and nothing has changed. Raises CacheFullError where there are no pages, and no old
         texts to forget for them.
         """
         count = 0
@@ -115,7 +115,7 @@ class Engine:
         threads = self._threads(count)
         while True:
             try:
-                return self.model.forward(spans, logits, threads=threads, cancel=cancel)
+                return self.model.forward(spans, logits, threads=threads, **more)
             except CacheFullError:  # noqa: PERF203
                 if not self.prefixes.evict():
                     raise
@@ -180,9 +180,8 @@ class Engine:
         for spans in self._batches(texts):
             count = sum(len(part) for _, _, part in spans)
             buffer = _core.Buffer(count * dim * 4)
-            self.model.forward(
+            self.forward(
                 [(sequence, part, 0) for _, sequence, part in spans],
-                threads=self._threads(count),
                 hidden={layer: buffer},
                 segments={i: seconds[text] for i, (text, *_) in enumerate(spans) if text in seconds},
             )
@@ -218,6 +217,5 @@ class Engine:
 
         count = len(tokens)
         buffer = _core.Buffer(heads * count * count * 4)
-        spans = [(self.cache.sequence(), tokens, 0)]
-        self.model.forward(spans, threads=self._threads(count), attention={layer: buffer})
+        self.forward([(self.cache.sequence(), tokens, 0)], attention={layer: buffer})
         return numpy.frombuffer(memoryview(buffer), numpy.float32).reshape(heads, count, count)

@@ -126,5 +126,6 @@ class Texts:
             raise OptionError(f"{what} is empty: it needs a token")
         self._check_tokens(ids, what)
         if len(ids) > self.context:
-            raise ContextError(f"{what} has {len(ids):,} tokens, the context {self.context:,}")
+            limit = ", which is all that kv_bytes has room for" if self.context == self._engine.capacity else ""
+            raise ContextError(f"{what} has {len(ids):,} tokens, the context {self.context:,}{limit}")
         return ids
