@@ -106,8 +106,8 @@ class Engine:
     def forward(self, spans: list[Span], logits: _core.Buffer | None = None, **more: Any) -> bool:
         """Runs one forward: appends each span's tokens to its sequence, and writes the wanted logits row after row.
 
-        more: what else Model.forward takes. False: it was cancelled, and nothing has changed. Raises CacheFullError where there are no pages, and no old
-        texts to forget for them.
+        more: what else Model.forward takes. False: it was cancelled, and nothing has changed. Raises CacheFullError
+        where there are no pages, and no old texts to forget for them.
         """
         count = 0
         for span in spans:
