@@ -44,7 +44,7 @@ class Costs:
         """
         if rows == 0:
             return
-        token = max(seconds - self.seconds_of(rows), 0.1 * seconds) / tokens
+        token = max(seconds - self.seconds_of(rows), 0.02 * seconds) / tokens
         # Rises at once and falls slowly: a piece that is too long makes writers wait, one too short costs little.
         self._token = token if token > self._token else (self._token + token) / 2
 
