@@ -289,6 +289,19 @@ def test_a_callable_that_raises_fails_alone(llm):
     assert list(bad) == []
 
 
+def test_a_callable_cannot_write_with_the_same_model(llm):
+    """It would wait for the step that it is called from. Logits and vectors it may ask for."""
+    again = llm.start([1, 2, 3], Sampling(), max_tokens=5, seed=1, stop=())
+    again.watch = lambda token: llm.generate([4, 5], max_tokens=2)
+    fine = llm.start([1, 2, 3], Sampling(), max_tokens=5, seed=1, stop=())
+    fine.watch = lambda token: llm.logits([4, 5]).size == 0
+    llm._scheduler.run([again, fine])
+    assert isinstance(again.error, OptionError)
+    assert "same model" in str(again.error)
+    assert fine.tokens == plain_text(llm, [1, 2, 3], Sampling(), max_tokens=5, seed=1)[0]
+    assert len(llm.generate([4, 5], max_tokens=2, ignore_eos=True).tokens) == 2
+
+
 def test_processors_change_logits(llm):
     """A callable may change the logits in place or return others; -inf forbids a token."""
 

@@ -32,6 +32,7 @@ class Scheduler(Writer):
         self._steps = Steps(engine, most)
         self._prefixes = engine.prefixes
         self._driving = allocate_lock()  # held by the thread that runs steps
+        self._driver = 0  # that thread
         self._asking: list[tuple[Generation, int, LockType]] = []  # threads that wait: text, tokens seen, their lock
         self._closed = False  # whether a text that runs was closed
         self._background: deque[Generation] = deque()
@@ -55,19 +56,27 @@ class Scheduler(Writer):
 
     def advance(self, generation: Generation, seen: int) -> None:
         """Returns when the text has more than `seen` new tokens, or has ended."""
-        generation.owner = get_ident()
+        generation.owner = me = get_ident()
         self._join(generation, seen)
         try:
             while generation.taken <= seen and generation.finish_reason is None:
                 if not self._driving.acquire(False):
+                    if self._driver == me:  # it would wait for itself
+                        generation.close()
+                        raise OptionError(
+                            "a callable, or a signal's handler, that runs inside of a step of a model "
+                            "cannot have the same model write another text"
+                        )
                     self._wait(generation, seen)
                     continue
+                self._driver = me
                 try:
                     while generation.taken <= seen and generation.finish_reason is None:
                         self._steps.step()
                         if self._asking:
                             self._wake()
                 finally:
+                    self._driver = 0
                     self._driving.release()
         finally:
             if self._closed:
@@ -154,6 +163,7 @@ class Scheduler(Writer):
         """In the child of a fork, where the other threads do not exist: their texts end, and no lock is held."""
         mine, stepping = get_ident(), self._driving.locked()
         self._driving, self._in_background = allocate_lock(), allocate_lock()
+        self._driver = 0
         self._asking.clear()
         self._background.clear()
         self._closed = False
