@@ -120,7 +120,7 @@ def test_broken_files(pair, copied):
     assert "not JSON" in message(pair / "base", lora=copied)
     (copied / "adapter_config.json").unlink()
     assert "is not an adapter" in message(pair / "base", lora=copied)
-    with pytest.raises(OptionError, match="paths of adapters, not 3"):
+    with pytest.raises(OptionError, match="lora must be a path or a name on the hub, not 3"):
         fastllm.load(pair / "base", lora=[3])
 
 
