@@ -322,6 +322,26 @@ def test_processors_change_logits(llm):
     assert together(llm, [one, two]) == [([8, 7, 8, 7], "length"), ([11] * 4, "length")]
 
 
+def test_logprobs_are_the_models_own(llm):
+    """Of the raw logits, whatever a callable makes of them; and one for each token, a stop token not counted."""
+
+    def only(ids, logits):
+        logits[np.arange(300) != 7] = -np.inf
+
+    plain = llm.start([1, 2, 3], Sampling(logit_bias={7: 1e6}), max_tokens=3, seed=1, stop=(), logprobs=2)
+    changed = llm.start([1, 2, 3], Sampling(), max_tokens=3, seed=1, stop=(), logprobs=2, processors=[only])
+    assert together(llm, [plain, changed]) == [([7, 7, 7], "length")] * 2
+    assert changed.logprobs == plain.logprobs
+    assert len(plain.logprobs) == 3
+    free = llm.start([1, 2], Sampling(), max_tokens=30, seed=4, stop=(), logprobs=0)
+    free.wait()
+    stop = free.tokens[10]
+    ended = llm.start([1, 2], Sampling(), max_tokens=30, seed=4, stop=(stop,), logprobs=0)
+    ended.wait()
+    assert ended.finish_reason == "stop"
+    assert ended.logprobs == free.logprobs[: len(ended.tokens)]
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -372,48 +392,3 @@ def test_memory_is_given_back(llm):
     while engine.prefixes.evict():
         pass
     assert engine.cache.used == 0
-
-
-# ---- generate_batch --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("options", [{"temperature": 0}, {}, {"temperature": 1.5, "top_p": 1, "stop": ["e", "the"]}])
-def test_generate_batch(llm, options):
-    prompts = ["the ocean once", "", "once", "the ocean", "a"] * 5
-    seeds = list(range(len(prompts)))
-    expected = [llm.generate(p, max_tokens=40, seed=s, **options) for p, s in zip(prompts, seeds, strict=True)]
-    assert llm.generate_batch(prompts, max_tokens=40, seed=seeds, **options) == expected
-    one = [llm.generate(p, max_tokens=12, seed=7, **options) for p in prompts]
-    assert llm.generate_batch(prompts, max_tokens=12, seed=7, **options) == one
-
-
-def test_generate_batch_without_a_tokenizer():
-    llm = random_llm("qwen", "f32")
-    prompts = [[1, 2, 3], [4], [5, 6]]
-    texts = llm.generate_batch(prompts, max_tokens=20, seed=3)
-    assert texts == [llm.generate(prompt, max_tokens=20, seed=3) for prompt in prompts]
-    assert all(isinstance(text, list) for text in texts)
-
-
-def test_nothing_to_write(llm):
-    assert llm.generate_batch([]) == []
-    assert llm.generate_batch(["the", "a"], max_tokens=0) == ["", ""]
-
-
-def test_wrong_options(llm):
-    for wrong in ({"seed": [1]}, {"temperature": -1}, {"stop": [""]}, {"max_tokens": -2}):
-        with pytest.raises(OptionError):
-            llm.generate_batch(["the", "a"], **wrong)
-    with pytest.raises(OptionError, match="a list of prompts"):
-        llm.generate_batch("the")
-    with pytest.raises(ContextError):
-        llm.generate_batch([[1], [1] * 1000])
-    with pytest.raises(TypeError):
-        llm.generate_batch(["the"], no_such_option=1)
-
-
-def test_no_token_to_draw_ends_the_batch(llm):
-    """A text without a token to draw ends the batch with an error; the pages of all its texts return to the cache."""
-    with pytest.raises(OptionError, match="no token to draw"):
-        llm.generate_batch(["the", "a"], logit_bias={i: -float("inf") for i in range(300)})
-    assert llm.generate_batch(["the"], max_tokens=5, seed=1) == [llm.generate("the", max_tokens=5, seed=1)]

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from fastllm.engine.guesses import Proposer
 
 AHEAD = 16  # tokens that a text may be ahead of what was asked for, where it is written together with others
-_NO_END = 1 << 62
 
 
 class Logprob(NamedTuple):
@@ -118,9 +117,8 @@ class Generation:
 
     def wait(self) -> None:
         """Writes the text to its end. Raises what ended it early."""
-        self.ahead = _NO_END
-        while self.finish_reason is None:
-            self._writer.advance(self, _NO_END)
+        if self.finish_reason is None:
+            self._writer.advance(self, self.max_tokens)
         self.raise_error()
 
     def close(self) -> None:
@@ -180,6 +178,8 @@ class Generation:
                 self.end("length")
         if self.finish_reason is not None:
             del tokens[self.taken :]
+            if self.logprobs is not None:
+                del self.logprobs[self.taken :]
 
     def pause_guesses(self) -> None:
         """Has the proposer give up what it holds; it begins again with the whole text."""

@@ -85,13 +85,7 @@ class Places:
 
     def _begin(self, generation: Generation, others: list[Generation]) -> bool:
         """Gives a text a sequence with as much of it as is known. False: it has to wait for others."""
-        other = generation.after() if generation.after is not None else None
-        if (
-            other is not None
-            and other in others
-            and other.sequence is not None
-            and max(other.marks) > other.sequence.length
-        ):
+        if self._waits_for_another(generation, others):
             return False
         generation.after = None
         tokens = generation.prompt + generation.tokens
@@ -114,6 +108,13 @@ class Places:
             generation.cached = sequence.length
             generation.sampler.accept_all(generation.prompt)
         return True
+
+    def _waits_for_another(self, generation: Generation, others: list[Generation]) -> bool:
+        """Whether the text that it waits `after` is still reading what they have in common."""
+        other = None if generation.after is None else generation.after()
+        if other is None or other not in others or other.sequence is None:
+            return False
+        return max(other.marks) > other.sequence.length
 
     def _shares(self, generation: Generation, tokens: list[int], found: int, others: list[Generation]) -> bool:
         """Whether others are reading a longer beginning of a text than was found. It then waits `after` one of them,

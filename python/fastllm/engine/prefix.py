@@ -44,6 +44,9 @@ class PrefixTree:
         self._left: deque[tuple[list[int], _core.Sequence]] = deque()
 
     def __del__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         """Forgets all texts. Parents and children are cycles: their memory would wait for the garbage collector."""
         nodes = [self._root, *self._nodes]
         self._nodes.clear()
@@ -92,8 +95,10 @@ class PrefixTree:
             return nodes > 0
 
     def after_fork(self) -> None:
-        """For the child of a fork, where the thread that held the lock may not exist: begins anew."""
-        self.__init__(self.cache, self._kept)  # type: ignore[misc]
+        """For the child of a fork, where a thread that held the lock does not exist: begins anew."""
+        self._forget()
+        self._left.clear()
+        self._lock = allocate_lock()
 
     # ---- the rest is called with the lock held
 

@@ -50,6 +50,8 @@ class Steps:
         self.reading: list[Generation] = []  # the texts whose prompts are read in the forward that runs
         self.cancel = _core.Cancel()  # of the forward that runs
         self._logits = engine.model.logits(1)
+        # First row of a text -> the row that its callables have changed, and what it was before, for its logprobs.
+        self._raw: dict[int, tuple[Any, Any]] = {}
         self._most_rows = max(2 * most, _ROWS_BYTES // (4 * engine.model.logits_stride))
 
     def step(self) -> None:
@@ -76,6 +78,7 @@ class Steps:
         if not ran:
             return
         self._note(rows, perf_counter() - start)
+        self._raw.clear()
         drawing = [row for row in rows if self._looks_at(row)]
         self._draw(drawing)
         seconds = perf_counter() - start
@@ -218,10 +221,13 @@ class Steps:
         logits = numpy.frombuffer(memoryview(self._logits), numpy.float32)[at : at + self._engine.vocab_size]
         if not numpy.isfinite(logits).all():  # the model's fault, which they could hide
             raise NumericError("the logits are not finite")
+        raw = logits.copy() if generation.logprobs is not None else None
         for process in generation.processors:
             changed = process(generation.prompt + generation.tokens, logits)
             if changed is not None and changed is not logits:
                 logits[:] = changed
+        if raw is not None:
+            self._raw[row.at] = logits, raw
 
     def _draw(self, rows: list[Row]) -> None:
         """Draws each text's tokens: one, and those after it that were guessed right."""
@@ -240,6 +246,8 @@ class Steps:
                 generation.fail(drawn)
                 continue
             if generation.logprobs is not None:
+                if (kept := self._raw.pop(row.at, None)) is not None:
+                    kept[0][:] = kept[1]
                 generation.logprobs += [self._logprob(at + i, token, generation.top) for i, token in enumerate(drawn)]
             before = generation.taken
             generation.tokens += drawn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -54,9 +55,9 @@ class Texts:
             raise TokenizerError(str(self._tokenizer))
         return self._tokenizer
 
+    @abstractmethod
     def _check_head(self) -> None:
-        """Raises OptionError, which says what else the model can do, where it has no head (see Labels)."""
-        raise NotImplementedError
+        """Raises OptionError, which says what else the model can do, where it has no head: Labels has it."""
 
     def tokenize(self, text: str, *, bos: bool = True, special: bool | None = None) -> list[int]:
         """The token ids of a text; with bos, as the model expects a text to begin and end.
