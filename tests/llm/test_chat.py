@@ -194,12 +194,12 @@ def test_a_stream_is_the_whole(llm):
 def test_a_stream_that_is_left(llm):
     gc.disable()
     try:
-        with llm.chat(MESSAGES, stream=True, max_tokens=-1) as stream:
+        with llm.chat(MESSAGES, stream=True, temperature=0, max_tokens=-1) as stream:
             pieces = [next(stream) for _ in range(3)]
         assert stream.message["content"] == "".join(pieces)
         assert stream.message["content"].finish_reason == "cancelled"
         assert list(stream) == []
-        generation = llm.chat(MESSAGES, stream=True, max_tokens=-1)
+        generation = llm.chat(MESSAGES, stream=True, temperature=0, max_tokens=-1)
         for _ in generation.pieces():
             break
         watched = pytest.importorskip("weakref").ref(generation)
