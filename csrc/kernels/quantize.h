@@ -10,16 +10,17 @@
 #include "vectors.h"
 
 static void quantize(const float *x, size_t n, void *bundle, size_t width, size_t place) {
-    char *at = bundle; // group by group: width x 32 int8, width scales, width biases
+    char *at = bundle; // group by group: width x 32 int8, width scales, width sums, width biases
     for (; n > 0; n -= FL_GROUP, x += FL_GROUP, at += width * sizeof(fl_q8_group)) {
         int8_t *q = (int8_t *)at + place * FL_GROUP;
         float *scales = (float *)(void *)(at + width * FL_GROUP);
-        int32_t *biases = (int32_t *)(void *)(scales + width);
+        float *sums = scales + width;
+        int32_t *biases = (int32_t *)(void *)(sums + width);
         const vf a = vf_load(x), b = vf_load(x + FL_LANES);
         const float largest = lanes_largest(a, b);
         if (!(largest <= FLT_MAX)) {
             memset(q, 0, FL_GROUP);
-            scales[place] = NAN;
+            scales[place] = sums[place] = NAN;
             biases[place] = 0;
             continue;
         }
@@ -31,7 +32,9 @@ static void quantize(const float *x, size_t n, void *bundle, size_t width, size_
         vi_store_i8(q, qa);
         vi_store_i8(q + FL_LANES, qb);
         // Floats add up such small integers exactly, in any order.
-        biases[place] = -128 * (int32_t)lanes_sum(vf_add(vf_from_vi(qa), vf_from_vi(qb)));
+        const float sum = lanes_sum(vf_add(vf_from_vi(qa), vf_from_vi(qb)));
+        sums[place] = scales[place] * sum;
+        biases[place] = -128 * (int32_t)sum;
     }
 }
 
