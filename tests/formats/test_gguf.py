@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastllm import CheckpointError
-from fastllm.formats import _blocks as quants
 from fastllm.formats import open_checkpoint
-from fastllm.tensors import floats
+from fastllm.tensors import BLOCKS, floats, mapped
 from helpers.blocks import DECODE
 from helpers.calls import failure
 from helpers.mutations import changed
@@ -78,18 +77,18 @@ ONE = {"w": ("F32", (3, 2), np.arange(6, dtype="<f4").tobytes())}
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the package warns of NaN scales
-@pytest.mark.parametrize("kind", quants.BLOCKS)
+@pytest.mark.parametrize("kind", BLOCKS)
 @pytest.mark.parametrize("scale", [None, 0x0000, 0x0001, 0x3C00, 0x7BFF, 0xFBFF, 0x7C00, 0x7E00])
 def test_a_block_type_to_the_bit(kind, scale):
     """Values equal numpy's, and the gguf package's if it is installed. scale: the bits of every f16; None: random."""
-    values, nbytes = quants.BLOCKS[kind]
+    values, nbytes, *_ = BLOCKS[kind]
     blocks = np.random.default_rng(1).integers(0, 256, (35, nbytes), np.uint8)
     blocks[0], blocks[1] = 0, 255
     if scale is not None:
         places = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)}.get(kind, (0, 2) if kind in WITH_MINIMUM else (0,))
         for at in places:
             blocks[:, at : at + 2] = np.frombuffer(struct.pack("<H", scale), np.uint8)
-    tensor = quants.tensor(kind, (7, 5 * values), memoryview(blocks.tobytes()))
+    tensor = mapped(kind, (7, 5 * values), memoryview(blocks.tobytes()))
     found = floats(tensor)
     expected = [DECODE[kind](blocks).astype(np.float32).reshape(7, 5 * values)]
     if find_spec("gguf"):
@@ -113,7 +112,7 @@ def test_many_blocks():
     scales = rng.standard_normal((rows * 300, 1)).astype("<f2")
     values = rng.integers(-128, 128, (rows * 300, 32), np.int8)
     data = np.concatenate([scales.view(np.uint8), values.view(np.uint8)], axis=1).tobytes()
-    found = floats(quants.tensor("Q8_0", (rows, width), memoryview(data)))
+    found = floats(mapped("Q8_0", (rows, width), memoryview(data)))
     assert (found == (scales.astype(np.float32) * values).reshape(rows, width)).all()
 
 

@@ -143,10 +143,8 @@ def _parts(
             progress(done, total)
             yield out
 
-    parts = {name: store.Part(p.dtype, p.shape, p.nbytes, packed(name, p)) for name, p in plans.items()}
-    for name, vector in vectors(recipe).items():
-        parts[name] = store.Part(None, vector.shape, vector.nbytes, (vector.data,))
-    return parts
+    parts = {name: store.Part(p.dtype, p.shape, p.nbytes, packed(name, p), p.values) for name, p in plans.items()}
+    return parts | {name: store.Part.of(vector) for name, vector in vectors(recipe).items()}
 
 
 def _reopened(path: Path, stored: store.Stored, tokenizer: str | os.PathLike[str] | None) -> Opened:

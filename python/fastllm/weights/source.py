@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm.errors import CheckpointError, CheckpointWarning, OptionError, TokenizerError
 from fastllm.formats import open_checkpoint
+from fastllm.tensors import SIZES
 from fastllm.tokenizer import Tokenizer, find, from_blob, read
 from fastllm.weights import store
 
@@ -28,7 +29,7 @@ class Opened(NamedTuple):
     """A checkpoint, opened.
 
     about: its format and architecture, for people. tokenizer: or why there is none. dtype: the type that weights are
-    packed as unless the user asks for another; None keeps the type of each.
+    packed as unless the user asks for another; None keeps the type of each, and blocks as nearly as they can be.
     """
 
     about: str
@@ -164,8 +165,8 @@ def _from_blob(path: Path, kind: str, blob: bytes) -> Tokenizer | TokenizerError
 
 
 def _natural_dtype(checkpoint: Checkpoint) -> str | None:
-    """q8 for quantized checkpoints: packed as the floats they are read as, they would take several times the memory."""
-    return "q8" if any(tensor.stored for tensor in checkpoint.tensors.values()) else None
+    """q8 for weights that are quantized in another way than in blocks, and are read as f32; else None."""
+    return "q8" if any(t.stored and t.dtype in SIZES for t in checkpoint.tensors.values()) else None
 
 
 def _common_dtype(checkpoint: Checkpoint) -> str | None:
