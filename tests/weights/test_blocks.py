@@ -1,4 +1,4 @@
-"""Files of blocks, from GGUF to logits: weights stay what they are, in rows of any order, experts, and converted files."""
+"""Files of blocks, from GGUF to logits: weights stay what they are, reordered, as experts, in converted files."""
 
 import numpy as np
 import pytest
