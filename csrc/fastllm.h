@@ -132,8 +132,8 @@ typedef struct fl_source {
     size_t d, n;           // rows, columns; of blocks, n is a multiple of a block's values
     const int32_t *rows;   // (d,) row r of the result is row rows[r] of the source; NULL: rows in order
 
-    // From floats to FL_Q4 only. With a calibration, h (n, n) is the sum of x x^T over its inputs x (n,), and fl_factor has made of
-    // it U diag(importance) U^T. Without one, all but `kernels` are NULL.
+    // From floats to FL_Q4 only. With a calibration, h (n, n) is the sum of x x^T over its inputs x (n,), and fl_factor
+    // has made of it U diag(importance) U^T. Without one, all but `kernels` are NULL.
     const struct fl_kernels *kernels; // to compute with
     const float *importance;          // (n,) what a column's squared error counts; NULL: a guess from the weights
     const float *feedback;            // (n, n) U^T, of which the part below the diagonal is read; NULL: h is diagonal

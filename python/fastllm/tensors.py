@@ -200,9 +200,7 @@ def part(tensor: Tensor, begin: int, end: int) -> Tensor:
     if len(tensor.shape) != 2 or not 0 <= begin <= end <= tensor.rows:
         raise CheckpointError(f"rows {begin} to {end} of a tensor of {_text(tensor.shape)}")
     read = tensor.read
-    return tensor._replace(
-        shape=(end - begin, tensor.width), read=lambda b, e: read(begin + b, begin + e), raw=None
-    )
+    return tensor._replace(shape=(end - begin, tensor.width), read=lambda b, e: read(begin + b, begin + e), raw=None)
 
 
 def parted(tensor: Tensor, *rows: int) -> list[Tensor]:

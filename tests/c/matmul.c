@@ -144,7 +144,7 @@ void test_quantize(void) {
                 if (step > 0) measure(QUANTIZE, fabs(q[g].q[k] * step - value) / step);
                 else zero &= q[g].q[k] == 0 && fabs(value) <= 1e-30;
             }
-            bias &= q[g].bias == -128 * sum && 
+            bias &= q[g].bias == -128 * sum &&
                     q[g].sum == q[g].scale * (float)sum + (out == FL_NONE ? 0 : result.value[g]);
         }
         expect(rule, "an outlier is a group's largest value, five times its root mean square");

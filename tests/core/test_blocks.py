@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastllm import CheckpointError, _core
-from helpers.blocks import DECODE, KEPT
+from helpers.blocks import DECODE, KEPT, scales_and_minima
 from helpers.writers import rows
 
 BLOCKS = _core.block_types()
@@ -62,7 +62,7 @@ def test_weights_to_the_bit(kind, data):
 @pytest.mark.parametrize("kind", KEPT)
 @given(st.data())
 def test_weights_but_for_the_rounding_of_scales(kind, data):
-    """They are those of an oracle, to the bit. Q4_K's and IQ4_XS's scales are then off by 2^-11, or f16's least step."""
+    """They are an oracle's, to the bit. Q4_K's and IQ4_XS's scales are off by 2^-11, or f16's least step."""
     blocks, d = data.draw(matrices(kind))
     found = rows(packed(kind, blocks, d, threads=data.draw(st.integers(1, 3))))
     assert (found == KEPT[kind](blocks).astype(np.float32).reshape(found.shape)).all()
@@ -73,15 +73,9 @@ def test_weights_but_for_the_rounding_of_scales(kind, data):
         errors = np.abs(found.reshape(-1, 32) - groups).max(axis=1)
         sizes = np.abs(groups).max(axis=1)
         if kind == "Q4_K":  # the largest code times scale, and the minimum, may be larger than their sums
-            _, minima = scales_and_minima(blocks)
+            minima = np.abs(scales_and_minima(blocks)[1])
             sizes = sizes + 2 * minima.ravel()
         assert (errors <= 2.0**-11 * sizes + 127 * 2.0**-24).all()
-
-
-def scales_and_minima(blocks):
-    from helpers.blocks import _scales_and_minima
-
-    return tuple(np.abs(part[:, :, 0]) for part in _scales_and_minima(blocks))
 
 
 @given(st.data())
@@ -131,7 +125,7 @@ def test_layout(data):
 @pytest.mark.parametrize("kind", MOVED)
 def test_scales_that_cannot_be(kind):
     """One in the last block of the last row, not finite or too large for f16, is an error that names the matrix."""
-    values, nbytes, *_ = BLOCKS[kind]
+    _, nbytes, *_ = BLOCKS[kind]
     for at in HALVES.get(kind, (0,)) or (0,):
         for bits in (0x7C00, 0xFC00, 0x7E01):
             blocks = np.zeros((17 * 2, nbytes), np.uint8)

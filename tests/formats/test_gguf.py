@@ -14,45 +14,8 @@ from fastllm.formats import open_checkpoint
 from fastllm.tensors import BLOCKS, floats, mapped
 from helpers.blocks import DECODE
 from helpers.calls import failure
+from helpers.gguf_files import gguf_bytes, string
 from helpers.mutations import changed
-
-# The types of metadata: struct's letter -> the type's number in the GGUF specification.
-NUMBERS = {"B": 0, "b": 1, "H": 2, "h": 3, "I": 4, "i": 5, "f": 6, "?": 7, "Q": 10, "q": 11, "d": 12}
-TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8, "IQ2_XXS": 16, "BF16": 30}
-
-
-def string(text):
-    data = text if isinstance(text, bytes) else text.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def value(of):
-    """The bytes of a metadata value: a text, a pair (struct's letter, number), or a list of either, all of one type."""
-    if isinstance(of, (str, bytes)):
-        return 8, string(of)
-    if isinstance(of, list):
-        kind = value(of[0])[0] if of else 8
-        return 9, struct.pack("<IQ", kind, len(of)) + b"".join(value(v)[1] for v in of)
-    letter, number = of
-    return NUMBERS[letter], struct.pack("<" + letter, number)
-
-
-def gguf_bytes(metadata, tensors, *, version=3, alignment=32, n_tensors=None, n_values=None):
-    """The bytes of a GGUF file. tensors: name -> (type, shape in the file's order, bytes)."""
-    out = b"GGUF" + struct.pack(
-        "<IQQ",
-        version,
-        len(tensors) if n_tensors is None else n_tensors,
-        len(metadata) if n_values is None else n_values,
-    )
-    for key, of in metadata.items():
-        kind, data = value(of)
-        out += string(key) + struct.pack("<I", kind) + data
-    body = b""
-    for name, (kind, shape, data) in tensors.items():
-        out += string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, TYPES.get(kind, kind), len(body))
-        body += data + bytes(-len(data) % alignment)
-    return out + bytes(-len(out) % alignment) + body
 
 
 def opened(path, blob):

@@ -76,7 +76,7 @@ def _q3_k(b):
     return d[:, :, None] * _signed(q | high << 2, 4)
 
 
-def _scales_and_minima(b):
+def scales_and_minima(b):
     """Scales and minima of Q4_K and Q5_K, [blocks, 8, 1] each: 16 numbers of 6 bits in 12 bytes, times d and m."""
     a, b4, c = b[:, 4:8], b[:, 8:12], b[:, 12:16]
     scales = numpy.concatenate([a & 63, (c & 15) | a >> 6 << 4], axis=1)
@@ -85,12 +85,12 @@ def _scales_and_minima(b):
 
 
 def _q4_k(b):
-    d, m = _scales_and_minima(b)
+    d, m = scales_and_minima(b)
     return d * _nibbles(b[:, 16:], 32).reshape(-1, 8, 32) - m
 
 
 def _q5_k(b):
-    d, m = _scales_and_minima(b)
+    d, m = scales_and_minima(b)
     high = _shifted(b[:, 16:48], 32, 1).reshape(-1, 8, 32)
     return d * (_nibbles(b[:, 48:], 32).reshape(-1, 8, 32) | high << 4) - m
 
@@ -114,7 +114,10 @@ def _iq4_xs(b):
 
 
 def _mxfp4(b):
-    return numpy.ldexp(numpy.float32(1), b[:, :1].astype("i4") - 128) * numpy.array(_E2M1, "i1")[_nibbles(b[:, 1:], 16)[:, 0]]
+    return (
+        numpy.ldexp(numpy.float32(1), b[:, :1].astype("i4") - 128)
+        * numpy.array(_E2M1, "i1")[_nibbles(b[:, 1:], 16)[:, 0]]
+    )
 
 
 def _iq4(q):
@@ -146,7 +149,7 @@ def _rounded(scales):
 
 
 def _kept_q4_k(b):
-    d, m = _scales_and_minima(b)
+    d, m = scales_and_minima(b)
     return _rounded(d) * _nibbles(b[:, 16:], 32).reshape(-1, 8, 32) + _rounded(-m)
 
 
