@@ -39,6 +39,7 @@ def convert(
     out: str | os.PathLike[str],
     *,
     dtype: str | None = None,
+    precise: bool = False,
     format: str = "fastllm",  # noqa: A002  # the command line's word
     version: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
@@ -54,6 +55,8 @@ def convert(
     "llama2c", whose version (default 0) says the type: 0 and 1 are f32, 2 is int8. The same input gives the same bytes
     on any machine. The file appears whole or not at all. Only a piece of a matrix is in memory at a time.
 
+    precise: the file is run with activations of 15 bits instead of 8, unless load says otherwise.
+
     calibrate: a file of UTF-8 text, 256 to some thousand tokens of the kind that the model is for. q4 is then packed
     for the least error in what the model computes on that text (fastllm.weights.calibration). That takes minutes
     instead of seconds, and memory for the model as q8.
@@ -61,7 +64,7 @@ def convert(
     Returns the reason why there is no tokenizer inside, or None if there is one. Raises CheckpointError, OptionError,
     and TokenizerError for a `tokenizer` that does not fit.
     """
-    _check_options(dtype, format, version, calibrate)
+    _check_options(dtype, format, version, calibrate, precise)
     count = check_threads(threads)
     path, from_hub = find_source(source, revision)
     adapters = find_adapters(lora)
@@ -75,6 +78,8 @@ def convert(
             opened = _reopened(path, stored, tokenizer)
         else:
             opened = open_source(path, tokenizer, from_hub=from_hub, adapters=adapters)
+        if precise:
+            opened = opened._replace(recipe=opened.recipe._replace(config=opened.recipe.config._replace(precise=True)))
         text = None if calibrate is None else _text(Path(calibrate))
         check_target(target)  # again: now the files that are read are known, which must not be overwritten
         watched = read.watched(progress)
@@ -94,7 +99,7 @@ def convert(
     return opened.tokenizer if isinstance(opened.tokenizer, TokenizerError) and format == "fastllm" else None
 
 
-def _check_options(dtype: str | None, form: str, version: int | None, calibrate: object) -> None:
+def _check_options(dtype: str | None, form: str, version: int | None, calibrate: object, precise: bool) -> None:
     """Raises OptionError for a value that is not known, or does not go with the others."""
     store.check_dtype(dtype)
     if form not in FORMATS:
@@ -103,6 +108,8 @@ def _check_options(dtype: str | None, form: str, version: int | None, calibrate:
         raise OptionError("llama2.c's version says the dtype: 0 and 1 are f32, 2 is int8")
     if form != "llama2c" and version is not None:
         raise OptionError("a version is llama2.c's: it goes with the format llama2c")
+    if precise and form == "llama2c":
+        raise OptionError("llama2.c's files cannot say that they are to be run precisely")
     if calibrate is not None and (dtype != "q4" or form != "fastllm"):
         raise OptionError("a calibration text is for the dtype q4")
 
