@@ -260,8 +260,13 @@ static int move_q4_k(const uint8_t *b, uint16_t *scales, uint8_t *lines) {
 }
 
 static int move_q5_0(const uint8_t *b, uint16_t *scales, uint8_t *lines) {
-    int8_t values[32];
-    for (size_t i = 0; i < 32; i++) values[i] = (int8_t)((nibble(b + 6, 16, i) | bit(b + 2, i) << 4) - 16);
+    uint32_t values[8];
+    for (size_t i = 0; i < 8; i++) {
+        // A value is its code less 16: four low bits, above them the opposite of bit 4. The factor spreads four bits, one
+        // to a byte.
+        const uint32_t bits = b[2 + i / 2] >> 4 * (i % 2) & 15u, below = (bits * 0x00204081u & 0x01010101u) ^ 0x01010101u;
+        values[i] = (i < 4 ? four_low(b + 6 + 4 * i) : four_high(b + 6 + 4 * (i - 4))) | below * 0xf0u;
+    }
     memcpy(scales, b, 2);
     put_bytes(lines, values);
     return is_finite(*scales);
@@ -285,15 +290,19 @@ static int move_q6_k(const uint8_t *b, uint16_t *scales, uint8_t *lines) {
     const float d = f16_at(b + 208);
     for (size_t g = 0; g < 8; g++, scales += FL_LANES, lines += fl_group_bytes(FL_Q8)) {
         const uint8_t *low = b + g / 4 * 64 + g % 2 * 32, *high = b + 128 + g / 4 * 32;
+        const unsigned low_shift = g / 2 % 2 * 4, high_shift = g % 4 * 2;
+        uint8_t codes[32];
         int8_t values[32];
-        int most[2] = {0, 0};
-        for (size_t i = 0; i < 32; i++) {
-            const int four = g / 2 % 2 ? low[i] >> 4 : low[i] & 15;
-            values[i] = (int8_t)((four | (high[i] >> (2 * (g % 4)) & 3) << 4) - 32);
-        }
-        for (size_t i = 0; i < 32; i++) {
-            const int size = values[i] < 0 ? -values[i] : values[i];
-            most[i / 16] = size > most[i / 16] ? size : most[i / 16];
+        int most[2];
+        for (size_t i = 0; i < 32; i++)
+            codes[i] = (uint8_t)((low[i] >> low_shift & 15) | (high[i] >> high_shift & 3) << 4);
+        for (size_t h = 0; h < 2; h++) {
+            uint8_t least = 63, largest = 0;
+            for (size_t i = 16 * h; i < 16 * h + 16; i++) {
+                least = codes[i] < least ? codes[i] : least;
+                largest = codes[i] > largest ? codes[i] : largest;
+            }
+            most[h] = largest - 32 > 32 - least ? largest - 32 : 32 - least;
         }
         const float s[2] = {d * (float)(int8_t)b[192 + 2 * g], d * (float)(int8_t)b[193 + 2 * g]};
         const size_t larger = fabsf(s[1]) * (float)most[1] > fabsf(s[0]) * (float)most[0];
@@ -305,7 +314,7 @@ static int move_q6_k(const uint8_t *b, uint16_t *scales, uint8_t *lines) {
         const float step = fl_f32_from_f16(*scales);
         for (size_t h = 0; h < 2; h++) {
             const float factor = step != 0 ? s[h] / step : 0;
-            for (size_t i = 16 * h; i < 16 * h + 16; i++) values[i] = nearest((float)values[i] * factor);
+            for (size_t i = 16 * h; i < 16 * h + 16; i++) values[i] = nearest((float)(codes[i] - 32) * factor);
         }
         put_bytes(lines, values);
     }
