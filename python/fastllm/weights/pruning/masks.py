@@ -66,8 +66,8 @@ def wanda(w: NDArray[np.float32], method: Method, squares: NDArray[np.float64]) 
     out, step = w.copy(), max(1, _ROWS // w.shape[1])
     for begin in range(0, len(w), step):
         part = out[begin : begin + step]
-        scores: NDArray[np.float64] = numpy.abs(part) * norms
-        rows = scores.reshape((-1, 4) if method.of_four else scores.shape)
+        scores = numpy.abs(part) * norms
+        rows = scores.reshape(-1, 4 if method.of_four else w.shape[1])
         part[smallest(rows, round(method.share * rows.shape[1])).reshape(part.shape)] = 0
     return out
 
@@ -76,8 +76,8 @@ class Inverse:
     """What sparsegpt needs of H, the sum of x x^T over a matrix's inputs x: H, damped, = U diag(importance) U^T.
 
     The paper works with the Cholesky factor R of H's inverse R^T R, R upper triangular. R = diag(importance)^-1/2 U^-1:
-    importance_k is 1 / R_kk^2, what pruning a weight of column k costs once all later columns have made up for it; U
-    says how they do (see weights.calibration, whose rounding feeds back errors in the same way).
+    importance_k is 1 / R_kk^2, what pruning a weight of column k costs once all later columns have made up for it, and
+    row k of U^-1 is how they do, R_k / R_kk.
     """
 
     def __init__(self, h: Bytes, threads: int) -> None:
@@ -94,57 +94,67 @@ class Inverse:
         self.importance: NDArray[np.float32] = importance
         self.upper: NDArray[np.float32] = h.astype(numpy.float32)  # [n, n], U above the diagonal
 
+    def block(self, begin: int, end: int) -> NDArray[np.float32]:
+        """A block on the diagonal of U^-1, which is the inverse of that block of U."""
+        import numpy
+
+        found = numpy.eye(end - begin)
+        for k in reversed(range(end - begin - 1)):
+            found[k] -= (self.upper[begin + k, begin + k + 1 : end, None] * found[k + 1 :]).sum(axis=0)
+        return found.astype(numpy.float32)
+
 
 def sparsegpt(w: NDArray[np.float32], method: Method, inverse: Inverse, *, threads: int) -> NDArray[np.float32]:
     """The matrix with weights set to zero, and the others changed such that its outputs change least.
 
     Frantar and Alistarh, 2023, https://arxiv.org/abs/2301.00774: columns are gone through in order, in blocks of 128.
-    Of a block's weights, as all columns before it have changed them, round(share * size) are set to zero, those that
-    cost least, w^2 * importance; or of each four neighbours of a row, when their turn comes, two. The later columns
-    make up for what a column loses:
+    Of a block's weights, as the blocks before have changed them, round(share * size) are set to zero, those that cost
+    least, w^2 * importance; or of each four neighbours of a row, when their turn comes, two. Later columns make up for
+    what a column loses: those of its block at once, by U^-1; all others when their block comes, by U:
 
-        column     0 ... k - 1                      k                      k + 1 ... n - 1
-                   done; e = what they lost         w_k + e . U[:k, k]     still to come
+        column     0 ... begin - 1        begin ... k - 1     k      k + 1 ... end - 1        end ... n - 1
+                   e = w - what it is     done                       -= lost_k U^-1[k]        still w
+                   |________________________________________^
+                          += (e U[:begin, block]) U^-1[block, block], at the start of the block
     """
     import numpy
 
     assert method.share is not None
-    d, n = w.shape
     out = w.copy()
     out[:, inverse.dead] = 0
-    lost = numpy.zeros((d, n), numpy.float32)
-    for begin in range(0, n, BLOCK):
-        end = min(begin + BLOCK, n)
-        block = out[:, begin:end].T.copy()  # [columns, d]
-        start = block.copy()
+    errors = numpy.zeros_like(w)
+    for begin in range(0, w.shape[1], BLOCK):
+        end = min(begin + BLOCK, w.shape[1])
+        start, later, costs = out[:, begin:end], inverse.block(begin, end), inverse.importance[begin:end]
         if begin:
-            block += _feedback(lost, inverse, begin, end, threads)
-        costs = inverse.importance[begin:end, None]
+            fed = _product(errors[:, :begin], inverse.upper[:begin, begin:end], threads)
+            start = start + _product(fed, later, threads)
+        block = start.T.copy()  # [columns, d]
         gone = numpy.zeros(block.shape, bool)
         if not method.of_four:
-            scores = (block * block * costs).T.reshape(1, -1)
-            gone[:] = smallest(scores, round(method.share * scores.size)).reshape(d, -1).T
+            scores = (start * start * costs).reshape(1, -1)
+            gone[:] = smallest(scores, round(method.share * scores.size)).reshape(start.shape).T
         for k in range(end - begin):
             if method.of_four and k % 4 == 0:
-                four = block[k : k + 4]
-                gone[k : k + 4] = smallest((four * four * costs[k : k + 4]).T, 2).T
-            kept = numpy.where(gone[k], numpy.float32(0), block[k])
-            error = start[k] - kept
-            block[k + 1 :] += inverse.upper[begin + k, begin + k + 1 : end, None] * error
-            lost[:, begin + k] = error
-            out[:, begin + k] = kept
+                four = block[k : k + 4].T
+                gone[k : k + 4] = smallest(four * four * costs[k : k + 4], 2).T
+            lost = numpy.where(gone[k], block[k], numpy.float32(0))
+            block[k] -= lost
+            block[k + 1 :] -= later[k, k + 1 :, None] * lost
+        errors[:, begin:end] = out[:, begin:end] - block.T
+        out[:, begin:end] = block.T
     return out
 
 
-def _feedback(lost: NDArray[np.float32], inverse: Inverse, begin: int, end: int, threads: int) -> NDArray[np.float32]:
-    """What the columns before `begin` add to those of a block, [columns, d], by the core's matrix product."""
+def _product(x: NDArray[np.float32], m: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
+    """x @ m of x [d, n] and m [n, count], by the core's matrix product, which sums over n in ascending order."""
     import numpy
 
-    d, count = len(lost), end - begin
-    columns: Bytes = numpy.ascontiguousarray(inverse.upper[:begin, begin:end].T)
-    matrix = _core.pack("f32", count, begin, "f32", memoryview(columns).cast("B"), threads=threads)
-    errors: Bytes = numpy.ascontiguousarray(lost[:, :begin])
+    (d, n), count = x.shape, m.shape[1]
+    columns: Bytes = numpy.ascontiguousarray(m.T)
+    rows: Bytes = numpy.ascontiguousarray(x)
+    matrix = _core.pack("f32", count, n, "f32", memoryview(columns).cast("B"), threads=threads)
     out: Bytes = numpy.empty((d, count + -count % _core.LANES), numpy.float32)
-    matrix.multiply(errors, out, threads=threads)
-    found: NDArray[np.float32] = out[:, :count].T
+    matrix.multiply(rows, out, threads=threads)
+    found: NDArray[np.float32] = out[:, :count]
     return found
