@@ -74,7 +74,8 @@ class LastLayer(Layer):
         self.config = self.config._replace(head=True, vocab_size=c.vocab_size)
         layer = {name: tensor for name, tensor in self._tensors.items() if name != "embed"}
         matrices = {**recipe.matrices, **_renamed(recipe.matrices, c.n_layers - 1)}
-        vectors = {**recipe.vectors, **_renamed(recipe.vectors, c.n_layers - 1)}
+        vectors = {name: values for name, values in recipe.vectors.items() if not name.startswith("embed_norm")}
+        vectors |= _renamed(recipe.vectors, c.n_layers - 1)
         self._tensors = {**_packed(self.config, matrices, vectors, dtype, threads), **layer}
 
     def logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
