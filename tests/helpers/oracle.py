@@ -173,6 +173,26 @@ class _Transformer:
         return np.einsum("hts,shc->thc", p, np.repeat(v, shared, axis=1)).reshape(len(x), -1), p
 
 
+class _Recorder(_Transformer):
+    """A transformer that keeps what its matrices are multiplied with."""
+
+    def __init__(self, cfg, weights):
+        super().__init__(cfg, weights, lambda x: x, lambda x: x)
+        self.seen = {}
+
+    def product(self, x, name, pick=()):
+        self.seen.setdefault((name, None if isinstance(pick, tuple) else int(pick)), []).append(x)
+        return super().product(x, name, pick)
+
+
+def inputs(cfg, weights, texts):
+    """What each matrix is multiplied with over the texts: (name, expert or None) -> (rows, n), in any order."""
+    recorder = _Recorder(cfg, weights)
+    for tokens in texts:
+        recorder.run(np.asarray(tokens))
+    return {key: np.concatenate(rows) for key, rows in recorder.seen.items()}
+
+
 def attend(q, keys, values, seen):
     """Attention in float64: row r of q attends to the first seen[r] keys and values."""
     scores = q.astype(np.float64) @ keys.astype(np.float64).T

@@ -18,6 +18,7 @@ from fastllm.tokenizer import Frame, stop_tokens
 from fastllm.weights import store
 from fastllm.weights.packing import Plan, Progress, assemble, chunks, pack, plan, vectors
 from fastllm.weights.pruning import options
+from fastllm.weights.pruning.scratch import Scratch
 from fastllm.weights.source import (
     Adapters,
     Opened,
@@ -81,7 +82,7 @@ def convert(
     check_target(target)
     for source_path in (path, *adapters):
         _check_apart(source_path, target)
-    with reading() as read:
+    with reading() as read, Scratch(Path(os.path.realpath(target)).parent) as scratch:
         if (stored := store.open_file(path)) is not None:
             check_not_converted(path, adapters)
             if pruning and stored.pruning is not None:
@@ -104,7 +105,7 @@ def convert(
                         text,
                         method=method,
                         drop=drop_layers or 0,
-                        target=target,
+                        scratch=scratch,
                         dtype=dtype,
                         threads=count,
                         progress=watched,
@@ -166,7 +167,7 @@ def _pruned(
     *,
     method: options.Method | None,
     drop: int,
-    target: Path,
+    scratch: Scratch,
     dtype: str | None,
     threads: int,
     progress: Progress,
@@ -187,7 +188,7 @@ def _pruned(
         method=method,
         drop=drop,
         text=None if text is None else Text(*_tokens(opened, text)),
-        folder=Path(os.path.realpath(target)).parent,
+        scratch=scratch,
         dtype=opened.dtype,
         threads=threads,
         step=step,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastllm.errors import CheckpointError, OptionError
@@ -45,7 +44,7 @@ class Text(NamedTuple):
 class Pruner:
     """Prunes one recipe: drops layers, then prunes the others, then measures what that has changed.
 
-    method, drop: what to do; None, 0: not that. folder: where pruned matrices lie until they are packed. dtype: what
+    method, drop: what to do; None, 0: not that. scratch: where pruned matrices lie until they are packed. dtype: what
     embedding and head are packed as while the text is run; None for their own type. step: called after each layer that
     was pruned or run, `steps` times in all. Raises OptionError for what this model cannot have.
     """
@@ -57,13 +56,13 @@ class Pruner:
         method: Method | None,
         drop: int,
         text: Text | None,
-        folder: Path,
+        scratch: Scratch,
         dtype: str | None,
         threads: int,
         step: Callable[[], None] = lambda: None,
     ) -> None:
         self._recipe, self._method, self._drop = recipe, method, drop
-        self._folder, self._dtype, self._threads, self._step = folder, dtype, threads, step
+        self._scratch, self._dtype, self._threads, self._step = scratch, dtype, threads, step
         if drop >= recipe.config.n_layers:
             raise OptionError(f"drop_layers {drop} leaves nothing of a model of {recipe.config.n_layers} layers")
         if method is not None and method.of_four:
@@ -118,7 +117,7 @@ class Pruner:
 
     def _pruned(self, recipe: Recipe, method: Method) -> tuple[Recipe, float]:
         """The recipe with its linear layers pruned, and the share of their weights that is zero."""
-        scratch, zeros, size = Scratch(self._folder), 0, 0
+        zeros = size = 0
         stream = self._stream(recipe, self._learn) if method.learns else []
 
         def parts(index: int, part: str, inputs: Inputs | None) -> Iterator[NDArray[np.float32]]:
@@ -143,7 +142,9 @@ class Pruner:
             for part in _LINEAR:
                 name = f"layers.{index}.{part}"
                 if (weight := recipe.matrices.get(name)) is not None:
-                    matrices[name] = weight._replace(tensor=scratch.keep(weight.tensor, parts(index, part, inputs)))
+                    matrices[name] = weight._replace(
+                        tensor=self._scratch.keep(weight.tensor, parts(index, part, inputs))
+                    )
                     size += prod(weight.tensor.shape)
             recipe = recipe._replace(matrices=matrices)
             if method.learns:

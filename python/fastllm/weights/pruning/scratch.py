@@ -6,10 +6,9 @@ A converted file begins with what pruning has cost, so all of a model is pruned 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from fastllm.errors import CheckpointError
 from fastllm.tensors import SIZES, Bytes, Tensor
@@ -20,28 +19,37 @@ if TYPE_CHECKING:
 
 
 class Scratch:
-    """A file of tensors in `folder`, where there must be room for them."""
+    """A file of tensors in `folder`, where there must be room for them, for as long as a with block lasts."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._end = folder, 0
-        try:
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # the tensors keep it open
-        except OSError as error:
-            raise self._error(error) from None
+        self._file: IO[bytes] | None = None  # made when it is first needed
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def keep(self, like: Tensor, parts: Iterable[NDArray[np.float32]]) -> Tensor:
         """A tensor with the values of `parts`, its rows in order, in the type of `like`; f32 for int8 with scales.
 
         Raises CheckpointError where they cannot be written.
         """
+        import tempfile
+
         dtype = like.dtype if like.dtype in ("f16", "bf16") else "f32"
         start, width = self._end, like.width * SIZES[dtype]
         try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115  # for __exit__
+            file = self._file
             for part in parts:
                 data = _rounded(part, dtype)
-                self._file.write(data)
-                self._end += data.nbytes
-            self._file.flush()
+                while data:
+                    count = file.write(data) or 0
+                    data, self._end = data[count:], self._end + count
         except OSError as error:
             raise self._error(error) from None
 
@@ -49,7 +57,7 @@ class Scratch:
             data = bytearray((end - begin) * width)
             view, at = memoryview(data), start + begin * width
             while view:
-                count = os.preadv(self._file.fileno(), [view], at)
+                count = os.preadv(file.fileno(), [view], at)
                 if not count:
                     raise CheckpointError(f"a temporary file in {self._folder} was cut short")
                 view, at = view[count:], at + count
