@@ -173,6 +173,26 @@ class _Transformer:
         return np.einsum("hts,shc->thc", p, np.repeat(v, shared, axis=1)).reshape(len(x), -1), p
 
 
+class _Recorder(_Transformer):
+    """A transformer that keeps what its matrices are multiplied with."""
+
+    def __init__(self, cfg, weights):
+        super().__init__(cfg, weights, lambda x: x, lambda x: x)
+        self.seen = {}
+
+    def product(self, x, name, pick=()):
+        self.seen.setdefault((name, None if isinstance(pick, tuple) else int(pick)), []).append(x)
+        return super().product(x, name, pick)
+
+
+def inputs(cfg, weights, texts):
+    """What each matrix is multiplied with over the texts: (name, expert or None) -> (rows, n), in any order."""
+    recorder = _Recorder(cfg, weights)
+    for tokens in texts:
+        recorder.run(np.asarray(tokens))
+    return {key: np.concatenate(rows) for key, rows in recorder.seen.items()}
+
+
 def attend(q, keys, values, seen):
     """Attention in float64: row r of q attends to the first seen[r] keys and values."""
     scores = q.astype(np.float64) @ keys.astype(np.float64).T
@@ -288,3 +308,34 @@ def damped(x):
     """x^T x of inputs x (tokens, n), plus a hundredth of its mean diagonal on the diagonal, as calibration adds."""
     h = x.astype(np.float64).T @ x
     return h + 0.01 * np.trace(h) / len(h) * np.eye(len(h))
+
+
+def sparsegpt(w, h, share, *, block=128, damping=0.01):
+    """w (d, n) pruned by H (n, n) = the sum of x x^T over its inputs, as algorithm 1 of the paper has it, in float64.
+
+    Frantar and Alistarh, 2023, https://arxiv.org/abs/2301.00774: the inverse's Cholesky factor, an update of all later
+    columns for each column, inside a block at once, and of the rest of the matrix after the block. share: of each
+    block, over all rows; None for two of each four neighbours. Inputs that are always zero have weights of zero.
+    """
+    w, h, n = w.astype(np.float64), h.copy(), len(h)
+    dead = np.diag(h) == 0
+    h[dead, dead] = 1
+    w[:, dead] = 0
+    h += damping * np.diag(h).mean() * np.eye(n)
+    r = np.linalg.cholesky(np.linalg.inv(h)).T  # H^-1 = r^T r, r upper triangular
+    for begin in range(0, n, block):
+        end = min(begin + block, n)
+        errors, gone = np.zeros((len(w), end - begin)), np.zeros((len(w), end - begin), bool)
+        if share is not None:
+            costs = (w[:, begin:end] / np.diag(r)[begin:end]) ** 2
+            gone.flat[np.argsort(costs, axis=None, kind="stable")[: round(share * costs.size)]] = True
+        for k in range(begin, end):
+            if share is None and k % 4 == 0:
+                costs = (w[:, k : k + 4] / np.diag(r)[k : k + 4]) ** 2
+                np.put_along_axis(gone, np.argsort(costs, axis=1, kind="stable")[:, :2] + k - begin, True, axis=1)
+            kept = np.where(gone[:, k - begin], 0, w[:, k])
+            errors[:, k - begin] = (w[:, k] - kept) / r[k, k]
+            w[:, k:end] -= np.outer(errors[:, k - begin], r[k, k:end])
+            w[:, k] = kept
+        w[:, end:] -= errors @ r[begin:end, end:]
+    return w

@@ -70,6 +70,8 @@ def _of_stored(stored: Stored) -> _Contents:
         header["sampling"] = dict(stored.sampling)
     if stored.source:
         header["source"] = stored.source
+    if stored.pruning is not None:
+        header["pruned"] = stored.pruning
     if stored.classifier is not None:
         header["labels"] = stored.classifier.labels
     rows = [(k, getattr(t, "dtype", "f32"), t.shape, t.nbytes) for k, t in stored.tensors.items()]

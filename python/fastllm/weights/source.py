@@ -30,18 +30,20 @@ class Opened(NamedTuple):
 
     about: its format and architecture, for people. tokenizer: or why there is none. dtype: the type that weights are
     packed as unless the user asks for another; None keeps the type of each, and blocks as nearly as they can be.
+    pruning: what was pruned of it.
     """
 
     about: str
     recipe: Recipe
     tokenizer: Tokenizer | TokenizerError
     dtype: str | None
+    pruning: store.Pruning | None = None
 
     def stored(self) -> store.Stored:
         """Its converted file, still without tensors."""
         words = self.tokenizer
         blob = None if isinstance(words, TokenizerError) else (words.kind, words.blob)
-        return store.Stored.of(self.recipe, {}, tokenizer=blob, source=self.about)
+        return store.Stored.of(self.recipe, {}, tokenizer=blob, source=self.about, pruning=self.pruning)
 
 
 def find_source(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, bool]:

@@ -11,7 +11,7 @@ https://github.com/huggingface/safetensors#format describes the frame:
 
 The JSON under "fastllm": version, layout, config, matrices (name -> [dtype, *shape], since a matrix is U8 for
 safetensors), values (name -> what the 16 codes of a q4 matrix stand for), bos, stop, chat_stop, source, and where the
-model has them dense (chain -> activations), embedding, classifier, ranking, sampling, tokenizer (kind, bytes).
+model has them dense (chain -> activations), embedding, classifier, ranking, sampling, pruning, tokenizer (kind, bytes).
 """
 
 from __future__ import annotations
@@ -43,12 +43,50 @@ DTYPES = ("f32", "f16", "bf16", "q8", "q4")  # types that weights may be convert
 _SHARED = ("config", "bos", "stop", "chat_stop", "embedding", "classifier", "ranking", "sampling")
 
 
+class Pruning(NamedTuple):
+    """What pruning did to a model.
+
+    method: as `convert` takes it, such as "wanda:0.5", and zeros: the share of the linear layers' weights that is zero;
+    both None where no weights were pruned. dropped: the layers that were left out, by their numbers before. kl: from
+    the model before, in nats, the mean over a text; None where there was no text, or the model has no logits.
+    """
+
+    method: str | None
+    zeros: float | None
+    dropped: tuple[int, ...]
+    kl: float | None
+
+    def __str__(self) -> str:
+        parts = []
+        if self.method is not None and self.zeros is not None:
+            parts.append(f"{self.method}, {self.zeros:.2%} of the weights of linear layers are zero")
+        if self.dropped:
+            parts.append(f"without layer{'s' if len(self.dropped) > 1 else ''} {', '.join(map(str, self.dropped))}")
+        parts.append("KL not measured" if self.kl is None else f"KL {self.kl:.3g} from the model before")
+        return "; ".join(parts)
+
+    def to_json(self) -> dict[str, object]:
+        """The fields that say something."""
+        return {name: value for name, value in self._asdict().items() if value not in (None, ())}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Pruning:
+        """The inverse of to_json. Raises TypeError, ValueError or AttributeError for anything else."""
+        method, zeros, kl = data.get("method"), data.get("zeros"), data.get("kl")
+        return cls(
+            None if method is None else str(method),
+            None if zeros is None else float(zeros),
+            tuple(int(layer) for layer in data.get("dropped", ())),
+            None if kl is None else float(kl),
+        )
+
+
 class Stored(NamedTuple):
     """What a converted file holds: a Recipe with its tensors packed, and the tokenizer.
 
     tensors: matrices and vectors by canonical name. dense: chains of layers after the last hidden states, by purpose.
     tokenizer: its kind and bytes, as fastllm.tokenizer.from_blob takes them. source: the format and architecture that
-    the file was made from, for people. The other fields are the Recipe's.
+    the file was made from, for people. pruning: what was pruned before packing. The other fields are the Recipe's.
     """
 
     config: Config
@@ -63,6 +101,7 @@ class Stored(NamedTuple):
     classifier: Classifier | None = None
     ranking: Ranking = Ranking()
     sampling: Mapping[str, float] = MappingProxyType({})
+    pruning: Pruning | None = None
 
     @classmethod
     def of(
@@ -72,10 +111,11 @@ class Stored(NamedTuple):
         *,
         tokenizer: tuple[str, bytes] | None = None,
         source: str = "",
+        pruning: Pruning | None = None,
     ) -> Stored:
         """A recipe's file. Raises CheckpointError for dense layers that do not fit each other."""
         chains = dense.pack(recipe.dense)
-        return cls(**shared(recipe), tensors=tensors, tokenizer=tokenizer, source=source, dense=chains)
+        return cls(**shared(recipe), tensors=tensors, tokenizer=tokenizer, source=source, dense=chains, pruning=pruning)
 
     @property
     def dtypes(self) -> list[str]:
@@ -169,6 +209,8 @@ def _about(stored: Stored, parts: Mapping[str, Part]) -> dict[str, object]:
         about["ranking"] = stored.ranking
     if stored.sampling:
         about["sampling"] = dict(stored.sampling)
+    if stored.pruning is not None:
+        about["pruning"] = stored.pruning.to_json()
     return about
 
 
@@ -317,4 +359,5 @@ def _load(data: memoryview) -> Stored:
         classifier=Classifier.from_json(about["classifier"]) if "classifier" in about else None,
         ranking=Ranking.from_json(about["ranking"]) if "ranking" in about else Ranking(),
         sampling=dict(about.get("sampling", {})),
+        pruning=Pruning.from_json(about["pruning"]) if "pruning" in about else None,
     )
