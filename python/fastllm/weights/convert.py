@@ -86,7 +86,7 @@ def convert(
             else:
                 plans = plan(opened.recipe, dtype or opened.dtype)
                 seen = None if text is None else _calibration(opened, text, count)
-                store.write(target, opened.stored(), _parts(opened.recipe, plans, count, watched, seen))
+                store.write(target, opened.stored(), parts(opened.recipe, plans, count, watched, seen))
         except CheckpointError as error:
             if str(path) in str(error) or str(target) in str(error):
                 raise
@@ -128,8 +128,8 @@ def _calibration(opened: Opened, text: str, threads: int) -> Calibration:
     return Calibration(stored, frame.tokenize(""), words.encode(text), threads=threads)
 
 
-def _parts(
-    recipe: Recipe, plans: dict[str, Plan], threads: int, progress: Progress, calibration: Calibration | None
+def parts(
+    recipe: Recipe, plans: dict[str, Plan], threads: int, progress: Progress, calibration: Calibration | None = None
 ) -> dict[str, store.Part]:
     """The file's tensors. A matrix is packed piece by piece, while the file is written."""
     total, done = sum(p.nbytes for p in plans.values()), 0
@@ -143,10 +143,10 @@ def _parts(
             progress(done, total)
             yield out
 
-    parts = {name: store.Part(p.dtype, p.shape, p.nbytes, packed(name, p)) for name, p in plans.items()}
+    found = {name: store.Part(p.dtype, p.shape, p.nbytes, packed(name, p)) for name, p in plans.items()}
     for name, vector in vectors(recipe).items():
-        parts[name] = store.Part(None, vector.shape, vector.nbytes, (vector.data,))
-    return parts
+        found[name] = store.Part(None, vector.shape, vector.nbytes, (vector.data,))
+    return found
 
 
 def _reopened(path: Path, stored: store.Stored, tokenizer: str | os.PathLike[str] | None) -> Opened:

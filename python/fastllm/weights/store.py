@@ -11,7 +11,7 @@ https://github.com/huggingface/safetensors#format describes the frame:
 
 The JSON under "fastllm": version, layout, config, matrices (name -> [dtype, *shape], since a matrix is U8 for
 safetensors), bos, stop, chat_stop, source, and where the model has them dense (chain -> activations), embedding,
-classifier, ranking, sampling, tokenizer (kind, bytes).
+classifier, ranking, sampling, tokenizer (kind, bytes); in the packed cache also packed, which packed.py explains.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Stored(NamedTuple):
 
     tensors: matrices and vectors by canonical name. dense: chains of layers after the last hidden states, by purpose.
     tokenizer: its kind and bytes, as fastllm.tokenizer.from_blob takes them. source: the format and architecture that
-    the file was made from, for people. The other fields are the Recipe's.
+    the file was made from, for people. packed: what the packed cache keeps in its files, None elsewhere. identity: what
+    tells its weights from all others, where that is known without reading them (packed.py), else "". The other fields
+    are the Recipe's.
     """
 
     config: Config
@@ -62,6 +64,8 @@ class Stored(NamedTuple):
     classifier: Classifier | None = None
     ranking: Ranking = Ranking()
     sampling: Mapping[str, float] = MappingProxyType({})
+    packed: Mapping[str, Any] | None = None
+    identity: str = ""
 
     @classmethod
     def of(
@@ -71,10 +75,11 @@ class Stored(NamedTuple):
         *,
         tokenizer: tuple[str, bytes] | None = None,
         source: str = "",
+        packed: Mapping[str, Any] | None = None,
     ) -> Stored:
         """A recipe's file. Raises CheckpointError for dense layers that do not fit each other."""
         chains = dense.pack(recipe.dense)
-        return cls(**shared(recipe), tensors=tensors, tokenizer=tokenizer, source=source, dense=chains)
+        return cls(**shared(recipe), tensors=tensors, tokenizer=tokenizer, source=source, dense=chains, packed=packed)
 
     @property
     def dtypes(self) -> list[str]:
@@ -120,8 +125,11 @@ def save(path: Path, stored: Stored) -> None:
     )
 
 
-def write(path: Path, stored: Stored, parts: Mapping[str, Part]) -> None:
-    """Writes a converted file with `parts` in place of stored.tensors: their pieces are made while they are written."""
+def write(path: Path, stored: Stored, parts: Mapping[str, Part], *, modified: int | None = None) -> None:
+    """Writes a converted file with `parts` in place of stored.tensors: their pieces are made while they are written.
+
+    modified: see files.replacing.
+    """
     parts = {**parts, **_dense_parts(stored.dense)}
     about = _about(stored, parts)
     if stored.tokenizer:
@@ -129,7 +137,7 @@ def write(path: Path, stored: Stored, parts: Mapping[str, Part]) -> None:
         about["tokenizer"] = {"kind": kind, "bytes": len(blob)}
         parts["tokenizer"] = Part("u8", (len(blob),), len(blob), (blob,))
     header, nbytes = _header(about, parts)
-    with replacing(path, len(header) + nbytes) as file:
+    with replacing(path, len(header) + nbytes, modified=modified) as file:
         file.write(header)
         for part in parts.values():
             for piece in part.pieces:
@@ -159,6 +167,8 @@ def _about(stored: Stored, parts: Mapping[str, Part]) -> dict[str, object]:
         about["ranking"] = stored.ranking
     if stored.sampling:
         about["sampling"] = dict(stored.sampling)
+    if stored.packed is not None:
+        about["packed"] = dict(stored.packed)
     return about
 
 
@@ -302,4 +312,5 @@ def _load(data: memoryview) -> Stored:
         classifier=Classifier.from_json(about["classifier"]) if "classifier" in about else None,
         ranking=Ranking.from_json(about["ranking"]) if "ranking" in about else Ranking(),
         sampling=dict(about.get("sampling", {})),
+        packed=about.get("packed"),
     )
