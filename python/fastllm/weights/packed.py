@@ -15,6 +15,8 @@ A packed file is a converted file (store.py) whose header has "packed", a JSON o
     modified   the file's own time of modification: whatever has written to it since has changed it. It is an even
                second before the file was written, which every file system can keep
     model, unused, place    the checkpoint's path; its tensors without use; where tokenizers were looked for
+
+Beside the tokenizer's own bytes it has the ready form ("tokenizer.ready", "ready": its bytes), which is read at once.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from fastllm import _core
 from fastllm.errors import CacheWarning, CheckpointError, CheckpointWarning, TokenizerError
 from fastllm.files import Reading, TargetError, map_file, reading, unchanged
 from fastllm.progress import note
-from fastllm.tokenizer import Tokenizer, find
+from fastllm.tokenizer import Tokenizer, find, ready
 from fastllm.weights import folder, store
 from fastllm.weights.source import Opened, open_source, tokenizer_inside
 
@@ -150,13 +152,25 @@ def _find(target: Path, digest: str, model: Path) -> Loaded | None:
         warnings.warn(unused_sentence(model, unused), CheckpointWarning, stacklevel=4)
     words: Tokenizer | TokenizerError
     if stored.tokenizer is not None:
-        words = tokenizer_inside(model, *stored.tokenizer)
+        words = _ready_words(stored) or tokenizer_inside(model, *stored.tokenizer)
     else:
         try:
             words = find(place, stored.config.vocab_size)
         except TokenizerError as error:
             words = error
     return stored._replace(identity=_digest([digest, kept["answers"]])), words
+
+
+def _ready_words(stored: store.Stored) -> Tokenizer | None:
+    """The tokenizer of a packed file, from its ready form; None where it has none, or the library's version changed."""
+    if not stored.ready or stored.tokenizer is None:
+        return None
+    try:
+        words = ready.load(stored.ready)
+    except TokenizerError:
+        return None
+    words.kind, words.blob = stored.tokenizer
+    return words
 
 
 def _write(
@@ -184,7 +198,15 @@ def _write(
         "unused": opened.recipe.unused,
         "place": os.path.abspath(opened.place),
     }
-    stored = store.Stored.of(opened.recipe, {}, tokenizer=opened.vocabulary, source=opened.about, packed=packed)
+    words = opened.tokenizer
+    stored = store.Stored.of(
+        opened.recipe,
+        {},
+        tokenizer=opened.vocabulary,
+        source=opened.about,
+        packed=packed,
+        ready=b"" if isinstance(words, TokenizerError) else ready.dump(words),
+    )
     store.write(target, stored, parts(opened.recipe, plans, threads, progress), modified=modified)
 
 

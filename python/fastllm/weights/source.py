@@ -18,6 +18,7 @@ from fastllm.weights import store
 if TYPE_CHECKING:
     from fastllm.families import Recipe
     from fastllm.formats import Checkpoint
+    from fastllm.tensors import Bytes
 
 Adapters = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -38,7 +39,7 @@ class Opened(NamedTuple):
     recipe: Recipe
     tokenizer: Tokenizer | TokenizerError
     dtype: str | None
-    vocabulary: tuple[str, bytes] | None = None
+    vocabulary: tuple[str, Bytes] | None = None
     place: Path = Path()
 
     def stored(self) -> store.Stored:
@@ -162,10 +163,10 @@ def stored_tokenizer(
         return error
 
 
-def tokenizer_inside(path: Path, kind: str, blob: bytes) -> Tokenizer | TokenizerError:
+def tokenizer_inside(path: Path, kind: str, blob: Bytes) -> Tokenizer | TokenizerError:
     """A tokenizer inside a checkpoint, or the reason why it cannot be used."""
     try:
-        return from_blob(kind, blob)
+        return from_blob(kind, bytes(memoryview(blob)))
     except TokenizerError as error:
         return TokenizerError(f"{path} has no usable tokenizer: {error}")
 

@@ -11,7 +11,8 @@ https://github.com/huggingface/safetensors#format describes the frame:
 
 The JSON under "fastllm": version, layout, config, matrices (name -> [dtype, *shape], since a matrix is U8 for
 safetensors), bos, stop, chat_stop, source, and where the model has them dense (chain -> activations), embedding,
-classifier, ranking, sampling, tokenizer (kind, bytes); in the packed cache also packed, which packed.py explains.
+classifier, ranking, sampling, tokenizer (kind, bytes); in the packed cache also packed and ready, which packed.py
+explains.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Stored(NamedTuple):
     tensors: matrices and vectors by canonical name. dense: chains of layers after the last hidden states, by purpose.
     tokenizer: its kind and bytes, as fastllm.tokenizer.from_blob takes them. source: the format and architecture that
     the file was made from, for people. packed: what the packed cache keeps in its files, None elsewhere. identity: what
-    tells its weights from all others, where that is known without reading them (packed.py), else "". The other fields
-    are the Recipe's.
+    tells its weights from all others, where that is known without reading them (packed.py), else "". ready: the
+    tokenizer's ready form (fastllm.tokenizer.ready), only in the packed cache. The other fields are the Recipe's.
     """
 
     config: Config
@@ -57,7 +58,7 @@ class Stored(NamedTuple):
     bos: int | None
     stop: tuple[int, ...]
     chat_stop: tuple[int, ...]
-    tokenizer: tuple[str, bytes] | None = None
+    tokenizer: tuple[str, Bytes] | None = None
     source: str = ""
     dense: Mapping[str, tuple[_core.Dense, ...]] = MappingProxyType({})
     embedding: Embedding = Embedding()
@@ -66,6 +67,7 @@ class Stored(NamedTuple):
     sampling: Mapping[str, float] = MappingProxyType({})
     packed: Mapping[str, Any] | None = None
     identity: str = ""
+    ready: Bytes = b""
 
     @classmethod
     def of(
@@ -73,13 +75,14 @@ class Stored(NamedTuple):
         recipe: Recipe,
         tensors: Mapping[str, _core.Matrix | _core.Vector],
         *,
-        tokenizer: tuple[str, bytes] | None = None,
+        tokenizer: tuple[str, Bytes] | None = None,
         source: str = "",
         packed: Mapping[str, Any] | None = None,
+        ready: Bytes = b"",
     ) -> Stored:
         """A recipe's file. Raises CheckpointError for dense layers that do not fit each other."""
-        chains = dense.pack(recipe.dense)
-        return cls(**shared(recipe), tensors=tensors, tokenizer=tokenizer, source=source, dense=chains, packed=packed)
+        more = {"tensors": tensors, "tokenizer": tokenizer, "source": source, "packed": packed, "ready": ready}
+        return cls(**shared(recipe), **more, dense=dense.pack(recipe.dense))
 
     @property
     def dtypes(self) -> list[str]:
@@ -136,6 +139,9 @@ def write(path: Path, stored: Stored, parts: Mapping[str, Part], *, modified: in
         kind, blob = stored.tokenizer
         about["tokenizer"] = {"kind": kind, "bytes": len(blob)}
         parts["tokenizer"] = Part("u8", (len(blob),), len(blob), (blob,))
+    if stored.ready:
+        about["ready"] = len(stored.ready)
+        parts["tokenizer.ready"] = Part("u8", (len(stored.ready),), len(stored.ready), (stored.ready,))
     header, nbytes = _header(about, parts)
     with replacing(path, len(header) + nbytes, modified=modified) as file:
         file.write(header)
@@ -297,7 +303,7 @@ def _load(data: memoryview) -> Stored:
     tokenizer = None
     if "tokenizer" in about:
         kind, size = about["tokenizer"]["kind"], about["tokenizer"]["bytes"]
-        tokenizer = (str(kind), bytes(file.part("tokenizer")[:size]))
+        tokenizer = (str(kind), file.part("tokenizer")[:size])
     bos = about["bos"]
     return Stored(
         config=config,
@@ -313,4 +319,5 @@ def _load(data: memoryview) -> Stored:
         ranking=Ranking.from_json(about["ranking"]) if "ranking" in about else Ranking(),
         sampling=dict(about.get("sampling", {})),
         packed=about.get("packed"),
+        ready=file.part("tokenizer.ready")[: about["ready"]] if "ready" in about else b"",
     )
