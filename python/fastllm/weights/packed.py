@@ -43,7 +43,7 @@ from fastllm.weights.source import Opened, open_source, tokenizer_inside
 if TYPE_CHECKING:
     from fastllm.weights.packing import Progress
 
-_SMALL = 1 << 20  # bytes of weights that are packed as fast as a file is looked up
+_SMALL = 8 << 20  # bytes of a file that is packed in the time, some 6 ms, that it takes to look for a packed one
 _CODE = ("config.py", "tensors.py", "formats", "families", "tokenizer", "heads", "weights")  # decide what is packed
 
 Loaded = tuple[store.Stored, Tokenizer | TokenizerError]
@@ -83,7 +83,7 @@ def load(asked: Asked, *, threads: int, read: Reading, progress: Progress | None
         place = folder.cache_folder() if keep and not _is_small(asked.path) else None
         if place is not None:
             digest = asked.digest()
-            target = place / folder.file_name(asked.path, digest)
+            target = place / folder.file_name(Path(os.path.abspath(asked.path)), digest)
             if (found := _find(target, digest, asked.path)) is not None:
                 return found
             with folder.alone(target, lambda: note(f"waiting for another process, which packs {asked.path}")) as alive:
