@@ -191,6 +191,32 @@ def test_options_have_files_of_their_own(tmp_path, cache):
         assert len(names(cache)) == count + 1
 
 
+def test_adapters(tmp_path, cache):
+    """Each list of adapters has a file of its own, and an adapter that changes has its effect."""
+    import numpy as np
+    import safetensors.numpy
+
+    path, adapters = packing.folder(tmp_path / "model"), [tmp_path / "a", tmp_path / "b"]
+    dim = packing.config(1).dim
+    for i, adapter in enumerate(adapters):
+        adapter.mkdir()
+        settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+        (adapter / "adapter_config.json").write_text(json.dumps(settings))
+        start = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+        factors = {f"{start}A.weight": np.ones((1, dim), "f") * (i + 1), f"{start}B.weight": np.ones((dim, 1), "f")}
+        safetensors.numpy.save_file(factors, adapter / "adapter_model.safetensors")
+    lists = [[], adapters[:1], adapters[1:], adapters, adapters[::-1]]
+    plain = [given(path, lora=some, cache=False) for some in lists]
+    assert len({one["logits"] for one in plain}) >= 4
+    for _ in range(2):
+        assert [given(path, lora=some) for some in lists] == plain
+        assert len(names(cache)) == len(lists)
+    _edit("adapter_config.json", lora_alpha=3)(adapters[0])
+    changed = given(path, lora=adapters[0], cache=False)
+    assert changed != plain[1]
+    assert given(path, lora=adapters[0]) == changed
+
+
 def test_the_same_path_by_other_names(tmp_path, cache, monkeypatch):
     path = packing.gguf(tmp_path / "model.gguf")
     given(path)
