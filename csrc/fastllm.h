@@ -240,6 +240,7 @@ typedef struct fl_config {
     int second_segment;   // the table has as many rows again, for the tokens of a second segment (BERT's token type 1)
     int32_t mask_token;   // its embedding is zero, and the others of its span are scaled up for it (ESM-2); -1: none
     int32_t pad_token;    // no token sees it (Grok-1); -1: none
+    int precise;          // activations enter products of int8 weights with 15 bits instead of 8, at twice the work
 } fl_config;
 
 // A norm: weight NULL where a model has none here, bias NULL for zero. Vectors are f32, FL_ALIGN-ed and zero-padded to

@@ -124,6 +124,7 @@ cdef extern from "fastllm.h" nogil:
         int second_segment
         int32_t mask_token
         int32_t pad_token
+        int precise
 
     ctypedef struct fl_norm:
         const float *weight

@@ -391,4 +391,5 @@ cdef int set_config(fl_config *c, config) except -1:
     c.second_segment = config.second_segment
     c.mask_token = config.mask_token
     c.pad_token = config.pad_token
+    c.precise = config.precise
     return 0

@@ -136,6 +136,12 @@ static inline vf vf_load_i8(const int8_t *p) {
 static inline float lanes_sum(vf a) { REDUCE(add); }
 static inline float lanes_max(vf a) { REDUCE(max); }
 #undef REDUCE
+// Sums of all lanes of a and of b, where any order gives the same.
+static inline void lanes_sums(vf a, vf b, float sums[2]) {
+    const __m256 e = _mm256_hadd_ps(_mm256_add_ps(a.l, a.h), _mm256_add_ps(b.l, b.h));
+    const __m128 f = _mm_add_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+    _mm_storel_pi((void *)sums, _mm_hadd_ps(f, f));
+}
 static inline float lanes_largest(vf a, vf b) {
     const __m256i sign = _mm256_castps_si256(_mm256_set1_ps(-0.0f));
 #define MAGNITUDE(x) _mm256_andnot_si256(sign, _mm256_castps_si256(x))

@@ -89,6 +89,13 @@ static inline vf vf_load_i8(const int8_t *p) {
 static inline float lanes_sum(vf a) { REDUCE(add); }
 static inline float lanes_max(vf a) { REDUCE(max); }
 #undef REDUCE
+// Sums of all lanes of a and of b, where any order gives the same.
+static inline void lanes_sums(vf a, vf b, float sums[2]) {
+    const __m256 c = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    const __m256 d = _mm256_add_ps(_mm512_castps512_ps256(b), _mm512_extractf32x8_ps(b, 1)), e = _mm256_hadd_ps(c, d);
+    const __m128 f = _mm_add_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+    _mm_storel_pi((void *)sums, _mm_hadd_ps(f, f));
+}
 static inline float lanes_largest(vf a, vf b) {
     const __m512i c = _mm512_max_epi32(_mm512_castps_si512(vf_abs(a)), _mm512_castps_si512(vf_abs(b)));
     const __m256i d = _mm256_max_epi32(_mm512_castsi512_si256(c), _mm512_extracti64x4_epi64(c, 1));

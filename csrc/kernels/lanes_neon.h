@@ -102,6 +102,12 @@ static inline float lanes_sum(vf a) {
     const float32x2_t c = vadd_f32(vget_low_f32(b), vget_high_f32(b));
     return vget_lane_f32(c, 0) + vget_lane_f32(c, 1);
 }
+// The sums of a and of b, where any order gives the same.
+static inline void lanes_sums(vf a, vf b, float sums[2]) {
+    const float32x4_t c = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+    const float32x4_t d = vaddq_f32(vaddq_f32(b.v[0], b.v[2]), vaddq_f32(b.v[1], b.v[3])), e = vpaddq_f32(c, d);
+    vst1_f32(sums, vpadd_f32(vget_low_f32(e), vget_high_f32(e)));
+}
 static inline float32x4_t fl_larger(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 static inline float lanes_max(vf a) {
     const float32x4_t b = fl_larger(fl_larger(a.v[0], a.v[2]), fl_larger(a.v[1], a.v[3]));

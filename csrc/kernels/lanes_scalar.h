@@ -91,6 +91,11 @@ static inline float lanes_sum(vf a) {
         for (int j = 0; j < s; j++) a.v[j] += a.v[j + s];
     return a.v[0];
 }
+// The sums of a and of b, where any order gives the same.
+static inline void lanes_sums(vf a, vf b, float sums[2]) {
+    sums[0] = lanes_sum(a);
+    sums[1] = lanes_sum(b);
+}
 static inline float lanes_max(vf a) {
     for (int s = 8; s > 0; s /= 2)
         for (int j = 0; j < s; j++) a.v[j] = a.v[j] > a.v[j + s] ? a.v[j] : a.v[j + s];

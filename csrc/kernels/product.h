@@ -10,7 +10,8 @@ typedef struct product {
     const uint8_t *panels; // of w
     size_t panel_bytes, n;
     const fl_inputs *in;
-    size_t tokens;
+    size_t tokens; // rows of the inputs: `parts` for each token
+    size_t parts;
     float *out;
     size_t out_stride;
     int add;
@@ -27,9 +28,11 @@ static FL_INLINE const uint8_t *panel_at(const product *p, size_t first, size_t 
     return p->panels + (first + i * p->apart) * p->panel_bytes;
 }
 
+// Stores the sum of row t of the inputs. Rows come in order, so that a token's second part finds its first.
 static FL_INLINE void store_sum(const product *p, size_t panel, size_t t, vf sum) {
-    float *out = p->out + t * p->out_stride + panel * FL_LANES;
-    vf_store(out, p->add ? vf_add(vf_load(out), sum) : sum);
+    const size_t second = t & (p->parts - 1);
+    float *out = p->out + (t - second) / p->parts * p->out_stride + panel * FL_LANES;
+    vf_store(out, p->add || second ? vf_add(vf_load(out), sum) : sum);
 }
 
 // Lines 2 i and 2 i + 1 of a group of int8, i < 4.

@@ -236,10 +236,10 @@ static void test_broken(fl_model *m, float (*clean)[LONGEST][LOGITS]) {
 }
 
 void test_forward(void) {
-    static const struct { fl_type weights, kv; int rich, causal; } kinds[] = {
-        {FL_F32, FL_F32, 0, 1}, {FL_Q8, FL_F16, 0, 1}, {FL_Q8_F32, FL_F32, 0, 1}, {FL_BF16, FL_F16, 0, 1},
-        {FL_F32, FL_F16, 1, 1}, {FL_Q8, FL_F32, 1, 1}, {FL_Q8, FL_Q8, 0, 1}, {FL_F32, FL_Q8, 1, 1},
-        {FL_F32, FL_F32, 1, 0}, {FL_Q8, FL_F16, 1, 0}};
+    static const struct { fl_type weights, kv; int rich, causal, precise; } kinds[] = {
+        {FL_F32, FL_F32, 0, 1, 0}, {FL_Q8, FL_F16, 0, 1, 0}, {FL_Q8_F32, FL_F32, 0, 1, 0}, {FL_BF16, FL_F16, 0, 1, 0},
+        {FL_F32, FL_F16, 1, 1, 0}, {FL_Q8, FL_F32, 1, 1, 0}, {FL_Q8, FL_Q8, 0, 1, 0}, {FL_F32, FL_Q8, 1, 1, 0},
+        {FL_F32, FL_F32, 1, 0, 0}, {FL_Q8, FL_F16, 1, 0, 0}, {FL_Q8, FL_F32, 0, 1, 1}, {FL_Q4, FL_F32, 1, 1, 1}};
     static const size_t chunks[] = {LONGEST, 1, 7, 64, 33};
     static float logits[SEQUENCES][LONGEST][LOGITS];
     for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++) {
@@ -249,11 +249,12 @@ void test_forward(void) {
         fl_model m = kinds[kind].rich ? rich(type, layers, of_layers) : llama(type, layers, of_layers);
         m.kv_type = kinds[kind].kv;
         m.config.causal = kinds[kind].causal;
+        m.config.precise = kinds[kind].precise;
         for (size_t number = 0; number < 8 * n_isas; number++) {
             const size_t threads = number % 8 + 1, chunk = m.config.causal ? chunks[number % 5] : LONGEST;
             m.kernels = isas[number / 8];
-            describe("forward %s rich %d causal %d threads %zu chunk %zu", type_name(type), kinds[kind].rich,
-                     m.config.causal, threads, chunk);
+            describe("forward %s rich %d causal %d precise %d threads %zu chunk %zu", type_name(type), kinds[kind].rich,
+                     m.config.causal, m.config.precise, threads, chunk);
             expect(fl_model_check(&m) == FL_OK, "model");
             run_forward(&m, threads, chunk, LONGEST, logits);
             same(number, m.kernels->name, logits, sizeof logits);
