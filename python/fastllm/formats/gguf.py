@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastllm.errors import CheckpointError
-from fastllm.files import map_file
+from fastllm.files import exists, map_file
 from fastllm.formats.checkpoint import Checkpoint
 from fastllm.tensors import BLOCKS, Reader, Tensor
 
@@ -85,7 +85,7 @@ def _joined(path: Path, opened: _Part, count: Any) -> _Part:
     tensors: dict[str, Tensor] = {}
     for i in range(count):
         file = path.with_name(f"{place[1]}-{i + 1:05}-of-{count:05}.gguf")
-        if i != number and not file.exists():
+        if i != number and not exists(file):
             raise CheckpointError(f"{path} is one of {count} files of a model, and {file.name} is missing")
         part = opened if i == number else _read(file, map_file(file))
         if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (i, count):

@@ -7,20 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastllm import _core
-from fastllm.errors import CheckpointError, OptionError
+from fastllm.errors import OptionError
 from fastllm.files import reading
 from fastllm.llm.arguments import several, whole
 from fastllm.llm.llm import LLM
 from fastllm.machine import MOST_THREADS, check_threads
 from fastllm.weights import store
-from fastllm.weights.source import (
-    Adapters,
-    check_not_converted,
-    find_adapters,
-    find_source,
-    open_source,
-    stored_tokenizer,
-)
+from fastllm.weights.source import Adapters, check_not_converted, find_adapters, find_source, stored_tokenizer
 
 if TYPE_CHECKING:
     from fastllm.weights.packing import Progress
@@ -42,6 +35,7 @@ def load(
     revision: str | None = None,
     lora: Adapters | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    cache: bool = True,
     progress: Progress | None = None,
 ) -> LLM:
     """Loads a checkpoint: a file, a folder, or a name on the Hugging Face hub, owner/name or owner/name/file.
@@ -59,9 +53,12 @@ def load(
     current folder. A checkpoint without a tokenizer loads all the same: token ids work, texts raise TokenizerError.
     revision: a branch, tag or commit on the hub. lora: an adapter of the PEFT library, or several that are added in
     order, each a folder or a name on the hub. cache_dir: a folder in which the keys and values of long prompts are kept
-    for later processes; it is made if need be, and bounded (see fastllm.engine.disk). progress: called with the bytes
-    packed so far, and in all; a converted file has nothing to pack.
+    for later processes; it is made if need be, and bounded (see fastllm.engine.disk). cache: whether the packed weights
+    of a checkpoint that is not a converted file are kept in the user's cache folder, or in the one that FASTLLM_CACHE
+    names, so that the next start maps them (see fastllm.weights.packed). progress: called with the bytes packed so far,
+    and in all; a converted file, and one in the cache, has nothing to pack.
 
+    Warns (CacheWarning) where packed weights cannot be kept, and (CheckpointWarning) of tensors that nothing uses.
     Raises CheckpointError, TokenizerError (a tokenizer that was named does not fit), OptionError.
     """
     path = _expanded("path", path)
@@ -76,6 +73,8 @@ def load(
         raise OptionError(f"precise must be True, False or None, not {precise!r}")
     if kv is not None and kv not in KV_DTYPES:
         raise OptionError(f"kv must be one of {', '.join(KV_DTYPES)}, not {kv!r}")
+    if not isinstance(cache, bool):
+        raise OptionError(f"cache must be True or False, not {cache!r}")
     count = check_threads(threads)
     found, from_hub = find_source(path, revision)
     added = find_adapters(adapters)
@@ -85,16 +84,10 @@ def load(
             _check_stored_dtype(found, stored, dtype)
             words = stored_tokenizer(stored, found, tokenizer)
         else:
-            from fastllm.weights.packing import assemble
+            from fastllm.weights import packed
 
-            opened = open_source(found, tokenizer, from_hub=from_hub, adapters=added)
-            try:
-                stored = assemble(
-                    opened.recipe, dtype=dtype or opened.dtype, threads=count, progress=read.watched(progress)
-                )
-            except CheckpointError as error:
-                raise CheckpointError(f"{found} cannot be used: {error}") from None
-            words = opened.tokenizer
+            asked = packed.Asked(found, tokenizer, from_hub, added, dtype)
+            stored, words = packed.load(asked, threads=count, read=read, progress=progress, keep=cache)
         if precise is not None:
             stored = stored._replace(config=stored.config._replace(precise=precise))
         llm = LLM(stored, words, threads=count, context=context, path=found, kv=kv, kv_bytes=kv_bytes, cache_dir=folder)
@@ -107,6 +100,7 @@ def load(
         "context": context,
         "revision": revision,
         "cache_dir": folder and os.path.abspath(folder),
+        "cache": cache,
     }
     options |= {"tokenizer": tokenizer and os.path.abspath(tokenizer), "lora": list(map(_absolute, adapters))}
     llm._origin = (_reopened, (_absolute(path), options))

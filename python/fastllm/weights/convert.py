@@ -117,7 +117,7 @@ def convert(
                     )
                 plans = plan(opened.recipe, dtype or opened.dtype)
                 seen = None if text is None else _calibration(opened, text, count)
-                store.write(target, opened.stored(), _parts(opened.recipe, plans, count, watched, seen))
+                store.write(target, opened.stored(), parts(opened.recipe, plans, count, watched, seen))
         except CheckpointError as error:
             if str(path) in str(error) or str(target) in str(error):
                 raise
@@ -206,8 +206,8 @@ def _pruned(
     return opened._replace(recipe=recipe, pruning=pruning), lambda part, whole: progress(total + part, total + whole)
 
 
-def _parts(
-    recipe: Recipe, plans: dict[str, Plan], threads: int, progress: Progress, calibration: Calibration | None
+def parts(
+    recipe: Recipe, plans: dict[str, Plan], threads: int, progress: Progress, calibration: Calibration | None = None
 ) -> dict[str, store.Part]:
     """The file's tensors. A matrix is packed piece by piece, while the file is written."""
     total, done = sum(p.nbytes for p in plans.values()), 0
@@ -221,8 +221,10 @@ def _parts(
             progress(done, total)
             yield out
 
-    parts = {name: store.Part(p.dtype, p.shape, p.nbytes, packed(name, p), p.values) for name, p in plans.items()}
-    return parts | {name: store.Part.of(vector) for name, vector in vectors(recipe).items()}
+    found = {name: store.Part(p.dtype, p.shape, p.nbytes, packed(name, p), p.values) for name, p in plans.items()}
+    for name, vector in vectors(recipe).items():
+        found[name] = store.Part(None, vector.shape, vector.nbytes, (vector.data,))
+    return found
 
 
 def _reopened(path: Path, stored: store.Stored, tokenizer: str | os.PathLike[str] | None) -> Opened:
@@ -241,7 +243,7 @@ def _reopened(path: Path, stored: store.Stored, tokenizer: str | os.PathLike[str
     }
     recipe = Recipe(**store.shared(stored), matrices=matrices, vectors=values, dense=chains)
     words = stored_tokenizer(stored, path, tokenizer)
-    return Opened(stored.source, recipe, words, have[0] if len(have) == 1 else None, stored.pruning)
+    return Opened(stored.source, recipe, words, have[0] if len(have) == 1 else None, pruning=stored.pruning)
 
 
 def _unpacked(matrix: _core.Matrix) -> Tensor:

@@ -11,7 +11,8 @@ https://github.com/huggingface/safetensors#format describes the frame:
 
 The JSON under "fastllm": version, layout, config, matrices (name -> [dtype, *shape], since a matrix is U8 for
 safetensors), values (name -> what the 16 codes of a q4 matrix stand for), bos, stop, chat_stop, source, and where the
-model has them dense (chain -> activations), embedding, classifier, ranking, sampling, pruning, tokenizer (kind, bytes).
+model has them dense (chain -> activations), embedding, classifier, ranking, sampling, pruning, tokenizer (kind, bytes);
+in the packed cache also packed and ready, which packed.py explains.
 """
 
 from __future__ import annotations
@@ -86,7 +87,10 @@ class Stored(NamedTuple):
 
     tensors: matrices and vectors by canonical name. dense: chains of layers after the last hidden states, by purpose.
     tokenizer: its kind and bytes, as fastllm.tokenizer.from_blob takes them. source: the format and architecture that
-    the file was made from, for people. pruning: what was pruned before packing. The other fields are the Recipe's.
+    the file was made from, for people. pruning: what was pruned before packing. packed: what the packed cache keeps in
+    its files, None elsewhere. identity: what tells its weights from all others, where that is known without reading
+    them (packed.py), else "". ready: the tokenizer's ready form (fastllm.tokenizer.ready), only in the packed cache.
+    The other fields are the Recipe's.
     """
 
     config: Config
@@ -94,7 +98,7 @@ class Stored(NamedTuple):
     bos: int | None
     stop: tuple[int, ...]
     chat_stop: tuple[int, ...]
-    tokenizer: tuple[str, bytes] | None = None
+    tokenizer: tuple[str, Bytes] | None = None
     source: str = ""
     dense: Mapping[str, tuple[_core.Dense, ...]] = MappingProxyType({})
     embedding: Embedding = Embedding()
@@ -102,6 +106,9 @@ class Stored(NamedTuple):
     ranking: Ranking = Ranking()
     sampling: Mapping[str, float] = MappingProxyType({})
     pruning: Pruning | None = None
+    packed: Mapping[str, Any] | None = None
+    identity: str = ""
+    ready: Bytes = b""
 
     @classmethod
     def of(
@@ -109,13 +116,15 @@ class Stored(NamedTuple):
         recipe: Recipe,
         tensors: Mapping[str, _core.Matrix | _core.Vector],
         *,
-        tokenizer: tuple[str, bytes] | None = None,
+        tokenizer: tuple[str, Bytes] | None = None,
         source: str = "",
         pruning: Pruning | None = None,
+        packed: Mapping[str, Any] | None = None,
+        ready: Bytes = b"",
     ) -> Stored:
         """A recipe's file. Raises CheckpointError for dense layers that do not fit each other."""
-        chains = dense.pack(recipe.dense)
-        return cls(**shared(recipe), tensors=tensors, tokenizer=tokenizer, source=source, dense=chains, pruning=pruning)
+        more = {"tensors": tensors, "tokenizer": tokenizer, "source": source, "packed": packed, "ready": ready}
+        return cls(**shared(recipe), **more, pruning=pruning, dense=dense.pack(recipe.dense))
 
     @property
     def dtypes(self) -> list[str]:
@@ -169,16 +178,22 @@ def save(path: Path, stored: Stored) -> None:
     )
 
 
-def write(path: Path, stored: Stored, parts: Mapping[str, Part]) -> None:
-    """Writes a converted file with `parts` in place of stored.tensors: their pieces are made while they are written."""
+def write(path: Path, stored: Stored, parts: Mapping[str, Part], *, modified: int | None = None) -> None:
+    """Writes a converted file with `parts` in place of stored.tensors: their pieces are made while they are written.
+
+    modified: see files.replacing.
+    """
     parts = {**parts, **_dense_parts(stored.dense)}
     about = _about(stored, parts)
     if stored.tokenizer:
         kind, blob = stored.tokenizer
         about["tokenizer"] = {"kind": kind, "bytes": len(blob)}
         parts["tokenizer"] = Part("u8", (len(blob),), len(blob), (blob,))
+    if stored.ready:
+        about["ready"] = len(stored.ready)
+        parts["tokenizer.ready"] = Part("u8", (len(stored.ready),), len(stored.ready), (stored.ready,))
     header, nbytes = _header(about, parts)
-    with replacing(path, len(header) + nbytes) as file:
+    with replacing(path, len(header) + nbytes, modified=modified) as file:
         file.write(header)
         for part in parts.values():
             for piece in part.pieces:
@@ -211,6 +226,8 @@ def _about(stored: Stored, parts: Mapping[str, Part]) -> dict[str, object]:
         about["sampling"] = dict(stored.sampling)
     if stored.pruning is not None:
         about["pruning"] = stored.pruning.to_json()
+    if stored.packed is not None:
+        about["packed"] = dict(stored.packed)
     return about
 
 
@@ -344,7 +361,7 @@ def _load(data: memoryview) -> Stored:
     tokenizer = None
     if "tokenizer" in about:
         kind, size = about["tokenizer"]["kind"], about["tokenizer"]["bytes"]
-        tokenizer = (str(kind), bytes(file.part("tokenizer")[:size]))
+        tokenizer = (str(kind), file.part("tokenizer")[:size])
     bos = about["bos"]
     return Stored(
         config=config,
@@ -360,4 +377,6 @@ def _load(data: memoryview) -> Stored:
         ranking=Ranking.from_json(about["ranking"]) if "ranking" in about else Ranking(),
         sampling=dict(about.get("sampling", {})),
         pruning=Pruning.from_json(about["pruning"]) if "pruning" in about else None,
+        packed=about.get("packed"),
+        ready=file.part("tokenizer.ready")[: about["ready"]] if "ready" in about else b"",
     )
