@@ -92,16 +92,37 @@ static void turn(const view *v, const float *x, size_t at, const float *norm, si
     if (v->cos) fl_rope(out, v->cos + token * half, v->sin + token * half, half);
 }
 
-// Writes a key or value x (head_dim,) as int8: its channels to `out`, its groups' scales to `scales`, each `step`
-// elements apart.
-static void store_q8(const view *v, const float *x, size_t step, int8_t *out, float *scales) {
-    const fl_worker_scratch *own = v->w->own;
-    const size_t padded = fl_round_up(v->head_dim, FL_GROUP);
-    if (x != own->key) memcpy(own->key, x, v->head_dim * sizeof(float));
-    memset(own->key + v->head_dim, 0, (padded - v->head_dim) * sizeof(float));
-    v->m->kernels->quantize(own->key, padded, own->q8, 1, 0, NULL);
-    for (size_t i = 0; i < v->head_dim; i++) out[i * step] = own->q8[i / FL_GROUP].q[i % FL_GROUP];
-    for (size_t g = 0; g < padded / FL_GROUP; g++) scales[g * step] = own->q8[g].scale;
+// Copies x (head_dim,), which may be own->key, there, with zeros past it, and turns it in blocks of up to `most`.
+static float *turned(const view *v, const float *x, size_t most, int divide) {
+    float *key = v->w->own->key;
+    if (x != key) memcpy(key, x, v->head_dim * sizeof(float));
+    memset(key + v->head_dim, 0, (fl_round_up(v->head_dim, FL_GROUP) - v->head_dim) * sizeof(float));
+    v->m->kernels->turn(key, v->head_dim, most, divide);
+    return key;
+}
+
+// The largest power of two up to head_dim: how wide values are turned.
+static size_t value_turn(const view *v) {
+    size_t n = 1;
+    while (2 * n <= v->head_dim) n *= 2;
+    return n;
+}
+
+// Writes a key (head_dim,) to the lines and scales of a page, as position `slot` of it.
+static void store_key_q8(const view *v, const float *key, char *keys, size_t slot) {
+    float *scales = (float *)(void *)(keys + FL_PAGE * v->stride);
+    const float *x = turned(v, key, FL_GROUP, 0);
+    int8_t *q = v->w->own->bytes, *line = (int8_t *)keys + slot * 4;
+    for (size_t g = 0; g < fl_groups(v->head_dim); g++)
+        v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, q + g * FL_GROUP, scales + g * FL_PAGE + slot);
+    for (size_t i = 0; i < v->stride; i += 4) memcpy(line + i * FL_PAGE, q + i, 4);
+}
+
+static void store_value_q8(const view *v, const float *value, char *values, size_t slot) {
+    float *scales = (float *)(void *)(values + FL_PAGE * v->stride);
+    int8_t *q = v->w->own->bytes, *line = (int8_t *)values + slot / 4 * 4 * v->stride + slot % 4;
+    v->m->kernels->to_int8(turned(v, value, value_turn(v), 0), v->stride, q, scales + slot);
+    for (size_t i = 0; i < v->stride; i++) line[4 * i] = q[i];
 }
 
 // Stores the key and value of the batch's token number `token` in a page, as position `pos` of its sequence, for one KV
@@ -123,10 +144,8 @@ static void store(const view *v, size_t token, void *page, size_t pos, size_t he
     saturate(key, n);
     saturate(value, n);
     if (v->m->kv_type == FL_Q8) {
-        const size_t groups = (n + FL_GROUP - 1) / FL_GROUP;
-        store_q8(v, key, FL_PAGE, (int8_t *)keys + slot, (float *)(void *)(keys + n * FL_PAGE) + slot);
-        store_q8(v, value, 1, (int8_t *)values + slot * stride,
-                 (float *)(void *)(values + FL_PAGE * stride) + slot * groups);
+        store_key_q8(v, key, keys, slot);
+        store_value_q8(v, value, values, slot);
         return;
     }
     v->m->kernels->to_f16(own->half, key, n);
@@ -221,6 +240,14 @@ static int next_task(tasks *all, task *k) {
     return 1;
 }
 
+// A query (head_dim,) for keys in int8, out (groups,). A score is a product of two that are turned, so one is divided by
+// the size of the blocks.
+static void round_query(const view *v, const float *q, fl_query *out) {
+    const float *x = turned(v, q, FL_GROUP, 1);
+    for (size_t g = 0; g < fl_groups(v->head_dim); g++)
+        out[g].bias = -128 * v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, out[g].q, &out[g].scale);
+}
+
 // The queries of a task, normed, rotated and scaled, and what they see: into the worker's own scratch.
 static void prepare_rows(const view *v, const task *k) {
     const fl_worker_scratch *own = v->w->own;
@@ -229,6 +256,7 @@ static void prepare_rows(const view *v, const task *k) {
         float *q = own->q + r * v->stride;
         turn(v, v->s->q + token * v->s->q_dim, head_of(k, r) * v->head_dim, v->l->q_norm, token, q);
         for (size_t i = 0; i < v->head_dim; i++) q[i] *= v->m->config.attn_scale;
+        if (v->m->kv_type == FL_Q8) round_query(v, q, own->q8_rows + r * fl_groups(v->head_dim));
         own->from[r] = seen_from(v, pos);
         own->limit[r] = seen_to(v, k->span, pos);
     }
@@ -243,6 +271,7 @@ static fl_attend attend_call(const view *v, const task *k, size_t begin, size_t 
         .head_dim = v->head_dim,
         .stride = v->stride,
         .q = v->w->own->q,
+        .q8 = v->w->own->q8_rows,
         .from = v->w->own->from,
         .limit = v->w->own->limit,
         .begin = begin,
@@ -264,6 +293,7 @@ static void write_out(const view *v, const task *k, const float *sum, const floa
     for (size_t r = 0; r < k->rows; r++) {
         float *to = v->s->att + (k->first + token_of(k, r)) * v->s->q_dim + head_of(k, r) * v->head_dim;
         for (size_t i = 0; i < v->head_dim; i++) to[i] = out[r * v->stride + i] / sum[r];
+        if (v->m->kv_type == FL_Q8) v->m->kernels->turn(to, v->head_dim, value_turn(v), 1);
     }
 }
 

@@ -12,6 +12,7 @@
 #include "peak.h"
 #include "quantize.h"
 #include "round.h"
+#include "turn.h"
 
 #define NAME2(isa) fl_kernels_##isa
 #define NAME(isa) NAME2(isa)
@@ -35,6 +36,8 @@ const fl_kernels NAME(FL_ISA) = {
     .q4_round = q4_round,
     .q4_descend = q4_descend,
     .to_f16 = to_f16,
+    .turn = turn,
+    .to_int8 = to_int8,
     .max = max_index,
     .softmax = softmax,
     .above = above,

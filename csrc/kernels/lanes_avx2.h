@@ -87,6 +87,10 @@ static inline vi vi_dot(vi c, vb w, int32_t a4) {
     const __m256i a = _mm256_set1_epi32(a4);
     return (vi){_mm256_dpbusd_avx_epi32(c.l, w.l, a), _mm256_dpbusd_avx_epi32(c.h, w.h, a)};
 }
+static inline vi vi_dot_positive(vi c, vb w, int32_t a4) {
+    const __m256i a = _mm256_set1_epi32(a4);
+    return (vi){_mm256_dpbusd_avx_epi32(c.l, a, w.l), _mm256_dpbusd_avx_epi32(c.h, a, w.h)};
+}
 static inline vi vi_dot_start(int32_t bias) { return vi_set1(bias); }
 #else
 // vpmaddubsw multiplies unsigned by signed, so it multiplies |w| by a with w's sign. Sums of two products fit int16, as
@@ -108,6 +112,13 @@ static inline __m256i fl_dot_half(__m256i c, __m256i w, __m256i abs_w, __m256i a
 static inline vi vi_dot(vi c, vb w, int32_t a4) {
     const __m256i a = _mm256_set1_epi32(a4);
     return (vi){fl_dot_half(c.l, w.l, w.abs_l, a), fl_dot_half(c.h, w.h, w.abs_h, a)};
+}
+static inline __m256i fl_dot_positive_half(__m256i c, __m256i w, __m256i a) {
+    return _mm256_add_epi32(c, _mm256_madd_epi16(_mm256_maddubs_epi16(a, w), _mm256_set1_epi16(1)));
+}
+static inline vi vi_dot_positive(vi c, vb w, int32_t a4) {
+    const __m256i a = _mm256_set1_epi32(a4);
+    return (vi){fl_dot_positive_half(c.l, w.l, a), fl_dot_positive_half(c.h, w.h, a)};
 }
 static inline vi vi_dot_start(int32_t bias) { (void)bias; return vi_set1(0); }
 #endif

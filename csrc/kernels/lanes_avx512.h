@@ -78,6 +78,9 @@ static inline void vb_load_codes(const uint8_t *p, vt table, vb *low, vb *high) 
 #endif
 }
 static inline vi vi_dot(vi c, vb w, int32_t a4) { return _mm512_dpbusd_epi32(c, w, _mm512_set1_epi32(a4)); }
+static inline vi vi_dot_positive(vi c, vb w, int32_t a4) {
+    return _mm512_dpbusd_epi32(c, _mm512_set1_epi32(a4), w);
+}
 static inline vi vi_dot_start(int32_t bias) { return _mm512_set1_epi32(bias); }
 
 static inline vf vf_load_i8(const int8_t *p) {

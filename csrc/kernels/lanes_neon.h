@@ -89,6 +89,7 @@ static inline vi vi_dot_at(vi c, vb w, const int8_t *q, size_t k) {
                                : vdotq_laneq_s32(c.v[j], w.v[j], a, 3);
     return o;
 }
+static inline vi vi_dot_positive(vi c, vb w, int32_t a4) { return vi_dot(c, w, a4); }
 static inline vi vi_dot_start(int32_t bias) { (void)bias; return vi_set1(0); }
 
 static inline vf vf_load_i8(const int8_t *p) {
