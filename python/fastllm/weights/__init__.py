@@ -7,7 +7,8 @@
 
 source: from a name, here or on the Hugging Face hub (_hub), to a recipe and a tokenizer. lora: adapters added to a
 checkpoint's weights. packing: from a recipe's tensors to panels; calibration: by how much each of their errors matters.
-store: the converted file. convert: writes one, or llama2.c's (_llama2c).
+pruning: weights that become zero before that, layers that go. store: the converted file. convert: writes one, or
+llama2.c's (_llama2c).
 
 All are imported from their own modules: a converted file needs store and source alone.
 """
