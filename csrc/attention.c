@@ -99,7 +99,7 @@ static void store_q8(const view *v, const float *x, size_t step, int8_t *out, fl
     const size_t padded = fl_round_up(v->head_dim, FL_GROUP);
     if (x != own->key) memcpy(own->key, x, v->head_dim * sizeof(float));
     memset(own->key + v->head_dim, 0, (padded - v->head_dim) * sizeof(float));
-    v->m->kernels->quantize(own->key, padded, own->q8, 1, 0);
+    v->m->kernels->quantize(own->key, padded, own->q8, 1, 0, NULL);
     for (size_t i = 0; i < v->head_dim; i++) out[i * step] = own->q8[i / FL_GROUP].q[i % FL_GROUP];
     for (size_t g = 0; g < padded / FL_GROUP; g++) scales[g * step] = own->q8[g].scale;
 }

@@ -2,6 +2,10 @@
 #ifndef FL_COMPILER_H
 #define FL_COMPILER_H
 
+#if defined(_MSC_VER) && !defined(__clang__)
+#include <intrin.h>
+#endif
+
 #define FL_PRAGMA(x) _Pragma(#x)
 
 #if defined(_MSC_VER) && !defined(__clang__)
@@ -17,6 +21,17 @@
 #define FL_UNROLL FL_PRAGMA(GCC unroll 16)
 #endif
 #endif
+
+// The number of the lowest bit that is set in x, which is not 0.
+static FL_INLINE unsigned fl_lowest_bit(unsigned long long x) {
+#if defined(_MSC_VER) && !defined(__clang__)
+    unsigned long i;
+    _BitScanForward64(&i, x);
+    return i;
+#else
+    return (unsigned)__builtin_ctzll(x);
+#endif
+}
 
 // The compiler moves no access to memory across this.
 #if defined(__GNUC__) || defined(__clang__)

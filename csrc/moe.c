@@ -77,7 +77,8 @@ static void lay_out_rows(const fl_forward_call *f) {
     for (size_t e = 0; e < experts; e++) {
         const size_t count = r->begin[e + 1] - r->begin[e];
         r->bundles[e] = places;
-        places += fl_round_up(count, fl_bundle_width(count));
+        const size_t quantized = count * fl_parts(f->m);
+        places += fl_round_up(quantized, fl_bundle_width(quantized));
         if (count > 0) r->active[r->n_active++] = e;
     }
 }
@@ -107,12 +108,16 @@ static size_t rows_of(const fl_routes *r, size_t e) { return r->begin[e + 1] - r
 
 // Where in q the bundles of expert e begin; `groups`: of a token.
 static void *bundles_of(const fl_routes *r, void *q, size_t e, size_t groups) {
-    return (char *)q + r->bundles[e] * groups * sizeof(fl_q8_group);
+    return (char *)q + fl_q8_bytes(groups, r->bundles[e]);
 }
 
 // The inputs of an expert's rows, of all rows' x (rows, width) and q.
-static fl_inputs inputs_of(const fl_routes *r, size_t e, const float *x, size_t width, void *q) {
-    return (fl_inputs){.f = x + r->begin[e] * width, .f_stride = width, .q = bundles_of(r, q, e, width / FL_GROUP)};
+static fl_inputs inputs_of(const fl_worker *w, size_t e, const float *x, size_t width, void *q) {
+    const fl_routes *r = &w->f->s->routes;
+    return (fl_inputs){.f = x + r->begin[e] * width,
+                       .f_stride = width,
+                       .q = bundles_of(r, q, e, width / FL_GROUP),
+                       .parts = fl_parts(w->f->m)};
 }
 
 static size_t pieces_of(const fl_matrix *matrix) { return (fl_panels(matrix) + FL_CHUNK - 1) / FL_CHUNK; }
@@ -157,7 +162,7 @@ static void multiply_gates(const fl_worker *w, const fl_layer *l, const fl_input
     fl_deal deal = deal_pieces(w, &l->e1);
     for (size_t e, begin, end; next_piece(r, &deal, &l->e1, &e, &begin, &end);) {
         const fl_matrix w1 = expert_of(&l->e1, e), w3 = expert_of(&l->e3, e);
-        const fl_inputs rows = w->f->tokens == 1 ? *in : inputs_of(r, e, r->x, s->dim, r->q8);
+        const fl_inputs rows = w->f->tokens == 1 ? *in : inputs_of(w, e, r->x, s->dim, r->q8);
         const fl_hidden hidden = {.f = integer ? NULL : r->gate + r->begin[e] * r->width,
                                   .q = integer ? bundles_of(r, r->hidden8, e, r->width / FL_GROUP) : NULL,
                                   .stride = r->width};
@@ -173,7 +178,7 @@ static void multiply_downs(const fl_worker *w, const fl_layer *l) {
     fl_deal deal = deal_pieces(w, &l->e2);
     for (size_t e, begin, end; next_piece(r, &deal, &l->e2, &e, &begin, &end);) {
         const fl_matrix w2 = expert_of(&l->e2, e);
-        const fl_inputs rows = inputs_of(r, e, r->gate, r->width, r->hidden8);
+        const fl_inputs rows = inputs_of(w, e, r->gate, r->width, r->hidden8);
         fl_multiply_panels(w, &w2, begin, end, &rows, rows_of(r, e), r->out + r->begin[e] * dim, dim, 0);
     }
     fl_barrier(w->team, w->id);

@@ -9,11 +9,45 @@ void fl_norm_row(const fl_model *m, const fl_norm *norm, float *out, const float
 
 // ---- inputs --------------------------------------------------------------------------------------------------------
 
+// Where groups of a row of int8 inputs go.
+typedef struct place {
+    char *bundle;
+    size_t width, i; // the bundle's tokens, and which of them the row is
+} place;
+
+// From group number `first` on, of row t of `rows`.
+static place place_of(void *q, size_t groups, size_t first, size_t rows, size_t t) {
+    const size_t width = fl_bundle_width(rows);
+    char *bundle = fl_bundle_of(q, groups, rows, t);
+    return (place){bundle + first * width * sizeof(fl_q8_group), width, t % width};
+}
+
+// Quantizes n floats into row t, and what rounding has taken from them into row t + 1: 15 bits in all.
+static void quantize_twice(const fl_kernels *k, const float *x, size_t n, void *q, size_t groups, size_t first,
+                           size_t rows, size_t t) {
+    for (size_t g = first; n > 0; g++, n -= FL_GROUP, x += FL_GROUP) {
+        const place a = place_of(q, groups, g, rows, t), b = place_of(q, groups, g, rows, t + 1);
+        const int8_t *rounded = (const int8_t *)a.bundle + a.i * FL_GROUP;
+        const float *scales = (const float *)(const void *)(a.bundle + a.width * FL_GROUP);
+        float rest[FL_GROUP];
+        k->quantize(x, FL_GROUP, a.bundle, a.width, a.i, NULL);
+        for (size_t i = 0; i < FL_GROUP; i++) rest[i] = x[i] - (float)rounded[i] * scales[a.i];
+        k->quantize(rest, FL_GROUP, b.bundle, b.width, b.i, NULL);
+    }
+}
+
 void fl_quantize(const fl_worker *w, const float *x, size_t n, void *q, size_t groups, size_t first, size_t tokens,
                  size_t t) {
-    const size_t width = fl_bundle_width(tokens);
-    char *bundle = fl_bundle_of(q, groups, tokens, t);
-    w->f->m->kernels->quantize(x, n, bundle + first * width * sizeof(fl_q8_group), width, t % width);
+    const fl_model *m = w->f->m;
+    if (m->config.precise) {
+        quantize_twice(m->kernels, x, n, q, groups, first, 2 * tokens, 2 * t);
+    } else {
+        const place p = place_of(q, groups, first, tokens, t);
+        fl_outliers outliers = fl_outliers_of(q, groups, tokens, t);
+        outliers.value += first;
+        outliers.k += first;
+        m->kernels->quantize(x, n, p.bundle, p.width, p.i, &outliers);
+    }
 }
 
 fl_inputs fl_prepare(const fl_worker *w, const float *x, size_t stride, const size_t *rows, size_t tokens,
@@ -33,7 +67,7 @@ fl_inputs fl_prepare(const fl_worker *w, const float *x, size_t stride, const si
         if (quantize) fl_quantize(w, row, stride, q8, stride / FL_GROUP, 0, tokens, t);
     }
     if (!alone) fl_barrier(w->team, w->id);
-    return (fl_inputs){.f = copied ? out : x, .f_stride = stride, .q = q8};
+    return (fl_inputs){.f = copied ? out : x, .f_stride = stride, .q = q8, .parts = fl_parts(f->m)};
 }
 
 // ---- products ------------------------------------------------------------------------------------------------------
@@ -101,5 +135,5 @@ fl_inputs fl_hidden_layer(const fl_worker *w, const fl_layer *l, const fl_inputs
                               .stride = s->hidden};
     fl_gate_dealt(w, &l->w1, &l->w3, in, w->f->tokens, &hidden);
     fl_barrier(w->team, w->id);
-    return (fl_inputs){.f = hidden.f, .f_stride = s->hidden, .q = hidden.q};
+    return (fl_inputs){.f = hidden.f, .f_stride = s->hidden, .q = hidden.q, .parts = fl_parts(w->f->m)};
 }

@@ -15,8 +15,11 @@ void fl_norm_row(const fl_model *m, const fl_norm *norm, float *out, const float
 
 // ---- inputs --------------------------------------------------------------------------------------------------------
 
-// Writes n floats of token t as int8, to its groups from number `first` on; n is a multiple of 32. q: the bundles of
-// `tokens` tokens of `groups` groups each.
+// Rows of int8 inputs for each token: see fl_inputs.
+static inline size_t fl_parts(const fl_model *m) { return m->config.precise ? 2 : 1; }
+
+// Writes n floats of token t as int8, to its groups from number `first` on; n is a multiple of 32. q: the int8 inputs
+// of `tokens` tokens of `groups` groups each.
 void fl_quantize(const fl_worker *w, const float *x, size_t n, void *q, size_t groups, size_t first, size_t tokens,
                  size_t t);
 

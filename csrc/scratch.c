@@ -30,7 +30,8 @@ static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
 
 static void lay_out_routes(fl_routes *r, const fl_config *c, size_t t, size_t dim, carver *at) {
     const size_t rows = t * c->n_experts_used, experts = fl_round_up(c->n_experts, FL_LANES);
-    const size_t places = 2 * rows; // more than 8 rows of an expert are rounded up to 16s, to less than twice as many
+    // More than 8 rows of an expert are rounded up to 16s, to less than twice as many.
+    const size_t places = 2 * rows * (c->precise ? 2 : 1);
     r->width = fl_round_up(c->expert_dim, FL_GROUP);
     r->scores = carve(at, t * experts, sizeof(float));
     r->sums = carve(at, t * (c->n_experts / FL_SUM_PART + 1), sizeof(float));
@@ -41,16 +42,17 @@ static void lay_out_routes(fl_routes *r, const fl_config *c, size_t t, size_t di
     r->active = carve(at, c->n_experts, sizeof(size_t));
     r->x = carve(at, rows * dim, sizeof(float));
     r->bundles = carve(at, c->n_experts, sizeof(size_t));
-    r->q8 = carve(at, places * dim / FL_GROUP, sizeof(fl_q8_group));
+    r->q8 = carve(at, fl_q8_bytes(dim / FL_GROUP, places), 1);
     r->gate = carve(at, rows * r->width, sizeof(float));
-    r->hidden8 = carve(at, places * r->width / FL_GROUP, sizeof(fl_q8_group));
+    r->hidden8 = carve(at, fl_q8_bytes(r->width / FL_GROUP, places), 1);
     r->out = carve(at, rows * dim, sizeof(float));
     r->shared = carve(at, t * FL_LANES, sizeof(float));
 }
 
 static void lay_out(fl_scratch *s, const fl_config *c, carver *at) {
     const size_t t = s->tokens, head = fl_round_up(c->head_dim, FL_LANES);
-    const size_t groups = largest(s->dim, s->q_dim) / FL_GROUP;
+    const size_t groups = largest(s->dim, s->q_dim) / FL_GROUP, parts = c->precise ? 2 : 1;
+    const size_t places = fl_round_up(t * parts, fl_bundle_width(t * parts));
     s->x = carve(at, t * s->dim, sizeof(float));
     s->y = carve(at, t * s->dim, sizeof(float));
     s->q = carve(at, t * s->q_dim, sizeof(float));
@@ -58,9 +60,9 @@ static void lay_out(fl_scratch *s, const fl_config *c, carver *at) {
     s->v = carve(at, t * s->kv_dim, sizeof(float));
     s->att = carve(at, t * s->q_dim, sizeof(float));
     s->gate = carve(at, t * s->hidden, sizeof(float));
-    s->hidden8 = carve(at, fl_bundles_bytes(s->hidden / FL_GROUP, t), 1);
+    s->hidden8 = carve(at, fl_q8_bytes(s->hidden / FL_GROUP, places), 1);
     s->norm = carve(at, t * s->dim, sizeof(float));
-    s->q8 = carve(at, fl_bundles_bytes(groups, t), 1);
+    s->q8 = carve(at, fl_q8_bytes(groups, places), 1);
     for (size_t i = 0; i < 2; i++) {
         s->cos[i] = carve(at, t * c->rotary_dim / 2, sizeof(float));
         s->sin[i] = carve(at, t * c->rotary_dim / 2, sizeof(float));
@@ -72,7 +74,7 @@ static void lay_out(fl_scratch *s, const fl_config *c, carver *at) {
     for (size_t i = 0; i < s->threads; i++) {
         const fl_worker_scratch worker = {
             .norm = carve(at, s->dim, sizeof(float)),
-            .q8 = carve(at, groups, sizeof(fl_q8_group)),
+            .q8 = carve(at, fl_q8_bytes(groups, parts), 1),
             .gate = carve(at, t * FL_CHUNK * FL_LANES, sizeof(float)),
             .up = carve(at, t * FL_CHUNK * FL_LANES, sizeof(float)),
             .q = carve(at, FL_ATTEND_ROWS * head, sizeof(float)),

@@ -28,14 +28,16 @@ fl_status fl_multiply(const fl_kernels *k, const fl_matrix *w, const float *x, s
     const size_t width = fl_round_up(w->n, FL_GROUP), groups = width / FL_GROUP;
     float *padded = fl_alloc(tokens * width * sizeof(float));
     const size_t bundle = fl_bundle_width(tokens);
-    void *q8 = fl_alloc(fl_bundles_bytes(groups, tokens));
+    void *q8 = fl_alloc(fl_q8_bytes(groups, fl_round_up(tokens, bundle)));
     if (padded && q8) {
         const fl_fpenv before = fl_fpenv_set();
         for (size_t t = 0; t < tokens; t++) {
             memcpy(padded + t * width, x + t * w->n, w->n * sizeof(float));
-            k->quantize(padded + t * width, width, fl_bundle_of(q8, groups, tokens, t), bundle, t % bundle);
+            const fl_outliers outliers = fl_outliers_of(q8, groups, tokens, t);
+            k->quantize(padded + t * width, width, fl_bundle_of(q8, groups, tokens, t), bundle, t % bundle,
+                        &outliers);
         }
-        product p = {k, w, {padded, width, q8}, tokens, out};
+        product p = {k, w, {padded, width, q8, 1}, tokens, out};
         fl_parallel(threads, multiply_share, &p);
         fl_fpenv_restore(before);
     }

@@ -1,5 +1,7 @@
 """Fixtures of all tests, and hypothesis's settings."""
 
+import os
+
 import pytest
 from hypothesis import Phase, settings
 
@@ -11,6 +13,17 @@ from helpers import writers
 PHASES = (Phase.explicit, Phase.generate, Phase.shrink)
 settings.register_profile("fastllm", deadline=None, max_examples=50, derandomize=True, phases=PHASES)
 settings.load_profile("fastllm")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _packed_cache(tmp_path_factory):
+    """A packed cache of the tests' own: none fills the user's, or finds what another run has left."""
+    before = os.environ.get("FASTLLM_CACHE")
+    os.environ["FASTLLM_CACHE"] = str(tmp_path_factory.mktemp("packed") / "cache")
+    yield
+    del os.environ["FASTLLM_CACHE"]
+    if before is not None:
+        os.environ["FASTLLM_CACHE"] = before
 
 
 @pytest.fixture

@@ -9,22 +9,33 @@
 // ---- int8 activations ----------------------------------------------------------------------------------------------
 
 // A group of 32 activations of a token, and their scale. `bias` is -128 * sum(q), for instructions that multiply
-// unsigned by signed: the sum of (w + 128) * q, plus the bias, is the sum of w * q.
+// unsigned by signed: the sum of (w + 128) * q, plus the bias, is the sum of w * q. `sum` is scale * sum(q), and
+// an outlier of the group: weights with a minimum are multiplied by it.
 typedef struct fl_q8_group {
     int8_t q[FL_GROUP];
-    float scale;
+    float scale, sum;
     int32_t bias;
 } fl_q8_group;
+
+// What is taken out of a group before it is rounded, because it is so much larger than the group's other values that
+// these would share a scale too coarse for them: see quantize.h. It enters a product as it is.
+typedef struct fl_outliers {
+    float *value; // (groups,)
+    uint8_t *k;   // (groups rounded up to 8,) which of a group's 32 channels it is; FL_NONE: nothing is taken out
+} fl_outliers;
+
+enum { FL_NONE = 255 };
 
 // A group of each of 16 tokens side by side: a token has a place in the bundle.
 typedef struct fl_q8_bundle {
     int8_t q[FL_LANES][FL_GROUP];
-    float scale[FL_LANES];
+    float scale[FL_LANES], sum[FL_LANES];
     int32_t bias[FL_LANES];
 } fl_q8_bundle;
 
 // How many tokens lie side by side where there are so many in all: 16, in bundles, (bundles, groups) of fl_q8_bundle,
-// since many tokens are read again and again, 16 at a time; few lie each alone, (tokens, groups) of fl_q8_group.
+// since many tokens are read again and again, 16 at a time; few lie each alone, (tokens, groups) of fl_q8_group. Behind
+// all of them lie their outliers: value (tokens, groups), then k (tokens, groups rounded up to 8).
 static inline size_t fl_bundle_width(size_t tokens) { return tokens > 8 ? FL_LANES : 1; }
 
 // Where the bundle of token t begins, whose place in it is t % fl_bundle_width(tokens).
@@ -33,9 +44,16 @@ static inline void *fl_bundle_of(void *q, size_t groups, size_t tokens, size_t t
     return (char *)q + t / width * width * groups * sizeof(fl_q8_group);
 }
 
-// Bytes of all of them. What the places past the last token hold is never used.
-static inline size_t fl_bundles_bytes(size_t groups, size_t tokens) {
-    return fl_round_up(tokens, fl_bundle_width(tokens)) * groups * sizeof(fl_q8_group);
+// Where the outliers of token t begin.
+static inline fl_outliers fl_outliers_of(const void *q, size_t groups, size_t tokens, size_t t) {
+    const size_t places = fl_round_up(tokens, fl_bundle_width(tokens));
+    float *value = (float *)(void *)((char *)q + places * groups * sizeof(fl_q8_group));
+    return (fl_outliers){value + t * groups, (uint8_t *)(value + tokens * groups) + t * fl_round_up(groups, 8)};
+}
+
+// Bytes of all of it, for so many places of bundles. What the places past the last token hold is never used.
+static inline size_t fl_q8_bytes(size_t groups, size_t places) {
+    return places * (groups * (sizeof(fl_q8_group) + sizeof(float)) + fl_round_up(groups, 8));
 }
 
 // ---- matrix products -----------------------------------------------------------------------------------------------
@@ -44,7 +62,10 @@ static inline size_t fl_bundles_bytes(size_t groups, size_t tokens) {
 typedef struct fl_inputs {
     const float *f;  // (tokens, f_stride), for float weights
     size_t f_stride; // a multiple of 32; columns past n are zero
-    const void *q;   // for int8 weights: bundles of n / 32 groups, rounded up
+    const void *q;   // for int8 weights: bundles of n / 32 groups, rounded up, and outliers
+    // How many rows of q are a token: 1; or 2, whose products are added, and then there are no outliers. The second row
+    // is what rounding has taken from the first.
+    size_t parts;
 } fl_inputs;
 
 // ---- attention -----------------------------------------------------------------------------------------------------

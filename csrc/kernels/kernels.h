@@ -14,8 +14,10 @@ struct fl_kernels {
     const char *name;
     fl_matmul *matmul[FL_TYPES];
     // Quantizes n floats, n a multiple of 32, into a place of a bundle of `width` tokens. A group with a NaN or an
-    // infinity gets the scale NaN, and zeros.
-    void (*quantize)(const float *x, size_t n, void *bundle, size_t width, size_t place);
+    // infinity gets the scale NaN, and zeros. With outliers, which may be NULL, what a group's other values suffer
+    // from is taken out of it first.
+    void (*quantize)(const float *x, size_t n, void *bundle, size_t width, size_t place,
+                     const fl_outliers *outliers);
     // out = x / sqrt(mean(x^2) + eps) * weight (RMS), or (x - mean) / sqrt(variance + eps) * weight (layer norm); then
     // + bias, unless it is NULL. n floats; out may be x. NaN where the mean of squares is not finite.
     void (*norm[FL_LAYER_NORM + 1])(float *out, const float *x, const float *weight, const float *bias, size_t n,

@@ -19,6 +19,7 @@
 typedef struct { float32x4_t v[4]; } vf;
 typedef struct { int32x4_t v[4]; } vi;
 typedef struct { int8x16_t v[4]; } vb;
+typedef int8x16_t vt;
 
 #define EACH(expr) vf o; for (int j = 0; j < 4; j++) o.v[j] = (expr); return o
 #define EACH_I(expr) vi o; for (int j = 0; j < 4; j++) o.v[j] = (expr); return o
@@ -64,12 +65,12 @@ static inline void vb_store(uint8_t *p, vb w) {
     for (int j = 0; j < 4; j++) vst1q_s8((int8_t *)p + 16 * j, w.v[j]);
 }
 static inline vb vb_reload(const uint8_t *p) { return vb_load((const int8_t *)p); }
-static inline void vb_load_codes(const uint8_t *p, vb *low, vb *high) {
-    const int8x16_t values = vld1q_s8(fl_q4_values);
+static inline vt vt_load(const int8_t *values) { return vld1q_s8(values); }
+static inline void vb_load_codes(const uint8_t *p, vt table, vb *low, vb *high) {
     for (int j = 0; j < 4; j++) {
         const uint8x16_t codes = vld1q_u8(p + 16 * j);
-        low->v[j] = vqtbl1q_s8(values, vandq_u8(codes, vdupq_n_u8(15)));
-        high->v[j] = vqtbl1q_s8(values, vshrq_n_u8(codes, 4));
+        low->v[j] = vqtbl1q_s8(table, vandq_u8(codes, vdupq_n_u8(15)));
+        high->v[j] = vqtbl1q_s8(table, vshrq_n_u8(codes, 4));
     }
 }
 static inline vi vi_dot(vi c, vb w, int32_t a4) {
@@ -101,6 +102,12 @@ static inline float lanes_sum(vf a) {
     const float32x4_t b = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
     const float32x2_t c = vadd_f32(vget_low_f32(b), vget_high_f32(b));
     return vget_lane_f32(c, 0) + vget_lane_f32(c, 1);
+}
+// The sums of a and of b, where any order gives the same.
+static inline void lanes_sums(vf a, vf b, float sums[2]) {
+    const float32x4_t c = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+    const float32x4_t d = vaddq_f32(vaddq_f32(b.v[0], b.v[2]), vaddq_f32(b.v[1], b.v[3])), e = vpaddq_f32(c, d);
+    vst1_f32(sums, vpadd_f32(vget_low_f32(e), vget_high_f32(e)));
 }
 static inline float32x4_t fl_larger(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 static inline float lanes_max(vf a) {

@@ -54,7 +54,7 @@ class CheckpointWarning(UserWarning):
 
 
 class CacheWarning(UserWarning):
-    """Prompts are not kept on disk, because the folder for them cannot be written."""
+    """Prompts or packed weights are not kept on disk: their folder cannot be written, or they do not fit."""
 
 
 @contextmanager

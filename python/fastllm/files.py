@@ -1,8 +1,9 @@
 """Reading and writing files safely: a file that changes while it is read is an error, a new one appears whole or not.
 
 Reading maps a file (map_file) or copies a small one (read_file); a `reading` block checks at its end that all files it
-mapped are unchanged. Writing goes to a temporary file in the target's folder, which then takes the target's name
-(replacing).
+mapped are unchanged. It also records what was asked of the file system (exists, is_folder, matching, current_folder,
+and which version of a file was opened): as long as the answers stay the same, reading again would give the same.
+Writing goes to a temporary file in the target's folder, which then takes the target's name (replacing).
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from fnmatch import fnmatchcase
+from fnmatch import fnmatch, fnmatchcase
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fastllm import _core
 from fastllm.errors import CheckpointError
+from fastllm.locks import is_at, lock
 
 _TEMPORARY = ".fastllm-{}.part"  # not made from the target's name, which may have all 255 bytes that a name may have
 _BINARY = getattr(os, "O_BINARY", 0)  # without it Windows translates line ends
@@ -27,11 +29,15 @@ _BINARY = getattr(os, "O_BINARY", 0)  # without it Windows translates line ends
 
 
 class Reading:
-    """The files that were opened in a `reading` block."""
+    """The files that were opened in a `reading` block, and what else it asked of the file system.
+
+    answers: question -> answer, in JSON's types. A question is a key of _QUESTIONS and its arguments.
+    """
 
     def __init__(self) -> None:
         self.maps: list[_core.MappedFile] = []
         self.identities: set[tuple[int, int]] = set()  # device and inode
+        self.answers: dict[tuple[str, ...], Any] = {}
 
     def check(self) -> None:
         """Raises CheckpointError when one of them has changed since it was opened."""
@@ -77,6 +83,73 @@ def _check_first(read: Reading) -> None:
         read.check()
     except CheckpointError as cause:
         raise cause from None
+
+
+# ---- what was asked of the file system -------------------------------------------------------------------------------
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder."""
+    return bool(_ask("exists", os.path.abspath(path)))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder."""
+    return bool(_ask("folder", os.path.abspath(path)))
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The files and folders in a folder whose names match a pattern of fnmatch, sorted; none where it is no folder."""
+    return [folder / name for name in _ask("names", os.path.abspath(folder), pattern)]
+
+
+def current_folder() -> Path:
+    """The process's current folder."""
+    return Path(_ask("current folder"))
+
+
+def unchanged(answers: Sequence[Sequence[Any]]) -> bool:
+    """Whether all questions, each with its answer behind it, would be answered the same now. False for nonsense."""
+    try:
+        return all(_QUESTIONS[kind](*arguments) == answer for (kind, *arguments), answer in answers)
+    except (KeyError, TypeError, ValueError, OSError):
+        return False
+
+
+def _ask(*question: str) -> Any:
+    answer = _QUESTIONS[question[0]](*question[1:])
+    if (read := _reading.get()) is not None:
+        read.answers.setdefault(question, answer)
+    return answer
+
+
+def _names(folder: str, pattern: str) -> list[str]:
+    with suppress(OSError):
+        return sorted(name for name in os.listdir(folder) if fnmatch(name, pattern))
+    return []
+
+
+def _version(about: os.stat_result) -> list[int]:
+    """What is another number for another content: the time of the last change (ctime) too, which no program can set."""
+    return [about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
+
+
+def _version_at(path: str) -> list[int] | None:
+    with suppress(OSError):
+        return _version(os.stat(path))
+    return None
+
+
+_QUESTIONS: Mapping[str, Callable[..., Any]] = {
+    "exists": os.path.exists,
+    "folder": os.path.isdir,
+    "names": _names,
+    "current folder": os.getcwd,
+    "file": _version_at,  # asked by opening it
+}
+
+
+# ---- opening ---------------------------------------------------------------------------------------------------------
 
 
 def map_file(path: Path) -> memoryview:
@@ -158,21 +231,26 @@ def _open(path: Path) -> tuple[int, os.stat_result]:
         raise CheckpointError(f"{path} does not exist{only}") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from None
-    if os.path.exists(f"{path}.aria2"):
+    if exists(Path(f"{path}.aria2")):
         os.close(file)
         raise CheckpointError(
             f"{path} is not complete: {path.name}.aria2 beside it says that its download has not ended"
         )
     if (read := _reading.get()) is not None:
         read.identities.add((about.st_dev, about.st_ino))
+        read.answers.setdefault(("file", os.path.abspath(path)), _version(about))
     return file, about
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
+class TargetError(CheckpointError):
+    """A file cannot be written."""
+
+
 def check_target(path: Path) -> None:
-    """Raises CheckpointError unless a file may be written at `path`, where nothing or a regular file must be.
+    """Raises TargetError unless a file may be written at `path`, where nothing or a regular file must be.
 
     Symbolic links are followed. A file that the present `reading` block has opened, under any name, is refused.
     """
@@ -181,34 +259,37 @@ def check_target(path: Path) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be written: {getattr(error, 'strerror', error)}") from None
+        raise TargetError(f"{path} cannot be written: {getattr(error, 'strerror', error)}") from None
     if stat.S_ISDIR(about.st_mode):
-        raise CheckpointError(f"{path} cannot be written: it is a folder")
+        raise TargetError(f"{path} cannot be written: it is a folder")
     if not stat.S_ISREG(about.st_mode):
-        raise CheckpointError(f"{path} cannot be written: it is no regular file")
+        raise TargetError(f"{path} cannot be written: it is no regular file")
     if (read := _reading.get()) is not None and (about.st_dev, about.st_ino) in read.identities:
-        raise CheckpointError(f"{path} cannot be written: it is what would be converted, or a part of it")
+        raise TargetError(f"{path} cannot be written: it is what would be converted, or a part of it")
 
 
 @contextmanager
-def replacing(path: Path, nbytes: int) -> Iterator[BinaryIO]:
+def replacing(path: Path, nbytes: int, *, modified: int | None = None) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path`, synced to disk, when the with block ends without an error.
 
     After an error, `path` is as it was. A symbolic link stays, and its target is replaced. The new file gets the old
     one's permissions. Space for nbytes is reserved first, so that a full disk is noticed at once. Temporary files that
-    a killed process left in the folder are removed. Raises CheckpointError.
+    a killed process left in the folder are removed. modified: the time of modification that it gets, in nanoseconds.
+    Raises TargetError.
     """
     check_target(path)
     target = Path(os.path.realpath(path))
     temporary = target.parent / _TEMPORARY.format(os.urandom(8).hex())
     try:
-        _remove_abandoned(target.parent)
+        remove_abandoned(target.parent)
         try:
             with open(_create(temporary, _permissions(target)), "wb") as file:
                 _reserve(file, nbytes)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+                if modified is not None:
+                    os.utime(temporary, ns=(modified, modified))
                 if (read := _reading.get()) is not None:
                     read.check()  # a source that changed makes what was written worthless
                 if os.name != "nt":
@@ -222,7 +303,7 @@ def replacing(path: Path, nbytes: int) -> Iterator[BinaryIO]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))
         takes = f", it takes {nbytes:,} bytes" if full else ""
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}{takes}") from None
+        raise TargetError(f"{path} cannot be written: {error.strerror or error}{takes}") from None
 
 
 def _permissions(target: Path) -> int | None:
@@ -241,7 +322,7 @@ def _create(path: Path, permissions: int | None) -> int:
             if permissions is not None and hasattr(os, "fchmod"):
                 os.fchmod(file, permissions)
             # Until it was locked, another process may have taken the file for an abandoned one and removed it.
-            if not _lock(file, wait=True) or _is_at(file, path):
+            if not lock(file, wait=True) or is_at(file, path):
                 return file
         except BaseException:
             os.close(file)
@@ -249,28 +330,7 @@ def _create(path: Path, permissions: int | None) -> int:
         os.close(file)
 
 
-def _lock(file: int, *, wait: bool) -> bool:
-    """Locks an open file until it is closed.
-
-    False where the system or file system has no locks, and, unless `wait`, where another process has locked it.
-    """
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except (ImportError, OSError):
-        return False
-    return True
-
-
-def _is_at(file: int, path: Path) -> bool:
-    """Whether `path` is the open file."""
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file), os.stat(path))
-    return False
-
-
-def _remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path) -> None:
     """Removes fastllm's temporary files that no process has locked: their owner was killed."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -281,7 +341,7 @@ def _remove_abandoned(folder: Path) -> None:
             with suppress(OSError):  # a file of another user cannot be opened
                 file = os.open(entry.path, os.O_RDWR | _BINARY)
                 try:
-                    if _lock(file, wait=False):
+                    if lock(file, wait=False):
                         os.unlink(entry.path)
                 finally:
                     os.close(file)
@@ -296,3 +356,13 @@ def _reserve(file: BinaryIO, nbytes: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # the file system cannot
             raise
+
+
+def room(folder: Path, used: int, most: int) -> int:
+    """Bytes that a cache may take in a folder: `most`, or a tenth of the disk's free space if that is less.
+
+    used: bytes that it has there now, which count as free. Raises OSError where the disk does not say.
+    """
+    import shutil
+
+    return max(1, min(most, (shutil.disk_usage(folder).free + used) // 10))

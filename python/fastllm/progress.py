@@ -1,13 +1,21 @@
-"""A progress bar on the terminal for long work on many bytes."""
+"""What a terminal shows while something takes long: a progress bar for work on many bytes, or a note."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from time import monotonic
 from types import TracebackType
 from typing import Any
 
 _PATIENCE = 1.0  # seconds of work before the bar appears
+
+
+def note(sentence: str) -> None:
+    """Says on stderr, where there is one, why nothing happens for now."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(f"fastllm: {sentence}", file=sys.stderr, flush=True)
 
 
 class Bar:

@@ -17,6 +17,9 @@ static void broken_vectors(void) {
     enum { N = 80 };
     static float x[N], up[N], weight[N], out[N], sums[1], row[N + FL_GROUP];
     static fl_q8_group q[N / FL_GROUP + 1];
+    static float value[N / FL_GROUP + 1];
+    static uint8_t outlier[N / FL_GROUP + 1];
+    const fl_outliers outliers = {value, outlier};
     for (size_t number = 0; number < 60 * BROKEN; number++) {
         const float bad = broken[number % BROKEN];
         const int finite = number % BROKEN >= FINITE;
@@ -62,13 +65,14 @@ static void broken_vectors(void) {
             memset(row, 0, sizeof row);
             memcpy(row, x, n * sizeof *x);
             poison(q, sizeof q);
-            isas[i]->quantize(row, groups * FL_GROUP, q, 1, 0);
+            isas[i]->quantize(row, groups * FL_GROUP, q, 1, 0, number % 2 ? &outliers : NULL);
             int zero = 1;
             for (size_t j = 0; j < FL_GROUP; j++) zero &= q[mine].q[j] == 0;
-            expect(finite || (isnan(q[mine].scale) && q[mine].bias == 0 && zero), "a group");
-            for (size_t g = 0; g < groups; g++) expect(g == mine || isfinite(q[g].scale), "a group's neighbours");
+            expect(finite || (isnan(q[mine].scale) && isnan(q[mine].sum) && q[mine].bias == 0 && zero), "a group");
             for (size_t g = 0; g < groups; g++)
-                if (isnan(q[g].scale)) q[g].scale = NAN; // of one sign
+                expect(g == mine || (isfinite(q[g].scale) && isfinite(q[g].sum)), "a group's neighbours");
+            for (size_t g = 0; g < groups; g++)
+                if (isnan(q[g].scale)) q[g].scale = q[g].sum = NAN; // of one sign
             same(i, isas[i]->name, q, groups * sizeof *q);
         }
     }
@@ -78,7 +82,7 @@ static void broken_vectors(void) {
 static void broken_tokens(void) {
     enum { D = 37, N = 75, T = 21, WIDTH = 96, STRIDE = 48 };
     static float x[T * WIDTH], out[T * STRIDE], clean[T * STRIDE];
-    static fl_q8_group q[(T + FL_LANES) * WIDTH / FL_GROUP];
+    static fl_q8_group q[2 * (T + FL_LANES) * WIDTH / FL_GROUP];
     for (size_t number = 0; number < 12 * FL_TYPES; number++) {
         const fl_type type = (fl_type)(number % FL_TYPES);
         const size_t tokens = number / FL_TYPES < 4 ? number / FL_TYPES + 1 : between(5, T);
@@ -94,9 +98,10 @@ static void broken_tokens(void) {
                 for (size_t t = 0; t < tokens; t++) {
                     const size_t bundled = fl_bundle_width(tokens);
                     void *bundle = fl_bundle_of(q, WIDTH / FL_GROUP, tokens, t);
-                    isas[i]->quantize(x + t * WIDTH, WIDTH, bundle, bundled, t % bundled);
+                    const fl_outliers outliers = fl_outliers_of(q, WIDTH / FL_GROUP, tokens, t);
+                    isas[i]->quantize(x + t * WIDTH, WIDTH, bundle, bundled, t % bundled, &outliers);
                 }
-                const fl_inputs in = {.f = x, .f_stride = WIDTH, .q = q};
+                const fl_inputs in = {.f = x, .f_stride = WIDTH, .q = q, .parts = 1};
                 memset(out, 0, sizeof out);
                 isas[i]->matmul[type](&w, 0, (D + 15) / 16, &in, tokens, out, STRIDE, 0);
                 same_floats(i, isas[i]->name, out, T * STRIDE);

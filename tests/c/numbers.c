@@ -10,7 +10,7 @@
 void test_conversions(void) {
     static float value[3][FL_LANES], out[FL_LANES], one[FL_GROUP] = {1};
     static uint16_t panel[2][FL_LANES * FL_GROUP], half[48], want[48];
-    const fl_inputs in = {.f = one, .f_stride = FL_GROUP};
+    const fl_inputs in = {.f = one, .f_stride = FL_GROUP, .parts = 1};
     const fl_type types[] = {FL_F16, FL_BF16};
     for (uint32_t h0 = 0; h0 < 65536; h0 += FL_LANES) {
         describe("conversions of 0x%04x and on", h0);
@@ -52,7 +52,7 @@ void test_conversions(void) {
         }
         for (size_t t = 0; t < 2; t++) // a product with 1 is the load of a weight
             for (size_t i = 0; i < n_isas; i++) {
-                const fl_matrix w = {panel[t], types[t], FL_LANES, 1, NULL};
+                const fl_matrix w = {panel[t], types[t], FL_LANES, 1, NULL, {0}};
                 isas[i]->matmul[types[t]](&w, 0, 1, &in, 1, out, FL_LANES, 0);
                 same(i, isas[i]->name, out, sizeof out);
             }

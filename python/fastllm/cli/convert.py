@@ -24,6 +24,7 @@ def options(convert: argparse.ArgumentParser) -> None:
     convert.add_argument(
         "--dtype", metavar="TYPE", help="f32, f16, bf16, q8 or q4 (default: as in the file; weights of a few bits: q8)"
     )
+    convert.add_argument("--precise", action="store_true", help="to be run with activations of 15 bits instead of 8")
     convert.add_argument("--calibrate", metavar="FILE", help="a text by which q4 is made better, or to prune by")
     convert.add_argument(
         "--prune",
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
                 args.model,
                 args.out,
                 dtype=args.dtype,
+                precise=args.precise,
                 format=args.format,
                 version=args.version,
                 tokenizer=args.tokenizer,

@@ -31,5 +31,21 @@ def run(_: argparse.Namespace) -> int:
     print(f"threads: {count} ({why}){'' if _core.has_threads() else ', built without OpenMP'}")
     kv_bytes, reason = kv_bytes_default()
     print(f"memory:  {human(kv_bytes)} at most for keys and values ({reason})")
+    print(f"cache:   {_packed_cache()}")
     print(f"families: {', '.join(sorted(FAMILIES, key=str.lower))}")
     return 0
+
+
+def _packed_cache() -> str:
+    """Where packed weights are kept, and how many bytes they take and may take."""
+    from fastllm.files import TargetError
+    from fastllm.weights import folder
+
+    try:
+        place = folder.cache_folder()
+        if place is None:
+            return f"packed weights are not kept ({folder.VARIABLE} is {os.environ[folder.VARIABLE]!r})"
+        used, most = folder.used_bytes(place), folder.most_bytes(place)
+    except TargetError as error:
+        return f"packed weights are not kept: {error}"
+    return f"packed weights in {place}: {human(used)} of at most {human(most)} (20 GB, or a tenth of the free disk)"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from datetime import datetime
+from contextlib import suppress
 
 from fastllm.cli.sizes import human
+from fastllm.cli.tables import moment, show
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -21,19 +22,24 @@ def run(args: argparse.Namespace) -> int:
         import json
 
         names = ("name", "type", "bytes", "last_used", "path")
-        rows = [(m.name, m.kind, m.nbytes, _time(m.used).isoformat(), str(m.path)) for m in found]
+        rows = [(m.name, m.kind, m.nbytes, moment(m.used).isoformat(), str(m.path)) for m in found]
         print(json.dumps([dict(zip(names, row, strict=True)) for row in rows], ensure_ascii=False))
         return 0
-    if not found:
+    if found:
+        table = [(m.name, human(m.nbytes), m.kind, f"{moment(m.used):%Y-%m-%d %H:%M}") for m in found]
+        show(("NAME", "SIZE", "TYPE", "LAST USED"), table, right={1})
+    else:
         print(f"no models in {cache_folder()}: fastllm pull NAME gets one", file=sys.stderr)
-        return 0
-    table = [("NAME", "SIZE", "TYPE", "LAST USED")]
-    table += [(m.name, human(m.nbytes), m.kind, f"{_time(m.used):%Y-%m-%d %H:%M}") for m in found]
-    name, size, kind = (max(len(row[i]) for row in table) for i in range(3))
-    for row in table:
-        print(f"{row[0]:{name}}  {row[1]:>{size}}  {row[2]:{kind}}  {row[3]}")
+    _point_to_packed()
     return 0
 
 
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(int(seconds)).astimezone()
+def _point_to_packed() -> None:
+    """Says what the packed cache takes, if it holds anything."""
+    from fastllm.files import TargetError
+    from fastllm.weights import folder
+
+    with suppress(TargetError):
+        place = folder.cache_folder()
+        if place is not None and (used := folder.used_bytes(place)):
+            print(f"packed weights of models take {human(used)} more: fastllm cache lists them", file=sys.stderr)

@@ -25,9 +25,18 @@ def model_options(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help="convert weights to f32, f16, bf16, q8 or q4 (default: as in the file; weights of a few bits: q8)",
     )
+    model.add_argument(
+        "--precise",
+        action="store_true",
+        default=None,
+        help="activations of 15 bits instead of 8: nearer to f32, slower",
+    )
     model.add_argument("--kv", metavar="TYPE", help="of keys and values: f32, f16 or q8 (default: f16; f32 with f32)")
     model.add_argument("--context", type=int, metavar="N", help="positions a text may have (default: the model's)")
     opening_options(model)
+    model.add_argument(
+        "--no-cache", action="store_true", help="pack weights anew, and keep nothing (see fastllm cache)"
+    )
 
 
 def opening_options(parser: argparse._ActionsContainer) -> None:
@@ -88,6 +97,7 @@ def load_model(args: argparse.Namespace) -> LLM:
         return load(
             BUILT_IN if args.model is None else args.model,
             dtype=args.dtype,
+            precise=args.precise,
             kv=args.kv,
             threads=args.threads,
             context=args.context,
@@ -96,6 +106,7 @@ def load_model(args: argparse.Namespace) -> LLM:
             lora=args.lora,
             kv_bytes=args.kv_bytes,
             cache_dir=args.prompt_cache,
+            cache=not args.no_cache,
             progress=bar,
         )
 
@@ -103,7 +114,7 @@ def load_model(args: argparse.Namespace) -> LLM:
 def load_draft(args: argparse.Namespace) -> LLM | None:
     from fastllm.llm import load
 
-    return None if args.draft is None else load(args.draft, kv=args.kv, threads=args.threads)
+    return None if args.draft is None else load(args.draft, kv=args.kv, threads=args.threads, cache=not args.no_cache)
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -64,6 +64,12 @@ _COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "Print the models in the cache of the Hugging Face hub, with the names that other commands take.",
         ),
         "inspect": ("what a model file holds", "Config, tensors, types and sizes of a model file."),
+        "cache": (
+            "packed weights that are kept for the next start",
+            "List the packed weights that fastllm keeps for the next start of a model, or remove them: fastllm cache "
+            "clear removes all, fastllm cache clear NAME those of a model. FASTLLM_CACHE names their folder; 0 or off "
+            "keeps none.",
+        ),
         "convert": (
             "make the file that loads at once",
             "Convert a checkpoint to a file that is mapped and run as it lies on disk, tokenizer inside.",

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastllm.errors import OptionError
+from fastllm.files import room
 
 if TYPE_CHECKING:
     from fastllm.tensors import Bytes
@@ -63,7 +64,7 @@ class CacheFolder:
         except (OSError, ValueError) as error:  # ValueError: a null character
             why = "it is not a folder" if isinstance(error, FileExistsError) else getattr(error, "strerror", error)
             raise OptionError(f"the folder {path} cannot be used: {why}") from None
-        self.most_bytes = most_bytes or _default_most(path, sum(nbytes for _, nbytes, _ in files))
+        self.most_bytes = most_bytes or room(path, sum(nbytes for _, nbytes, _ in files), _MOST)
 
     def has(self, name: str, nbytes: int) -> bool:
         """Whether there is a file `name` with a body of nbytes. It may still turn out damaged."""
@@ -150,9 +151,3 @@ def file_bytes(nbytes: int) -> int:
 def _header(name: str, body: memoryview) -> bytes:
     start = _HEADER.pack(_MAGIC, name.encode(), len(body))
     return start + zlib.crc32(body, zlib.crc32(start)).to_bytes(4, "little")
-
-
-def _default_most(path: Path, used: int) -> int:
-    import shutil
-
-    return max(1, min(_MOST, (shutil.disk_usage(path).free + used) // 10))

@@ -19,14 +19,21 @@ _SETTLED = 3 * 10**9  # nanoseconds: a file that has just changed may change aga
 
 
 def model_key(
-    config: Config, tensors: Mapping[str, _core.Matrix | _core.Vector], kv_dtype: str, folder: Path, *, threads: int = 1
+    config: Config,
+    tensors: Mapping[str, _core.Matrix | _core.Vector],
+    kv_dtype: str,
+    folder: Path,
+    *,
+    threads: int = 1,
+    identity: str = "",
 ) -> bytes:
     """The key of a model, 32 bytes: another one for another config, type of keys and values, tensor or core.
 
     Instruction set and threads are not in it, since they change no bits. The core's own file is: so whatever a later
     version computes or lays out in another way needs no number that someone must remember to raise. Contents are hashed
     on `threads` threads. A file of weights that is mapped is hashed as a whole, and its hash is remembered in `folder`,
-    a CacheFolder, for as long as its path, device, inode, size and times stay the same.
+    a CacheFolder, for as long as its path, device, inode, size and times stay the same. identity: what tells the
+    contents of mapped weights from all others, where that is known; then they are not hashed.
 
     Raises OptionError where the folder cannot be used, CheckpointError where a mapped file has changed.
     """
@@ -39,7 +46,7 @@ def model_key(
         if file is None:
             contents[name] = tensor.data
         elif file not in files:
-            files[file] = _file_hash(file, cached, threads)
+            files[file] = identity or _file_hash(file, cached, threads)
         shapes[name] = (getattr(tensor, "dtype", ""), tensor.shape, files[file] if file else "")
     parts = [config.to_json(), kv_dtype, shapes, _hashes(contents, threads)]
     return sha256(json.dumps(parts, sort_keys=True).encode()).digest()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastllm.errors import CheckpointError
-from fastllm.files import map_file
+from fastllm.files import exists, map_file
 from fastllm.formats.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ _BESIDE = ("generation_config", "tokenizer_config", "quantize_config", "quant_co
 
 def config(folder: Path) -> dict[str, Any]:
     """The folder's config.json; each of the files in _BESIDE is added under its name. Raises CheckpointError."""
-    if not (folder / "config.json").exists():
+    if not exists(folder / "config.json"):
         raise CheckpointError(f"{folder} has no config.json, which says what the model is")
     values: dict[str, Any] = json_of(folder / "config.json", dict)
     for name in _BESIDE:
-        if (folder / f"{name}.json").exists():
+        if exists(folder / f"{name}.json"):
             values[name] = json_of(folder / f"{name}.json", dict)
     return values
 
@@ -38,7 +38,7 @@ def with_config(path: Path, kind: str, header: Mapping[str, Any], tensors: Mappi
 
 def with_config_beside(path: Path, kind: str, tensors: Mapping[str, Tensor]) -> Checkpoint:
     """A checkpoint of one file, with the config.json beside it if there is one: a few families need none."""
-    header = config(path.parent) if (path.parent / "config.json").exists() else {}
+    header = config(path.parent) if exists(path.parent / "config.json") else {}
     return with_config(path, kind, header, tensors)
 
 
@@ -55,4 +55,4 @@ def json_of(path: Path, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:
 
 def json_if_any(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one if there is no such file. Raises CheckpointError."""
-    return json_of(path, dict) if path.exists() else {}
+    return json_of(path, dict) if exists(path) else {}

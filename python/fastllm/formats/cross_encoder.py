@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastllm.errors import CheckpointError
+from fastllm.files import exists
 from fastllm.formats.checkpoint import Checkpoint
 from fastllm.formats.configs import json_if_any
 from fastllm.formats.sentence_transformers import Module, modules, transformer_config
@@ -40,7 +41,7 @@ def _read(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     named = named or config.get("sbert_ce_default_activation_function")
     limit, values = tokenizer.get("model_max_length"), dict[str, Any]()
     about = json_if_any(folder / "config_sentence_transformers.json")
-    if (folder / "modules.json").exists() and about.get("model_type") == "CrossEncoder":
+    if exists(folder / "modules.json") and about.get("model_type") == "CrossEncoder":
         named = about.get("activation_fn") or named
         first, *others = modules(folder)
         found, path = transformer_config(first.folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastllm.errors import CheckpointError
-from fastllm.files import map_file
+from fastllm.files import exists, map_file, matching
 from fastllm.formats import _arrays, _pickles
 from fastllm.formats.checkpoint import Checkpoint
 from fastllm.formats.configs import config
@@ -71,7 +71,7 @@ def read_folder(path: Path) -> Checkpoint:
     Raises CheckpointError if files are missing or broken, or if there is no config and this is not the release.
     """
     folder = path if path.name == "ckpt-0" else path / "ckpt-0"
-    files = sorted(folder.glob("tensor*"))
+    files = matching(folder, "tensor*")
     layers, rest = divmod(len(files) - len(_MODEL), len(_LAYER))
     if layers < 1 or rest:
         raise CheckpointError(
@@ -91,7 +91,7 @@ def read_folder(path: Path) -> Checkpoint:
 def _header(folder: Path, tensors: dict[str, Tensor], layers: int) -> dict[str, Any]:
     """The config.json beside ckpt-0, with the released code's names; without one, the config of the release."""
     beside = folder.absolute().parent
-    if (beside / "config.json").exists():
+    if exists(beside / "config.json"):
         return config(beside)
     shapes = {f"transformer/decoder_layer_{i}/{k}": shape for k, shape in _RELEASE_LAYER.items() for i in range(layers)}
     shapes[_MODEL[0]] = (131072, 6144)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastllm.errors import CheckpointError
-from fastllm.files import unfinished
+from fastllm.files import exists, matching, unfinished
 from fastllm.formats._files import is_torch_file, tensors_of
 from fastllm.formats.checkpoint import Checkpoint
 from fastllm.formats.configs import config, json_of, with_config
@@ -47,7 +47,7 @@ def read_folder(path: Path) -> Checkpoint:
 def _weights_or_index(folder: Path) -> str:
     """The name of the folder's only file of weights, or of the index of several. Raises CheckpointError."""
     for name in _WEIGHTS:
-        if (folder / name).exists():
+        if exists(folder / name):
             return name
     files = other_weights(folder)
     if len(files) == 1:
@@ -60,10 +60,10 @@ def _weights_or_index(folder: Path) -> str:
 
 def other_weights(folder: Path) -> list[Path]:
     """A folder's files of weights, by their suffixes: .safetensors, or if there are none, those of torch.save."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = matching(folder, "*.safetensors")
     if not files:
-        files = [file for kind in _TORCH for file in folder.glob(kind) if not file.name.startswith(_NO_WEIGHTS)]
-        files = sorted([*files, *filter(is_torch_file, folder.glob("*.ckpt"))])
+        files = [file for kind in _TORCH for file in matching(folder, kind) if not file.name.startswith(_NO_WEIGHTS)]
+        files = sorted([*files, *filter(is_torch_file, matching(folder, "*.ckpt"))])
     return files
 
 

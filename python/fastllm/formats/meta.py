@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from fastllm.errors import CheckpointError
+from fastllm.files import matching
 from fastllm.formats._files import tensors_of
 from fastllm.formats.checkpoint import Checkpoint
 from fastllm.formats.configs import json_of
@@ -23,7 +24,8 @@ _COLUMNS = ("wo", "w2")
 def read_folder(path: Path) -> Checkpoint:
     """Opens all parts. Raises CheckpointError if one is missing, or if they do not fit params.json or each other."""
     params = json_of(path / "params.json", dict)
-    found = {int(m[1]): p for p in path.glob("consolidated.*.pth") if (m := re.search(r"\.(\d{1,4})\.pth$", p.name))}
+    files = matching(path, "consolidated.*.pth")
+    found = {int(m[1]): file for file in files if (m := re.search(r"\.(\d{1,4})\.pth$", file.name))}
     for i in range(max(found, default=0) + 1):
         if i not in found:
             raise CheckpointError(

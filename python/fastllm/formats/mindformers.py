@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastllm.errors import CheckpointError
-from fastllm.files import map_file
+from fastllm.files import map_file, matching
 from fastllm.formats import _yaml, mindspore
 from fastllm.formats.checkpoint import Checkpoint
 from fastllm.tensors import Tensor
@@ -25,7 +25,7 @@ def read(path: Path, data: memoryview) -> Checkpoint:
 def read_folder(path: Path) -> Checkpoint:
     """Opens the .ckpt files of a folder, which hold different tensors of one model. Raises CheckpointError."""
     tensors: dict[str, Tensor] = {}
-    files = sorted(path.glob("*.ckpt"))
+    files = matching(path, "*.ckpt")
     for file in files:
         more = mindspore.tensors(file, map_file(file))
         if both := tensors.keys() & more.keys():
@@ -39,7 +39,7 @@ def read_folder(path: Path) -> Checkpoint:
 
 def _config(folder: Path) -> dict[str, Any]:
     """The plain values of model.model_config in the folder's .yaml; empty if there is none. Several must be equal."""
-    configs = {file.name: config for file in sorted(folder.glob("*.yaml")) if (config := _model_config(file))}
+    configs = {file.name: config for file in matching(folder, "*.yaml") if (config := _model_config(file))}
     values = list(configs.values())
     if any(config != values[0] for config in values):
         raise CheckpointError(f"{folder} has several configs of a model that differ: {', '.join(configs)}; leave one")

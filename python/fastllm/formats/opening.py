@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from fastllm.errors import CheckpointError
-from fastllm.files import map_file
+from fastllm.files import exists, is_folder, map_file, matching
 from fastllm.formats import _files
 from fastllm.formats.checkpoint import Checkpoint
 
@@ -18,7 +18,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Tensors stay in the mapped files and are read when they are asked for.
     """
-    if path.is_dir():
+    if is_folder(path):
         return _open_folder(path)
     data = map_file(path)
     for layout, matches in _PARTS.items():
@@ -39,7 +39,7 @@ def _only_file(path: Path) -> Path:
 
     There must be one only, for with several it is not known which is meant.
     """
-    files = sorted(path.glob("*.gguf"))
+    files = matching(path, "*.gguf")
     if len(files) == 1 or (files and "-00001-of-" in files[0].name):
         return files[0]
     if files:
@@ -62,8 +62,12 @@ def _read_folder(layout: str, path: Path) -> Checkpoint:
 
 def _has_only(path: Path, *suffixes: str) -> bool:
     """Whether a folder has weights in files with these suffixes (.ckpt: MindSpore's), and none of Hugging Face's."""
-    found = {file.suffix for file in path.iterdir() if file.suffix != ".ckpt" or not _files.is_torch_file(file)}
-    return bool(found & set(suffixes)) and not found & {".safetensors", ".bin", ".ot"}
+
+    def has(suffix: str) -> bool:
+        files = matching(path, f"*{suffix}")
+        return any(suffix != ".ckpt" or not _files.is_torch_file(file) for file in files)
+
+    return any(map(has, suffixes)) and not any(map(has, (".safetensors", ".bin", ".ot")))
 
 
 def _is_adapter(path: Path) -> bool:
@@ -80,15 +84,13 @@ def _is_adapter(path: Path) -> bool:
 # and only then is its module imported. If none matches, the folder may hold a single file that needs no config.
 _LAYOUTS: dict[str, Callable[[Path], bool]] = {
     "peft": _is_adapter,
-    "grok": lambda path: (path / "ckpt-0").is_dir() or path.name == "ckpt-0",
-    "meta": lambda path: (path / "params.json").exists() and any(path.glob("consolidated.*.pth")),
+    "grok": lambda path: is_folder(path / "ckpt-0") or path.name == "ckpt-0",
+    "meta": lambda path: exists(path / "params.json") and bool(matching(path, "consolidated.*.pth")),
     "sentence_transformers": lambda path: (
-        (path / "modules.json").exists()
-        and not (path / "config.json").exists()
-        and not _has_only(path, ".gguf", ".ckpt")
+        exists(path / "modules.json") and not exists(path / "config.json") and not _has_only(path, ".gguf", ".ckpt")
     ),
-    "huggingface": lambda path: (path / "config.json").exists() and not _has_only(path, ".gguf", ".ckpt"),
-    "mindformers": lambda path: any(not _files.is_torch_file(file) for file in path.glob("*.ckpt")),
+    "huggingface": lambda path: exists(path / "config.json") and not _has_only(path, ".gguf", ".ckpt"),
+    "mindformers": lambda path: any(not _files.is_torch_file(file) for file in matching(path, "*.ckpt")),
 }
 # Files that are of no use without the rest of their folder: opening one opens the folder, in the layout named here.
 _PARTS: dict[str, Callable[[Path, memoryview], bool]] = {
@@ -96,6 +98,6 @@ _PARTS: dict[str, Callable[[Path, memoryview], bool]] = {
     "meta": lambda path, data: (
         re.fullmatch(r"consolidated\.\d+\.pth", path.name) is not None
         and _files.is_torch(data)
-        and (path.parent / "params.json").exists()
+        and exists(path.parent / "params.json")
     ),
 }

@@ -17,6 +17,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from fastllm.errors import CheckpointError
+from fastllm.files import exists
 from fastllm.formats import huggingface
 from fastllm.formats._files import tensors_of
 from fastllm.formats.checkpoint import Checkpoint
@@ -86,7 +87,7 @@ def read_folder(path: Path) -> Checkpoint:
     Raises CheckpointError.
     """
     first = modules(path)[0]
-    if first.kind != "Transformer" or not (first.folder / "config.json").exists():
+    if first.kind != "Transformer" or not exists(first.folder / "config.json"):
         raise CheckpointError(f"{path} is a sentence-transformers model of the module {first.kind}, {_NOT_SUPPORTED}")
     return huggingface.read_folder(first.folder)
 
@@ -96,7 +97,7 @@ def read(folder: Path) -> Found | None:
 
     Broken or unsupported files do not raise: the embedding then carries the reason as `refused`.
     """
-    if not (folder / _FILE).exists():
+    if not exists(folder / _FILE):
         return None
     try:
         return _read(folder)
@@ -316,7 +317,7 @@ def _takes(module: Module, config: Mapping[str, Any], *, pooled: bool, may_miss:
 
 def _weights(folder: Path) -> dict[str, Tensor]:
     for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).exists():
+        if exists(folder / name):
             return tensors_of(folder / name)
     raise CheckpointError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin")
 

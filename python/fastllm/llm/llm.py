@@ -89,7 +89,7 @@ class LLM(Labels, Vectors, Chatting):
             from fastllm.engine.disk import PromptCache
             from fastllm.engine.key import model_key
 
-            key = model_key(config, tensors, kv_dtype, cache_dir, threads=threads)
+            key = model_key(config, tensors, kv_dtype, cache_dir, threads=threads, identity=stored.identity)
             self._opened.disk = PromptCache(cache_dir, key, self._opened.cache)
         self._scheduler = Scheduler(self._opened)
         self.context = min(self.context, max(1, self._opened.capacity))

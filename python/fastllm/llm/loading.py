@@ -7,20 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastllm import _core
-from fastllm.errors import CheckpointError, OptionError
+from fastllm.errors import OptionError
 from fastllm.files import reading
 from fastllm.llm.arguments import several, whole
 from fastllm.llm.llm import LLM
 from fastllm.machine import MOST_THREADS, check_threads
 from fastllm.weights import store
-from fastllm.weights.source import (
-    Adapters,
-    check_not_converted,
-    find_adapters,
-    find_source,
-    open_source,
-    stored_tokenizer,
-)
+from fastllm.weights.source import Adapters, check_not_converted, find_adapters, find_source, stored_tokenizer
 
 if TYPE_CHECKING:
     from fastllm.weights.packing import Progress
@@ -33,6 +26,7 @@ def load(
     path: str | os.PathLike[str],
     *,
     dtype: str | None = None,
+    precise: bool | None = None,
     kv: str | None = None,
     kv_bytes: int | None = None,
     threads: int | None = None,
@@ -41,12 +35,15 @@ def load(
     revision: str | None = None,
     lora: Adapters | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    cache: bool = True,
     progress: Progress | None = None,
 ) -> LLM:
     """Loads a checkpoint: a file, a folder, or a name on the Hugging Face hub, owner/name or owner/name/file.
 
     dtype: f32, f16, bf16, q8 or q4: converts the weights. None keeps the file's type, except that weights of fewer bits
-    (GGUF, GPTQ, AWQ, MLX, compressed-tensors, FP8) become q8. kv: f32, f16 or q8: the type of keys and values. None is
+    (GGUF, GPTQ, AWQ, MLX, compressed-tensors, FP8) become q8. precise: activations enter products of int8 and four-bit
+    weights with 15 bits instead of 8, for a text nearer to f32's and up to half of the speed; None: what a converted
+    file says, else not. kv: f32, f16 or q8: the type of keys and values. None is
     f32 with f32 weights, else f16; q8 is int8 with a scale for every 32 channels, 9/16 of f16's memory. kv_bytes: bytes
     that all keys and values may take together; None: half of the memory that is free now. threads: the most that a
     forward uses. None takes OMP_NUM_THREADS, or else the cores of this process; fewer are used where that is faster,
@@ -56,9 +53,12 @@ def load(
     current folder. A checkpoint without a tokenizer loads all the same: token ids work, texts raise TokenizerError.
     revision: a branch, tag or commit on the hub. lora: an adapter of the PEFT library, or several that are added in
     order, each a folder or a name on the hub. cache_dir: a folder in which the keys and values of long prompts are kept
-    for later processes; it is made if need be, and bounded (see fastllm.engine.disk). progress: called with the bytes
-    packed so far, and in all; a converted file has nothing to pack.
+    for later processes; it is made if need be, and bounded (see fastllm.engine.disk). cache: whether the packed weights
+    of a checkpoint that is not a converted file are kept in the user's cache folder, or in the one that FASTLLM_CACHE
+    names, so that the next start maps them (see fastllm.weights.packed). progress: called with the bytes packed so far,
+    and in all; a converted file, and one in the cache, has nothing to pack.
 
+    Warns (CacheWarning) where packed weights cannot be kept, and (CheckpointWarning) of tensors that nothing uses.
     Raises CheckpointError, TokenizerError (a tokenizer that was named does not fit), OptionError.
     """
     path = _expanded("path", path)
@@ -69,8 +69,12 @@ def load(
     kv_bytes = None if kv_bytes is None else whole("kv_bytes", kv_bytes, 1)
     threads = None if threads is None else whole("threads", threads, 1, MOST_THREADS)
     store.check_dtype(dtype)
+    if precise is not None and not isinstance(precise, bool):
+        raise OptionError(f"precise must be True, False or None, not {precise!r}")
     if kv is not None and kv not in KV_DTYPES:
         raise OptionError(f"kv must be one of {', '.join(KV_DTYPES)}, not {kv!r}")
+    if not isinstance(cache, bool):
+        raise OptionError(f"cache must be True or False, not {cache!r}")
     count = check_threads(threads)
     found, from_hub = find_source(path, revision)
     added = find_adapters(adapters)
@@ -80,25 +84,23 @@ def load(
             _check_stored_dtype(found, stored, dtype)
             words = stored_tokenizer(stored, found, tokenizer)
         else:
-            from fastllm.weights.packing import assemble
+            from fastllm.weights import packed
 
-            opened = open_source(found, tokenizer, from_hub=from_hub, adapters=added)
-            try:
-                stored = assemble(
-                    opened.recipe, dtype=dtype or opened.dtype, threads=count, progress=read.watched(progress)
-                )
-            except CheckpointError as error:
-                raise CheckpointError(f"{found} cannot be used: {error}") from None
-            words = opened.tokenizer
+            asked = packed.Asked(found, tokenizer, from_hub, added, dtype)
+            stored, words = packed.load(asked, threads=count, read=read, progress=progress, keep=cache)
+        if precise is not None:
+            stored = stored._replace(config=stored.config._replace(precise=precise))
         llm = LLM(stored, words, threads=count, context=context, path=found, kv=kv, kv_bytes=kv_bytes, cache_dir=folder)
     options: dict[str, Any] = {
         "dtype": dtype,
+        "precise": precise,
         "kv": kv,
         "kv_bytes": kv_bytes,
         "threads": threads,
         "context": context,
         "revision": revision,
         "cache_dir": folder and os.path.abspath(folder),
+        "cache": cache,
     }
     options |= {"tokenizer": tokenizer and os.path.abspath(tokenizer), "lora": list(map(_absolute, adapters))}
     llm._origin = (_reopened, (_absolute(path), options))

@@ -123,7 +123,9 @@ class Writing(Texts):
             raise OptionError(
                 f"{draft.path} has a vocabulary of {theirs:,}, {self.path} one of {ours:,}: a draft needs the same one"
             )
-        words = [t.stream().pieces for t in (self._tokenizer, draft._tokenizer) if not isinstance(t, TokenizerError)]
+        words = [
+            list(t.stream().pieces) for t in (self._tokenizer, draft._tokenizer) if not isinstance(t, TokenizerError)
+        ]
         if len(words) == 2 and words[0] != words[1]:
             raise OptionError(f"{draft.path} has other tokens than {self.path}: a draft needs the same vocabulary")
         draft._model.check_files()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 # Circled and squared letters: symbols by their category, letters to a regular expression's \w (Other_Alphabetic).
@@ -36,10 +37,15 @@ class AddedTokens:
     """Cuts texts at added tokens, the longest first where several match. tokens: id -> token."""
 
     def __init__(self, tokens: Mapping[int, AddedToken]) -> None:
+        self.tokens = tokens
         self._found = {token.content: (i, token) for i, token in tokens.items() if token.content}
-        rounds = [[t.content for _, t in self._found.values() if t.normalized is late] for late in (False, True)]
-        self._rounds = [splitter for contents in rounds if (splitter := special_splitter(contents)) is not None]
         self._all_special = all(token.special for _, token in self._found.values())
+
+    @cached_property
+    def _rounds(self) -> list[re.Pattern[str]]:
+        """A pattern for each round, made when it is first needed: for thousands of tokens that takes a while."""
+        rounds = [[t.content for _, t in self._found.values() if t.normalized is late] for late in (False, True)]
+        return [splitter for contents in rounds if (splitter := special_splitter(contents)) is not None]
 
     def split(self, text: str, *, special: bool) -> list[str | int]:
         """The parts of a text in order: ids of added tokens, and the texts between them, none of which is empty.

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer._pieces import byte_or
+from fastllm.tokenizer._tables import Computed
 from fastllm.tokenizer.base import Stream
 
+Word = Callable[[int], str | None]
 Json = dict[str, Any]  # a step as the tokenizer.json has it: {"type": ..., ...}
 
 # The most that a step may make of a token, whichever of the two is more: a broken file could fill all memory.
@@ -27,32 +29,35 @@ _MOST_GROWTH = 64  # times the characters of the token
 class Decoder:
     """The decoder of a tokenizers.Tokenizer.
 
-    library: the module tokenizers. words: the texts of the tokens that are shown, by id. size: the number of ids.
-    Raises TokenizerError for a step that is not known here.
+    library: the module tokenizers. word: gives the text of the token with an id, None where it is not shown. size: the
+    number of ids. Raises TokenizerError for a step that is not known here.
     """
 
-    def __init__(self, library: Any, tokenizer: Any, words: Mapping[int, str], size: int) -> None:
+    def __init__(self, library: Any, tokenizer: Any, word: Word, size: int) -> None:
         decoder = tokenizer.decoder
-        self._library, self._words = library, words
+        self._library, self._word = library, word
         # Without a decoder the library puts a space between any two tokens.
         self._settings = [{"type": "Join"}] if decoder is None else _flat(json.loads(decoder.__getstate__()))
         self._bytes = [step["type"] for step in self._settings] == ["ByteLevel"]
-        self._pieces = [b""] * size
         to_bytes = _from_alphabet if self._bytes else str.encode
         # In CLIP's vocabulary "</w>" marks the end of a word; transformers shows a space there. "\0\0" is in no token.
         end = (getattr(tokenizer.model, "end_of_word_suffix", None) or "\0\0").encode()
-        for i, word in words.items():
-            piece = to_bytes(word)
-            self._pieces[i] = piece.removesuffix(end) + b" " if piece.endswith(end) else piece
+
+        def piece(i: int) -> bytes:
+            text = word(i)
+            made = b"" if text is None else to_bytes(text)
+            return made.removesuffix(end) + b" " if made.endswith(end) else made
+
+        self._pieces = Computed(size, piece)
         self._steps()  # raises for a step that is not known
 
     def stream(self, previous: int | None) -> Stream:
         """A decoder for the ids that follow the shown token `previous`; None: for a text from its start."""
         if self._bytes:
             return Stream(self._pieces)
-        stream = _StepStream(self._pieces, self._words, self._steps())
+        stream = _StepStream(self._pieces, self._word, self._steps())
         if previous is not None:
-            alone = _StepStream(self._pieces, self._words, self._steps())
+            alone = _StepStream(self._pieces, self._word, self._steps())
             stream.skip(previous, len(alone.push(previous) + alone.flush()))
         return stream
 
@@ -95,10 +100,10 @@ class Decoder:
 
 
 class _StepStream(Stream):
-    """Runs each token through a decoder's steps. words: the texts of the shown tokens by id."""
+    """Runs each token through a decoder's steps. word: see Decoder."""
 
-    def __init__(self, pieces: list[bytes], words: Mapping[int, str], steps: list[_Step]) -> None:
-        self.pieces, self._words, self._steps = pieces, words, steps
+    def __init__(self, pieces: Sequence[bytes], word: Word, steps: list[_Step]) -> None:
+        self.pieces, self._word, self._steps = pieces, word, steps
         self._skip = 0  # how many characters to drop: they belong to the token before this stream
 
     def skip(self, token: int, characters: int) -> None:
@@ -107,7 +112,7 @@ class _StepStream(Stream):
         self.push(token)
 
     def push(self, token: int) -> str:
-        word = self._words.get(token)
+        word = self._word(token)
         return "" if word is None else self._rest(_through(self._steps, [word]))
 
     def flush(self) -> str:

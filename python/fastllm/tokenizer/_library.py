@@ -7,7 +7,7 @@ that is decoded token by token equals the text decoded at once.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from weakref import WeakSet
 from fastllm.errors import FastLLMError, TokenizerError, import_error
 from fastllm.tokenizer._decoders import Decoder
 from fastllm.tokenizer._settings import Settings
-from fastllm.tokenizer.base import Pair, Stream, Tokenizer
+from fastllm.tokenizer.base import Bytes, Pair, Stream, Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -145,6 +145,22 @@ class LibraryTokenizer(Tokenizer):
                 return Pair(tuple(ids[: texts.index(0)]), tuple(ids[end:begin]), tuple(ids[last:]), second)
         return None
 
+    def parts(self) -> tuple[dict[str, Any], list[Bytes]]:
+        """What from_parts makes it of again."""
+        about = {"special_ids": sorted(self._special), "spaced": self._spaced}
+        return about, [self._tokenizer.to_str().encode()]
+
+    @classmethod
+    def from_parts(cls, about: Mapping[str, Any], parts: Sequence[Bytes]) -> LibraryTokenizer:
+        """A tokenizer without what all kinds have (ready.py). Raises TokenizerError."""
+        self = cls.__new__(cls)
+        with refusals("tokenizers"):
+            self._tokenizer = library("its vocabulary").Tokenizer.from_str(str(parts[0], "utf-8"))
+        self._lock, self._decoder = Lock(), None
+        self._special, self._spaced = set(about["special_ids"]), about["spaced"]
+        _living.add(self)
+        return self
+
     def encode(self, text: str, *, special: bool = False, start: bool = True) -> list[int]:
         # A lone surrogate stands for a byte that was not UTF-8 when the text was read; it becomes "?".
         text = text.encode("utf-8", "replace").decode()
@@ -162,9 +178,11 @@ class LibraryTokenizer(Tokenizer):
 
     def stream(self, previous: int | None = None) -> Stream:
         if self._decoder is None:
-            shown = {i: text for text, i in self._tokenizer.get_vocab().items() if i not in self._special}
+            word, special = self._tokenizer.id_to_token, self._special
             with refusals("tokenizers"):
-                self._decoder = Decoder(library("tokenizer.json"), self._tokenizer, shown, self.size)
+                self._decoder = Decoder(
+                    library("tokenizer.json"), self._tokenizer, lambda i: None if i in special else word(i), self.size
+                )
         return self._decoder.stream(None if previous in self._special else previous)
 
     def token_id(self, text: str) -> int | None:

@@ -15,7 +15,8 @@ from typing import Any
 from fastllm import _core
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer._added import AddedToken, AddedTokens
-from fastllm.tokenizer.base import Stream, Tokenizer
+from fastllm.tokenizer._tables import Joined
+from fastllm.tokenizer.base import Bytes, Stream, Tokenizer
 
 SPACE = "\u2581".encode()  # stands for a space in a piece
 # ModelProto.SentencePiece.Type in https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto;
@@ -95,7 +96,33 @@ class PieceTokenizer(Tokenizer):
         if text in self._ids:
             return self._ids[text]
         word = text.encode("utf-8", "surrogateescape")
+        if isinstance(self._words, Joined):
+            return self._words.find(word) if word else None
         return self._words.index(word) if word in self._words else None
+
+    def parts(self) -> tuple[dict[str, Any], list[Bytes]]:
+        """What from_parts makes it of again."""
+        about = {
+            "added": [[i, *token] for i, token in self._added.tokens.items()],
+            "strips_space": self._strips_space,
+            "space_at_start_only": self._at_start_only,
+            "unspaced": "".join(self._unspaced),
+        }
+        return about, [*Joined.parts(self._words), *Joined.parts(self._pieces), self._model()]
+
+    @classmethod
+    def from_parts(cls, about: Mapping[str, Any], parts: Sequence[Bytes]) -> PieceTokenizer:
+        """A tokenizer without what all kinds have (ready.py)."""
+        words, word_ends, pieces, piece_ends, model = parts
+        return cls(
+            Joined(words, word_ends),
+            Joined(pieces, piece_ends),
+            lambda: bytes(model),
+            {i: AddedToken(*fields) for i, *fields in about["added"]},
+            strips_space=about["strips_space"],
+            space_at_start_only=about["space_at_start_only"],
+            unspaced=about["unspaced"],
+        )
 
 
 # ---- what pieces are shown as ----------------------------------------------------------------------------------------

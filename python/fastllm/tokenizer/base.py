@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+Bytes = bytes | memoryview
 Files = Mapping[str, bytes]  # the files of a tokenizer: name -> content
 # An entry of Files that is no file: the name of transformers' class that the vocabulary is for (_classes.py). Converted
 # files store it in place of config.json, which may say it.
@@ -77,7 +78,7 @@ class Tokenizer(Protocol):
     """
 
     kind: str = ""
-    blob: bytes = b""
+    blob: Bytes = b""
     size: int
     plain: int
     exact: bool = False

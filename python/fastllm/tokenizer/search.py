@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastllm.errors import CheckpointError, TokenizerError
-from fastllm.files import StandInError, read_file
+from fastllm.files import StandInError, current_folder, exists, is_folder, matching, read_file
 from fastllm.tokenizer.base import Tokenizer
 from fastllm.tokenizer.kinds import FILE_NAMES, Candidate, from_blob, pack, recognized
 
@@ -31,7 +31,7 @@ def read(path: Path, vocab_size: int) -> Tokenizer:
     blob = _load(path)
     try:
         names = (*_BESIDE, *(("merges.txt",) if path.name == "vocab.json" else ()))
-        beside = {name: _load(path.parent / name) for name in names if (path.parent / name).exists()}
+        beside = {name: _load(path.parent / name) for name in names if exists(path.parent / name)}
         kind, files = recognized(Candidate(path, blob, beside, vocab_size))
         tokenizer = from_blob(kind, blob if len(files) == 1 else pack(files))
     except TokenizerError as error:
@@ -71,20 +71,20 @@ def find(checkpoint: Path, vocab_size: int) -> Tokenizer:
     """
     llama2c = ("tokenizer.bin", f"tok{vocab_size}.bin")
     common = ("tokenizer.model", "tokenizer.json")
-    inside = checkpoint.is_dir() and checkpoint.name != "ckpt-0"  # Grok-1's tokenizer is beside its folder of weights
+    inside = is_folder(checkpoint) and checkpoint.name != "ckpt-0"  # Grok-1's tokenizer is beside its folder of weights
     folder = checkpoint if inside else checkpoint.parent
-    own = checkpoint.is_dir() or (folder / "config.json").exists()
+    own = is_folder(checkpoint) or exists(folder / "config.json")
     names = dict.fromkeys((*FILE_NAMES, *llama2c) if own else (*llama2c, *common, *FILE_NAMES))
     if own:
-        names |= dict.fromkeys(sorted(path.name for path in folder.glob("*.model")))
+        names |= dict.fromkeys(path.name for path in matching(folder, "*.model"))
     places = {folder: [*names]}
-    if not own and folder.resolve() != Path.cwd():
-        places[Path.cwd()] = [*llama2c, *common]
+    if not own and folder.resolve() != (here := current_folder()):
+        places[here] = [*llama2c, *common]
     looked: list[str] = []
     for place, wanted in places.items():
         missing = []
         for name in wanted:
-            if not (place / name).exists():
+            if not exists(place / name):
                 missing.append(name)
                 continue
             try:

@@ -41,6 +41,7 @@ def convert(
     out: str | os.PathLike[str],
     *,
     dtype: str | None = None,
+    precise: bool = False,
     format: str = "fastllm",  # noqa: A002  # the command line's word
     version: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
@@ -58,6 +59,8 @@ def convert(
     "llama2c", whose version (default 0) says the type: 0 and 1 are f32, 2 is int8. The same input gives the same bytes
     on any machine. The file appears whole or not at all. Only a piece of a matrix is in memory at a time.
 
+    precise: the file is run with activations of 15 bits instead of 8, unless load says otherwise.
+
     calibrate: a file of UTF-8 text, 256 to some thousand tokens of the kind that the model is for. q4 is then packed
     for the least error in what the model computes on that text (fastllm.weights.calibration). That takes minutes
     instead of seconds, and memory for the model as q8.
@@ -74,7 +77,7 @@ def convert(
     method = None if prune is None else options.parse(prune)
     options.check(method, drop_layers, text=calibrate is not None)
     pruning = method is not None or drop_layers is not None
-    _check_options(dtype, format, version, calibrate, pruning=pruning)
+    _check_options(dtype, format, version, calibrate, precise=precise, pruning=pruning)
     count = check_threads(threads)
     path, from_hub = find_source(source, revision)
     adapters = find_adapters(lora)
@@ -90,6 +93,8 @@ def convert(
             opened = _reopened(path, stored, tokenizer)
         else:
             opened = open_source(path, tokenizer, from_hub=from_hub, adapters=adapters)
+        if precise:
+            opened = opened._replace(recipe=opened.recipe._replace(config=opened.recipe.config._replace(precise=True)))
         text = None if calibrate is None else _text(Path(calibrate))
         check_target(target)  # again: now the files that are read are known, which must not be overwritten
         watched = read.watched(progress)
@@ -112,7 +117,7 @@ def convert(
                     )
                 plans = plan(opened.recipe, dtype or opened.dtype)
                 seen = None if text is None else _calibration(opened, text, count)
-                store.write(target, opened.stored(), _parts(opened.recipe, plans, count, watched, seen))
+                store.write(target, opened.stored(), parts(opened.recipe, plans, count, watched, seen))
         except CheckpointError as error:
             if str(path) in str(error) or str(target) in str(error):
                 raise
@@ -120,7 +125,9 @@ def convert(
     return opened.tokenizer if isinstance(opened.tokenizer, TokenizerError) and format == "fastllm" else None
 
 
-def _check_options(dtype: str | None, form: str, version: int | None, calibrate: object, *, pruning: bool) -> None:
+def _check_options(
+    dtype: str | None, form: str, version: int | None, calibrate: object, *, precise: bool, pruning: bool
+) -> None:
     """Raises OptionError for a value that is not known, or does not go with the others."""
     store.check_dtype(dtype)
     if form not in FORMATS:
@@ -129,6 +136,8 @@ def _check_options(dtype: str | None, form: str, version: int | None, calibrate:
         raise OptionError("llama2.c's version says the dtype: 0 and 1 are f32, 2 is int8")
     if form != "llama2c" and version is not None:
         raise OptionError("a version is llama2.c's: it goes with the format llama2c")
+    if precise and form == "llama2c":
+        raise OptionError("llama2.c's files cannot say that they are to be run precisely")
     if pruning and form != "fastllm":
         raise OptionError("prune and drop_layers go with the format fastllm, and its files can be converted to llama2c")
     if calibrate is not None and ((dtype != "q4" and not pruning) or form != "fastllm"):
@@ -197,8 +206,8 @@ def _pruned(
     return opened._replace(recipe=recipe, pruning=pruning), lambda part, whole: progress(total + part, total + whole)
 
 
-def _parts(
-    recipe: Recipe, plans: dict[str, Plan], threads: int, progress: Progress, calibration: Calibration | None
+def parts(
+    recipe: Recipe, plans: dict[str, Plan], threads: int, progress: Progress, calibration: Calibration | None = None
 ) -> dict[str, store.Part]:
     """The file's tensors. A matrix is packed piece by piece, while the file is written."""
     total, done = sum(p.nbytes for p in plans.values()), 0
@@ -212,10 +221,10 @@ def _parts(
             progress(done, total)
             yield out
 
-    parts = {name: store.Part(p.dtype, p.shape, p.nbytes, packed(name, p)) for name, p in plans.items()}
+    found = {name: store.Part(p.dtype, p.shape, p.nbytes, packed(name, p), p.values) for name, p in plans.items()}
     for name, vector in vectors(recipe).items():
-        parts[name] = store.Part(None, vector.shape, vector.nbytes, (vector.data,))
-    return parts
+        found[name] = store.Part(None, vector.shape, vector.nbytes, (vector.data,))
+    return found
 
 
 def _reopened(path: Path, stored: store.Stored, tokenizer: str | os.PathLike[str] | None) -> Opened:
@@ -234,7 +243,7 @@ def _reopened(path: Path, stored: store.Stored, tokenizer: str | os.PathLike[str
     }
     recipe = Recipe(**store.shared(stored), matrices=matrices, vectors=values, dense=chains)
     words = stored_tokenizer(stored, path, tokenizer)
-    return Opened(stored.source, recipe, words, have[0] if len(have) == 1 else None, stored.pruning)
+    return Opened(stored.source, recipe, words, have[0] if len(have) == 1 else None, pruning=stored.pruning)
 
 
 def _unpacked(matrix: _core.Matrix) -> Tensor:

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm.errors import CheckpointError, CheckpointWarning, OptionError, TokenizerError
+from fastllm.files import exists, is_folder
 from fastllm.formats import open_checkpoint
+from fastllm.tensors import SIZES
 from fastllm.tokenizer import Tokenizer, find, from_blob, read
 from fastllm.weights import store
 
 if TYPE_CHECKING:
     from fastllm.families import Recipe
     from fastllm.formats import Checkpoint
+    from fastllm.tensors import Bytes
 
 Adapters = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -28,13 +31,17 @@ class Opened(NamedTuple):
     """A checkpoint, opened.
 
     about: its format and architecture, for people. tokenizer: or why there is none. dtype: the type that weights are
-    packed as unless the user asks for another; None keeps the type of each. pruning: what was pruned of it.
+    packed as unless the user asks for another; None keeps the type of each, and blocks as nearly as they can be.
+    vocabulary: the kind and bytes of the tokenizer, also of one inside the checkpoint that cannot be used here; None
+    where there is none. place: where tokenizers were looked for. pruning: what was pruned of it.
     """
 
     about: str
     recipe: Recipe
     tokenizer: Tokenizer | TokenizerError
     dtype: str | None
+    vocabulary: tuple[str, Bytes] | None = None
+    place: Path = Path()
     pruning: store.Pruning | None = None
 
     def stored(self) -> store.Stored:
@@ -109,13 +116,14 @@ def open_source(
     recipe = _with_sentences(path, checkpoint, recipe)
     vocab_size = recipe.config.vocab_size
     words: Tokenizer | TokenizerError
+    place = checkpoint.path if is_folder(checkpoint.path) else path
     if tokenizer is not None:
         words = read(Path(tokenizer), vocab_size)
     elif checkpoint.tokenizer is not None:
-        words = _from_blob(path, *checkpoint.tokenizer)
+        words = tokenizer_inside(path, *checkpoint.tokenizer)
     else:
         try:
-            words = find(checkpoint.path if checkpoint.path.is_dir() else path, vocab_size)
+            words = find(place, vocab_size)
         except TokenizerError as error:
             words = error
             if from_hub and vocab_size == _LLAMA_WORDS and checkpoint.format.startswith("llama2.c"):
@@ -123,16 +131,17 @@ def open_source(
 
                 words = read(_hub.llama_tokenizer(), vocab_size)
     about = f"{checkpoint.format}, {checkpoint.architecture}"
-    return Opened(about, recipe, words, dtype)
+    vocabulary = checkpoint.tokenizer if isinstance(words, TokenizerError) else (words.kind, words.blob)
+    return Opened(about, recipe, words, dtype, vocabulary, place)
 
 
 def _with_sentences(path: Path, checkpoint: Checkpoint, recipe: Recipe) -> Recipe:
     """The recipe with the embedding and ranking that sentence-transformers' files beside a config.json describe."""
     from fastllm.formats import cross_encoder, sentence_transformers
 
-    if checkpoint.format.startswith("GGUF") or not (path.is_dir() or (path.parent / "config.json").exists()):
+    if checkpoint.format.startswith("GGUF") or not (is_folder(path) or exists(path.parent / "config.json")):
         return recipe
-    folder = path if path.is_dir() else path.parent
+    folder = path if is_folder(path) else path.parent
     recipe = recipe._replace(ranking=cross_encoder.read(folder, checkpoint))
     found = sentence_transformers.read(folder)
     if found is None:
@@ -149,24 +158,24 @@ def stored_tokenizer(
     if tokenizer is not None:
         return read(Path(tokenizer), vocab_size)
     if stored.tokenizer is not None:
-        return _from_blob(path, *stored.tokenizer)
+        return tokenizer_inside(path, *stored.tokenizer)
     try:
         return find(path, vocab_size)
     except TokenizerError as error:
         return error
 
 
-def _from_blob(path: Path, kind: str, blob: bytes) -> Tokenizer | TokenizerError:
+def tokenizer_inside(path: Path, kind: str, blob: Bytes) -> Tokenizer | TokenizerError:
     """A tokenizer inside a checkpoint, or the reason why it cannot be used."""
     try:
-        return from_blob(kind, blob)
+        return from_blob(kind, bytes(memoryview(blob)))
     except TokenizerError as error:
         return TokenizerError(f"{path} has no usable tokenizer: {error}")
 
 
 def _natural_dtype(checkpoint: Checkpoint) -> str | None:
-    """q8 for quantized checkpoints: packed as the floats they are read as, they would take several times the memory."""
-    return "q8" if any(tensor.stored for tensor in checkpoint.tensors.values()) else None
+    """q8 for weights that are quantized in another way than in blocks, and are read as f32; else None."""
+    return "q8" if any(t.stored and t.dtype in SIZES for t in checkpoint.tensors.values()) else None
 
 
 def _common_dtype(checkpoint: Checkpoint) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastllm.errors import CheckpointError
+from fastllm.files import exists
 from fastllm.formats import Checkpoint, peft
 from fastllm.weights.lora._merge import Merge
 
@@ -65,7 +66,7 @@ def _open(path: Path) -> Checkpoint:
     """The adapter at a path. Raises CheckpointError if there is none."""
     folder = peft.folder_of(path)
     if folder is None:
-        if not path.exists():
+        if not exists(path):
             raise CheckpointError(f"{path} does not exist")
         raise CheckpointError(f"{path} is not an adapter that fastllm can apply: {_PEFT_ONLY}")
     return peft.read_folder(folder)

@@ -1,0 +1,228 @@
+"""The packed cache: a checkpoint of another form is packed once, into a file of our own form, which is then mapped.
+
+    load(path, options)
+      |   digest of path, options, and fastllm's own code  ->  NAME.DIGEST.packed in the folder (folder.py)
+      |-- the file is there, and all that packing asked of the file system is answered as it was then: map it
+      |-- else, one process at a time: open_source -> plan -> packed piece by piece into a temporary file, synced,
+      |   renamed -> map it
+      '-- nothing can be kept (too large, disk full, no folder): pack into memory, and say why (CacheWarning)
+
+A packed file is a converted file (store.py) whose header has "packed", a JSON object:
+
+    digest     the whole digest
+    answers    [question, answer] of each question of files.Reading: which version of each file was opened, which files
+               were looked for and not there, ... A file that is edited, added or removed changes an answer
+    modified   the file's own time of modification: whatever has written to it since has changed it. It is an even
+               second before the file was written, which every file system can keep
+    model, unused, place    the checkpoint's path; its tensors without use; where tokenizers were looked for
+
+Beside the tokenizer's own bytes it has the ready form ("tokenizer.ready", "ready": its bytes), which is read at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastllm import _core
+from fastllm.errors import CacheWarning, CheckpointError, CheckpointWarning, TokenizerError
+from fastllm.files import Reading, TargetError, map_file, reading, unchanged
+from fastllm.progress import note
+from fastllm.tokenizer import Tokenizer, find, ready
+from fastllm.weights import folder, store
+from fastllm.weights.source import Opened, open_source, tokenizer_inside
+
+if TYPE_CHECKING:
+    from fastllm.weights.packing import Progress
+
+_SMALL = 8 << 20  # bytes of a file that is packed in the time, some 6 ms, that it takes to look for a packed one
+_CODE = ("config.py", "tensors.py", "formats", "families", "tokenizer", "heads", "weights")  # decide what is packed
+
+Loaded = tuple[store.Stored, Tokenizer | TokenizerError]
+
+
+class Asked(NamedTuple):
+    """What is to be loaded: the arguments of open_source, and the type to pack weights as."""
+
+    path: Path
+    tokenizer: str | None
+    from_hub: bool
+    adapters: Sequence[Path]
+    dtype: str | None
+
+    def open(self) -> Opened:
+        """The checkpoint. Raises as open_source does."""
+        return open_source(self.path, self.tokenizer, from_hub=self.from_hub, adapters=self.adapters)
+
+    def digest(self) -> str:
+        """Another one for whatever may give another file. Links in the folder's path are followed, the last is not: a
+        file's name may say what it is."""
+        path = os.path.join(os.path.realpath(self.path.parent), self.path.name) if self.path.name else os.getcwd()
+        files = [os.path.abspath(file) for file in (self.tokenizer, *self.adapters) if file is not None]
+        options = [path, self.tokenizer is not None, files, self.from_hub, self.dtype]
+        return _digest([options, store.VERSION, store.LAYOUT, _code()])
+
+
+def load(asked: Asked, *, threads: int, read: Reading, progress: Progress | None, keep: bool) -> Loaded:
+    """A checkpoint's packed weights, and its tokenizer or why it has none.
+
+    read: the `reading` block around this call, in which only the checkpoint may have been opened. keep: whether the
+    packed cache is used. Raises as open_source does, and CheckpointError for weights that cannot be used.
+    """
+    opened = None
+    watched = read.watched(progress)
+    try:
+        place = folder.cache_folder() if keep and not _is_small(asked.path) else None
+        if place is not None:
+            digest = asked.digest()
+            target = place / folder.file_name(Path(os.path.abspath(asked.path)), digest)
+            if (found := _find(target, digest, asked.path)) is not None:
+                return found
+            with folder.alone(target, lambda: note(f"waiting for another process, which packs {asked.path}")) as alive:
+                if (found := _find(target, digest, asked.path)) is not None:
+                    return found
+                opened = asked.open()
+
+                def step(done: int, total: int) -> None:
+                    alive()
+                    watched(done, total)
+
+                with _about(asked.path):
+                    _write(target, digest, asked, opened, answers=read.answers, threads=threads, progress=step)
+            if (found := _find(target, digest, asked.path)) is not None:
+                return found[0], opened.tokenizer
+    except TargetError as error:
+        sentence = f"{asked.path} is packed into memory at each start: {error}"
+        warnings.warn(sentence, CacheWarning, stacklevel=3)
+    from fastllm.weights.packing import assemble
+
+    opened = opened or asked.open()
+    with _about(asked.path):
+        stored = assemble(opened.recipe, dtype=asked.dtype or opened.dtype, threads=threads, progress=watched)
+    return stored, opened.tokenizer
+
+
+def _is_small(path: Path) -> bool:
+    with suppress(OSError):
+        return path.is_file() and path.stat().st_size < _SMALL
+    return False
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """A block that packs the checkpoint `path`, whose errors name it."""
+    try:
+        yield
+    except TargetError:
+        raise
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} cannot be used: {error}") from None
+
+
+def _find(target: Path, digest: str, model: Path) -> Loaded | None:
+    """What a packed file holds; None where there is none that may be used. model: the checkpoint, for messages."""
+    try:
+        with reading():  # of its own: what is asked here is no question about the checkpoint
+            data = map_file(target)
+            about = os.fstat(data.obj.fileno())  # type: ignore[attr-defined]  # a _core.MappedFile
+            stored = store.load(target, data)
+            kept = stored.packed
+            if (
+                kept is None
+                or (kept["digest"], kept["modified"]) != (digest, about.st_mtime_ns)
+                or not folder.is_own(about)
+                or not unchanged(kept["answers"])
+            ):
+                return None
+            unused, place = [str(name) for name in kept["unused"]], Path(kept["place"])
+    except (CheckpointError, KeyError, TypeError, OSError):
+        return None
+    folder.touch(target, about)
+    if unused:
+        from fastllm.families.names import unused_sentence
+
+        warnings.warn(unused_sentence(model, unused), CheckpointWarning, stacklevel=4)
+    words: Tokenizer | TokenizerError
+    if stored.tokenizer is not None:
+        words = _ready_words(stored) or tokenizer_inside(model, *stored.tokenizer)
+    else:
+        try:
+            words = find(place, stored.config.vocab_size)
+        except TokenizerError as error:
+            words = error
+    return stored._replace(identity=_digest([digest, kept["answers"]])), words
+
+
+def _ready_words(stored: store.Stored) -> Tokenizer | None:
+    """The tokenizer of a packed file, from its ready form; None where it has none, or the library's version changed."""
+    if not stored.ready or stored.tokenizer is None:
+        return None
+    try:
+        words = ready.load(stored.ready)
+    except TokenizerError:
+        return None
+    words.kind, words.blob = stored.tokenizer
+    return words
+
+
+def _write(
+    target: Path,
+    digest: str,
+    asked: Asked,
+    opened: Opened,
+    *,
+    answers: Mapping[tuple[str, ...], Any],
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Packs a checkpoint into the file `target`. Raises TargetError, and CheckpointError as store.write does."""
+    from fastllm.weights.convert import parts
+    from fastllm.weights.packing import plan
+
+    plans = plan(opened.recipe, asked.dtype or opened.dtype)
+    folder.make_room(target.parent, sum(matrix.nbytes for matrix in plans.values()))
+    modified = int(time.time()) // 2 * 2 * 10**9
+    packed = {
+        "digest": digest,
+        "answers": [[list(question), answer] for question, answer in answers.items()],
+        "modified": modified,
+        "model": os.path.abspath(asked.path),
+        "unused": opened.recipe.unused,
+        "place": os.path.abspath(opened.place),
+    }
+    words = opened.tokenizer
+    stored = store.Stored.of(
+        opened.recipe,
+        {},
+        tokenizer=opened.vocabulary,
+        source=opened.about,
+        packed=packed,
+        ready=b"" if isinstance(words, TokenizerError) else ready.dump(words),
+    )
+    store.write(target, stored, parts(opened.recipe, plans, threads, progress), modified=modified)
+
+
+def _digest(value: object) -> str:
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _code() -> str:
+    """The hash of the code that decides what is packed, so that no later version takes up what an earlier one packed.
+
+    Contents are hashed, not times: environments that have the same version share files.
+    """
+    root, found = Path(__file__).parents[1], sha256(Path(_core.__file__).read_bytes())
+    for name in _CODE:
+        path = root / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            found.update(file.read_bytes())
+    return found.hexdigest()
