@@ -76,9 +76,9 @@ def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::
     panels; a new Buffer without it. name: the matrix's name in messages.
 
     For q4 from floats, what a calibration knows of the inputs x of the matrix, all f32 (GPTQ, Frantar et al., 2022;
-    LDLQ, Chee et al., 2023). h = U diag(importance) U^T is the sum of x x^T, see factor. importance (n,): what an error in a column
-    costs; feedback (n, n), with importance: U^T, by which a column's error changes what later columns are rounded from;
-    products (n, n), with feedback: h, by which values that are rounded are then improved.
+    LDLQ, Chee et al., 2023). h = U diag(importance) U^T is the sum of x x^T, see factor. importance (n,): what an error
+    in a column costs; feedback (n, n), with importance: U^T, by which a column's error changes what later columns are
+    rounded from; products (n, n), with feedback: h, by which values that are rounded are then improved.
 
     Raises OptionError if a type is not known or the calibration has other shapes. Raises CheckpointError if data, rows
     or out have other sizes, source_dtype cannot become dtype, or a weight is not finite or too large.
