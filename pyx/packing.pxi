@@ -75,8 +75,8 @@ def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::
     int32: row r of the result is row rows[r] of the source. out: matrix_bytes of memory, aligned to 64 bytes, for the
     panels; a new Buffer without it. name: the matrix's name in messages.
 
-    For q4 from floats, what a calibration knows of the inputs x of the matrix, all f32 (GPTQ, Frantar et al., 2022; LDLQ, Chee et
-    al., 2023). h = U diag(importance) U^T is the sum of x x^T, see factor. importance (n,): what an error in a column
+    For q4 from floats, what a calibration knows of the inputs x of the matrix, all f32 (GPTQ, Frantar et al., 2022;
+    LDLQ, Chee et al., 2023). h = U diag(importance) U^T is the sum of x x^T, see factor. importance (n,): what an error in a column
     costs; feedback (n, n), with importance: U^T, by which a column's error changes what later columns are rounded from;
     products (n, n), with feedback: h, by which values that are rounded are then improved.
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import fastllm
-from fastllm import CheckpointError, _core
+from fastllm import CheckpointError, _core, families
 from fastllm.formats import open_checkpoint
+from fastllm.tensors import at
 from fastllm.weights import store
 from fastllm.weights.convert import convert
 from fastllm.weights.packing import assemble
@@ -138,6 +139,26 @@ def test_types_that_no_panels_hold(tmp_path):
     assert {t.dtype for t in found.values() if isinstance(t, _core.Matrix)} == {"q8"}
     assert packed(path).dtypes == ["q8"]
     assert packed(plain).dtypes == ["f32"]
+
+
+def test_experts_of_several_types(tmp_path):
+    """Experts that are tensors of their own, each of another type, and so are one stack of floats, become q8."""
+    path, _, weights = written(tmp_path, EXPERTS, ["Q4_0"])
+    blob, _, other = llama(EXPERTS, ["Q4_1"], seed=2)
+    (tmp_path / "other.gguf").write_bytes(blob)
+    found, second = open_checkpoint(path), open_checkpoint(tmp_path / "other.gguf")
+    tensors = {}
+    for name, tensor in found.tensors.items():
+        for i in range(3) if "_exps" in name else ():
+            tensors[name.replace("_exps", f".{i}")] = at(second.tensors[name] if i == 1 else tensor, i)
+        if "_exps" not in name:
+            tensors[name] = tensor
+    made = assemble(families.recipe(found._replace(tensors=tensors)), dtype=None, threads=1).tensors
+    for name in ("layers.0.experts.w1", "layers.1.experts.w2"):
+        mixed = np.stack([weights[name][0], other[name][1], weights[name][2]])
+        assert made[name].dtype == "q8"
+        assert (values(made[name]) == np.stack([rows(writers.pack("q8", w)) for w in mixed])).all()
+    assert made["embed"].dtype == made["layers.0.attn.wq"].dtype == "q4"
 
 
 def test_a_scale_that_is_not_finite(tmp_path):

@@ -55,10 +55,11 @@ class Plan(NamedTuple):
 def plan(recipe: Recipe, dtype: str | None) -> dict[str, Plan]:
     """How each matrix of a recipe is packed, in the order in which a forward reads them.
 
-    dtype: one of store.DTYPES; None chooses for each matrix the type that holds its values exactly, or of blocks that
-    none holds so, q8. Raises CheckpointError for a matrix that is missing, has a wrong shape, or has no place in the
-    config.
+    dtype: one of store.DTYPES; None chooses for each matrix the type that holds its values exactly. In a model with
+    blocks that is q8 for blocks that no type holds so, and for f32, which mostly is what was made of blocks. Raises
+    CheckpointError for a matrix that is missing, has a wrong shape, or has no place in the config.
     """
+    quantized = any(weight.tensor.dtype in BLOCKS for weight in recipe.matrices.values())
     _check_names(recipe.matrices, {name for name, *_ in recipe.config.matrices()})
     plans = {}
     for name, shape, required in recipe.config.matrices():
@@ -69,7 +70,8 @@ def plan(recipe: Recipe, dtype: str | None) -> dict[str, Plan]:
         weight = recipe.matrices[name]
         if weight.tensor.shape != shape:
             raise CheckpointError(f"{name} has the shape {weight.tensor.shape}, the config needs {shape}")
-        plans[name] = Plan(weight, _packed_dtype(recipe.config, name, weight.tensor, dtype), shape)
+        kept = _kept_dtype(weight.tensor, quantized)
+        plans[name] = Plan(weight, _packed_dtype(recipe.config, name, weight.tensor, dtype, kept), shape)
     return plans
 
 
@@ -80,13 +82,12 @@ def _check_names(found: Iterable[str], known: set[str]) -> None:
             raise CheckpointError(f"{name} has no place in a model of its config")
 
 
-def _packed_dtype(config: Config, name: str, tensor: Tensor, dtype: str | None) -> str:
+def _packed_dtype(config: Config, name: str, tensor: Tensor, dtype: str | None, kept: str) -> str:
     """The type that a matrix is packed as. Routers and gates are always f32, and positions are never quantized."""
     if name.endswith((".router", ".ffn.gate")):
         return "f32"
-    kept = _kept_dtype(tensor)
-    if name == "positions" and dtype in ("q8", "q4"):
-        return tensor.dtype if tensor.dtype in SIZES else kept
+    if name == "positions" and dtype in ("q8", "q4", None) and tensor.dtype in SIZES:
+        return tensor.dtype
     if dtype == "q4" and _is_sensitive(config, name):
         return "q8"
     return dtype or kept
@@ -108,9 +109,11 @@ def _is_sensitive(config: Config, name: str) -> bool:
     return last and part in ("attn.wv", "ffn.w2")
 
 
-def _kept_dtype(tensor: Tensor) -> str:
-    """The type that holds a tensor's values: its own, that of its blocks, or q8 for blocks that have none."""
-    return tensor.dtype if tensor.dtype in SIZES else BLOCKS[tensor.dtype][2] or "q8"
+def _kept_dtype(tensor: Tensor, quantized: bool) -> str:
+    """The type that a tensor is kept as, in a model that has blocks (`quantized`) or none."""
+    if tensor.dtype in BLOCKS:
+        return BLOCKS[tensor.dtype][2] or "q8"
+    return "q8" if quantized and tensor.dtype == "f32" else tensor.dtype
 
 
 class Rows(NamedTuple):
