@@ -16,7 +16,8 @@ from fastllm import CheckpointError, OptionError, TokenizerError, _core
 from fastllm.cli import main
 from fastllm.weights import store
 from fastllm.weights.convert import convert
-from helpers import oracle, writers
+from helpers import gguf_files, oracle, writers
+from helpers.architectures import ARCHITECTURES
 from helpers.data import names
 from helpers.writers import rows, write_folder
 
@@ -203,6 +204,49 @@ def test_four_bits_after_pruning(write_model, tmp_path, out, text):
     assert store.open_file(out).pruning == store.open_file(tmp_path / "again").pruning
     first, second = matrices(out), matrices(tmp_path / "again")
     assert all((first[name] == second[name]).all() for name in first)
+
+
+@pytest.mark.parametrize("name", ["bert", "esm", "clip", "embedding_gemma", "many_experts"])
+def test_architectures(tmp_path, out, name):
+    """Encoders, models without logits and those with many experts are pruned by magnitude as all are."""
+    cfg, optional, tied = ARCHITECTURES[name]
+    tensors = writers.core_tensors(cfg, writers.random_weights(cfg, tied=tied, optional=optional), "f32")
+    known = {n for n, *_ in (*cfg.matrices(), *cfg.vectors())}
+    stored = store.Stored(cfg, {n: t for n, t in tensors.items() if n in known}, bos=1, stop=(), chat_stop=())
+    store.save(tmp_path / "f32", stored)
+    convert(tmp_path / "f32", out, dtype="q8", prune="magnitude:0.5")
+    shares = [(w == 0).mean() for n, stack in matrices(out).items() for w in stack if LINEAR.fullmatch(n)]
+    assert all(0.49 < share < 0.55 for share in shares)  # and what q8 rounds to zero
+    assert fastllm.load(out).hidden_states([6, 7, 8]).shape == (3, cfg.dim)
+
+
+@pytest.mark.parametrize("how", ["wanda:0.5", "sparsegpt:0.5"])
+def test_an_encoder_learns(tmp_path, out, text, how):
+    """A model without logits is pruned by a text; what that costs is not measured."""
+    cfg = writers.config(40, 56, 4, 2, 300, causal=False, head=False, max_seq=80)
+    tensors = writers.core_tensors(cfg, writers.random_weights(cfg, optional=writers.LLAMA[1:]), "f32")
+    del tensors["rope.freqs_local"]
+    store.save(tmp_path / "f32", store.Stored(cfg, tensors, bos=1, stop=(), chat_stop=()))
+    (tmp_path / "tokenizer.bin").write_bytes(writers.tokenizer_bin(writers.tokenizer_words(300)))
+    convert(tmp_path / "f32", out, prune=how, calibrate=text)
+    assert store.open_file(out).pruning == store.Pruning(how, 0.5, (), None)
+
+
+def test_a_file_of_blocks(tmp_path, out):
+    """Weights of a quantized file are pruned as what they stand for; without a dtype the model becomes q8."""
+    cfg = writers.config(256, 512, 8, 4, 48)
+    quantized, _, weights = gguf_files.llama(cfg, ["Q4_0", "Q4_K", "Q6_K"])
+    (tmp_path / "model.gguf").write_bytes(quantized)
+    convert(tmp_path / "model.gguf", tmp_path / "f32", dtype="f32", prune="magnitude:0.5")
+    found = matrices(tmp_path / "f32")
+    w = weights["layers.1.ffn.w2"]
+    gone = np.argsort(np.abs(w), axis=None, kind="stable")[: w.size // 2]
+    expected = w.copy()
+    expected.flat[gone] = 0
+    assert (found["layers.1.ffn.w2"][0] == expected).all()
+    convert(tmp_path / "model.gguf", out, prune="magnitude:0.5")
+    assert store.open_file(out).dtypes == ["q8"]
+    assert (matrices(out)["layers.1.ffn.w2"][0].flat[gone] == 0).all()
 
 
 # ---- what it costs ---------------------------------------------------------------------------------------------------

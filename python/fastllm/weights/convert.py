@@ -116,7 +116,7 @@ def convert(
                         progress=watched,
                     )
                 plans = plan(opened.recipe, dtype or opened.dtype)
-                seen = None if text is None else _calibration(opened, text, count)
+                seen = None if text is None or dtype != "q4" else _calibration(opened, text, count)
                 store.write(target, opened.stored(), parts(opened.recipe, plans, count, watched, seen))
         except CheckpointError as error:
             if str(path) in str(error) or str(target) in str(error):
@@ -184,7 +184,10 @@ def _pruned(
     """The checkpoint pruned, and the progress of packing it, before which pruning counts as as many bytes again."""
     from fastllm.weights.pruning.prune import Pruner, Text
 
-    total = sum(p.nbytes for p in plan(opened.recipe, dtype or opened.dtype).values())
+    natural = opened.dtype
+    if method is not None and any(weight.tensor.stored for weight in opened.recipe.matrices.values()):
+        natural = "q8"  # blocks of the file that weights are taken out of are blocks no more
+    total = sum(p.nbytes for p in plan(opened.recipe, dtype or natural).values())
     done = 0
 
     def step() -> None:
@@ -203,7 +206,8 @@ def _pruned(
         step=step,
     )
     recipe, pruning = pruner.run()
-    return opened._replace(recipe=recipe, pruning=pruning), lambda part, whole: progress(total + part, total + whole)
+    opened = opened._replace(recipe=recipe, dtype=natural, pruning=pruning)
+    return opened, lambda part, whole: progress(total + part, total + whole)
 
 
 def parts(
