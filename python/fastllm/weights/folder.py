@@ -131,7 +131,7 @@ def alone(path: Path, waiting: Callable[[], None]) -> Iterator[Callable[[], None
 
 
 def is_trusted(about: os.stat_result) -> bool:
-    """Whether a file or folder belongs to this user, or to root, who may have filled it: another's may hold anything."""
+    """Whether a file or folder belongs to this user, or to root: another's may hold anything."""
     return not hasattr(os, "geteuid") or about.st_uid in (0, os.geteuid())
 
 
