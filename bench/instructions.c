@@ -48,7 +48,9 @@ static fl_matrix matrix(fl_type type, size_t d, size_t n, const fl_kernels *kern
     const fl_source source = {.data = values, .type = FL_F32, .d = d, .n = n, .kernels = kernels};
     must(fl_pack(type, panels, &source, 1), "pack");
     fl_free(values);
-    return (fl_matrix){.data = panels, .type = type, .d = d, .n = n};
+    fl_matrix w = {.data = panels, .type = type, .d = d, .n = n};
+    memcpy(w.values, fl_q4_values, sizeof w.values);
+    return w;
 }
 
 // ---- models --------------------------------------------------------------------------------------------------------
@@ -169,7 +171,7 @@ int main(int argc, char **argv) {
     } works[] = {{"decode", decode}, {"prefill", prefill}, {"attend", attend}, {"attend-prompt", attend_prompt},
                  {"pack", pack}, {"greedy", greedy}, {"top-p", top_p}};
     static const char *const types[FL_TYPES] = {
-        [FL_F32] = "f32", [FL_F16] = "f16", [FL_BF16] = "bf16", [FL_Q8] = "q8", [FL_Q8_F32] = "q8_f32", [FL_Q4] = "q4"};
+        [FL_F32] = "f32", [FL_F16] = "f16", [FL_BF16] = "bf16", [FL_Q8] = "q8", [FL_Q4] = "q4"};
     if (argc != 4) die("WORK TYPE ISA");
     const fl_kernels *kernels;
     if (fl_kernels_find(argv[3], &kernels) != FL_OK) return 2;

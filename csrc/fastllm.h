@@ -86,18 +86,20 @@ static inline size_t fl_round_up(size_t n, size_t to) { return (n + to - 1) / to
 //   Q8              for each group 16 f16 scales, one of each row, padded to 64 bytes in all; then for each group 8
 //                   lines: line i has 4 int8 of each row, those of k = 4 i to 4 i + 3. A weight is value * scale.
 //                   Scales lie apart so that no line straddles two cache lines: AVX-512 reads 13 % more from L2 so
-//   Q8_F32          the same with f32 scales: int8 checkpoints with float scales stay exact
-//   Q4              scales as with Q8; then for each group 4 lines of codes into fl_q4_values: line i has in the low
-//                   four bits of its bytes what would be line 2 i of Q8, in the high four bits line 2 i + 1
-typedef enum fl_type { FL_F32 = 0, FL_F16, FL_BF16, FL_Q8, FL_Q8_F32, FL_Q4, FL_TYPES } fl_type;
+//   Q4              scales as with Q8; then for each group 4 lines of codes into a table of 16 int8, the matrix's
+//                   `values`: line i has in the low four bits of its bytes what would be line 2 i of Q8, in the high
+//                   four bits line 2 i + 1. A weight is values[code] * scale
+//   Q4_MIN          the same, and after each 16 scales 16 f16 minima. A weight is values[code] * scale + minimum
+typedef enum fl_type { FL_F32 = 0, FL_F16, FL_BF16, FL_Q8, FL_Q4, FL_Q4_MIN, FL_TYPES } fl_type;
 
-extern const int8_t fl_q4_values[16];
+extern const int8_t fl_q4_values[16]; // the table of matrices that fl_pack rounds to FL_Q4
 
 typedef struct fl_matrix {
     const void *data;  // panels, FL_ALIGN-ed, fl_matrix_bytes long; NULL where a model has none here
     fl_type type;
     size_t d, n;       // rows (outputs), columns (inputs)
     const float *bias; // (d rounded up to 16,), or NULL: what a model adds to the product; fl_multiply does not
+    int8_t values[16]; // FL_Q4 and FL_Q4_MIN: what codes stand for
 } fl_matrix;
 
 // Bytes of one panel of n columns, and of a whole matrix (d, n). 0 for an unknown type, and for what no memory can
@@ -105,30 +107,49 @@ typedef struct fl_matrix {
 size_t fl_panel_bytes(fl_type type, size_t n);
 size_t fl_matrix_bytes(fl_type type, size_t d, size_t n);
 
-// A matrix (d, n) as checkpoints have it, row-major: floats, or int8 with f32 scales, one for every `group`
-// consecutive elements of the flattened matrix (llama2.c's q8_0).
-typedef struct fl_source {
-    const void *data;    // (d, n) of `type`, any alignment
-    fl_type type;        // FL_F32, FL_F16, FL_BF16; or FL_Q8_F32 for int8
-    const void *scales;  // FL_Q8_F32 only: (d * n / group,) f32, any alignment
-    size_t group;        // FL_Q8_F32 only
-    size_t d, n;         // rows, columns
-    const int32_t *rows; // (d,) row r of the result is row rows[r] of the source; NULL: rows in order
+// A type of GGUF's blocks, ggml's quantization (ggml-common.h there). A block has some consecutive values of a row.
+typedef struct fl_block {
+    const char *name;      // such as "Q4_K"
+    size_t values, bytes;  // of a block
+    fl_type packed;        // FL_Q8, FL_Q4 or FL_Q4_MIN: what fl_pack moves it into; FL_F32: it must be dequantized
+    const int8_t *table;   // (16,) of FL_Q4 and FL_Q4_MIN: fl_matrix.values of what it is moved into
+    void (*to_floats)(const uint8_t *block, float *out);
+    int (*to_panel)(const uint8_t *block, uint16_t *scales, uint8_t *lines); // see blocks.c
+} fl_block;
 
-    // To FL_Q4 only. With a calibration, h (n, n) is the sum of x x^T over its inputs x (n,), and fl_factor has made of
-    // it U diag(importance) U^T. Without one, all but `kernels` are NULL.
-    const struct fl_kernels *kernels; // to compute with
+// The block types, and how many there are.
+const fl_block *fl_blocks(size_t *count);
+
+// Writes `count` blocks as floats, out (count * values,), on `threads` threads: ggml's operations in ggml's order, the
+// same bits. `data` has any alignment.
+void fl_dequantize(const fl_block *block, const void *data, size_t count, size_t threads, float *out);
+
+// A matrix (d, n) as checkpoints have it, row-major: floats or blocks.
+typedef struct fl_source {
+    const void *data;      // (d, n), any alignment
+    fl_type type;          // FL_F32, FL_F16 or FL_BF16
+    const fl_block *block; // not NULL: the data are such blocks, and `type` says nothing
+    size_t d, n;           // rows, columns; of blocks, n is a multiple of a block's values
+    const int32_t *rows;   // (d,) row r of the result is row rows[r] of the source; NULL: rows in order
+
+    const struct fl_kernels *kernels; // to compute with, from floats to FL_Q8 or FL_Q4
+
+    // From floats to FL_Q4 only. With a calibration, h (n, n) is the sum of x x^T over its inputs x (n,), and fl_factor
+    // has made of it U diag(importance) U^T. Without one, all are NULL.
     const float *importance;          // (n,) what a column's squared error counts; NULL: a guess from the weights
     const float *feedback;            // (n, n) U^T, of which the part below the diagonal is read; NULL: h is diagonal
     const float *products;            // (n, n) h, with feedback; NULL: each value is rounded once, not improved after
 } fl_source;
 
 // Packs a source into `panels`, fl_matrix_bytes(type, d, n) long and FL_ALIGN-ed, on `threads` threads.
-//   floats to FL_Q8: scale = max |w| of the group / 127 rounded to f16 (one step up where a subnormal scale would cut
-//                    values off), values rounded to nearest even
+//   floats to FL_Q8: the f16 scale of least squared error, of nine from max |w| of the group / 127 to 4 % more (one
+//                    step up where a subnormal scale would cut values off), values rounded to nearest even
 //   floats to FL_Q4: the scale and codes of least squared error that a search finds; with a calibration, of the outputs
 //                    (GPTQ, Frantar et al., 2023; LDLQ, Chee et al., 2023)
-//   int8 to FL_Q8_F32: values and scales are copied; source.group must be a multiple of 32 that divides n
+//   blocks to their type `packed`: bits are moved, and no weight is rounded, with two exceptions. A scale or minimum
+//                    of more than f16's 11 bits (Q4_K, IQ4_XS), or below f16's smallest (MXFP4), is rounded to f16. Of
+//                    a group of Q6_K, which has two scales there, the half with the larger values keeps its own, and
+//                    the other is rounded to multiples of that one
 // FL_BAD_TENSOR: the source cannot become this type, or `rows` names a row that it does not have. FL_BAD_VALUE: a
 // weight is not finite, or too large for the type.
 fl_status fl_pack(fl_type type, void *panels, const fl_source *source, size_t threads);
@@ -149,14 +170,6 @@ uint16_t fl_f16_from_f32(float x);
 float fl_f32_from_f16(uint16_t h);
 uint16_t fl_bf16_from_f32(float x);
 float fl_f32_from_bf16(uint16_t h);
-
-// The name of GGUF's block type number i, such as "Q4_K", with the values of a block and its bytes (ggml's
-// quantization). NULL past the last.
-const char *fl_block(size_t i, size_t *values, size_t *bytes);
-
-// Writes `count` blocks of type number `block` as floats, out (count * values,), on `threads` threads: ggml's
-// operations in ggml's order, the same bits. `data` has any alignment. FL_BAD_VALUE: there is no such type.
-fl_status fl_dequantize(size_t block, const void *data, size_t count, size_t threads, float *out);
 
 // ---- instruction sets ----------------------------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
-// Packing: rows of a checkpoint, of whatever type, into panels (panels.h) of another.
+// Packing: rows of a checkpoint, of whatever type, into panels (panels.h).
 #include <float.h>
 #include <math.h>
 #include <string.h>
 
+#include "kernels/kernels.h"
 #include "panels.h"
 #include "q4.h"
 #include "threads.h"
@@ -12,19 +13,11 @@ static void load_group(const fl_source *s, size_t row, size_t k, size_t n, float
     const size_t at = row * s->n + k;
     switch (s->type) {
     case FL_F32: memcpy(out, (const char *)s->data + at * 4, n * 4); break;
-    case FL_F16:
-    case FL_BF16:
+    default:
         for (size_t i = 0; i < n; i++) {
             uint16_t h;
             memcpy(&h, (const char *)s->data + (at + i) * 2, 2);
             out[i] = s->type == FL_F16 ? fl_f32_from_f16(h) : fl_f32_from_bf16(h);
-        }
-        break;
-    default:
-        for (size_t i = 0; i < n; i++) {
-            float scale;
-            memcpy(&scale, (const char *)s->scales + (at + i) / s->group * 4, 4);
-            out[i] = (float)((const int8_t *)s->data)[at + i] * scale;
         }
     }
 }
@@ -51,24 +44,17 @@ static fl_status store_floats(fl_type type, void *panel, size_t g, float (*x)[FL
     return finite ? FL_OK : FL_BAD_VALUE;
 }
 
-// Quantizes 32 floats to int8 with one f16 scale, max|x| / 127.
-static fl_status quantize_group(const float *x, int8_t *q, uint16_t *scale) {
-    float largest = 0;
-    int finite = 1;
-    for (size_t i = 0; i < FL_GROUP; i++) {
-        const float magnitude = fabsf(x[i]);
-        finite &= magnitude <= FLT_MAX;
-        largest = magnitude > largest ? magnitude : largest;
-    }
-    if (!finite) return FL_BAD_VALUE;
-    *scale = fl_f16_from_f32(largest / 127.0f);
-    // A subnormal scale may be rounded down so far that the largest value would be cut off: then take the next one.
-    if (fl_f32_from_f16(*scale) * 127.5f < largest) (*scale)++;
-    const float step = fl_f32_from_f16(*scale);
-    if (isinf(step)) return FL_BAD_VALUE;
+// Turns 16 rows x n columns into n columns x 16 rows.
+static void transpose(float (*x)[FL_GROUP], size_t n, float (*columns)[FL_LANES]) {
+    for (size_t k = 0; k < n; k++)
+        for (size_t lane = 0; lane < FL_LANES; lane++) columns[k][lane] = x[lane][k];
+}
+
+// Rounds 32 floats to int8 in steps of a scale.
+static void round_group(const float *x, float step, int8_t *q) {
     if (step == 0) {
         memset(q, 0, FL_GROUP);
-        return FL_OK;
+        return;
     }
     // Adding 1.5 * 2^23 and taking it away rounds to nearest even: no bit is left for a fraction. rintf would be a
     // call.
@@ -77,43 +63,53 @@ static fl_status quantize_group(const float *x, int8_t *q, uint16_t *scale) {
         const float rounded = (x[i] / step + magic) - magic;
         q[i] = (int8_t)(rounded > 127.0f ? 127.0f : rounded < -127.0f ? -127.0f : rounded);
     }
-    return FL_OK;
 }
 
 // Quantizes and stores 16 rows x 32 columns as group g of a q8 panel.
-static fl_status store_q8(void *panel, size_t groups, size_t g, float (*x)[FL_GROUP]) {
+static fl_status store_q8(const fl_kernels *k, void *panel, size_t groups, size_t g, float (*x)[FL_GROUP]) {
     uint16_t *scales = (uint16_t *)panel + g * FL_LANES;
     int8_t *lines = (int8_t *)panel + fl_scales_bytes(FL_Q8, groups) + g * FL_GROUP * FL_LANES;
+    float columns[FL_GROUP][FL_LANES], largest[FL_LANES] = {0}, best[FL_LANES];
+    transpose(x, FL_GROUP, columns);
+    int finite = 1;
+    for (size_t i = 0; i < FL_GROUP; i++)
+        for (size_t lane = 0; lane < FL_LANES; lane++) {
+            const float magnitude = fabsf(columns[i][lane]);
+            finite &= magnitude <= FLT_MAX;
+            largest[lane] = magnitude > largest[lane] ? magnitude : largest[lane];
+        }
+    if (!finite) return FL_BAD_VALUE;
+    k->q8_search((const float(*)[FL_LANES])columns, largest, best);
     for (size_t lane = 0; lane < FL_LANES; lane++) {
         int8_t q[FL_GROUP];
-        const fl_status status = quantize_group(x[lane], q, &scales[lane]);
-        if (status != FL_OK) return status;
-        for (size_t k = 0; k < FL_GROUP; k++) lines[fl_q8_index(lane, k)] = q[k];
+        scales[lane] = fl_f16_from_f32(best[lane]);
+        // A subnormal scale may have been rounded down so far that the largest value would be cut off: then take the
+        // next one.
+        if (fl_f32_from_f16(scales[lane]) * 127.5f < largest[lane]) scales[lane]++;
+        const float step = fl_f32_from_f16(scales[lane]);
+        if (isinf(step)) return FL_BAD_VALUE;
+        round_group(x[lane], step, q);
+        for (size_t i = 0; i < FL_GROUP; i++) lines[fl_q8_index(lane, i)] = q[i];
     }
     return FL_OK;
 }
 
-// Copies group g of up to 16 rows of int8 with f32 scales: nothing is rounded.
-static fl_status copy_q8(const fl_source *s, const size_t *rows, size_t count, void *panel, size_t g) {
-    const size_t groups = s->n / FL_GROUP;
-    float *scales = (float *)panel + g * FL_LANES;
-    int8_t *lines = (int8_t *)panel + fl_scales_bytes(FL_Q8_F32, groups) + g * FL_GROUP * FL_LANES;
-    for (size_t lane = 0; lane < count; lane++) {
-        const size_t at = rows[lane] * s->n + g * FL_GROUP;
-        memcpy(&scales[lane], (const char *)s->scales + at / s->group * 4, 4);
-        if (!isfinite(scales[lane])) return FL_BAD_VALUE;
-        for (size_t k = 0; k < FL_GROUP; k++) lines[fl_q8_index(lane, k)] = ((const int8_t *)s->data)[at + k];
-    }
-    return FL_OK;
+// Moves the blocks of up to 16 rows into a panel. Block by block, not row by row: the lines that 16 rows share are then
+// still in the first-level cache.
+static fl_status move_blocks(fl_type type, void *panel, const fl_source *s, const size_t *rows, size_t count) {
+    const fl_block *block = s->block;
+    const size_t blocks = s->n / block->values, groups = block->values / FL_GROUP;
+    uint8_t *lines = (uint8_t *)panel + fl_scales_bytes(type, fl_groups(s->n));
+    int finite = 1;
+    for (size_t b = 0; b < blocks; b++)
+        for (size_t lane = 0; lane < count; lane++)
+            finite &= block->to_panel((const uint8_t *)s->data + (rows[lane] * blocks + b) * block->bytes,
+                                      (uint16_t *)panel + b * groups * fl_group_scales(type) / 2 + lane,
+                                      lines + b * groups * fl_group_bytes(type) + lane * 4);
+    return finite ? FL_OK : FL_BAD_VALUE;
 }
 
-// Turns 16 rows x n columns into n columns x 16 rows.
-static void transpose(float (*x)[FL_GROUP], size_t n, float (*columns)[FL_LANES]) {
-    for (size_t k = 0; k < n; k++)
-        for (size_t lane = 0; lane < FL_LANES; lane++) columns[k][lane] = x[lane][k];
-}
-
-// Packs panel p of the result. `q4` is working memory, for FL_Q4 only.
+// Packs panel p of the result. `q4` is working memory, for floats to FL_Q4.
 static fl_status pack_panel(fl_type type, void *panels, const fl_source *s, size_t p, const fl_q4_rows *q4) {
     const size_t bytes = fl_panel_bytes(type, s->n), groups = fl_groups(s->n);
     const size_t first = p * FL_LANES, count = s->d - first < FL_LANES ? s->d - first : FL_LANES;
@@ -122,18 +118,15 @@ static fl_status pack_panel(fl_type type, void *panels, const fl_source *s, size
     for (size_t lane = 0; lane < count; lane++)
         rows[lane] = s->rows ? (size_t)s->rows[first + lane] : first + lane;
     if (fl_is_int8(type)) memset(panel, 0, bytes); // also the padding after the scales, and rows past the last
+    if (s->block) return move_blocks(type, panel, s, rows, count);
     for (size_t g = 0; g < groups; g++) {
         const size_t k = g * FL_GROUP, n = s->n - k < FL_GROUP ? s->n - k : FL_GROUP;
         float x[FL_LANES][FL_GROUP] = {{0}};
         fl_status status = FL_OK;
-        if (type == FL_Q8_F32) {
-            status = copy_q8(s, rows, count, panel, g);
-        } else {
-            for (size_t lane = 0; lane < count; lane++) load_group(s, rows[lane], k, n, x[lane]);
-            if (type == FL_Q8) status = store_q8(panel, groups, g, x);
-            else if (type == FL_Q4) transpose(x, n, q4->w + k);
-            else status = store_floats(type, panel, g, x);
-        }
+        for (size_t lane = 0; lane < count; lane++) load_group(s, rows[lane], k, n, x[lane]);
+        if (type == FL_Q8) status = store_q8(s->kernels, panel, groups, g, x);
+        else if (type == FL_Q4) transpose(x, n, q4->w + k);
+        else status = store_floats(type, panel, g, x);
         if (status != FL_OK) return status;
     }
     return type == FL_Q4 ? fl_q4_pack(panel, s, q4) : FL_OK;
@@ -154,7 +147,7 @@ static void pack_share(void *arg, fl_team *team, size_t id) {
     fl_status status = FL_OK;
     fl_q4_rows q4 = {NULL, NULL, NULL, NULL};
     float(*room)[FL_LANES] = NULL;
-    if (packed->type == FL_Q4) {
+    if (packed->type == FL_Q4 && !s->block) {
         room = fl_alloc((3 * s->n + fl_groups(s->n)) * sizeof *room);
         if (room) q4 = (fl_q4_rows){room, room + s->n, room + 2 * s->n, room + 3 * s->n};
         else status = FL_NO_MEMORY;
@@ -166,9 +159,12 @@ static void pack_share(void *arg, fl_team *team, size_t id) {
 }
 
 fl_status fl_pack(fl_type type, void *panels, const fl_source *s, size_t threads) {
-    if (fl_panel_bytes(type, s->n) == 0 || (s->type == FL_Q8_F32 && s->group == 0)) return FL_BAD_TENSOR;
-    if (type == FL_Q8_F32 && (s->type != FL_Q8_F32 || s->group % FL_GROUP || s->n % s->group)) return FL_BAD_TENSOR;
-    if (type == FL_Q4 && !s->kernels) return FL_BAD_TENSOR;
+    if (fl_panel_bytes(type, s->n) == 0) return FL_BAD_TENSOR;
+    if (s->block) {
+        if (type != s->block->packed || !s->block->to_panel || s->n % s->block->values) return FL_BAD_TENSOR;
+    } else if (type == FL_Q4_MIN || (fl_is_int8(type) && !s->kernels)) {
+        return FL_BAD_TENSOR;
+    }
     if (s->rows)
         for (size_t r = 0; r < s->d; r++)
             if (s->rows[r] < 0 || (size_t)s->rows[r] >= s->d) return FL_BAD_TENSOR;

@@ -3,9 +3,9 @@
 
 #include "fpenv.h"
 
-// The codebook is Lloyd's (1982, "Least squares quantization in PCM") for the weights of trained models, each group
-// scaled as q4.c scales it. It reaches further on its negative side: a scale may be negative, which turns that side to
-// the group's largest weight.
+// The table of weights that fl_pack rounds to four bits is Lloyd's (1982, "Least squares quantization in PCM") for the
+// weights of trained models, each group scaled as q4.c scales it. It reaches further on its negative side: a scale may be
+// negative, which turns that side to the group's largest weight.
 const int8_t fl_q4_values[16] = {-127, -100, -78, -61, -47, -33, -20, -8, 1, 12, 24, 36, 50, 64, 81, 107};
 
 size_t fl_panel_bytes(fl_type type, size_t n) {
@@ -16,8 +16,8 @@ size_t fl_panel_bytes(fl_type type, size_t n) {
     case FL_F16:
     case FL_BF16: return values * 2;
     case FL_Q8:
-    case FL_Q8_F32:
-    case FL_Q4: return fl_scales_bytes(type, groups) + groups * fl_group_bytes(type);
+    case FL_Q4:
+    case FL_Q4_MIN: return fl_scales_bytes(type, groups) + groups * fl_group_bytes(type);
     default: return 0;
     }
 }
@@ -37,18 +37,21 @@ static void float_row(fl_type type, const void *panel, size_t lane, size_t n, fl
     }
 }
 
-// Row `lane` of an int8 panel: n values.
-static void int8_row(fl_type type, const void *panel, size_t lane, size_t n, float *out) {
-    const uint8_t *lines = (const uint8_t *)panel + fl_scales_bytes(type, fl_groups(n));
-    for (size_t g = 0; g < fl_groups(n); g++, lines += fl_group_bytes(type)) {
-        const size_t k = g * FL_GROUP, count = n - k < FL_GROUP ? n - k : FL_GROUP, at = g * FL_LANES + lane;
-        const float scale =
-            type == FL_Q8_F32 ? ((const float *)panel)[at] : fl_f32_from_f16(((const uint16_t *)panel)[at]);
+// Row `lane` of an int8 panel.
+static void int8_row(const fl_matrix *w, const void *panel, size_t lane, float *out) {
+    const fl_type type = w->type;
+    const uint8_t *lines = (const uint8_t *)panel + fl_scales_bytes(type, fl_groups(w->n));
+    const uint16_t *scales = panel;
+    for (size_t k = 0; k < w->n; k += FL_GROUP, lines += fl_group_bytes(type), scales += fl_group_scales(type) / 2) {
+        const size_t count = w->n - k < FL_GROUP ? w->n - k : FL_GROUP;
+        const float scale = fl_f32_from_f16(scales[lane]);
+        const float minimum = type == FL_Q4_MIN ? fl_f32_from_f16(scales[FL_LANES + lane]) : 0.0f;
         for (size_t i = 0; i < count; i++) {
             unsigned shift = 0;
-            const size_t byte = type == FL_Q4 ? fl_q4_index(lane, i, &shift) : fl_q8_index(lane, i);
-            const int8_t value = type == FL_Q4 ? fl_q4_values[lines[byte] >> shift & 15] : (int8_t)lines[byte];
-            out[k + i] = (float)value * scale;
+            const size_t byte = fl_is_q4(type) ? fl_q4_index(lane, i, &shift) : fl_q8_index(lane, i);
+            const int8_t value = fl_is_q4(type) ? w->values[lines[byte] >> shift & 15] : (int8_t)lines[byte];
+            const float product = (float)value * scale;
+            out[k + i] = type == FL_Q4_MIN ? product + minimum : product; // adding 0 would change -0
         }
     }
 }
@@ -56,7 +59,7 @@ static void int8_row(fl_type type, const void *panel, size_t lane, size_t n, flo
 void fl_matrix_row(const fl_matrix *w, size_t r, float *out) {
     const char *panel = (const char *)w->data + r / FL_LANES * fl_panel_bytes(w->type, w->n);
     const fl_fpenv before = fl_fpenv_set();
-    if (fl_is_int8(w->type)) int8_row(w->type, panel, r % FL_LANES, w->n, out);
+    if (fl_is_int8(w->type)) int8_row(w, panel, r % FL_LANES, out);
     else float_row(w->type, panel, r % FL_LANES, w->n, out);
     fl_fpenv_restore(before);
 }

@@ -22,7 +22,7 @@ cimport cython
 from libc.math cimport INFINITY
 from libc.stdint cimport INT32_MAX, SIZE_MAX, UINT64_MAX, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 
 from libfastllm cimport *
 

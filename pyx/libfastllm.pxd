@@ -1,6 +1,6 @@
 # What pyx/ uses of csrc/fastllm.h, in its order; that file explains everything. Structs that _core builds have all of
 # their fields here, because Cython leaves a field that it does not know uninitialized.
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int32_t, uint32_t, uint64_t
 
 cdef extern from "fastllm.h" nogil:
     ctypedef enum fl_status:
@@ -32,8 +32,10 @@ cdef extern from "fastllm.h" nogil:
         FL_F16
         FL_BF16
         FL_Q8
-        FL_Q8_F32
         FL_Q4
+        FL_Q4_MIN
+
+    const int8_t fl_q4_values[16]
 
     ctypedef struct fl_matrix:
         const void *data
@@ -41,17 +43,24 @@ cdef extern from "fastllm.h" nogil:
         size_t d
         size_t n
         const float *bias
+        int8_t values[16]
 
     size_t fl_matrix_bytes(fl_type type, size_t d, size_t n)
 
     ctypedef struct fl_kernels:
         pass
 
+    ctypedef struct fl_block:
+        const char *name
+        size_t values
+        size_t bytes
+        fl_type packed
+        const int8_t *table
+
     ctypedef struct fl_source:
         const void *data
         fl_type type
-        const void *scales
-        size_t group
+        const fl_block *block
         size_t d
         size_t n
         const int32_t *rows
@@ -64,8 +73,8 @@ cdef extern from "fastllm.h" nogil:
     fl_status fl_factor(size_t n, double *h, float *importance, size_t threads)
     void fl_matrix_row(const fl_matrix *w, size_t r, float *out)
     int fl_finite(const float *x, size_t n)
-    const char *fl_block(size_t i, size_t *values, size_t *bytes)
-    fl_status fl_dequantize(size_t block, const void *data, size_t count, size_t threads, float *out)
+    const fl_block *fl_blocks(size_t *count)
+    void fl_dequantize(const fl_block *block, const void *data, size_t count, size_t threads, float *out)
 
     # ---- instruction sets
 

@@ -115,7 +115,8 @@ cdef class Model:
     # A tensor that a model does not have is NULL to C; expect_tensors has found those that it must have.
 
     cdef fl_matrix matrix(self, str name) except *:
-        cdef fl_matrix c = fl_matrix(NULL, FL_F32, 0, 0, NULL)
+        cdef fl_matrix c
+        memset(&c, 0, sizeof(c))
         tensor = self.tensors.get(name)
         if tensor is not None:
             c = (<Matrix?>tensor).c

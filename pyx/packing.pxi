@@ -1,17 +1,30 @@
-# A checkpoint's weights into panels: from GGUF's blocks to floats, from floats or int8 to a Matrix.
+# A checkpoint's weights into panels: from floats or GGUF's blocks to a Matrix; from blocks to floats.
 
 
 def block_types():
-    """GGUF's block types that dequantize can read, as ggml defines them: name -> (values, bytes) of a block."""
-    cdef size_t i = 0, values = 0, nbytes = 0
-    cdef const char *name
+    """GGUF's block types, as ggml defines them: name -> (values, bytes, dtype, table).
+
+    values, bytes: of a block. dtype: the type of TYPES that pack moves such blocks into, None where there is none, and
+    they must be dequantized. table: Matrix.values of the result, where that is q4.
+    """
+    cdef size_t count = 0, i
+    cdef const fl_block *blocks = fl_blocks(&count)
     found = {}
-    while True:
-        name = fl_block(i, &values, &nbytes)
-        if name is NULL:
-            return found
-        found[name.decode()] = (values, nbytes)
-        i += 1
+    for i in range(count):
+        dtype = None if blocks[i].packed == FL_F32 else TYPES[<int>blocks[i].packed]
+        table = tuple([blocks[i].table[c] for c in range(16)]) if dtype == "q4" else None
+        found[blocks[i].name.decode()] = (blocks[i].values, blocks[i].bytes, dtype, table)
+    return found
+
+
+cdef const fl_block *block_of(str name) except? NULL:
+    """The block type of that name, or NULL."""
+    cdef size_t count = 0, i
+    cdef const fl_block *blocks = fl_blocks(&count)
+    for i in range(count):
+        if blocks[i].name.decode() == name:
+            return &blocks[i]
+    return NULL
 
 
 def dequantize(str block, const unsigned char[::1] data not None, float[::1] out not None, *, size_t threads=1):
@@ -20,21 +33,18 @@ def dequantize(str block, const unsigned char[::1] data not None, float[::1] out
     block: a name from block_types; data: the bytes of whole blocks; out: exactly as many floats as they have values.
     Raises OptionError for anything else.
     """
-    types = block_types()
-    if block not in types:
-        raise OptionError(f"{block!r} is none of GGUF's block types: {', '.join(types)}")
-    cdef size_t number = list(types).index(block), values = types[block][0], nbytes = types[block][1]
-    cdef size_t count = <size_t>data.shape[0] // nbytes
-    cdef fl_status status
-    if <size_t>data.shape[0] != count * nbytes or <size_t>out.shape[0] != count * values:
+    cdef const fl_block *kind = block_of(block)
+    if kind is NULL:
+        raise OptionError(f"{block!r} is none of GGUF's block types: {', '.join(block_types())}")
+    cdef size_t count = <size_t>data.shape[0] // kind.bytes
+    if <size_t>data.shape[0] != count * kind.bytes or <size_t>out.shape[0] != count * kind.values:
         raise OptionError(f"{data.shape[0]:,} bytes of {block} blocks are not {out.shape[0]:,} values")
     if count == 0:
         return
     taken = take_cores(threads)
     with nogil:
-        status = fl_dequantize(number, &data[0], count, threads, &out[0])
+        fl_dequantize(kind, &data[0], count, threads, &out[0])
     give_cores(taken)
-    check(status, block)
 
 
 def factor(double[:, ::1] h not None, float[::1] importance not None, *, size_t threads=1):
@@ -56,37 +66,36 @@ def factor(double[:, ::1] h not None, float[::1] importance not None, *, size_t 
 
 
 def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::1] data not None, *,
-         const unsigned char[::1] scales=None, size_t group=0, const int32_t[::1] rows=None,
-         const float[::1] importance=None, const float[:, ::1] feedback=None, const float[:, ::1] products=None,
-         unsigned char[::1] out=None, size_t threads=1, str name="matrix", isa=None):
+         const int32_t[::1] rows=None, const float[::1] importance=None, const float[:, ::1] feedback=None,
+         const float[:, ::1] products=None, unsigned char[::1] out=None, size_t threads=1, str name="matrix", isa=None):
     """Packs a row-major matrix (d, n) into panels and returns them as a Matrix of type `dtype`.
 
-    data: the bytes of d * n values of source_dtype: f32, f16, bf16, or q8_f32, which are int8 with `scales`: bytes of
-    f32, one for each `group` consecutive values of the flattened matrix. rows (d,), int32: row r of the result is row
-    rows[r] of the source. out: matrix_bytes of memory, aligned to 64 bytes, for the panels; a new Buffer without it.
-    name: the matrix's name in messages.
+    data: the bytes of d * n values of source_dtype: f32, f16, bf16, or one of block_types, whose blocks become its
+    dtype and no other: bits are moved, see fl_pack in csrc/fastllm.h. Floats become every type but q4m. rows (d,),
+    int32: row r of the result is row rows[r] of the source. out: matrix_bytes of memory, aligned to 64 bytes, for the
+    panels; a new Buffer without it. name: the matrix's name in messages.
 
-    For q4, what a calibration knows of the inputs x of the matrix, all f32 (GPTQ, Frantar et al., 2022; LDLQ, Chee et
-    al., 2023). h = U diag(importance) U^T is the sum of x x^T, see factor. importance (n,): what an error in a column
+    For q4 from floats, what a calibration knows of the inputs x of the matrix, all f32 (GPTQ, Frantar et al., 2022;
+    LDLQ, Chee et al., 2023). h = U diag(importance) U^T is the sum of x x^T, see factor. importance (n,): what an error in a column
     costs; feedback (n, n), with importance: U^T, by which a column's error changes what later columns are rounded from;
     products (n, n), with feedback: h, by which values that are rounded are then improved.
 
-    Raises OptionError if a type is none of TYPES or the calibration has other shapes. Raises CheckpointError if data,
-    scales, rows or out have other sizes, source_dtype cannot become dtype, or a weight is not finite or too large.
+    Raises OptionError if a type is not known or the calibration has other shapes. Raises CheckpointError if data, rows
+    or out have other sizes, source_dtype cannot become dtype, or a weight is not finite or too large.
     """
-    cdef fl_type type = type_of(dtype), source_type = type_of(source_dtype)
-    cdef size_t size = 4 if source_type == FL_F32 else 1 if source_type == FL_Q8_F32 else 2
-    cdef fl_source source = fl_source(NULL, source_type, NULL, group, d, n, NULL, find_kernels(isa), NULL, NULL, NULL)
+    cdef fl_type type = type_of(dtype)
+    cdef const fl_block *block = block_of(source_dtype)
+    cdef fl_type source_type = FL_F32 if block is not NULL else type_of(source_dtype)
+    cdef size_t size = block.bytes if block is not NULL else 4 if source_type == FL_F32 else 2
+    cdef size_t values = block.values if block is not NULL else 1
+    cdef fl_source source = fl_source(NULL, source_type, block, d, n, NULL, find_kernels(isa), NULL, NULL, NULL)
+    cdef size_t row = n // values * size
     cdef fl_status status
-    if source_type in (FL_Q8, FL_Q4) or d == 0 or n == 0 or fl_matrix_bytes(type, d, n) == 0 \
-            or n > <size_t>data.shape[0] or <size_t>data.shape[0] % (n * size) \
-            or <size_t>data.shape[0] // (n * size) != d:
+    if source_type not in (FL_F32, FL_F16, FL_BF16) or d == 0 or n == 0 or n % values \
+            or fl_matrix_bytes(type, d, n) == 0 or n // values > <size_t>data.shape[0] \
+            or <size_t>data.shape[0] % row or <size_t>data.shape[0] // row != d:
         raise CheckpointError(f"{name} of {d} x {n} {source_dtype} values cannot be {data.shape[0]:,} bytes")
     source.data = &data[0]
-    if source_type == FL_Q8_F32:
-        if group == 0 or scales is None or <size_t>scales.shape[0] < ((d * n - 1) // group + 1) * 4:
-            raise CheckpointError(f"{name} has not a scale for each group of {group} values")
-        source.scales = &scales[0]
     if rows is not None:
         if <size_t>rows.shape[0] != d:
             raise CheckpointError(f"{name} has {d} rows, not {rows.shape[0]}")
@@ -106,9 +115,13 @@ def pack(str dtype, size_t d, size_t n, str source_dtype, const unsigned char[::
     if out is None:
         out = Buffer(fl_matrix_bytes(type, d, n))
     matrix = Matrix(dtype, d, n, out)
+    if block is not NULL and type == FL_Q4 and block.table is not NULL:
+        memcpy(matrix.c.values, block.table, 16)
     taken = take_cores(threads)
     with nogil:
         status = fl_pack(type, &out[0], &source, threads)
     give_cores(taken)
+    if status == FL_BAD_TENSOR and rows is None:
+        raise CheckpointError(f"{name} cannot become {dtype} from {source_dtype}")
     check(status, f"{name} as {dtype}")
     return matrix

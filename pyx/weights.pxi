@@ -1,7 +1,7 @@
 # Weights as the kernels read them: matrices in panels, vectors padded to 16, and layers made of both.
 from cpython.memoryview cimport PyMemoryView_FromObject
 
-TYPES = ("f32", "f16", "bf16", "q8", "q8_f32", "q4")  # names of fl_type, in its order
+TYPES = ("f32", "f16", "bf16", "q8", "q4", "q4m")  # names of fl_type, in its order
 DENSE_ACTS = ("identity", "tanh", "sigmoid", "gelu", "relu", "silu")  # names of fl_dense_act, in its order
 
 
@@ -23,16 +23,19 @@ cdef class Matrix:
     """Weights (d, n), d outputs by n inputs, in panels of 16 rows: fl_type in csrc/fastllm.h draws them. Immutable.
 
     data: the panels, any buffer of bytes that starts on a multiple of 64. It is not copied, and kept alive. count: a
-    stack of that many matrices (d, n), one after the other; only a Model multiplies by one. Raises OptionError if dtype
-    is none of TYPES, CheckpointError if `data` has not exactly the bytes of the shape or is not aligned.
+    stack of that many matrices (d, n), one after the other; only a Model multiplies by one. values: of a q4 matrix, the
+    16 int8 that its codes stand for; None for those that `pack` rounds to. Raises OptionError if dtype is none of
+    TYPES, CheckpointError if `data` has not exactly the bytes of the shape or is not aligned, and for other `values`.
     """
     cdef fl_matrix c
     cdef size_t count  # matrices in `view`: 1 without a stack
     cdef bint stack
     cdef const unsigned char[::1] view
 
-    def __cinit__(self, str dtype, size_t d, size_t n, const unsigned char[::1] data not None, *, count=None):
+    def __cinit__(self, str dtype, size_t d, size_t n, const unsigned char[::1] data not None, *, count=None,
+                  values=None):
         cdef fl_type type = type_of(dtype)
+        cdef int code
         cdef size_t need = fl_matrix_bytes(type, d, n)
         self.stack = count is not None
         self.count = count if self.stack else 1
@@ -43,7 +46,21 @@ cdef class Matrix:
         if <uintptr_t>&data[0] % FL_ALIGN:
             raise CheckpointError(f"a {dtype} matrix of {d} x {n} does not start on a multiple of {FL_ALIGN} bytes")
         self.view = data
-        self.c = fl_matrix(&data[0], type, d, n, NULL)
+        self.c.data, self.c.type, self.c.d, self.c.n = &data[0], type, d, n
+        if values is not None:
+            self.set_values(values)
+        else:
+            for code in range(16):
+                self.c.values[code] = code if type == FL_Q4_MIN else fl_q4_values[code] if type == FL_Q4 else 0
+
+    cdef int set_values(self, values) except -1:
+        cdef int code
+        if self.c.type != FL_Q4 or not isinstance(values, (list, tuple)) or len(values) != 16 \
+                or not all([isinstance(value, int) and -128 <= value < 128 for value in values]):
+            raise CheckpointError(f"a {self.dtype} matrix cannot have the values {values!r}")
+        for code in range(16):
+            self.c.values[code] = values[code]
+        return 0
 
     @property
     def dtype(self):
@@ -57,6 +74,11 @@ cdef class Matrix:
         if self.stack:
             return (self.count, d, n)
         return (d, n)
+
+    @property
+    def values(self):
+        """What the 16 codes of a q4 matrix stand for; None for other types."""
+        return tuple([self.c.values[i] for i in range(16)]) if self.c.type == FL_Q4 else None
 
     @property
     def nbytes(self):

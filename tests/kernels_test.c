@@ -16,7 +16,7 @@ int main(void) {
         test_matmul,   test_quantize,    test_vectors,   test_attend,  test_sampling,
         test_sampler,  test_pool,        test_conversions, test_functions, test_forward,
         test_nonfinite, test_threads,    test_callers,   test_pace,    test_dense,
-        test_draws,    test_logprobs,
+        test_draws,    test_logprobs,   test_blocks,
     };
     int supported;
     const char *name;

@@ -45,12 +45,15 @@ typedef int32_t products[QUAD][BUNDLE_SUMS];
 
 // Adds product n of group g to its sums.
 static FL_INLINE void add_product(const fl_type type, const quad *q, size_t g, size_t n, products *made) {
-    const vf scale = load_float(scale_type(type), q->scales[n], g * FL_LANES);
-    const float *x_scale = q->x[n][g].scale;
+    const uint8_t *scales = q->scales[n] + g * fl_group_scales(type);
+    const vf scale = load_scales(scales), minimum = type == FL_Q4_MIN ? load_minima(scales) : scale;
+    const float *x_scale = q->x[n][g].scale, *x_sum = q->x[n][g].sum;
     float *sums = q->sums[n];
     FL_UNROLL for (size_t t = 0; t < FL_LANES; t++) {
         const vf dots = vf_from_vi(_mm512_load_si512((*made)[n] + t * FL_LANES));
-        vf_store(sums + t * FL_LANES, vf_fma(dots, vf_mul(scale, vf_set1(x_scale[t])), vf_load(sums + t * FL_LANES)));
+        vf sum = vf_fma(dots, vf_mul(scale, vf_set1(x_scale[t])), vf_load(sums + t * FL_LANES));
+        if (type == FL_Q4_MIN) sum = vf_fma(minimum, vf_set1(x_sum[t]), sum);
+        vf_store(sums + t * FL_LANES, sum);
     }
 }
 

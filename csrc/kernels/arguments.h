@@ -9,10 +9,11 @@
 // ---- int8 activations ----------------------------------------------------------------------------------------------
 
 // A group of 32 activations of a token, and their scale. `bias` is -128 * sum(q), for instructions that multiply
-// unsigned by signed: the sum of (w + 128) * q, plus the bias, is the sum of w * q.
+// unsigned by signed: the sum of (w + 128) * q, plus the bias, is the sum of w * q. `sum` is scale * sum(q), and
+// an outlier of the group: weights with a minimum are multiplied by it.
 typedef struct fl_q8_group {
     int8_t q[FL_GROUP];
-    float scale;
+    float scale, sum;
     int32_t bias;
 } fl_q8_group;
 
@@ -28,7 +29,7 @@ enum { FL_NONE = 255 };
 // A group of each of 16 tokens side by side: a token has a place in the bundle.
 typedef struct fl_q8_bundle {
     int8_t q[FL_LANES][FL_GROUP];
-    float scale[FL_LANES];
+    float scale[FL_LANES], sum[FL_LANES];
     int32_t bias[FL_LANES];
 } fl_q8_bundle;
 

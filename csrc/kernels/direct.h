@@ -18,7 +18,7 @@ enum { MOST_PANELS = 8, MOST_TOKENS = 8 }; // of a tile
 
 // How far ahead weights are fetched: rows k of a float panel, groups of an int8 one.
 static FL_INLINE size_t ahead(const fl_type type) {
-    return type == FL_F32 ? 32 : !fl_is_int8(type) ? 64 : type == FL_Q4 ? 6 : 2;
+    return type == FL_F32 ? 32 : !fl_is_int8(type) ? 64 : fl_is_q4(type) ? 6 : 2;
 }
 
 // Token t of a tile's inputs. Past the last it is the last once more, and its sums are not stored.
@@ -60,7 +60,7 @@ static FL_INLINE void tile_float(const size_t P, const size_t T, const fl_type t
 static FL_INLINE void fetch_quarter(const fl_type type, const uint8_t *panel, size_t lines, size_t g, size_t quarter) {
     const size_t bytes = fl_group_bytes(type) / 4;
     const uint8_t *group = panel + lines + g * fl_group_bytes(type);
-    if (quarter == 0) FL_PREFETCH(panel + g * scales_of_group(type));
+    if (quarter == 0) FL_PREFETCH(panel + g * fl_group_scales(type));
     FL_UNROLL for (size_t i = 0; i < bytes; i += 64) FL_PREFETCH(group + quarter * bytes + i);
 }
 
@@ -68,6 +68,7 @@ static FL_INLINE void fetch_quarter(const fl_type type, const uint8_t *panel, si
 static FL_INLINE void tile_int8(const size_t P, const size_t T, const fl_type type, const product *p, size_t first,
                                 size_t t0) {
     const size_t groups = fl_groups(p->n), lines = fl_scales_bytes(type, groups);
+    const vt table = vt_load(p->values);
     const uint8_t *w[MOST_PANELS];
     const fl_q8_group *x[MOST_TOKENS];
     vf sum[MOST_PANELS][MOST_TOKENS];
@@ -86,15 +87,19 @@ static FL_INLINE void tile_int8(const size_t P, const size_t T, const fl_type ty
             FL_UNROLL for (size_t i = 0; i < P; i++) {
                 vb line[2];
                 fetch_quarter(type, w[i] + beyond, lines, far, quarter);
-                load_lines(type, w[i] + lines + g * fl_group_bytes(type), quarter, line);
+                load_lines(type, table, w[i] + lines + g * fl_group_bytes(type), quarter, line);
                 FL_UNROLL for (size_t h = 0; h < 2; h++)
                     FL_UNROLL for (size_t t = 0; t < T; t++)
                         dot[i][t] = vi_dot_at(dot[i][t], line[h], x[t][g].q, 8 * quarter + 4 * h);
             }
         FL_UNROLL for (size_t i = 0; i < P; i++) {
-            const vf scale = load_float(scale_type(type), w[i], g * FL_LANES);
+            const uint8_t *scales = w[i] + g * fl_group_scales(type);
+            const vf scale = load_scales(scales);
             FL_UNROLL for (size_t t = 0; t < T; t++)
                 sum[i][t] = vf_fma(vf_from_vi(dot[i][t]), vf_mul(scale, vf_set1(x[t][g].scale)), sum[i][t]);
+            if (type != FL_Q4_MIN) continue;
+            const vf minimum = load_minima(scales);
+            FL_UNROLL for (size_t t = 0; t < T; t++) sum[i][t] = vf_fma(minimum, vf_set1(x[t][g].sum), sum[i][t]);
         }
     }
     store_tile(P, T, p, first, t0, sum);

@@ -29,9 +29,15 @@ static FL_INLINE void stretch_tile(const size_t P, const size_t T, const fl_type
                     dot[i][j] = vi_dot_at(dot[i][j], line[i], q + j * FL_GROUP, k);
         }
         FL_UNROLL for (size_t i = 0; i < P; i++) {
-            const vf scale = load_float(scale_type(type), s->scales[i], g * FL_LANES);
+            const uint8_t *scales = s->scales[i] + g * fl_group_scales(type);
+            const vf scale = load_scales(scales);
             FL_UNROLL for (size_t j = 0; j < T; j++)
                 sum[i][j] = vf_fma(vf_from_vi(dot[i][j]), vf_mul(scale, vf_set1(x[g].scale[place + j])), sum[i][j]);
+            if (type == FL_Q4_MIN) {
+                const vf minimum = load_minima(scales);
+                FL_UNROLL for (size_t j = 0; j < T; j++)
+                    sum[i][j] = vf_fma(minimum, vf_set1(x[g].sum[place + j]), sum[i][j]);
+            }
             if (fetches) fetch_upcoming(type, s, i, g);
         }
     }

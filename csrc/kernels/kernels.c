@@ -22,7 +22,7 @@ extern const fl_kernels NAME(FL_ISA);
 const fl_kernels NAME(FL_ISA) = {
     .name = TEXT(FL_ISA),
     .matmul = {[FL_F32] = matmul_f32, [FL_F16] = matmul_f16, [FL_BF16] = matmul_bf16, [FL_Q8] = matmul_q8,
-               [FL_Q8_F32] = matmul_q8_f32, [FL_Q4] = matmul_q4},
+               [FL_Q4] = matmul_q4, [FL_Q4_MIN] = matmul_q4_min},
     .quantize = quantize,
     .norm = {[FL_RMS_NORM] = rms_norm, [FL_LAYER_NORM] = layer_norm},
     .act = {[FL_SILU] = act_silu, [FL_GELU_TANH] = act_gelu_tanh, [FL_GELU_ERF] = act_gelu_erf,
@@ -31,6 +31,7 @@ const fl_kernels NAME(FL_ISA) = {
     .attend = {[FL_F32] = attend_f32, [FL_F16] = attend_f16, [FL_Q8] = attend_q8},
     .merge = merge,
     .probabilities = {[FL_F32] = probabilities_f32, [FL_F16] = probabilities_f16, [FL_Q8] = probabilities_q8},
+    .q8_search = q8_search,
     .q4_search = q4_search,
     .q4_round = q4_round,
     .q4_descend = q4_descend,

@@ -4,6 +4,7 @@
 //   vf   16 floats
 //   vi   16 int32
 //   vb   64 bytes: a line of an int8 panel, 16 rows x 4 k, in the form that the machine's dot product takes
+//   vt   the table of a matrix of four bits: 16 int8, in the form in which their codes are looked up
 //
 // Each set also says how much fits its registers and what its CPUs do well:
 //

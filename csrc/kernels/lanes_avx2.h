@@ -19,6 +19,7 @@
 
 typedef struct { __m256 l, h; } vf;
 typedef struct { __m256i l, h; } vi;
+typedef __m256i vt;
 
 static inline vf vf_set1(float x) { const __m256 v = _mm256_set1_ps(x); return (vf){v, v}; }
 static inline vf vf_load(const float *p) { return (vf){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -77,9 +78,9 @@ static inline vb vb_reload(const uint8_t *p) {
     const __m256i *q = (const void *)p;
     return (vb){_mm256_load_si256(q), _mm256_load_si256(q + 1)};
 }
-static inline __m256i fl_codebook(void) {
-    const __m128i values = _mm_loadu_si128((const void *)fl_q4_values);
-    return _mm256_xor_si256(_mm256_broadcastsi128_si256(values), _mm256_set1_epi8((char)0x80));
+static inline vt vt_load(const int8_t *values) {
+    const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)values));
+    return _mm256_xor_si256(twice, _mm256_set1_epi8((char)0x80));
 }
 static inline vb fl_line(__m256i l, __m256i h) { return (vb){l, h}; }
 static inline vi vi_dot(vi c, vb w, int32_t a4) {
@@ -96,8 +97,8 @@ static inline vb vb_load(const int8_t *p) {
     return (vb){l, h, _mm256_abs_epi8(l), _mm256_abs_epi8(h)};
 }
 static inline vb vb_reload(const uint8_t *p) { return vb_load((const int8_t *)p); }
-static inline __m256i fl_codebook(void) {
-    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)fl_q4_values));
+static inline vt vt_load(const int8_t *values) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)values));
 }
 static inline vb fl_line(__m256i l, __m256i h) { return (vb){l, h, _mm256_abs_epi8(l), _mm256_abs_epi8(h)}; }
 static inline __m256i fl_dot_half(__m256i c, __m256i w, __m256i abs_w, __m256i a) {
@@ -114,13 +115,13 @@ static inline void vb_store(uint8_t *p, vb w) {
     _mm256_store_si256((void *)p, w.l);
     _mm256_store_si256((void *)(p + 32), w.h);
 }
-static inline void vb_load_codes(const uint8_t *p, vb *low, vb *high) {
+static inline void vb_load_codes(const uint8_t *p, vt table, vb *low, vb *high) {
     const __m256i *q = (const void *)p, l = _mm256_loadu_si256(q), h = _mm256_loadu_si256(q + 1);
-    const __m256i four = _mm256_set1_epi8(15), values = fl_codebook();
-    *low = fl_line(_mm256_shuffle_epi8(values, _mm256_and_si256(l, four)),
-                   _mm256_shuffle_epi8(values, _mm256_and_si256(h, four)));
-    *high = fl_line(_mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16(l, 4), four)),
-                    _mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16(h, 4), four)));
+    const __m256i four = _mm256_set1_epi8(15);
+    *low = fl_line(_mm256_shuffle_epi8(table, _mm256_and_si256(l, four)),
+                   _mm256_shuffle_epi8(table, _mm256_and_si256(h, four)));
+    *high = fl_line(_mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(l, 4), four)),
+                    _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(h, 4), four)));
 }
 
 static inline vf vf_load_i8(const int8_t *p) {

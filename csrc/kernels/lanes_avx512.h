@@ -20,6 +20,7 @@
 typedef __m512 vf;
 typedef __m512i vi;
 typedef __m512i vb;
+typedef __m512i vt;
 
 static inline vf vf_set1(float x) { return _mm512_set1_ps(x); }
 static inline vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
@@ -61,17 +62,19 @@ static inline void vb_store(uint8_t *p, vb w) {
     _mm512_store_si512(p, w);
 }
 static inline vb vb_reload(const uint8_t *p) { return _mm512_load_si512(p); }
-static inline void vb_load_codes(const uint8_t *p, vb *low, vb *high) {
+static inline vt vt_load(const int8_t *values) {
+    return _mm512_xor_si512(_mm512_broadcast_i32x4(_mm_loadu_si128((const void *)values)),
+                            _mm512_set1_epi8((char)0x80));
+}
+static inline void vb_load_codes(const uint8_t *p, vt table, vb *low, vb *high) {
     const __m512i codes = _mm512_loadu_si512(p);
-    const __m512i values = _mm512_xor_si512(_mm512_broadcast_i32x4(_mm_loadu_si128((const void *)fl_q4_values)),
-                                            _mm512_set1_epi8((char)0x80));
-#ifdef FL_AMX // VBMI looks up six bits, in the values four times over: the upper two bits need not be masked
-    *low = _mm512_permutexvar_epi8(codes, values);
-    *high = _mm512_permutexvar_epi8(_mm512_srli_epi16(codes, 4), values);
+#ifdef FL_AMX // VBMI looks up six bits, in the table four times over: the upper two bits need not be masked
+    *low = _mm512_permutexvar_epi8(codes, table);
+    *high = _mm512_permutexvar_epi8(_mm512_srli_epi16(codes, 4), table);
 #else
     const __m512i four = _mm512_set1_epi8(15);
-    *low = _mm512_shuffle_epi8(values, _mm512_and_si512(codes, four));
-    *high = _mm512_shuffle_epi8(values, _mm512_and_si512(_mm512_srli_epi16(codes, 4), four));
+    *low = _mm512_shuffle_epi8(table, _mm512_and_si512(codes, four));
+    *high = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(codes, 4), four));
 #endif
 }
 static inline vi vi_dot(vi c, vb w, int32_t a4) { return _mm512_dpbusd_epi32(c, w, _mm512_set1_epi32(a4)); }

@@ -19,6 +19,7 @@
 typedef struct { float32x4_t v[4]; } vf;
 typedef struct { int32x4_t v[4]; } vi;
 typedef struct { int8x16_t v[4]; } vb;
+typedef int8x16_t vt;
 
 #define EACH(expr) vf o; for (int j = 0; j < 4; j++) o.v[j] = (expr); return o
 #define EACH_I(expr) vi o; for (int j = 0; j < 4; j++) o.v[j] = (expr); return o
@@ -64,12 +65,12 @@ static inline void vb_store(uint8_t *p, vb w) {
     for (int j = 0; j < 4; j++) vst1q_s8((int8_t *)p + 16 * j, w.v[j]);
 }
 static inline vb vb_reload(const uint8_t *p) { return vb_load((const int8_t *)p); }
-static inline void vb_load_codes(const uint8_t *p, vb *low, vb *high) {
-    const int8x16_t values = vld1q_s8(fl_q4_values);
+static inline vt vt_load(const int8_t *values) { return vld1q_s8(values); }
+static inline void vb_load_codes(const uint8_t *p, vt table, vb *low, vb *high) {
     for (int j = 0; j < 4; j++) {
         const uint8x16_t codes = vld1q_u8(p + 16 * j);
-        low->v[j] = vqtbl1q_s8(values, vandq_u8(codes, vdupq_n_u8(15)));
-        high->v[j] = vqtbl1q_s8(values, vshrq_n_u8(codes, 4));
+        low->v[j] = vqtbl1q_s8(table, vandq_u8(codes, vdupq_n_u8(15)));
+        high->v[j] = vqtbl1q_s8(table, vshrq_n_u8(codes, 4));
     }
 }
 static inline vi vi_dot(vi c, vb w, int32_t a4) {

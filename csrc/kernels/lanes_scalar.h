@@ -21,6 +21,7 @@
 typedef struct { float v[16]; } vf;
 typedef struct { int32_t v[16]; } vi;
 typedef struct { int8_t w[64]; } vb; // a line: 16 rows x 4 k
+typedef struct { int8_t v[16]; } vt;
 
 #define EACH(expr) vf o; for (int j = 0; j < 16; j++) o.v[j] = (expr); return o
 #define EACH_I(expr) vi o; for (int j = 0; j < 16; j++) o.v[j] = (expr); return o
@@ -68,11 +69,16 @@ static inline vb vb_load(const int8_t *p) {
 // To a stretch (staged.h), in the form that costs vb_reload least, or that AMX takes.
 static inline void vb_store(uint8_t *p, vb w) { memcpy(p, w.w, sizeof w.w); }
 static inline vb vb_reload(const uint8_t *p) { return vb_load((const int8_t *)p); }
+static inline vt vt_load(const int8_t *values) {
+    vt o;
+    memcpy(o.v, values, sizeof o.v);
+    return o;
+}
 // The two lines whose codes are in the low and in the high four bits of a q4 line.
-static inline void vb_load_codes(const uint8_t *p, vb *low, vb *high) {
+static inline void vb_load_codes(const uint8_t *p, vt table, vb *low, vb *high) {
     for (int j = 0; j < 64; j++) {
-        low->w[j] = fl_q4_values[p[j] & 15];
-        high->w[j] = fl_q4_values[p[j] >> 4];
+        low->w[j] = table.v[p[j] & 15];
+        high->w[j] = table.v[p[j] >> 4];
     }
 }
 // c[j] + the sum of w[j][i] * a[i], i < 4, with a the four int8 in a4.

@@ -9,11 +9,11 @@
 static FL_INLINE void matmul(const fl_type type, const fl_matrix *w, size_t panel0, size_t panel1, const fl_inputs *in,
                              size_t tokens, float *out, size_t out_stride, int add) {
     const size_t parts = fl_is_int8(type) ? in->parts : 1, rows = tokens * parts;
-    product p = {.panels = w->data, .panel_bytes = fl_panel_bytes(type, w->n), .n = w->n, .in = in, .tokens = rows,
-                 .parts = parts, .out = out, .out_stride = out_stride, .add = add};
+    product p = {.panels = w->data, .values = w->values, .panel_bytes = fl_panel_bytes(type, w->n), .n = w->n, .in = in,
+                 .tokens = rows, .parts = parts, .out = out, .out_stride = out_stride, .add = add};
     // Looking up four-bit codes takes registers and time: four streams are then read faster than eight. With more
     // tokens, and registers enough, one look-up serves several products.
-    const size_t streams = type == FL_Q4 ? 4 : FL_STREAMS, wide = FL_FEW >= 8 ? FL_STREAMS : streams;
+    const size_t streams = fl_is_q4(type) ? 4 : FL_STREAMS, wide = FL_FEW >= 8 ? FL_STREAMS : streams;
     if (rows == 1) multiply_direct(streams, 1, type, &p, panel0, panel1);
     else if (rows == 2) multiply_direct(streams, 2, type, &p, panel0, panel1);
     else if (fl_is_int8(type) && fl_bundle_width(rows) > 1) multiply_staged(type, &p, panel0, panel1);
@@ -32,8 +32,8 @@ MATMUL(f32, FL_F32)
 MATMUL(f16, FL_F16)
 MATMUL(bf16, FL_BF16)
 MATMUL(q8, FL_Q8)
-MATMUL(q8_f32, FL_Q8_F32)
 MATMUL(q4, FL_Q4)
+MATMUL(q4_min, FL_Q4_MIN)
 #undef MATMUL
 
 #endif

@@ -1,6 +1,7 @@
 // Products of int8 weights with the outliers of activations (quantize.h), as floats: they are few, one for some of a
 // token's groups, and each is one column of the matrix. A token's outliers add up by themselves, k ascending, and their
-// sum is added to the token's outputs once. A token without any keeps its bits.
+// sum is added to the token's outputs once. A token without any keeps its bits. Weights' minima are not in it: they
+// have been multiplied by the sums of whole groups.
 #ifndef FL_OUTLIERS_H
 #define FL_OUTLIERS_H
 
@@ -9,14 +10,14 @@
 enum { SPARSE_PANELS = FL_STREAMS > 4 ? 8 : 4 }; // whose sums stay in registers
 
 // Column k of group g of a panel: 16 weights, as integers. A line holds four columns; `one` picks one of them.
-static FL_INLINE vf column_of(const fl_type type, const uint8_t *lines, size_t g, size_t k) {
+static FL_INLINE vf column_of(const fl_type type, const vt table, const uint8_t *lines, size_t g, size_t k) {
     static const int8_t one[4][FL_LANES] = {{1}, {0, 1}, {0, 0, 1}, {0, 0, 0, 1}};
     static const int8_t none[FL_LANES] = {0};
     const uint8_t *group = lines + g * fl_group_bytes(type);
     vi dot = vi_dot_start(-128);
-    if (type == FL_Q4) {
+    if (fl_is_q4(type)) {
         vb low, high;
-        vb_load_codes(group + k / 8 * 64, &low, &high);
+        vb_load_codes(group + k / 8 * 64, table, &low, &high);
         dot = vi_dot_at(dot, low, k / 4 % 2 ? none : one[k % 4], 0);
         dot = vi_dot_at(dot, high, k / 4 % 2 ? one[k % 4] : none, 0);
     } else {
@@ -29,6 +30,7 @@ static FL_INLINE vf column_of(const fl_type type, const uint8_t *lines, size_t g
 static FL_INLINE void add_outliers_of(const size_t P, const fl_type type, const product *p, size_t panel, size_t t,
                                       const fl_outliers *outliers, const uint32_t *list, size_t count) {
     const size_t lines = fl_scales_bytes(type, fl_groups(p->n));
+    const vt table = vt_load(p->values);
     const uint8_t *w[SPARSE_PANELS];
     vf sum[SPARSE_PANELS];
     FL_UNROLL for (size_t i = 0; i < P; i++) w[i] = p->panels + (panel + i) * p->panel_bytes, sum[i] = vf_set1(0.0f);
@@ -36,8 +38,8 @@ static FL_INLINE void add_outliers_of(const size_t P, const fl_type type, const 
         const size_t g = list[j], k = outliers->k[g];
         const vf value = vf_set1(outliers->value[g]);
         FL_UNROLL for (size_t i = 0; i < P; i++) {
-            const vf scale = load_float(scale_type(type), w[i], g * FL_LANES);
-            sum[i] = vf_fma(column_of(type, w[i] + lines, g, k), vf_mul(scale, value), sum[i]);
+            const vf scale = load_scales(w[i] + g * fl_group_scales(type));
+            sum[i] = vf_fma(column_of(type, table, w[i] + lines, g, k), vf_mul(scale, value), sum[i]);
         }
     }
     float *out = p->out + t * p->out_stride + panel * FL_LANES;

@@ -8,6 +8,7 @@
 // out[t][r] = or += sum over k of w[r][k] * x[t][k].
 typedef struct product {
     const uint8_t *panels; // of w
+    const int8_t *values;  // (16,) of w's codes
     size_t panel_bytes, n;
     const fl_inputs *in;
     size_t tokens; // rows of the inputs: `parts` for each token
@@ -19,9 +20,9 @@ typedef struct product {
     size_t next;  // and the next tile's are so many panels after them: what is fetched ahead
 } product;
 
-// f16 scales, or the f32 ones of FL_Q8_F32.
-static FL_INLINE fl_type scale_type(const fl_type type) { return type == FL_Q8_F32 ? FL_F32 : FL_F16; }
-static FL_INLINE size_t scales_of_group(const fl_type type) { return FL_LANES * (type == FL_Q8_F32 ? 4 : 2); } // bytes
+// A group's 16 scales, and the 16 minima that FL_Q4_MIN has after them.
+static FL_INLINE vf load_scales(const uint8_t *scales) { return load_float(FL_F16, scales, 0); }
+static FL_INLINE vf load_minima(const uint8_t *scales) { return load_float(FL_F16, scales, FL_LANES); }
 
 // Panel i of a tile whose first panel is number `first`.
 static FL_INLINE const uint8_t *panel_at(const product *p, size_t first, size_t i) {
@@ -35,10 +36,10 @@ static FL_INLINE void store_sum(const product *p, size_t panel, size_t t, vf sum
     vf_store(out, p->add || second ? vf_add(vf_load(out), sum) : sum);
 }
 
-// Lines 2 i and 2 i + 1 of a group of int8, i < 4.
-static FL_INLINE void load_lines(const fl_type type, const uint8_t *group, size_t i, vb line[2]) {
-    if (type == FL_Q4) {
-        vb_load_codes(group + i * 64, &line[0], &line[1]);
+// Lines 2 i and 2 i + 1 of a group of int8, i < 4. table: of the codes of four bits.
+static FL_INLINE void load_lines(const fl_type type, const vt table, const uint8_t *group, size_t i, vb line[2]) {
+    if (fl_is_q4(type)) {
+        vb_load_codes(group + i * 64, table, &line[0], &line[1]);
     } else {
         line[0] = vb_load((const int8_t *)group + i * 128);
         line[1] = vb_load((const int8_t *)group + i * 128 + 64);

@@ -1,7 +1,7 @@
 // Activations in fewer bits: int8 groups for matrix products, and f16 for keys and values.
 //
-// A few channels of a trained model are outliers, and a group of 32 that holds one has a coarse scale: most of the error
-// of int8 products comes from there (Dettmers et al., 2022, "LLM.int8()", keep whole channels in f16 for that). Here a
+// A few channels of a trained model are outliers, and a group of 32 that holds one has a coarse scale: most of the
+// error of int8 products comes from there (Dettmers et al., 2022, "LLM.int8()", keep whole channels in f16 for that). Here a
 // group's largest value is taken out where it exceeds 5 times the group's own root mean square. It is multiplied as a
 // float (outliers.h), and the others get the scale of the largest among them. The rule looks at one group alone, so
 // whoever quantizes it needs nothing else.
@@ -48,33 +48,36 @@ static FL_INLINE int channel_of(vf a, vf b, float largest) {
 }
 
 static void quantize(const float *x, size_t n, void *bundle, size_t width, size_t place, const fl_outliers *outliers) {
-    char *at = bundle; // group by group: width x 32 int8, width scales, width biases
+    char *at = bundle; // group by group: width x 32 int8, width scales, width sums, width biases
     for (size_t g = 0; g < n / FL_GROUP; g++, x += FL_GROUP, at += width * sizeof(fl_q8_group)) {
         int8_t *q = (int8_t *)at + place * FL_GROUP;
         float *scales = (float *)(void *)(at + width * FL_GROUP);
-        int32_t *biases = (int32_t *)(void *)(scales + width);
+        float *sums = scales + width;
+        int32_t *biases = (int32_t *)(void *)(sums + width);
         const vf a = vf_load(x), b = vf_load(x + FL_LANES);
         const float largest = lanes_largest(a, b);
         if (outliers) outliers->k[g] = FL_NONE;
         if (!(largest <= FLT_MAX)) {
             memset(q, 0, FL_GROUP);
-            scales[place] = NAN;
+            scales[place] = sums[place] = NAN;
             biases[place] = 0;
             continue;
         }
         codes c = round_group(a, b, largest);
+        float taken = 0.0f;
         if (outliers && c.sums[1] < OUTLIER_SQUARES && c.scale > 0) {
             // There is only one such value: the squares of two alone would be more.
             const vf most = vf_set1(largest), zero = vf_set1(0.0f);
             const vf rest_a = vf_select_gt(most, vf_abs(a), a, zero), rest_b = vf_select_gt(most, vf_abs(b), b, zero);
             const int k = channel_of(a, b, largest);
             outliers->k[g] = (uint8_t)k;
-            outliers->value[g] = x[k];
+            outliers->value[g] = taken = x[k];
             c = round_group(rest_a, rest_b, lanes_largest(rest_a, rest_b));
         }
         vi_store_i8(q, c.a);
         vi_store_i8(q + FL_LANES, c.b);
         scales[place] = c.scale;
+        sums[place] = c.scale * c.sums[0] + taken;
         biases[place] = -128 * (int32_t)c.sums[0];
     }
 }

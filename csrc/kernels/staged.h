@@ -22,11 +22,11 @@
 #endif
 
 // Groups of a panel as int8 lines in the form of vb_reload.
-static FL_INLINE void unpack(const fl_type type, const uint8_t *packed, size_t groups, uint8_t *out) {
+static FL_INLINE void unpack(const fl_type type, const vt table, const uint8_t *packed, size_t groups, uint8_t *out) {
     for (size_t g = 0; g < groups; g++)
         FL_UNROLL for (size_t i = 0; i < 4; i++) {
             vb line[2];
-            load_lines(type, packed + g * fl_group_bytes(type), i, line);
+            load_lines(type, table, packed + g * fl_group_bytes(type), i, line);
             vb_store(out + g * FL_LANES * FL_GROUP + i * 128, line[0]);
             vb_store(out + g * FL_LANES * FL_GROUP + i * 128 + 64, line[1]);
         }
@@ -36,6 +36,7 @@ static FL_INLINE void unpack(const fl_type type, const uint8_t *packed, size_t g
 static FL_INLINE void stretches_of(const size_t P, const fl_type type, const product *p, size_t panel, size_t token,
                                    size_t count) {
     const size_t groups = fl_groups(p->n), lines = fl_scales_bytes(type, groups);
+    const vt table = vt_load(p->values);
     const fl_q8_bundle *x = (const fl_q8_bundle *)p->in->q + token / FL_LANES * groups;
     _Alignas(64) float sums[STRETCH_BUNDLES * FL_STRETCH_PANELS * BUNDLE_SUMS];
     _Alignas(64) uint8_t unpacked[FL_STRETCH_PANELS][STRETCH_GROUPS * FL_LANES * FL_GROUP];
@@ -47,11 +48,11 @@ static FL_INLINE void stretches_of(const size_t P, const fl_type type, const pro
         for (size_t i = 0; i < P; i++) {
             const uint8_t *at = panel_at(p, panel, i);
             s.lines[i] = at + lines + g * fl_group_bytes(type);
-            s.scales[i] = at + g * scales_of_group(type);
+            s.scales[i] = at + g * fl_group_scales(type);
             s.upcoming[i] = s.ends ? at + p->next * p->panel_bytes + lines
                                    : s.lines[i] + s.groups * fl_group_bytes(type);
-            if (type == FL_Q4 || FL_UNPACKS) {
-                unpack(type, s.lines[i], s.groups, unpacked[i]);
+            if (fl_is_q4(type) || FL_UNPACKS) {
+                unpack(type, table, s.lines[i], s.groups, unpacked[i]);
                 FL_COMPILER_FENCE; // some compilers do not know that AMX's loads read memory, and move them up
                 s.lines[i] = unpacked[i];
             }

@@ -18,7 +18,7 @@ typedef struct stretch {
     size_t groups;                              // of this stretch
     int begins, ends;                           // the sums begin with it; they end with it, and go to the output
     const uint8_t *lines[FL_STRETCH_PANELS];    // of each panel: 8 lines of int8 a group, as vb_reload takes them
-    const uint8_t *scales[FL_STRETCH_PANELS];   // of each panel: 16 of scale_type a group
+    const uint8_t *scales[FL_STRETCH_PANELS];   // of each panel: fl_group_scales bytes a group
     const uint8_t *upcoming[FL_STRETCH_PANELS]; // of each panel: lines of the next stretch, fetched meanwhile
 } stretch;
 

@@ -50,11 +50,22 @@ DENSE_ACTS: tuple[str, ...]
 def matrix_bytes(dtype: str, d: int, n: int) -> int: ...
 
 class Matrix:
-    def __init__(self, dtype: str, d: int, n: int, data: _AnyBuffer, *, count: int | None = None) -> None: ...
+    def __init__(
+        self,
+        dtype: str,
+        d: int,
+        n: int,
+        data: _AnyBuffer,
+        *,
+        count: int | None = None,
+        values: _Tokens[int] | None = None,
+    ) -> None: ...
     @property
     def dtype(self) -> str: ...
     @property
     def shape(self) -> tuple[int, ...]: ...
+    @property
+    def values(self) -> tuple[int, ...] | None: ...
     @property
     def nbytes(self) -> int: ...
     @property
@@ -87,7 +98,7 @@ class Dense:
 
 # ---- packing.pxi
 
-def block_types() -> dict[str, tuple[int, int]]: ...
+def block_types() -> dict[str, tuple[int, int, str | None, tuple[int, ...] | None]]: ...
 def dequantize(block: str, data: _AnyBuffer, out: _AnyBuffer, *, threads: int = 1) -> None: ...
 def factor(h: _AnyBuffer, importance: _AnyBuffer, *, threads: int = 1) -> None: ...
 def pack(
@@ -97,8 +108,6 @@ def pack(
     source_dtype: str,
     data: _AnyBuffer,
     *,
-    scales: _AnyBuffer | None = None,
-    group: int = 0,
     rows: _AnyBuffer | None = None,
     importance: _AnyBuffer | None = None,
     feedback: _AnyBuffer | None = None,

@@ -3,22 +3,29 @@
 A tensor of any shape is read as a matrix [rows, width] whose width is the last axis; a vector is one row. Formats make
 tensors. Families cut, join and transpose them with the functions below, each of which returns a tensor with a new
 `read` and reads nothing itself. `read` reads no more rows than it is asked for, unless the file's layout forces it to.
+
+Where a file has quantized blocks (GGUF's types, MXFP4), a tensor's rows are those blocks, so that they can be packed as
+they are. What moves whole rows keeps them; what cuts or joins columns, transposes or computes makes f32 of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastllm import _core
 from fastllm.errors import CheckpointError
+from fastllm.machine import thread_count
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SIZES = {"f32": 4, "f16": 2, "bf16": 2, "q8_f32": 1}  # bytes of a value
+SIZES = {"f32": 4, "f16": 2, "bf16": 2}  # bytes of a value
+BLOCKS = _core.block_types()  # a block type's name -> (values, bytes, dtype, table), as _core.block_types says
 
 _COMPARED = 1 << 18  # values that `equal` reads at once
 
@@ -52,18 +59,15 @@ class Raw(NamedTuple):
 class Tensor(NamedTuple):
     """A tensor of a checkpoint.
 
-    dtype: the type it is read as: f32, f16, bf16, or q8_f32: int8 values with a scale for each group, here `group`
-    consecutive values of the whole flattened tensor. scales: those f32 scales. read(begin, end): rows begin .. end as
-    contiguous bytes, row-major; end is at most `rows`.
-    stored: the file's name for its own type, if it takes fewer bits than dtype (quantized weights), else None.
+    dtype: the type it is read as: f32, f16, bf16, or a name of BLOCKS. read(begin, end): rows begin .. end as
+    contiguous bytes, row-major; end is at most `rows`. Rows of blocks are as wide as a whole number of them.
+    stored: the file's name for its own type, where the weights are quantized, else None.
     raw: the values in the file's own type, where that is an integer or float8, else None.
     """
 
     dtype: str
     shape: tuple[int, ...]
     read: Callable[[int, int], Bytes]
-    scales: memoryview | None = None
-    group: int = 0
     stored: str | None = None
     raw: Raw | None = None
 
@@ -79,18 +83,27 @@ class Tensor(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values in `dtype`, and of the scales."""
-        return prod(self.shape) * SIZES[self.dtype] + (len(self.scales) if self.scales is not None else 0)
+        """Bytes of all values in `dtype`."""
+        return nbytes(self.dtype, self.shape)
 
     def all(self) -> Bytes:
         """The bytes of all rows."""
         return self.read(0, self.rows)
 
 
+def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of so many values of a dtype, one of SIZES or of BLOCKS."""
+    if dtype in SIZES:
+        return prod(shape) * SIZES[dtype]
+    values, block, *_ = BLOCKS[dtype]
+    return prod(shape) // values * block
+
+
 def mapped(dtype: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
-    """A tensor that lies row-major in `data`."""
-    width = (shape[-1] if shape else 1) * SIZES[dtype]
-    return Tensor(dtype, shape, lambda begin, end: data[begin * width : end * width])
+    """A tensor that lies row-major in `data`. dtype: one of SIZES or of BLOCKS."""
+    width = nbytes(dtype, shape[-1:])
+    stored = None if dtype in SIZES else dtype
+    return Tensor(dtype, shape, lambda begin, end: data[begin * width : end * width], stored)
 
 
 class Reader:
@@ -112,7 +125,7 @@ class Reader:
 
     def tensor(self, dtype: str, shape: tuple[int, ...], what: str) -> Tensor:
         """The next bytes as a tensor. Raises CheckpointError as `take` does."""
-        return mapped(dtype, shape, self.take(prod(shape) * SIZES[dtype], what))
+        return mapped(dtype, shape, self.take(nbytes(dtype, shape), what))
 
 
 def floats(tensor: Tensor, begin: int = 0, end: int | None = None) -> NDArray[np.float32]:
@@ -128,12 +141,16 @@ def floats(tensor: Tensor, begin: int = 0, end: int | None = None) -> NDArray[np
     elif tensor.dtype == "bf16":
         values = (numpy.frombuffer(data, numpy.uint16).astype(numpy.uint32) << 16).view(numpy.float32)
     else:
-        first = begin * tensor.width
-        scales = numpy.frombuffer(tensor.scales, numpy.float32)  # type: ignore[arg-type]  # q8_f32 always has scales
-        groups = numpy.arange(first, end * tensor.width) // tensor.group
-        with numpy.errstate(over="ignore", invalid="ignore"):  # packing refuses values that are not finite
-            values = numpy.frombuffer(data, numpy.int8).astype(numpy.float32) * scales[groups]
+        out: Bytes = numpy.empty((end - begin) * tensor.width, numpy.float32)
+        if len(out):
+            _core.dequantize(tensor.dtype, memoryview(data).cast("B"), out, threads=_threads())
+        values = out
     return values.reshape(end - begin, tensor.width)
+
+
+@cache
+def _threads() -> int:
+    return thread_count()[0]
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
@@ -143,7 +160,7 @@ def equal(a: Tensor, b: Tensor) -> bool:
     step = max(1, _COMPARED // max(1, a.width))
     for begin in range(0, a.rows, step):
         rows = begin, min(begin + step, a.rows)
-        if a.dtype == b.dtype and a.scales is None and b.scales is None:
+        if a.dtype == b.dtype:
             same = bytes(memoryview(a.read(*rows)).cast("B")) == bytes(memoryview(b.read(*rows)).cast("B"))
         else:
             same = bool((floats(a, *rows) == floats(b, *rows)).all())
@@ -171,20 +188,19 @@ def _raw(tensor: Tensor, begin: int, end: int) -> NDArray[Any]:
     return numpy.frombuffer(tensor.read(begin, end), kinds[tensor.dtype]).reshape(end - begin, tensor.width)
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    """The tensor to cut or join: q8_f32 is read as f32, whose rows need no scales, and `raw`, of other rows, goes."""
-    if tensor.dtype != "q8_f32":
-        return tensor._replace(raw=None)
-    return Tensor("f32", tensor.shape, lambda begin, end: floats(tensor, begin, end))
+def unblocked(tensor: Tensor) -> Tensor:
+    """The tensor, read as f32 if it is one of blocks."""
+    if tensor.dtype in SIZES:
+        return tensor
+    return tensor._replace(dtype="f32", read=lambda begin, end: floats(tensor, begin, end))
 
 
 def part(tensor: Tensor, begin: int, end: int) -> Tensor:
     """Rows begin .. end of a matrix."""
-    tensor = _plain(tensor)
     if len(tensor.shape) != 2 or not 0 <= begin <= end <= tensor.rows:
         raise CheckpointError(f"rows {begin} to {end} of a tensor of {_text(tensor.shape)}")
     read = tensor.read
-    return tensor._replace(shape=(end - begin, tensor.width), read=lambda b, e: read(begin + b, begin + e))
+    return tensor._replace(shape=(end - begin, tensor.width), read=lambda b, e: read(begin + b, begin + e), raw=None)
 
 
 def parted(tensor: Tensor, *rows: int) -> list[Tensor]:
@@ -196,29 +212,29 @@ def parted(tensor: Tensor, *rows: int) -> list[Tensor]:
 
 def at(tensor: Tensor, index: int) -> Tensor:
     """tensor[index]: a matrix of a stack, or a row of a matrix."""
-    tensor = _plain(tensor)
     if len(tensor.shape) < 2 or not 0 <= index < tensor.shape[0]:
         raise CheckpointError(f"no part {index} of a tensor of {_text(tensor.shape)}")
     rows, read = tensor.rows // tensor.shape[0], tensor.read
     first = index * rows
-    return tensor._replace(shape=tensor.shape[1:], read=lambda b, e: read(first + b, first + e))
+    return tensor._replace(shape=tensor.shape[1:], read=lambda b, e: read(first + b, first + e), raw=None)
 
 
 def reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The same values in the same order in another shape, whose last axis must be as long."""
-    tensor = _plain(tensor)
     if prod(shape) != prod(tensor.shape) or shape[-1:] != tensor.shape[-1:]:
         raise CheckpointError(f"a tensor of {_text(tensor.shape)} cannot be one of {_text(shape)}")
-    return tensor._replace(shape=shape)
+    return tensor._replace(shape=shape, raw=None)
 
 
 def columns(tensor: Tensor, begin: int, end: int) -> Tensor:
     """Columns begin .. end of every row."""
-    tensor = _plain(tensor)
+    tensor = unblocked(tensor)
     if not 0 <= begin <= end <= tensor.width:
         raise CheckpointError(f"columns {begin} to {end} of a tensor of {_text(tensor.shape)}")
     return tensor._replace(
-        shape=(*tensor.shape[:-1], end - begin), read=lambda b, e: _contiguous(_raw(tensor, b, e)[:, begin:end])
+        shape=(*tensor.shape[:-1], end - begin),
+        read=lambda b, e: _contiguous(_raw(tensor, b, e)[:, begin:end]),
+        raw=None,
     )
 
 
@@ -263,7 +279,7 @@ def joined_columns(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors with as many rows, side by side."""
     if len(tensors) == 1:
         return tensors[0]
-    parts = _alike(tensors)
+    parts = _alike([unblocked(t) for t in tensors])
     if len({t.shape[:-1] for t in parts}) != 1:
         raise CheckpointError(f"parts of a tensor do not fit: {' and '.join(_text(t.shape) for t in parts)}")
 
@@ -277,7 +293,7 @@ def joined_columns(tensors: Sequence[Tensor]) -> Tensor:
 
 def transposed(tensor: Tensor) -> Tensor:
     """The last two axes exchanged: (..., inputs, outputs) becomes (..., outputs, inputs)."""
-    tensor = _plain(tensor)
+    tensor = unblocked(tensor)
     if len(tensor.shape) < 2:
         raise CheckpointError(f"a tensor of {_text(tensor.shape)} cannot be transposed")
     *most, n, d = tensor.shape
@@ -302,10 +318,9 @@ def transposed(tensor: Tensor) -> Tensor:
 
 def _alike(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The tensors in one dtype: their common one, or f32."""
-    parts = [_plain(t) for t in tensors]
-    if len({t.dtype for t in parts}) == 1:
-        return parts
-    return [t._replace(dtype="f32", read=lambda b, e, t=t: floats(t, b, e)) for t in parts]  # type: ignore[misc]
+    if len({t.dtype for t in tensors}) == 1:
+        return list(tensors)
+    return [t._replace(dtype="f32", read=lambda b, e, t=t: floats(t, b, e)) for t in tensors]  # type: ignore[misc]
 
 
 def _contiguous(array: NDArray[Any]) -> NDArray[Any]:

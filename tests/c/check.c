@@ -56,9 +56,10 @@ static const struct {
     const char *name, *unit;
     double limit;
 } oracles[ORACLES] = {
-    [PACK] = {"pack q8", "steps", 0.5005},
+    [PACK] = {"pack q8", "steps", 0.5205},
+    [BLOCKS] = {"pack blocks", "of the largest", 0.0054},
     [MATMUL_FLOAT] = {"matmul f32 f16 bf16", "of sum |w x|", 2e-6},
-    [MATMUL_INT8] = {"matmul q8 q8_f32 q4", "of sum |w x|", 1e-6},
+    [MATMUL_INT8] = {"matmul q8 q4 q4m", "of sum |w x|", 1e-6},
     [QUANTIZE] = {"quantize", "steps", 0.50001},
     [NORM] = {"norm", "of the largest", 1e-6},
     [ACT] = {"act", "of the input", 1e-6},
@@ -132,23 +133,65 @@ void *take(size_t bytes) {
 }
 
 const char *type_name(fl_type type) {
-    static const char *const names[FL_TYPES] = {"f32", "f16", "bf16", "q8", "q8_f32", "q4"};
+    static const char *const names[FL_TYPES] = {"f32", "f16", "bf16", "q8", "q4", "q4m"};
     return names[type];
 }
 
-// FL_Q8_F32 has every int8, -128 too, and is packed from a source whose n is rounded up.
+void random_block(const fl_block *block, uint8_t *out, float scale) {
+    // Where a type has f16: scales, and minima.
+    static const struct { const char *name; int at[2]; } halves[] = {
+        {"Q4_0", {0, -1}}, {"Q4_1", {0, 2}}, {"Q5_0", {0, -1}}, {"Q8_0", {0, -1}}, {"Q4_K", {0, 2}},
+        {"Q6_K", {208, -1}}, {"IQ4_NL", {0, -1}}, {"IQ4_XS", {0, -1}}};
+    for (size_t i = 0; i < block->bytes; i++) out[i] = (uint8_t)(next() >> 56);
+    if (strcmp(block->name, "MXFP4") == 0) out[0] = (uint8_t)between(117, 121);
+    for (size_t i = 0; i < sizeof halves / sizeof *halves; i++)
+        for (size_t j = 0; j < 2 && strcmp(halves[i].name, block->name) == 0; j++) {
+            const uint16_t h = fl_f16_from_f32((unit() + (unit() < 0 ? -2 : 2)) * scale * 0x1p-8f);
+            if (halves[i].at[j] >= 0) memcpy(out + halves[i].at[j], &h, sizeof h);
+        }
+}
+
+// A block type of 32 values that is packed as `type`.
+static const fl_block *random_type(fl_type type) {
+    size_t count;
+    const fl_block *all = fl_blocks(&count), *block;
+    do block = &all[between(0, count - 1)];
+    while (block->packed != type || block->values != FL_GROUP);
+    return block;
+}
+
+static fl_matrix matrix_of_blocks(fl_type type, size_t d, size_t n, float scale) {
+    const size_t groups = fl_groups(n);
+    const fl_block *block = random_type(type);
+    uint8_t *data = take(d * groups * block->bytes);
+    fl_matrix w = {.data = take(fl_matrix_bytes(type, d, n)), .type = type, .d = d, .n = n};
+    for (size_t i = 0; i < d * groups; i++) random_block(block, data + i * block->bytes, scale);
+    const fl_source source = {.data = data, .block = block, .d = d, .n = groups * FL_GROUP};
+    expect(fl_pack(type, (void *)w.data, &source, 1) == FL_OK, "packed");
+    if (block->table) memcpy(w.values, block->table, sizeof w.values);
+    float row[2048], value[FL_GROUP];
+    int exact = 1;
+    for (size_t r = 0; r < d; r++) {
+        fl_matrix_row(&w, r, row);
+        for (size_t k = 0; k < n; k++) {
+            if (k % FL_GROUP == 0) block->to_floats(data + (r * groups + k / FL_GROUP) * block->bytes, value);
+            exact &= row[k] == value[k % FL_GROUP];
+        }
+    }
+    expect(exact, "row is what was packed");
+    fl_free(data);
+    return w;
+}
+
 fl_matrix random_matrix(fl_type type, size_t d, size_t n, float scale) {
-    const size_t width = fl_round_up(n, FL_GROUP), count = d * width;
-    float *values = take(count * sizeof *values), *scales = take(count * sizeof *scales);
-    int8_t *bytes = take(count);
+    if (type == FL_Q4_MIN || (fl_is_int8(type) && between(0, 1))) return matrix_of_blocks(type, d, n, scale);
+    float *values = take(d * n * sizeof *values);
     void *panels = take(fl_matrix_bytes(type, d, n));
-    fill(values, count, scale);
-    for (size_t i = 0; i < count; i++) bytes[i] = (int8_t)((int)(next() >> 56) - 128);
-    for (size_t i = 0; i < count / FL_GROUP; i++) scales[i] = (unit() + 2) * scale * 0x1p-8f;
+    fill(values, d * n, scale);
     const fl_source floats = {.data = values, .type = FL_F32, .d = d, .n = n, .kernels = isas[0]};
-    const fl_source ints = {.data = bytes, .type = FL_Q8_F32, .scales = scales, .group = FL_GROUP, .d = d, .n = width};
-    expect(fl_pack(type, panels, type == FL_Q8_F32 ? &ints : &floats, 1) == FL_OK, "packed");
-    const fl_matrix w = {panels, type, d, n, NULL};
+    expect(fl_pack(type, panels, &floats, 1) == FL_OK, "packed");
+    fl_matrix w = {panels, type, d, n, NULL, {0}};
+    memcpy(w.values, fl_q4_values, sizeof w.values);
     float row[2048];
     int exact = 1;
     for (size_t r = 0; r < d; r++) {
@@ -158,7 +201,6 @@ fl_matrix random_matrix(fl_type type, size_t d, size_t n, float scale) {
             if (type == FL_F32) exact &= row[k] == x;
             if (type == FL_F16) exact &= row[k] == fl_f32_from_f16(fl_f16_from_f32(x));
             if (type == FL_BF16) exact &= row[k] == fl_f32_from_bf16(fl_bf16_from_f32(x));
-            if (type == FL_Q8_F32) exact &= row[k] == (float)bytes[r * width + k] * scales[(r * width + k) / FL_GROUP];
             if (type != FL_Q8) continue;
             const size_t g = k / FL_GROUP * FL_GROUP;
             float most = 0;
@@ -168,7 +210,5 @@ fl_matrix random_matrix(fl_type type, size_t d, size_t n, float scale) {
     }
     expect(exact, "row is what was packed");
     fl_free(values);
-    fl_free(scales);
-    fl_free(bytes);
     return w;
 }

@@ -22,7 +22,8 @@ void same_floats(size_t number, const char *isa, const float *got, size_t n);
 
 // Notes a difference from a plain loop in double precision. conclude() compares the largest of each kind with its
 // limit.
-enum { PACK, MATMUL_FLOAT, MATMUL_INT8, QUANTIZE, NORM, ACT, SOFTCAP, ATTEND, SOFTMAX, EXP, ROPE, DENSE, ORACLES };
+enum { PACK, BLOCKS, MATMUL_FLOAT, MATMUL_INT8, QUANTIZE, NORM, ACT, SOFTCAP, ATTEND, SOFTMAX, EXP, ROPE, DENSE,
+       ORACLES };
 void measure(int which, double difference);
 double ulps(float got, double want);
 
@@ -41,11 +42,16 @@ void *take(size_t bytes);                       // fl_alloc that ends the progra
 
 const char *type_name(fl_type type);
 
-// A random packed matrix, n up to 2048; checks that its rows are what was packed. The caller frees its data.
+// A random block of a type, with finite scales of that order.
+void random_block(const fl_block *block, uint8_t *out, float scale);
+
+// A random packed matrix, n up to 2048; checks that its rows are what was packed. Half of those of int8, and of four
+// bits, are packed from blocks, and so have any table, and every int8. The caller frees its data.
 fl_matrix random_matrix(fl_type type, size_t d, size_t n, float scale);
 
 // ---- the tests ------------------------------------------------------------------------------------------------------
 
+void test_blocks(void);
 void test_matmul(void);
 void test_quantize(void);
 void test_vectors(void);

@@ -118,7 +118,7 @@ void test_quantize(void) {
         isas[n_isas - 1]->quantize(x, n, bundle, FL_LANES, place, taken);
         for (size_t g = 0; g < n / FL_GROUP; g++)
             placed &= memcmp(bundle[g].q[place], q[g].q, FL_GROUP) == 0 && bundle[g].scale[place] == q[g].scale &&
-                      bundle[g].bias[place] == q[g].bias;
+                      bundle[g].sum[place] == q[g].sum && bundle[g].bias[place] == q[g].bias;
         expect(placed, "a place of a bundle has what a token alone has");
         for (size_t g = 0; g < n / FL_GROUP; g++) {
             int32_t sum = 0;
@@ -144,10 +144,11 @@ void test_quantize(void) {
                 if (step > 0) measure(QUANTIZE, fabs(q[g].q[k] * step - value) / step);
                 else zero &= q[g].q[k] == 0 && fabs(value) <= 1e-30;
             }
-            bias &= q[g].bias == -128 * sum;
+            bias &= q[g].bias == -128 * sum &&
+                    q[g].sum == q[g].scale * (float)sum + (out == FL_NONE ? 0 : result.value[g]);
         }
         expect(rule, "an outlier is a group's largest value, five times its root mean square");
-        expect(bias, "bias is -128 times the sum");
+        expect(bias, "bias and sum are of the int8 and what was taken out");
         expect(zero, "a scale of zero only for next to nothing");
     }
 }

@@ -52,7 +52,7 @@ void test_conversions(void) {
         }
         for (size_t t = 0; t < 2; t++) // a product with 1 is the load of a weight
             for (size_t i = 0; i < n_isas; i++) {
-                const fl_matrix w = {panel[t], types[t], FL_LANES, 1, NULL};
+                const fl_matrix w = {panel[t], types[t], FL_LANES, 1, NULL, {0}};
                 isas[i]->matmul[types[t]](&w, 0, 1, &in, 1, out, FL_LANES, 0);
                 same(i, isas[i]->name, out, sizeof out);
             }

@@ -76,20 +76,11 @@ def test_q8_keys_and_values(heads):
     assert np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
 
 
-@pytest.mark.parametrize("dtype", ["q8", "q8_f32"])
+@pytest.mark.parametrize("dtype", ["q8", "q4", "q4m"])
 @pytest.mark.parametrize("name", ["odd", "half_rotates"])
 def test_int8(name, dtype):
     cfg, weights, tokens = case(name)
-    if dtype == "q8_f32" and name == "odd":
-        cfg = writers.config(32, 64, 4, 2, 27)  # q8_f32 takes whole groups of 32 only
-        weights = writers.random_weights(cfg, 12)
-    stored = dict(weights)
-    for key, w in weights.items():
-        if w.ndim == 2 and dtype == "q8":
-            stored[key] = oracle.rounded("q8", w)
-        elif w.ndim == 2:
-            values, scales = writers.q80(w, 32)
-            stored[key] = oracle.dequantized(values.reshape(len(w), -1, 32), scales.reshape(len(w), -1), w.shape[1])
+    stored = {key: writers.rows(writers.pack(dtype, w)) if w.ndim == 2 else w for key, w in weights.items()}
     found = writers.logits(writers.core_model(cfg, weights, dtype), tokens, cfg.vocab_size)
     exact = oracle.forward(cfg, stored, tokens)
     rounded = oracle.forward(cfg, stored, tokens, activations=oracle.q8_activations)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastllm import CheckpointError, OptionError, _core, tensors
+from fastllm import CheckpointError, OptionError, _core
 from helpers import oracle, writers
 from helpers.calls import run
 from helpers.writers import rows
@@ -45,9 +45,17 @@ def test_int8_is_off_by_half_a_step_at_most(w):
     _, scales = oracle.q8(w)
     steps = np.repeat(scales.astype(np.float64), 32, axis=1)[:, : w.shape[1]]
     assert (np.abs(rows(matrix).astype(np.float64) - w) <= 0.50001 * steps).all()
-    # No smaller f16 scale would cover the largest weight.
+    # From the smallest f16 scale that covers the largest weight to 4 % more.
     largest = np.abs(w).max(axis=1)
-    assert (steps.max(axis=1) <= largest / 127 * (1 + 2.0**-10) + 2.0**-24).all()
+    assert (steps.max(axis=1) <= largest / 127 * (1.04 + 2.0**-10) + 2.0**-24).all()
+
+
+def test_int8_scales_are_searched():
+    """Normal weights lose a sixth less than with the largest weight / 127 as the scale."""
+    w = np.random.default_rng(1).standard_normal((64, 320)).astype(np.float32)
+    plain = np.abs(w.reshape(-1, 32)).max(axis=1, keepdims=True) / 127
+    before = (np.rint(w.reshape(-1, 32) / plain) * plain).reshape(w.shape)
+    assert ((rows(writers.pack("q8", w)) - w) ** 2).sum() < 0.86 * ((before - w) ** 2).sum()
 
 
 @given(shapes, st.integers(0, 1 << 32), st.integers(1, 3))
@@ -86,23 +94,6 @@ def test_every_f16():
     assert same_bits(rows(matrix)[0], w.astype(np.float16).astype(np.float32))
 
 
-@given(st.integers(1, 40), st.integers(1, 3), st.sampled_from([32, 64, 96]), st.integers(0, 1 << 32))
-def test_int8_with_its_own_scales(d, count, group, seed):
-    """int8 values (-128 too) and f32 scales of a file are copied into q8_f32, and multiplied for f32."""
-    n = count * group
-    rng = np.random.default_rng(seed)
-    values = rng.integers(-128, 128, (d, n)).astype(np.int8)
-    scales = (rng.standard_normal(d * count) * 10.0 ** rng.integers(-30, 30)).astype(np.float32)
-    exact = (values.reshape(-1, group).astype(np.float32) * scales[:, None]).reshape(d, n)
-    for dtype in ("q8_f32", "f32"):
-        matrix = _core.pack(dtype, d, n, "q8_f32", values.tobytes(), scales=scales.tobytes(), group=group)
-        assert same_bits(rows(matrix), exact)
-        if dtype == "q8_f32":
-            ours = np.repeat(scales.reshape(d, count), group // 32, axis=1)
-            expected = oracle.int8_panels(values.reshape(d, -1, 32), ours)
-            assert bytes(matrix.data) == expected
-
-
 # ---- what cannot be packed -------------------------------------------------------------------------------------------
 
 
@@ -131,13 +122,6 @@ def test_the_largest_values_that_fit(dtype, value):
     assert np.isfinite(rows(writers.pack(dtype, w))).all()
 
 
-def test_scales_that_are_not_finite():
-    scales = np.array([1, np.inf], np.float32).tobytes()
-    for dtype in ("q8_f32", "f32"):
-        with pytest.raises(CheckpointError):
-            _core.pack(dtype, 1, 64, "q8_f32", bytes(range(64)), scales=scales, group=32)
-
-
 def test_sizes_that_do_not_fit():
     one = bytes(4 * 6)
     good = np.arange(2, dtype=np.int32)
@@ -152,8 +136,12 @@ def test_sizes_that_do_not_fit():
     for bad in (-1, 2):
         with pytest.raises(CheckpointError):
             _core.pack("f32", 2, 3, "f32", one, rows=np.array([0, bad], np.int32))
-    with pytest.raises(OptionError, match="no weight type"):
-        _core.pack("int3", 2, 3, "f32", one)
+    for types in (("int3", "f32"), ("f32", "int3")):
+        with pytest.raises(OptionError, match="no weight type"):
+            _core.pack(types[0], 2, 3, types[1], one)
+    for source in ("q8", "q4", "q4m"):  # panels are no source
+        with pytest.raises(CheckpointError):
+            _core.pack("f32", 2, 3, source, one)
 
 
 OVERFLOWS = """
@@ -177,13 +165,6 @@ def test_a_product_of_dimensions_that_overflows():
     assert (done.returncode, done.stdout.split()) == (0, ["refused"] * 4), done.stderr
 
 
-def test_int8_groups_that_do_not_fit():
-    values, scales = bytes(64), bytes(4 * 4)
-    for group, given_scales in ((0, scales), (32, None), (32, scales[:7]), (16, scales), (48, scales)):
-        with pytest.raises(CheckpointError):
-            _core.pack("q8_f32", 1, 64, "q8_f32", values, scales=given_scales, group=group)
-
-
 def test_panels_that_do_not_fit():
     size = _core.matrix_bytes("q8", 3, 40)
     buffer = _core.Buffer(size + 64)
@@ -203,10 +184,3 @@ def test_rows_that_are_not_there():
     for r, size in ((3, 5), (0, 4), (0, 6)):
         with pytest.raises(OptionError):
             matrix.row(r, np.empty(size, np.float32))
-
-
-def test_scales_too_large_for_f32_make_no_warning():
-    """numpy must not warn of the overflow: the packing refuses values that are not finite."""
-    values, scales = np.full(4, 127, np.int8), np.full(1, 3e38, np.float32)
-    read = tensors.Tensor("q8_f32", (1, 4), lambda begin, end: values.tobytes(), memoryview(scales.tobytes()), 4)
-    assert np.isinf(tensors.floats(read)).all()

@@ -10,50 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastllm import CheckpointError
-from fastllm.formats import _blocks as quants
 from fastllm.formats import open_checkpoint
-from fastllm.tensors import floats
+from fastllm.tensors import BLOCKS, floats, mapped
 from helpers.blocks import DECODE
 from helpers.calls import failure
+from helpers.gguf_files import gguf_bytes, string
 from helpers.mutations import changed
-
-# The types of metadata: struct's letter -> the type's number in the GGUF specification.
-NUMBERS = {"B": 0, "b": 1, "H": 2, "h": 3, "I": 4, "i": 5, "f": 6, "?": 7, "Q": 10, "q": 11, "d": 12}
-TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8, "IQ2_XXS": 16, "BF16": 30}
-
-
-def string(text):
-    data = text if isinstance(text, bytes) else text.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def value(of):
-    """The bytes of a metadata value: a text, a pair (struct's letter, number), or a list of either, all of one type."""
-    if isinstance(of, (str, bytes)):
-        return 8, string(of)
-    if isinstance(of, list):
-        kind = value(of[0])[0] if of else 8
-        return 9, struct.pack("<IQ", kind, len(of)) + b"".join(value(v)[1] for v in of)
-    letter, number = of
-    return NUMBERS[letter], struct.pack("<" + letter, number)
-
-
-def gguf_bytes(metadata, tensors, *, version=3, alignment=32, n_tensors=None, n_values=None):
-    """The bytes of a GGUF file. tensors: name -> (type, shape in the file's order, bytes)."""
-    out = b"GGUF" + struct.pack(
-        "<IQQ",
-        version,
-        len(tensors) if n_tensors is None else n_tensors,
-        len(metadata) if n_values is None else n_values,
-    )
-    for key, of in metadata.items():
-        kind, data = value(of)
-        out += string(key) + struct.pack("<I", kind) + data
-    body = b""
-    for name, (kind, shape, data) in tensors.items():
-        out += string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, TYPES.get(kind, kind), len(body))
-        body += data + bytes(-len(data) % alignment)
-    return out + bytes(-len(out) % alignment) + body
 
 
 def opened(path, blob):
@@ -78,18 +40,18 @@ ONE = {"w": ("F32", (3, 2), np.arange(6, dtype="<f4").tobytes())}
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the package warns of NaN scales
-@pytest.mark.parametrize("kind", quants.BLOCKS)
+@pytest.mark.parametrize("kind", BLOCKS)
 @pytest.mark.parametrize("scale", [None, 0x0000, 0x0001, 0x3C00, 0x7BFF, 0xFBFF, 0x7C00, 0x7E00])
 def test_a_block_type_to_the_bit(kind, scale):
     """Values equal numpy's, and the gguf package's if it is installed. scale: the bits of every f16; None: random."""
-    values, nbytes = quants.BLOCKS[kind]
+    values, nbytes, *_ = BLOCKS[kind]
     blocks = np.random.default_rng(1).integers(0, 256, (35, nbytes), np.uint8)
     blocks[0], blocks[1] = 0, 255
     if scale is not None:
         places = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)}.get(kind, (0, 2) if kind in WITH_MINIMUM else (0,))
         for at in places:
             blocks[:, at : at + 2] = np.frombuffer(struct.pack("<H", scale), np.uint8)
-    tensor = quants.tensor(kind, (7, 5 * values), memoryview(blocks.tobytes()))
+    tensor = mapped(kind, (7, 5 * values), memoryview(blocks.tobytes()))
     found = floats(tensor)
     expected = [DECODE[kind](blocks).astype(np.float32).reshape(7, 5 * values)]
     if find_spec("gguf"):
@@ -113,7 +75,7 @@ def test_many_blocks():
     scales = rng.standard_normal((rows * 300, 1)).astype("<f2")
     values = rng.integers(-128, 128, (rows * 300, 32), np.int8)
     data = np.concatenate([scales.view(np.uint8), values.view(np.uint8)], axis=1).tobytes()
-    found = floats(quants.tensor("Q8_0", (rows, width), memoryview(data)))
+    found = floats(mapped("Q8_0", (rows, width), memoryview(data)))
     assert (found == (scales.astype(np.float32) * values).reshape(rows, width)).all()
 
 

@@ -2,19 +2,63 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from fastllm import CheckpointError
+from fastllm import CheckpointError, _core
 from fastllm.files import map_file
 from fastllm.formats import Checkpoint, safetensors
 from fastllm.formats.quantized import dequantized
 from fastllm.tensors import floats
 from helpers import quantizers
 from helpers.quantizers import W, check, matrix, refusal
+from helpers.writers import rows as packed_rows
 
 RNG = np.random.default_rng(0)
 
 
 # ---- the schemes
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 96), (40, 96)])
+def test_mxfp4(tmp_path, shape):
+    """gpt-oss's experts: to the bit, as the format of OCP says, and so are the panels that they become."""
+    *rows, inputs = shape
+    blocks = RNG.integers(0, 256, (*rows, inputs // 32, 16), np.uint8)
+    scales = RNG.integers(104, 142, (*rows, inputs // 32), np.uint8)
+    e2m1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+    codes = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(*rows, inputs // 32, 32)
+    values = np.where(codes & 8, -1, 1) * e2m1[codes & 7] * np.ldexp(np.float32(1), scales.astype(int) - 127)[..., None]
+    base = "model.layers.0.mlp.experts.gate_up_proj"
+    tensors = {f"{base}_blocks": blocks, f"{base}_scales": scales, f"{base}_bias": np.ones(rows, np.float32)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    opened = safetensors.tensors(tmp_path / "model.safetensors", map_file(tmp_path / "model.safetensors"))
+    about = {"quantization_config": {"quant_method": "mxfp4"}}
+    made = dequantized(Checkpoint(tmp_path, "safetensors", "GptOssForCausalLM", about, opened))
+    assert made.format == "safetensors, MXFP4"
+    assert made.tensors.keys() == {f"{base}.weight", f"{base}_bias"}
+    found = made.tensors[f"{base}.weight"]
+    assert (found.dtype, found.shape) == ("MXFP4", shape)
+    assert (floats(found) == values.reshape(-1, inputs)).all()
+    assert (floats(found, 7, 19) == values.reshape(-1, inputs)[7:19]).all()
+    packed = _core.pack("q4", found.rows, inputs, "MXFP4", memoryview(found.all()).cast("B"))
+    assert (packed_rows(packed) == values.reshape(-1, inputs)).all()
+
+
+@pytest.mark.parametrize(
+    ("blocks", "scales", "words"),
+    [
+        ((4, 3, 15), (4, 3), "not that of blocks of 16 bytes"),
+        ((3, 16), (3,), "not that of blocks of 16 bytes"),
+        ((4, 3, 16), (4, 2), r"_scales has the shape \(4, 2\), not \(4, 3\)"),
+        ((4, 0, 16), (4, 0), "_blocks is empty"),
+    ],
+)
+def test_mxfp4_that_does_not_fit(tmp_path, blocks, scales, words):
+    tensors = {"x.up_proj_blocks": np.zeros(blocks, np.uint8), "x.up_proj_scales": np.zeros(scales, np.uint8)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    opened = safetensors.tensors(tmp_path / "model.safetensors", map_file(tmp_path / "model.safetensors"))
+    with pytest.raises(CheckpointError, match=words):
+        dequantized(Checkpoint(tmp_path, "safetensors", "GptOssForCausalLM", {}, opened))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

@@ -9,6 +9,9 @@ import numpy
 # The 16 values that the codes of IQ4_NL and IQ4_XS stand for.
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
+# Those of MXFP4: E2M1, doubled.
+_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+
 
 def _f16(blocks, at):
     """The f16 at byte `at` of each block, as f32 [blocks, 1]."""
@@ -73,7 +76,7 @@ def _q3_k(b):
     return d[:, :, None] * _signed(q | high << 2, 4)
 
 
-def _scales_and_minima(b):
+def scales_and_minima(b):
     """Scales and minima of Q4_K and Q5_K, [blocks, 8, 1] each: 16 numbers of 6 bits in 12 bytes, times d and m."""
     a, b4, c = b[:, 4:8], b[:, 8:12], b[:, 12:16]
     scales = numpy.concatenate([a & 63, (c & 15) | a >> 6 << 4], axis=1)
@@ -82,12 +85,12 @@ def _scales_and_minima(b):
 
 
 def _q4_k(b):
-    d, m = _scales_and_minima(b)
+    d, m = scales_and_minima(b)
     return d * _nibbles(b[:, 16:], 32).reshape(-1, 8, 32) - m
 
 
 def _q5_k(b):
-    d, m = _scales_and_minima(b)
+    d, m = scales_and_minima(b)
     high = _shifted(b[:, 16:48], 32, 1).reshape(-1, 8, 32)
     return d * (_nibbles(b[:, 48:], 32).reshape(-1, 8, 32) | high << 4) - m
 
@@ -110,6 +113,13 @@ def _iq4_xs(b):
     return d[:, :, None] * _iq4(_nibbles(b[:, 8:], 16))
 
 
+def _mxfp4(b):
+    return (
+        numpy.ldexp(numpy.float32(1), b[:, :1].astype("i4") - 128)
+        * numpy.array(_E2M1, "i1")[_nibbles(b[:, 1:], 16)[:, 0]]
+    )
+
+
 def _iq4(q):
     return numpy.array(_IQ4, numpy.int8)[q]
 
@@ -127,4 +137,47 @@ DECODE = {
     "Q6_K": _q6_k,
     "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs,
+    "MXFP4": _mxfp4,
 }
+
+
+# ---- what the core stores of a block -------------------------------------------------------------------------------
+
+
+def _rounded(scales):
+    return scales.astype("f2").astype("f4")
+
+
+def _kept_q4_k(b):
+    d, m = scales_and_minima(b)
+    return _rounded(d) * _nibbles(b[:, 16:], 32).reshape(-1, 8, 32) + _rounded(-m)
+
+
+def _kept_iq4_xs(b):
+    low = _nibbles(b[:, 4:8], 1).reshape(-1, 8)
+    high = _shifted(b[:, 2:4], 1, 2).reshape(-1, 8)
+    d = _f16(b, 0) * _signed(low | high << 4, 32)
+    return _rounded(d)[:, :, None] * _iq4(_nibbles(b[:, 8:], 16))
+
+
+def _kept_q6_k(b):
+    """int8: the half of a group that has the larger weights keeps its values, times a whole number."""
+    low = _nibbles(b[:, :128], 64).reshape(-1, 8, 2, 16)
+    high = _shifted(b[:, 128:192], 32, 2).reshape(-1, 8, 2, 16)
+    q = _signed(low | high << 4, 32)
+    s = _f16(b, 208)[:, :, None] * b[:, 192:208].view("i1").reshape(-1, 8, 2)
+    most = abs(q.astype("f4")).max(axis=3)
+    larger = (abs(s[..., 1]) * most[..., 1] > abs(s[..., 0]) * most[..., 0]).astype(int)[..., None]
+    scale = numpy.take_along_axis(s, larger, 2)[..., 0]
+    limit = numpy.take_along_axis(most, larger, 2)[..., 0]
+    times = numpy.where(limit > 0, 127 // numpy.maximum(limit, 1), 1).astype("f4")
+    step = (scale / times).astype("f2")
+    short = abs(step.astype("f4")) * numpy.float32(127.5) < abs(scale) * limit
+    step = numpy.where(short, (step.view("u2") + 1).astype("u2").view("f2"), step).astype("f4")[..., None]
+    factor = numpy.where(step != 0, s / numpy.where(step != 0, step, 1), 0).astype("f4")
+    values = numpy.clip(numpy.rint(q * factor[..., None]), -127, 127)
+    return values * step[..., None]
+
+
+# Where that is not DECODE's, by type: f32 [blocks, values]. Q4_K and IQ4_XS: scales and minima are rounded to f16.
+KEPT = {"Q4_K": _kept_q4_k, "IQ4_XS": _kept_iq4_xs, "Q6_K": _kept_q6_k}

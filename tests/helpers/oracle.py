@@ -173,6 +173,26 @@ class _Transformer:
         return np.einsum("hts,shc->thc", p, np.repeat(v, shared, axis=1)).reshape(len(x), -1), p
 
 
+class _Recorder(_Transformer):
+    """A transformer that keeps what its matrices are multiplied with."""
+
+    def __init__(self, cfg, weights):
+        super().__init__(cfg, weights, lambda x: x, lambda x: x)
+        self.seen = {}
+
+    def product(self, x, name, pick=()):
+        self.seen.setdefault((name, None if isinstance(pick, tuple) else int(pick)), []).append(x)
+        return super().product(x, name, pick)
+
+
+def inputs(cfg, weights, texts):
+    """What each matrix is multiplied with over the texts: (name, expert or None) -> (rows, n), in any order."""
+    recorder = _Recorder(cfg, weights)
+    for tokens in texts:
+        recorder.run(np.asarray(tokens))
+    return {key: np.concatenate(rows) for key, rows in recorder.seen.items()}
+
+
 def attend(q, keys, values, seen):
     """Attention in float64: row r of q attends to the first seen[r] keys and values."""
     scores = q.astype(np.float64) @ keys.astype(np.float64).T
@@ -202,14 +222,27 @@ def _padded(w, rows, columns):
 
 
 def q8(w):
-    """int8 values (d, groups, 32) and f16 scales (d, groups): max / 127, rounded to nearest even.
+    """int8 values (d, groups, 32) and f16 scales (d, groups): of nine scales, from max / 127 to 4 % more, the first of
+    least squared error, summed up in f32 column after column; values rounded to nearest even.
 
     If a subnormal scale was rounded down so far that the largest weight would be clipped by more than half a step, the
     next larger f16 is the scale.
     """
     groups = _padded(w, 1, GROUP).reshape(len(w), -1, GROUP)
     largest = np.abs(groups).max(axis=2)
-    scales = (largest / np.float32(127)).astype(np.float16)
+    scales, least = None, np.full(largest.shape, np.finfo(np.float32).max)
+    with np.errstate(all="ignore"):
+        for i in range(9):
+            factor = (np.float32(1) + np.float32(0.005) * np.float32(i)) / np.float32(127)
+            tried = (largest * factor).astype(np.float16)
+            step = tried.astype(np.float32)[..., None]
+            inverse = np.where(step > 0, np.float32(1) / step, np.float32(0))
+            errors = groups - np.clip(np.rint(groups * inverse), -127, 127) * step
+            total = np.zeros_like(largest)
+            for k in range(GROUP):
+                total = errors[..., k] * errors[..., k] + total
+            scales = tried if scales is None else np.where(total < least, tried, scales)
+            least = np.where(total < least, total, least)
     short = scales.astype(np.float32) * np.float32(127.5) < largest
     scales[short] = np.nextafter(scales[short], np.float16(np.inf))
     steps = np.where(scales > 0, scales, 1).astype(np.float32)[..., None]
@@ -230,11 +263,17 @@ def rounded(dtype, w):
 
 
 def q8_activations(x):
-    """Activations as an int8 product sees them: each group of 32 rounded to multiples of its max / 127."""
-    groups = _padded(x, 1, GROUP).reshape(len(x), -1, GROUP)
-    steps = np.abs(groups).max(axis=2, keepdims=True) / 127
+    """Activations as an int8 product sees them: in groups of 32, a largest value that exceeds 5 times the root mean
+    square stays as it is, and the others are rounded to multiples of the largest of them / 127."""
+    groups = _padded(x, 1, GROUP).reshape(-1, GROUP).astype(np.float64)
+    at, rest = np.abs(groups).argmax(axis=1), groups.copy()
+    outlier = np.abs(groups).max(axis=1) > 5 * np.sqrt((groups**2).mean(axis=1))
+    rest[outlier, at[outlier]] = 0
+    steps = np.abs(rest).max(axis=1, keepdims=True) / 127
     steps[steps == 0] = 1
-    return (np.rint(groups / steps) * steps).reshape(len(x), -1)[:, : x.shape[1]]
+    seen = np.rint(rest / steps) * steps
+    seen[outlier, at[outlier]] = groups[outlier, at[outlier]]
+    return seen.reshape(len(x), -1)[:, : x.shape[1]]
 
 
 def panels(dtype, w):
@@ -288,3 +327,34 @@ def damped(x):
     """x^T x of inputs x (tokens, n), plus a hundredth of its mean diagonal on the diagonal, as calibration adds."""
     h = x.astype(np.float64).T @ x
     return h + 0.01 * np.trace(h) / len(h) * np.eye(len(h))
+
+
+def sparsegpt(w, h, share, *, block=128, damping=0.01):
+    """w (d, n) pruned by H (n, n) = the sum of x x^T over its inputs, as algorithm 1 of the paper has it, in float64.
+
+    Frantar and Alistarh, 2023, https://arxiv.org/abs/2301.00774: the inverse's Cholesky factor, an update of all later
+    columns for each column, inside a block at once, and of the rest of the matrix after the block. share: of each
+    block, over all rows; None for two of each four neighbours. Inputs that are always zero have weights of zero.
+    """
+    w, h, n = w.astype(np.float64), h.copy(), len(h)
+    dead = np.diag(h) == 0
+    h[dead, dead] = 1
+    w[:, dead] = 0
+    h += damping * np.diag(h).mean() * np.eye(n)
+    r = np.linalg.cholesky(np.linalg.inv(h)).T  # H^-1 = r^T r, r upper triangular
+    for begin in range(0, n, block):
+        end = min(begin + block, n)
+        errors, gone = np.zeros((len(w), end - begin)), np.zeros((len(w), end - begin), bool)
+        if share is not None:
+            costs = (w[:, begin:end] / np.diag(r)[begin:end]) ** 2
+            gone.flat[np.argsort(costs, axis=None, kind="stable")[: round(share * costs.size)]] = True
+        for k in range(begin, end):
+            if share is None and k % 4 == 0:
+                costs = (w[:, k : k + 4] / np.diag(r)[k : k + 4]) ** 2
+                np.put_along_axis(gone, np.argsort(costs, axis=1, kind="stable")[:, :2] + k - begin, True, axis=1)
+            kept = np.where(gone[:, k - begin], 0, w[:, k])
+            errors[:, k - begin] = (w[:, k] - kept) / r[k, k]
+            w[:, k:end] -= np.outer(errors[:, k - begin], r[k, k:end])
+            w[:, k] = kept
+        w[:, end:] -= errors @ r[begin:end, end:]
+    return w

@@ -140,10 +140,22 @@ def half_split(heads, head_dim, rotary_dim):
 
 def pack(dtype, w, rows=None):
     d, n = w.shape
-    if dtype != "q8_f32":
+    if dtype != "q4m":
         return _core.pack(dtype, d, n, "f32", w.tobytes(), rows=rows)
-    values, scales = q80(w, 32)
-    return _core.pack(dtype, d, n, dtype, values.tobytes(), scales=scales.tobytes(), group=32, rows=rows)
+    blocks = q4_1(np.pad(w, ((0, 0), (0, -n % 32)), "edge"))
+    wide = _core.pack(dtype, d, n + -n % 32, "Q4_1", blocks.tobytes(), rows=rows)
+    return _core.Matrix(dtype, d, n, wide.data)
+
+
+def q4_1(w):
+    """GGUF's blocks of type Q4_1: f16 scale and minimum, then 16 bytes of 32 codes."""
+    groups = w.reshape(-1, 32)
+    low = groups.min(axis=1)
+    scales = ((groups.max(axis=1) - low) / 15).astype("<f2")
+    steps = np.where(scales > 0, scales, 1).astype(np.float32)
+    codes = np.clip(np.round((groups - low[:, None]) / steps[:, None]), 0, 15).astype(np.uint8)
+    halves = np.stack([scales, low.astype("<f2")], axis=1).view(np.uint8)
+    return np.concatenate([halves, codes[:, :16] | codes[:, 16:] << 4], axis=1)
 
 
 def rows(matrix):

@@ -62,7 +62,7 @@ def file_of(header, body):
 def test_there_and_back(write_model, tmp_path, dtype, tied):
     cfg = SMALL if dtype else writers.config(64, 96, 4, 2, 300)
     source = write_model(cfg, tied=tied, version=0 if dtype else 2)
-    stored, path = stored_from(source, dtype), tmp_path / "converted.safetensors"
+    stored, path = stored_from(source, dtype or "q8"), tmp_path / "converted.safetensors"
     store.save(path, stored)
     found = store.load(path, map_file(path))
     for name in ("config", "bos", "stop", "chat_stop", "tokenizer"):

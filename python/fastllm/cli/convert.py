@@ -9,9 +9,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastllm.cli.options import opening_options
 from fastllm.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from fastllm.weights.store import Pruning
 
 
 def options(convert: argparse.ArgumentParser) -> None:
@@ -20,7 +24,14 @@ def options(convert: argparse.ArgumentParser) -> None:
     convert.add_argument(
         "--dtype", metavar="TYPE", help="f32, f16, bf16, q8 or q4 (default: as in the file; weights of a few bits: q8)"
     )
-    convert.add_argument("--calibrate", metavar="FILE", help="a text by which q4 is made better, in minutes")
+    convert.add_argument("--precise", action="store_true", help="to be run with activations of 15 bits instead of 8")
+    convert.add_argument("--calibrate", metavar="FILE", help="a text by which q4 is made better, or to prune by")
+    convert.add_argument(
+        "--prune",
+        metavar="HOW",
+        help="set weights to zero: magnitude:0.5 or 2of4, wanda:0.5 or 2of4, sparsegpt:0.5 or 2of4, threshold:0.1",
+    )
+    convert.add_argument("--drop-layers", type=int, metavar="N", help="leave out N layers, those that do least")
     convert.add_argument("--format", default="fastllm", metavar="NAME", help="fastllm (default) or llama2c")
     convert.add_argument("--version", type=int, metavar="N", help="llama2.c's: 0 (default) or 1 in f32, 2 in int8")
     convert.add_argument("--verify", action="store_true", help="run both and say how they differ")
@@ -40,10 +51,13 @@ def run(args: argparse.Namespace) -> int:
                 args.model,
                 args.out,
                 dtype=args.dtype,
+                precise=args.precise,
                 format=args.format,
                 version=args.version,
                 tokenizer=args.tokenizer,
                 calibrate=args.calibrate,
+                prune=args.prune,
+                drop_layers=args.drop_layers,
                 revision=args.revision,
                 lora=args.lora,
                 threads=args.threads,
@@ -54,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
             raise  # the interrupt came just after the file was complete
         raise CheckpointError(f"{args.out} was not written: interrupted") from None
     print(f"{args.out}: {Path(args.out).stat().st_size:,} bytes", file=sys.stderr)
+    if args.prune is not None or args.drop_layers is not None:
+        print(f"pruned: {_pruning(args.out)}", file=sys.stderr)
     if no_tokenizer:
         print(f"without a tokenizer: {no_tokenizer}", file=sys.stderr)
     if args.verify:
@@ -64,6 +80,14 @@ def run(args: argparse.Namespace) -> int:
             parts.append(f"top-1 agreement {found.top1:.1%}")
         print(f"over {found.tokens} tokens: {'; '.join(parts)}", file=sys.stderr)
     return 0
+
+
+def _pruning(path: str) -> Pruning | None:
+    """What the converted file at a path says about how it was pruned."""
+    from fastllm.weights import store
+
+    stored = store.open_file(Path(path))
+    return None if stored is None else stored.pruning
 
 
 def _identity(path: str) -> tuple[int, int] | None:

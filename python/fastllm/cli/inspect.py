@@ -70,6 +70,8 @@ def _of_stored(stored: Stored) -> _Contents:
         header["sampling"] = dict(stored.sampling)
     if stored.source:
         header["source"] = stored.source
+    if stored.pruning is not None:
+        header["pruned"] = stored.pruning
     if stored.classifier is not None:
         header["labels"] = stored.classifier.labels
     rows = [(k, getattr(t, "dtype", "f32"), t.shape, t.nbytes) for k, t in stored.tensors.items()]
@@ -89,7 +91,8 @@ def _of_checkpoint(path: Path) -> _Contents:
     if (scheme := quantized.scheme(checkpoint)) is not None:
         header["quantized"] = scheme
     rows = [(k, *_as_stored(t)) for k, t in checkpoint.tensors.items()]
-    as_read = " as they are read" if any(t.stored and not t.raw for t in checkpoint.tensors.values()) else ""
+    unpacked = any(t.stored not in (None, t.dtype) and not t.raw for t in checkpoint.tensors.values())
+    as_read = " as they are read" if unpacked else ""
     unused, refusal = frozenset[str](), ""
     try:
         recipe = families.recipe(quantized.dequantized(checkpoint))
@@ -102,7 +105,7 @@ def _of_checkpoint(path: Path) -> _Contents:
 
 
 def _as_stored(tensor: Tensor) -> tuple[str, tuple[int, ...], int]:
-    """A tensor's type, shape and bytes as stored in the file; GGUF's block types as they are read."""
+    """A tensor's type, shape and bytes as stored in the file; some types have the bytes that are read."""
     if tensor.raw is not None:
         return tensor.raw.kind, tensor.shape, math.prod(tensor.shape) * tensor.raw.size
     return tensor.stored or tensor.dtype, tensor.shape, tensor.nbytes

@@ -25,6 +25,12 @@ def model_options(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help="convert weights to f32, f16, bf16, q8 or q4 (default: as in the file; weights of a few bits: q8)",
     )
+    model.add_argument(
+        "--precise",
+        action="store_true",
+        default=None,
+        help="activations of 15 bits instead of 8: nearer to f32, slower",
+    )
     model.add_argument("--kv", metavar="TYPE", help="of keys and values: f32, f16 or q8 (default: f16; f32 with f32)")
     model.add_argument("--context", type=int, metavar="N", help="positions a text may have (default: the model's)")
     opening_options(model)
@@ -91,6 +97,7 @@ def load_model(args: argparse.Namespace) -> LLM:
         return load(
             BUILT_IN if args.model is None else args.model,
             dtype=args.dtype,
+            precise=args.precise,
             kv=args.kv,
             threads=args.threads,
             context=args.context,

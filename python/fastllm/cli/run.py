@@ -214,6 +214,7 @@ def _speed(llm: LLM, texts: Sequence[Text], *, guesses: bool) -> dict[str, float
         "isa": llm.isa,
         "threads": llm.threads,
         "dtype": "+".join(llm.dtypes),
+        "precise": llm.config.precise,
     }
     if guesses:
         speed["proposed_tokens"] = sum(text.proposed_tokens for text in texts)
@@ -233,7 +234,7 @@ def speed_line(speed: dict[str, float | int | str | None], seed: int) -> str:
     if isinstance(used, float) and isinstance(read, float):
         share = f", {used / read:.0%} of the {read:.1f} that reading alone takes" if used < 2 * read else ""
         parts.append(f"weights {used:.1f} GB/s{share}")
-    threads = speed["threads"]
-    parts.append(f"{speed['isa']}, {threads} thread{'s' if threads != 1 else ''}, {speed['dtype']}")
+    threads, precise = speed["threads"], ", precise" if speed["precise"] else ""
+    parts.append(f"{speed['isa']}, {threads} thread{'s' if threads != 1 else ''}, {speed['dtype']}{precise}")
     parts.append(f"seed {seed}")
     return f"[{'; '.join(parts)}]"

@@ -140,8 +140,9 @@ def _less_one(name: str, tensor: Tensor, _: Source) -> Tensor:
 
 
 def _turned(name: str, tensor: Tensor, _: Source) -> Tensor:
-    """GPT-2's matrices, which the converter transposed; the class has them as (inputs, outputs)."""
-    return transposed(tensor) if name.startswith("blk.") and len(tensor.shape) == 2 else tensor
+    """GPT-2's matrices, which the converter transposed; the class has them as (inputs, outputs), unless quantized."""
+    turned = name.startswith("blk.") and len(tensor.shape) == 2 and not tensor.stored
+    return transposed(tensor) if turned else tensor
 
 
 def _by_head(name: str, tensor: Tensor, meta: Source) -> Tensor:

@@ -16,23 +16,21 @@ from __future__ import annotations
 import json
 import re
 import struct
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastllm.errors import CheckpointError
 from fastllm.files import exists, map_file
-from fastllm.formats._blocks import BLOCKS
-from fastllm.formats._blocks import tensor as quantized
 from fastllm.formats.checkpoint import Checkpoint
-from fastllm.tensors import SIZES, Reader, Tensor, mapped
+from fastllm.tensors import BLOCKS, Reader, Tensor
 
 # Names of the tensors' types by their numbers (enum ggml_type). Those in _FLOATS and BLOCKS are read.
 # fmt: off
 _TYPES = (
     "F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
     "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16",
-    "I32", "I64", "F64", "IQ1_M", "BF16",
+    "I32", "I64", "F64", "IQ1_M", "BF16", "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "IQ4_NL_4_4",
+    "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4",
 )
 # fmt: on
 _FLOATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -137,14 +135,14 @@ def _tensor(reader: Reader, name: str, shape: tuple[int, ...], number: int) -> T
     kind = _TYPES[number] if number < len(_TYPES) else f"type {number}"
     what = f"tensor {name!r}"
     if kind in _FLOATS:
-        return mapped(_FLOATS[kind], shape, reader.take(prod(shape) * SIZES[_FLOATS[kind]], what))
+        return reader.tensor(_FLOATS[kind], shape, what)
     if kind not in BLOCKS:
         known = ", ".join([*_FLOATS, *BLOCKS])
         raise CheckpointError(f"{reader.path} holds {what} as {kind}; fastllm reads {known}")
-    values, nbytes = BLOCKS[kind]
+    values, *_ = BLOCKS[kind]
     if not shape or shape[-1] % values:
         raise CheckpointError(f"{reader.path} is broken: {what} of {shape} is not in blocks of {values}")
-    return quantized(kind, shape, reader.take(prod(shape) // values * nbytes, what))
+    return reader.tensor(kind, shape, what)
 
 
 class _Metadata(Reader):

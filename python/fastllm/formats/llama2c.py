@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fastllm.errors import CheckpointError
 from fastllm.formats.checkpoint import Checkpoint
-from fastllm.tensors import Reader, Tensor, mapped
+from fastllm.tensors import Bytes, Reader, Tensor
 
 MAGIC = 0x616B3432  # "ak42"
 HEADER_BYTES = 256
@@ -138,5 +138,20 @@ def _take(reader: Reader, header: dict[str, int], name: str, tensors: dict[str, 
                 f"{reader.path} is broken: {key} has {count:,} values, not a multiple of its groups of {group}"
             )
         values = reader.take(count, key)
-        scales = reader.take(count // group * 4, f"{key}'s scales")
-        tensors[key] = mapped("q8_f32", shape, values)._replace(scales=scales, group=group)
+        tensors[key] = _scaled(shape, values, reader.take(count // group * 4, f"{key}'s scales"), group)
+
+
+def _scaled(shape: tuple[int, int], values: memoryview, scales: memoryview, group: int) -> Tensor:
+    """A matrix of int8 values with an f32 scale for each `group` of the flattened matrix, read as f32."""
+    width = shape[1]
+
+    def read(begin: int, end: int) -> Bytes:
+        import numpy
+
+        first, last = begin * width, end * width
+        groups = numpy.frombuffer(scales, "<f4")[first // group : -(-last // group)]
+        of_values = numpy.repeat(groups, group)[first % group : first % group + last - first]
+        with numpy.errstate(over="ignore", invalid="ignore"):  # packing refuses values that are not finite
+            return numpy.frombuffer(values[first:last], numpy.int8) * of_values
+
+    return Tensor("f32", shape, read, stored="int8")

@@ -50,13 +50,11 @@ def bind(chain: str, layers: Sequence[tuple[_core.Matrix, _core.Vector | None, s
 
 def _packed(name: str, layer: Layer) -> tuple[_core.Matrix, _core.Vector | None, str]:
     """A layer's matrix in panels, its bias and activation, as bind takes them; name: for messages."""
-    from fastllm.tensors import floats
+    from fastllm.tensors import unblocked
 
-    weight = layer.weight
+    weight = unblocked(layer.weight)
     if len(weight.shape) != 2 or not all(weight.shape):
         raise CheckpointError(f"{name} has the shape {weight.shape}, not that of a matrix")
-    if weight.dtype == "q8_f32":
-        weight = weight._replace(dtype="f32", read=lambda begin, end: floats(layer.weight, begin, end))
     data = memoryview(weight.all()).cast("B")
     matrix = _core.pack(weight.dtype, weight.shape[0], weight.shape[1], weight.dtype, data, name=name)
     bias = None if layer.bias is None else _core.Vector(memoryview(layer.bias).cast("B"), name=f"{name}.bias")

@@ -68,7 +68,7 @@ class Calibration:
         BOS. tokens: the text."""
         self._config, self._threads = stored.config, threads
         self._model = _core.Model(stored.config, dict(stored.tensors))
-        self._pieces = _pieces(begin, tokens, min(_PIECE, stored.config.max_seq))
+        self._pieces = split(begin, tokens, min(_PIECE, stored.config.max_seq))
         self._sums: dict[int, NDArray[np.float64]] = {}  # 4 * layer + input -> H
         self._last: tuple[int, Factors] | None = None
 
@@ -121,11 +121,11 @@ class Calibration:
             self._model.forward(spans, threads=self._threads, inputs=buffers)
             for place, n in widths.items():
                 inputs = numpy.frombuffer(memoryview(buffers[place]), numpy.float32)[: tokens * n].reshape(tokens, n)
-                sums[place] += _products(inputs, self._threads)
+                sums[place] += products(inputs, self._threads)
         return sums
 
 
-def _pieces(begin: Sequence[int], tokens: Sequence[int], longest: int) -> list[list[int]]:
+def split(begin: Sequence[int], tokens: Sequence[int], longest: int) -> list[list[int]]:
     """Pieces from all over a text, each after `begin`, of `longest` tokens at most. Raises OptionError."""
     if len(tokens) < _LEAST:
         raise OptionError(f"the calibration text has {len(tokens)} tokens: it needs {_LEAST} at least")
@@ -144,7 +144,7 @@ def _batches(pieces: Sequence[list[int]]) -> Iterator[list[list[int]]]:
         yield list(pieces[at : at + count])
 
 
-def _products(x: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
+def products(x: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
     """x^T x of x [t, n], by the core's matrix product, which sums over t in ascending order."""
     import numpy
 

@@ -17,6 +17,8 @@ from fastllm.tensors import Bytes, Tensor
 from fastllm.tokenizer import Frame, stop_tokens
 from fastllm.weights import store
 from fastllm.weights.packing import Plan, Progress, assemble, chunks, pack, plan, vectors
+from fastllm.weights.pruning import options
+from fastllm.weights.pruning.scratch import Scratch
 from fastllm.weights.source import (
     Adapters,
     Opened,
@@ -39,10 +41,13 @@ def convert(
     out: str | os.PathLike[str],
     *,
     dtype: str | None = None,
+    precise: bool = False,
     format: str = "fastllm",  # noqa: A002  # the command line's word
     version: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     calibrate: str | os.PathLike[str] | None = None,
+    prune: str | None = None,
+    drop_layers: int | None = None,
     revision: str | None = None,
     lora: Adapters | None = None,
     threads: int | None = None,
@@ -54,14 +59,25 @@ def convert(
     "llama2c", whose version (default 0) says the type: 0 and 1 are f32, 2 is int8. The same input gives the same bytes
     on any machine. The file appears whole or not at all. Only a piece of a matrix is in memory at a time.
 
+    precise: the file is run with activations of 15 bits instead of 8, unless load says otherwise.
+
     calibrate: a file of UTF-8 text, 256 to some thousand tokens of the kind that the model is for. q4 is then packed
     for the least error in what the model computes on that text (fastllm.weights.calibration). That takes minutes
     instead of seconds, and memory for the model as q8.
 
+    prune: sets weights of linear layers to zero before they are packed: "magnitude:0.5" the smallest half of each
+    matrix, "threshold:0.1" those below 0.1, "wanda:0.5" and "sparsegpt:0.5" those that the text `calibrate` shows to
+    matter least, "magnitude:2of4" (or wanda, sparsegpt) two of each four neighbours. drop_layers: how many layers are
+    left out, those that change the text's hidden states least. `calibrate` also serves to measure what both cost. The
+    file says what was done (fastllm.weights.store.Pruning). Pruned matrices lie in a temporary file beside `out`.
+
     Returns the reason why there is no tokenizer inside, or None if there is one. Raises CheckpointError, OptionError,
     and TokenizerError for a `tokenizer` that does not fit.
     """
-    _check_options(dtype, format, version, calibrate)
+    method = None if prune is None else options.parse(prune)
+    options.check(method, drop_layers, text=calibrate is not None)
+    pruning = method is not None or drop_layers is not None
+    _check_options(dtype, format, version, calibrate, precise=precise, pruning=pruning)
     count = check_threads(threads)
     path, from_hub = find_source(source, revision)
     adapters = find_adapters(lora)
@@ -69,12 +85,16 @@ def convert(
     check_target(target)
     for source_path in (path, *adapters):
         _check_apart(source_path, target)
-    with reading() as read:
+    with reading() as read, Scratch(Path(os.path.realpath(target)).parent) as scratch:
         if (stored := store.open_file(path)) is not None:
             check_not_converted(path, adapters)
+            if pruning and stored.pruning is not None:
+                raise OptionError(f"{path} is already pruned: prune the checkpoint it was made from")
             opened = _reopened(path, stored, tokenizer)
         else:
             opened = open_source(path, tokenizer, from_hub=from_hub, adapters=adapters)
+        if precise:
+            opened = opened._replace(recipe=opened.recipe._replace(config=opened.recipe.config._replace(precise=True)))
         text = None if calibrate is None else _text(Path(calibrate))
         check_target(target)  # again: now the files that are read are known, which must not be overwritten
         watched = read.watched(progress)
@@ -84,6 +104,17 @@ def convert(
 
                 _llama2c.write(target, opened.recipe, version or 0, progress=watched)
             else:
+                if pruning:
+                    opened, watched = _pruned(
+                        opened,
+                        text,
+                        method=method,
+                        drop=drop_layers or 0,
+                        scratch=scratch,
+                        dtype=dtype,
+                        threads=count,
+                        progress=watched,
+                    )
                 plans = plan(opened.recipe, dtype or opened.dtype)
                 seen = None if text is None else _calibration(opened, text, count)
                 store.write(target, opened.stored(), parts(opened.recipe, plans, count, watched, seen))
@@ -94,7 +125,9 @@ def convert(
     return opened.tokenizer if isinstance(opened.tokenizer, TokenizerError) and format == "fastllm" else None
 
 
-def _check_options(dtype: str | None, form: str, version: int | None, calibrate: object) -> None:
+def _check_options(
+    dtype: str | None, form: str, version: int | None, calibrate: object, *, precise: bool, pruning: bool
+) -> None:
     """Raises OptionError for a value that is not known, or does not go with the others."""
     store.check_dtype(dtype)
     if form not in FORMATS:
@@ -103,8 +136,12 @@ def _check_options(dtype: str | None, form: str, version: int | None, calibrate:
         raise OptionError("llama2.c's version says the dtype: 0 and 1 are f32, 2 is int8")
     if form != "llama2c" and version is not None:
         raise OptionError("a version is llama2.c's: it goes with the format llama2c")
-    if calibrate is not None and (dtype != "q4" or form != "fastllm"):
-        raise OptionError("a calibration text is for the dtype q4")
+    if precise and form == "llama2c":
+        raise OptionError("llama2.c's files cannot say that they are to be run precisely")
+    if pruning and form != "fastllm":
+        raise OptionError("prune and drop_layers go with the format fastllm, and its files can be converted to llama2c")
+    if calibrate is not None and ((dtype != "q4" and not pruning) or form != "fastllm"):
+        raise OptionError("a calibration text is for the dtype q4, and for pruning")
 
 
 def _text(path: Path) -> str:
@@ -115,17 +152,58 @@ def _text(path: Path) -> str:
         raise OptionError(f"the calibration text {path} cannot be read: {error}") from None
 
 
-def _calibration(opened: Opened, text: str, threads: int) -> Calibration:
-    """The calibration of a checkpoint by a text, which the model reads as q8."""
-    from fastllm.weights.calibration import Calibration
-
+def _tokens(opened: Opened, text: str) -> tuple[list[int], list[int]]:
+    """The ids that a checkpoint's texts begin with, and those of a text. Raises the TokenizerError that it has."""
     recipe, words = opened.recipe, opened.tokenizer
     if isinstance(words, TokenizerError):
         raise words
     stop, _ = stop_tokens(recipe.stop, recipe.chat_stop, words.ends)
     frame = Frame(words, recipe.bos, stop, encoder=not recipe.config.causal)
-    stored = assemble(recipe, dtype="q8", threads=threads)
-    return Calibration(stored, frame.tokenize(""), words.encode(text), threads=threads)
+    return frame.tokenize(""), words.encode(text)
+
+
+def _calibration(opened: Opened, text: str, threads: int) -> Calibration:
+    """The calibration of a checkpoint by a text, which the model reads as q8."""
+    from fastllm.weights.calibration import Calibration
+
+    stored = assemble(opened.recipe, dtype="q8", threads=threads)
+    return Calibration(stored, *_tokens(opened, text), threads=threads)
+
+
+def _pruned(
+    opened: Opened,
+    text: str | None,
+    *,
+    method: options.Method | None,
+    drop: int,
+    scratch: Scratch,
+    dtype: str | None,
+    threads: int,
+    progress: Progress,
+) -> tuple[Opened, Progress]:
+    """The checkpoint pruned, and the progress of packing it, before which pruning counts as as many bytes again."""
+    from fastllm.weights.pruning.prune import Pruner, Text
+
+    total = sum(p.nbytes for p in plan(opened.recipe, dtype or opened.dtype).values())
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        progress(total * done // pruner.steps, 2 * total)
+
+    pruner = Pruner(
+        opened.recipe,
+        method=method,
+        drop=drop,
+        text=None if text is None else Text(*_tokens(opened, text)),
+        scratch=scratch,
+        dtype=opened.dtype,
+        threads=threads,
+        step=step,
+    )
+    recipe, pruning = pruner.run()
+    return opened._replace(recipe=recipe, pruning=pruning), lambda part, whole: progress(total + part, total + whole)
 
 
 def parts(
@@ -143,7 +221,7 @@ def parts(
             progress(done, total)
             yield out
 
-    found = {name: store.Part(p.dtype, p.shape, p.nbytes, packed(name, p)) for name, p in plans.items()}
+    found = {name: store.Part(p.dtype, p.shape, p.nbytes, packed(name, p), p.values) for name, p in plans.items()}
     for name, vector in vectors(recipe).items():
         found[name] = store.Part(None, vector.shape, vector.nbytes, (vector.data,))
     return found
@@ -165,7 +243,7 @@ def _reopened(path: Path, stored: store.Stored, tokenizer: str | os.PathLike[str
     }
     recipe = Recipe(**store.shared(stored), matrices=matrices, vectors=values, dense=chains)
     words = stored_tokenizer(stored, path, tokenizer)
-    return Opened(stored.source, recipe, words, have[0] if len(have) == 1 else None)
+    return Opened(stored.source, recipe, words, have[0] if len(have) == 1 else None, pruning=stored.pruning)
 
 
 def _unpacked(matrix: _core.Matrix) -> Tensor:

@@ -10,7 +10,7 @@ from fastllm import _core
 from fastllm.config import Config
 from fastllm.errors import CheckpointError
 from fastllm.families import Recipe, Weight
-from fastllm.tensors import SIZES, Tensor
+from fastllm.tensors import BLOCKS, SIZES, Tensor, nbytes, unblocked
 from fastllm.weights import store
 
 if TYPE_CHECKING:
@@ -35,18 +35,31 @@ class Plan(NamedTuple):
         *stack, d, n = self.shape
         return _core.matrix_bytes(self.dtype, d, n) * prod(stack)
 
+    @property
+    def source(self) -> Tensor:
+        """The tensor as it is read to be packed: blocks where those are moved into panels, else floats."""
+        tensor = self.weight.tensor
+        return tensor if tensor.dtype in BLOCKS and BLOCKS[tensor.dtype][2] == self.dtype else unblocked(tensor)
+
+    @property
+    def values(self) -> tuple[int, ...] | None:
+        """Matrix.values, where it is not that of q4 matrices that are packed from floats."""
+        return BLOCKS[self.source.dtype][3] if self.source.dtype in BLOCKS else None
+
     def bind(self, data: memoryview) -> _core.Matrix:
         """The matrix whose panels lie in `data`."""
         *stack, d, n = self.shape
-        return _core.Matrix(self.dtype, d, n, data, count=stack[0] if stack else None)
+        return _core.Matrix(self.dtype, d, n, data, count=stack[0] if stack else None, values=self.values)
 
 
 def plan(recipe: Recipe, dtype: str | None) -> dict[str, Plan]:
     """How each matrix of a recipe is packed, in the order in which a forward reads them.
 
-    dtype: one of store.DTYPES; None chooses for each matrix the type that holds its values exactly. Raises
+    dtype: one of store.DTYPES; None chooses for each matrix the type that holds its values exactly. In a model with
+    blocks that is q8 for blocks that no type holds so, and for f32, which mostly is what was made of blocks. Raises
     CheckpointError for a matrix that is missing, has a wrong shape, or has no place in the config.
     """
+    quantized = any(weight.tensor.dtype in BLOCKS for weight in recipe.matrices.values())
     _check_names(recipe.matrices, {name for name, *_ in recipe.config.matrices()})
     plans = {}
     for name, shape, required in recipe.config.matrices():
@@ -57,7 +70,8 @@ def plan(recipe: Recipe, dtype: str | None) -> dict[str, Plan]:
         weight = recipe.matrices[name]
         if weight.tensor.shape != shape:
             raise CheckpointError(f"{name} has the shape {weight.tensor.shape}, the config needs {shape}")
-        plans[name] = Plan(weight, _packed_dtype(recipe.config, name, weight.tensor, dtype), shape)
+        kept = _kept_dtype(weight.tensor, quantized)
+        plans[name] = Plan(weight, _packed_dtype(recipe.config, name, weight.tensor, dtype, kept), shape)
     return plans
 
 
@@ -68,13 +82,12 @@ def _check_names(found: Iterable[str], known: set[str]) -> None:
             raise CheckpointError(f"{name} has no place in a model of its config")
 
 
-def _packed_dtype(config: Config, name: str, tensor: Tensor, dtype: str | None) -> str:
+def _packed_dtype(config: Config, name: str, tensor: Tensor, dtype: str | None, kept: str) -> str:
     """The type that a matrix is packed as. Routers and gates are always f32, and positions are never quantized."""
     if name.endswith((".router", ".ffn.gate")):
         return "f32"
-    kept = _kept_dtype(tensor)
-    if name == "positions" and dtype in ("q8", "q4"):
-        return "f16" if kept == "q8_f32" else kept
+    if name == "positions" and dtype in ("q8", "q4", None) and tensor.dtype in SIZES:
+        return tensor.dtype
     if dtype == "q4" and _is_sensitive(config, name):
         return "q8"
     return dtype or kept
@@ -96,11 +109,11 @@ def _is_sensitive(config: Config, name: str) -> bool:
     return last and part in ("attn.wv", "ffn.w2")
 
 
-def _kept_dtype(tensor: Tensor) -> str:
-    """The type that holds a tensor's values exactly: its own, or f32 for q8_f32 with groups of no multiple of 32."""
-    if tensor.dtype == "q8_f32" and (tensor.group % _core.GROUP or tensor.shape[-1] % tensor.group):
-        return "f32"
-    return tensor.dtype
+def _kept_dtype(tensor: Tensor, quantized: bool) -> str:
+    """The type that a tensor is kept as, in a model that has blocks (`quantized`) or none."""
+    if tensor.dtype in BLOCKS:
+        return BLOCKS[tensor.dtype][2] or "q8"
+    return "q8" if quantized and tensor.dtype == "f32" else tensor.dtype
 
 
 class Rows(NamedTuple):
@@ -114,12 +127,11 @@ class Rows(NamedTuple):
 def chunks(matrix: Plan) -> Iterator[Rows]:
     """The pieces in which a matrix or stack is packed; their panels lie one after the other.
 
-    A matrix whose rows are reordered, or whose scales belong to the whole tensor, is one piece.
+    A matrix whose rows are reordered is one piece.
     """
-    tensor = matrix.weight.tensor
     *stack, d, n = matrix.shape
-    most = max(_core.LANES, _CHUNK // (n * SIZES[tensor.dtype]) // _core.LANES * _core.LANES)
-    if matrix.weight.rows is not None or tensor.scales is not None:
+    most = max(_core.LANES, _CHUNK // nbytes(matrix.source.dtype, (n,)) // _core.LANES * _core.LANES)
+    if matrix.weight.rows is not None:
         most = d
     for first in range(0, prod(stack) * d, d):
         for begin in range(0, d, most):
@@ -130,17 +142,16 @@ def chunks(matrix: Plan) -> Iterator[Rows]:
 def pack(
     matrix: Plan, rows: Rows, out: memoryview, *, threads: int, name: str, calibration: Calibration | None = None
 ) -> None:
-    """Packs rows of a matrix into `out`; q4 for the least error by `calibration`. name: of the matrix, canonical."""
-    tensor = matrix.weight.tensor
-    factors = calibration.factors(name) if calibration and matrix.dtype == "q4" else None
+    """Packs rows of a matrix into `out`; floats to q4 for the least error by `calibration`. name: canonical."""
+    source = matrix.source
+    floats = source.dtype in SIZES
+    factors = calibration.factors(name) if calibration and matrix.dtype == "q4" and floats else None
     _core.pack(
         matrix.dtype,
         rows.end - rows.begin,
         matrix.shape[-1],
-        tensor.dtype,
-        memoryview(tensor.read(rows.begin, rows.end)).cast("B"),
-        scales=tensor.scales,
-        group=tensor.group,
+        source.dtype,
+        memoryview(source.read(rows.begin, rows.end)).cast("B"),
         rows=matrix.weight.rows,
         out=out,
         threads=threads,

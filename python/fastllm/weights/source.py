@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastllm.errors import CheckpointError, CheckpointWarning, OptionError, TokenizerError
 from fastllm.files import exists, is_folder
 from fastllm.formats import open_checkpoint
+from fastllm.tensors import SIZES
 from fastllm.tokenizer import Tokenizer, find, from_blob, read
 from fastllm.weights import store
 
@@ -30,9 +31,9 @@ class Opened(NamedTuple):
     """A checkpoint, opened.
 
     about: its format and architecture, for people. tokenizer: or why there is none. dtype: the type that weights are
-    packed as unless the user asks for another; None keeps the type of each. vocabulary: the kind and bytes of the
-    tokenizer, also of one inside the checkpoint that cannot be used here; None where there is none. place: where
-    tokenizers were looked for.
+    packed as unless the user asks for another; None keeps the type of each, and blocks as nearly as they can be.
+    vocabulary: the kind and bytes of the tokenizer, also of one inside the checkpoint that cannot be used here; None
+    where there is none. place: where tokenizers were looked for. pruning: what was pruned of it.
     """
 
     about: str
@@ -41,12 +42,13 @@ class Opened(NamedTuple):
     dtype: str | None
     vocabulary: tuple[str, Bytes] | None = None
     place: Path = Path()
+    pruning: store.Pruning | None = None
 
     def stored(self) -> store.Stored:
         """Its converted file, still without tensors."""
         words = self.tokenizer
         blob = None if isinstance(words, TokenizerError) else (words.kind, words.blob)
-        return store.Stored.of(self.recipe, {}, tokenizer=blob, source=self.about)
+        return store.Stored.of(self.recipe, {}, tokenizer=blob, source=self.about, pruning=self.pruning)
 
 
 def find_source(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, bool]:
@@ -172,8 +174,8 @@ def tokenizer_inside(path: Path, kind: str, blob: Bytes) -> Tokenizer | Tokenize
 
 
 def _natural_dtype(checkpoint: Checkpoint) -> str | None:
-    """q8 for quantized checkpoints: packed as the floats they are read as, they would take several times the memory."""
-    return "q8" if any(tensor.stored for tensor in checkpoint.tensors.values()) else None
+    """q8 for weights that are quantized in another way than in blocks, and are read as f32; else None."""
+    return "q8" if any(t.stored and t.dtype in SIZES for t in checkpoint.tensors.values()) else None
 
 
 def _common_dtype(checkpoint: Checkpoint) -> str | None:

@@ -10,9 +10,9 @@ https://github.com/huggingface/safetensors#format describes the frame:
                       ("classifier.0", "classifier.0.bias", ...), the bytes of the tokenizer
 
 The JSON under "fastllm": version, layout, config, matrices (name -> [dtype, *shape], since a matrix is U8 for
-safetensors), bos, stop, chat_stop, source, and where the model has them dense (chain -> activations), embedding,
-classifier, ranking, sampling, tokenizer (kind, bytes); in the packed cache also packed and ready, which packed.py
-explains.
+safetensors), values (name -> what the 16 codes of a q4 matrix stand for), bos, stop, chat_stop, source, and where the
+model has them dense (chain -> activations), embedding, classifier, ranking, sampling, pruning, tokenizer (kind, bytes);
+in the packed cache also packed and ready, which packed.py explains.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from fastllm.families import Recipe
     from fastllm.tensors import Bytes
 
-VERSION = 1
+VERSION = 2
+_READABLE = (1, 2)  # version 1 has no values: q4 matrices have those of the core
 LAYOUT = "panels16x32"  # 16 rows x groups of 32 channels; see csrc/fastllm.h
 DTYPES = ("f32", "f16", "bf16", "q8", "q4")  # types that weights may be converted to
 
@@ -43,14 +44,53 @@ DTYPES = ("f32", "f16", "bf16", "q8", "q4")  # types that weights may be convert
 _SHARED = ("config", "bos", "stop", "chat_stop", "embedding", "classifier", "ranking", "sampling")
 
 
+class Pruning(NamedTuple):
+    """What pruning did to a model.
+
+    method: as `convert` takes it, such as "wanda:0.5", and zeros: the share of the linear layers' weights that is zero;
+    both None where no weights were pruned. dropped: the layers that were left out, by their numbers before. kl: from
+    the model before, in nats, the mean over a text; None where there was no text, or the model has no logits.
+    """
+
+    method: str | None
+    zeros: float | None
+    dropped: tuple[int, ...]
+    kl: float | None
+
+    def __str__(self) -> str:
+        parts = []
+        if self.method is not None and self.zeros is not None:
+            parts.append(f"{self.method}, {self.zeros:.2%} of the weights of linear layers are zero")
+        if self.dropped:
+            parts.append(f"without layer{'s' if len(self.dropped) > 1 else ''} {', '.join(map(str, self.dropped))}")
+        parts.append("KL not measured" if self.kl is None else f"KL {self.kl:.3g} from the model before")
+        return "; ".join(parts)
+
+    def to_json(self) -> dict[str, object]:
+        """The fields that say something."""
+        return {name: value for name, value in self._asdict().items() if value not in (None, ())}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Pruning:
+        """The inverse of to_json. Raises TypeError, ValueError or AttributeError for anything else."""
+        method, zeros, kl = data.get("method"), data.get("zeros"), data.get("kl")
+        return cls(
+            None if method is None else str(method),
+            None if zeros is None else float(zeros),
+            tuple(int(layer) for layer in data.get("dropped", ())),
+            None if kl is None else float(kl),
+        )
+
+
 class Stored(NamedTuple):
     """What a converted file holds: a Recipe with its tensors packed, and the tokenizer.
 
     tensors: matrices and vectors by canonical name. dense: chains of layers after the last hidden states, by purpose.
     tokenizer: its kind and bytes, as fastllm.tokenizer.from_blob takes them. source: the format and architecture that
-    the file was made from, for people. packed: what the packed cache keeps in its files, None elsewhere. identity: what
-    tells its weights from all others, where that is known without reading them (packed.py), else "". ready: the
-    tokenizer's ready form (fastllm.tokenizer.ready), only in the packed cache. The other fields are the Recipe's.
+    the file was made from, for people. pruning: what was pruned before packing. packed: what the packed cache keeps in
+    its files, None elsewhere. identity: what tells its weights from all others, where that is known without reading
+    them (packed.py), else "". ready: the tokenizer's ready form (fastllm.tokenizer.ready), only in the packed cache.
+    The other fields are the Recipe's.
     """
 
     config: Config
@@ -65,6 +105,7 @@ class Stored(NamedTuple):
     classifier: Classifier | None = None
     ranking: Ranking = Ranking()
     sampling: Mapping[str, float] = MappingProxyType({})
+    pruning: Pruning | None = None
     packed: Mapping[str, Any] | None = None
     identity: str = ""
     ready: Bytes = b""
@@ -77,23 +118,24 @@ class Stored(NamedTuple):
         *,
         tokenizer: tuple[str, Bytes] | None = None,
         source: str = "",
+        pruning: Pruning | None = None,
         packed: Mapping[str, Any] | None = None,
         ready: Bytes = b"",
     ) -> Stored:
         """A recipe's file. Raises CheckpointError for dense layers that do not fit each other."""
         more = {"tensors": tensors, "tokenizer": tokenizer, "source": source, "packed": packed, "ready": ready}
-        return cls(**shared(recipe), **more, dense=dense.pack(recipe.dense))
+        return cls(**shared(recipe), **more, pruning=pruning, dense=dense.pack(recipe.dense))
 
     @property
     def dtypes(self) -> list[str]:
         """The types of the weights, sorted, for people: ["q4"] for a model converted to q4.
 
         Left out are those of the few matrices that are kept more exactly than asked for: routers, positions, and in a
-        q4 model those that stay q8.
+        model of four bits those that are q8.
         """
         matrices = {name: t.dtype for name, t in self.tensors.items() if isinstance(t, _core.Matrix)}
         dtypes = {dtype for name, dtype in matrices.items() if not name.endswith(".router") and name != "positions"}
-        return sorted(dtypes - {"q8"} if "q4" in dtypes else dtypes)
+        return sorted(dtypes - {"q8"} if dtypes & {"q4", "q4m"} else dtypes)
 
 
 def shared(model: Recipe | Stored) -> dict[str, Any]:
@@ -102,12 +144,23 @@ def shared(model: Recipe | Stored) -> dict[str, Any]:
 
 
 class Part(NamedTuple):
-    """A tensor to be written, as an iterable of pieces. dtype: a matrix's; None for a vector of f32."""
+    """A tensor to be written, as an iterable of pieces. dtype: a matrix's; None for a vector of f32.
+
+    values: Matrix.values of a q4 matrix; None for the core's own.
+    """
 
     dtype: str | None
     shape: tuple[int, ...]
     nbytes: int
     pieces: Iterable[Bytes]
+    values: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, tensor: _core.Matrix | _core.Vector) -> Part:
+        """A tensor that is packed already."""
+        if isinstance(tensor, _core.Vector):
+            return cls(None, tensor.shape, tensor.nbytes, (tensor.data,))
+        return cls(tensor.dtype, tensor.shape, tensor.nbytes, (tensor.data,), tensor.values)
 
 
 def check_dtype(dtype: str | None) -> None:
@@ -121,10 +174,7 @@ def save(path: Path, stored: Stored) -> None:
     write(
         path,
         stored,
-        {
-            name: Part(getattr(tensor, "dtype", None), tensor.shape, len(tensor.data), (tensor.data,))
-            for name, tensor in stored.tensors.items()
-        },
+        {name: Part.of(tensor) for name, tensor in stored.tensors.items()},
     )
 
 
@@ -158,6 +208,7 @@ def _about(stored: Stored, parts: Mapping[str, Part]) -> dict[str, object]:
         "layout": LAYOUT,
         "config": stored.config.to_json(),
         "matrices": {name: [p.dtype, *p.shape] for name, p in parts.items() if p.dtype},
+        "values": {name: list(p.values) for name, p in parts.items() if p.values},
         "bos": stored.bos,
         "stop": stored.stop,
         "chat_stop": stored.chat_stop,
@@ -173,6 +224,8 @@ def _about(stored: Stored, parts: Mapping[str, Part]) -> dict[str, object]:
         about["ranking"] = stored.ranking
     if stored.sampling:
         about["sampling"] = dict(stored.sampling)
+    if stored.pruning is not None:
+        about["pruning"] = stored.pruning.to_json()
     if stored.packed is not None:
         about["packed"] = dict(stored.packed)
     return about
@@ -200,10 +253,9 @@ def _dense_parts(chains: Mapping[str, tuple[_core.Dense, ...]]) -> dict[str, Par
     parts = {}
     for chain, layers in chains.items():
         for i, layer in enumerate(layers):
-            matrix, bias = layer.matrix, layer.bias
-            parts[f"{chain}.{i}"] = Part(matrix.dtype, matrix.shape, matrix.nbytes, (matrix.data,))
-            if bias is not None:
-                parts[f"{chain}.{i}.bias"] = Part(None, bias.shape, bias.nbytes, (bias.data,))
+            parts[f"{chain}.{i}"] = Part.of(layer.matrix)
+            if layer.bias is not None:
+                parts[f"{chain}.{i}.bias"] = Part.of(layer.bias)
     return parts
 
 
@@ -231,10 +283,11 @@ def load(path: Path, data: memoryview) -> Stored:
 
 
 class _File(NamedTuple):
-    """The tensors of a converted file. header: its JSON; matrices: name -> [dtype, *shape]; data: what follows."""
+    """The tensors of a converted file. header: its JSON; matrices, values: as there; data: what follows."""
 
     header: Mapping[str, Any]
     matrices: Mapping[str, Any]
+    values: Mapping[str, Any]
     data: memoryview
 
     def part(self, name: str) -> memoryview:
@@ -253,11 +306,17 @@ class _File(NamedTuple):
             raise CheckpointError(f"{name} has {len(values) // 4} values, the config needs {size}")
         return _core.Vector(values[: size * 4], name=name)
 
+    def matrix(self, name: str) -> _core.Matrix:
+        """A matrix or a stack of them."""
+        dtype, *stack, d, n = self.matrices[name]
+        count = stack[0] if stack else None
+        return _core.Matrix(dtype, d, n, self.part(name), count=count, values=self.values.get(name))
+
     def layer(self, name: str, act: str) -> tuple[_core.Matrix, _core.Vector | None, str]:
         """A dense layer, as dense.bind takes it."""
-        dtype, d, n = self.matrices[name]
-        bias = self.vector(f"{name}.bias", d) if f"{name}.bias" in self.header else None
-        return _core.Matrix(dtype, d, n, self.part(name)), bias, act
+        matrix = self.matrix(name)
+        bias = self.vector(f"{name}.bias", matrix.shape[0]) if f"{name}.bias" in self.header else None
+        return matrix, bias, act
 
 
 def _tensors(config: Config, file: _File) -> dict[str, _core.Matrix | _core.Vector]:
@@ -268,11 +327,10 @@ def _tensors(config: Config, file: _File) -> dict[str, _core.Matrix | _core.Vect
             if required:
                 raise CheckpointError(f"it has no matrix {name}")
             continue
-        dtype, *found = file.matrices[name]
+        _, *found = file.matrices[name]
         if tuple(found) != shape:
             raise CheckpointError(f"{name} is {found}, the config needs {list(shape)}")
-        *stack, d, n = shape
-        tensors[name] = _core.Matrix(dtype, d, n, file.part(name), count=stack[0] if stack else None)
+        tensors[name] = file.matrix(name)
     for name, size, required in config.vectors():
         if name in file.header or required:
             tensors[name] = file.vector(name, size)
@@ -285,13 +343,13 @@ def _load(data: memoryview) -> Stored:
     if "fastllm" not in header.get("__metadata__", {}):
         raise CheckpointError("it is a safetensors file that fastllm did not write")
     about = json.loads(header["__metadata__"]["fastllm"])
-    if about["version"] != VERSION or about["layout"] != LAYOUT:
+    if about["version"] not in _READABLE or about["layout"] != LAYOUT:
         raise CheckpointError(
             f"its version is {about['version']}, layout {about['layout']}; "
             f"this fastllm reads {VERSION}, {LAYOUT}: convert the model again"
         )
     config = Config.from_json(about["config"])
-    file = _File(header, about["matrices"], data[8 + length :])
+    file = _File(header, about["matrices"], about.get("values", {}), data[8 + length :])
     tensors = _tensors(config, file)
     chains = {
         chain: dense.bind(chain, [file.layer(f"{chain}.{i}", act) for i, act in enumerate(acts)])
@@ -318,6 +376,7 @@ def _load(data: memoryview) -> Stored:
         classifier=Classifier.from_json(about["classifier"]) if "classifier" in about else None,
         ranking=Ranking.from_json(about["ranking"]) if "ranking" in about else Ranking(),
         sampling=dict(about.get("sampling", {})),
+        pruning=Pruning.from_json(about["pruning"]) if "pruning" in about else None,
         packed=about.get("packed"),
         ready=file.part("tokenizer.ready")[: about["ready"]] if "ready" in about else b"",
     )

@@ -80,28 +80,29 @@ static fl_matrix stack(fl_type type, size_t count, size_t d, size_t n, int bias)
     for (size_t p = 0; p < count * bytes / panel; p++) {
         char *at = data + p * panel;
         const size_t first = p % (bytes / panel) * FL_LANES, rows = d - first < FL_LANES ? d - first : FL_LANES;
-        const int integer = type == FL_Q8 || type == FL_Q8_F32 || type == FL_Q4;
-        const size_t columns = integer ? groups : n;
+        const int integer = fl_is_int8(type);
+        const size_t columns = type == FL_Q4_MIN ? 2 * groups : integer ? groups : n; // minima too
         for (size_t k = 0; k < columns; k++)
             for (size_t row = 0; row < rows; row++) {
                 const float x = number(integer ? 0.01f : 0.5f);
                 const size_t i = k * FL_LANES + row;
-                if (type == FL_F32 || type == FL_Q8_F32) memcpy(at + 4 * i, &x, 4);
+                if (type == FL_F32) memcpy(at + 4 * i, &x, 4);
                 else memcpy(at + 2 * i, (uint16_t[]){type == FL_BF16 ? fl_bf16_from_f32(x) : fl_f16_from_f32(x)}, 2);
             }
         if (!integer) continue;
         // Rows and columns past the last stay zero, as packed.
         for (size_t i = fl_scales_bytes(type, groups); i < panel; i++) {
             const size_t row = (i - fl_scales_bytes(type, groups)) % 64 / 4; // a line is 16 rows x 4 bytes
-            const int8_t x = (int8_t)next();
-            if (row < rows) at[i] = (char)(type != FL_Q4 && x == -128 ? -127 : x);
+            if (row < rows) at[i] = (char)next();
         }
         const size_t last = n % FL_GROUP; // columns of the last group that there are
-        for (size_t k = last; last && type != FL_Q4 && k < FL_GROUP; k++)
+        for (size_t k = last; last && type == FL_Q8 && k < FL_GROUP; k++)
             for (size_t row = 0; row < FL_LANES; row++)
                 at[fl_scales_bytes(type, groups) + (groups - 1) * 512 + k / 4 * 64 + row * 4 + k % 4] = 0;
     }
-    return (fl_matrix){.data = data, .type = type, .d = d, .n = n, .bias = bias && !pick(3) ? vector(d) : NULL};
+    fl_matrix w = {.data = data, .type = type, .d = d, .n = n, .bias = bias && !pick(3) ? vector(d) : NULL};
+    for (size_t i = 0; i < sizeof w.values; i++) w.values[i] = (int8_t)next();
+    return w;
 }
 
 static fl_type any_type(void) { return (fl_type)pick(FL_TYPES - 1); }

@@ -32,7 +32,7 @@ _OF_ACTIVATIONS = (
 
 
 def dequantized(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with plain matrices, read as f32; the same object if nothing is quantized.
+    """The checkpoint with plain matrices, read as f32 or as blocks; the same object if nothing is quantized.
 
     The scheme's name is added to `format`. Raises CheckpointError for a scheme that fastllm cannot read, and for
     tensors that do not fit each other.
@@ -77,8 +77,9 @@ def _matrices(checkpoint: Checkpoint, about: Mapping[str, Any]) -> Iterator[tupl
         if tensor.raw is None:
             continue
         for scheme in SCHEMES:
-            if name.endswith(f".{scheme.part}") and tensor.raw.kind in scheme.kinds:
-                matrix = Matrix(checkpoint, name.removesuffix(f".{scheme.part}"), about)
+            ending = scheme.part if scheme.part.startswith("_") else f".{scheme.part}"
+            if name.endswith(ending) and tensor.raw.kind in scheme.kinds:
+                matrix = Matrix(checkpoint, name.removesuffix(ending), about)
                 if scheme.matches(matrix):
                     yield scheme, matrix
                     break

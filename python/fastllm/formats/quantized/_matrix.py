@@ -16,8 +16,9 @@ FLOAT8 = ("float8_e4m3", "float8_e5m2")
 class Matrix:
     """The tensors whose names begin with `base`, such as model.layers.0.mlp.up_proj.
 
-    A part is the rest of a tensor's name: qweight, scales. about: the config's section on quantization. taken: the
-    names of the tensors that a scheme has asked for, which the plain matrix replaces.
+    A part is the rest of a tensor's name, after a dot unless it begins with an underscore: qweight, _blocks. about: the
+    config's section on quantization. taken: the names of the tensors that a scheme has asked for, which the plain
+    matrix replaces.
     """
 
     def __init__(self, checkpoint: Checkpoint, base: str, about: Mapping[str, Any]) -> None:
@@ -27,7 +28,7 @@ class Matrix:
 
     def name(self, part: str) -> str:
         """A part's full name in the checkpoint."""
-        return f"{self.base}.{part}" if self.base else part
+        return f"{self.base}{part}" if part.startswith("_") else f"{self.base}.{part}" if self.base else part
 
     def has(self, part: str) -> bool:
         return self.name(part) in self._checkpoint.tensors
