@@ -47,6 +47,24 @@ def dequantize(str block, const unsigned char[::1] data not None, float[::1] out
     give_cores(taken)
 
 
+def dequantize_int8(const unsigned char[::1] values not None, const unsigned char[::1] scales not None, size_t group,
+                    size_t first, float[::1] out not None):
+    """Writes the values of a flattened matrix of int8, from number `first` on, to `out` as f32.
+
+    scales: the bytes of f32 scales, one for each `group` values (llama2.c's q8_0). Raises OptionError where there are
+    fewer values or scales.
+    """
+    cdef size_t i, n = <size_t>out.shape[0], end = first + n
+    cdef float scale = 0
+    if group == 0 or <size_t>values.shape[0] < end or <size_t>scales.shape[0] // 4 * group < end:
+        raise OptionError(f"int8: no {n:,} values from number {first:,} on in groups of {group}")
+    with nogil:
+        for i in range(first, end):
+            if i == first or i % group == 0:
+                memcpy(&scale, &scales[i // group * 4], 4)
+            out[i - first] = <float><signed char>values[i] * scale
+
+
 def factor(double[:, ::1] h not None, float[::1] importance not None, *, size_t threads=1):
     """Factors h (n, n), f64, symmetric and positive definite, as U diag(importance) U^T (LDLQ, Chee et al., 2023).
 
