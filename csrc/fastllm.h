@@ -139,6 +139,8 @@ typedef struct fl_source {
     const float *importance;          // (n,) what a column's squared error counts; NULL: a guess from the weights
     const float *feedback;            // (n, n) U^T, of which the part below the diagonal is read; NULL: h is diagonal
     const float *products;            // (n, n) h, with feedback; NULL: each value is rounded once, not improved after
+    const int8_t *values;             // (16,) ascending from -127, fl_matrix.values of the result; NULL: fl_q4_values.
+                                      // If 0 is one of them, weights that are zero stay zero
 } fl_source;
 
 // Packs a source into `panels`, fl_matrix_bytes(type, d, n) long and FL_ALIGN-ed, on `threads` threads.

@@ -115,6 +115,7 @@ def pack(
     importance: _AnyBuffer | None = None,
     feedback: _AnyBuffer | None = None,
     products: _AnyBuffer | None = None,
+    values: _Tokens[int] | None = None,
     out: _AnyBuffer | None = None,
     threads: int = 1,
     name: str = "matrix",

@@ -115,7 +115,8 @@ def convert(
                         threads=count,
                         progress=watched,
                     )
-                plans = plan(opened.recipe, dtype or opened.dtype)
+                zeros = opened.pruning is not None and opened.pruning.zeros is not None
+                plans = plan(opened.recipe, dtype or opened.dtype, pruned=zeros)
                 seen = None if text is None or dtype != "q4" else _calibration(opened, text, count)
                 store.write(target, opened.stored(), parts(opened.recipe, plans, count, watched, seen))
         except CheckpointError as error:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]  # bytes packed so far, bytes in all
 
 _NARROW = 768  # models with fewer channels keep more matrices than others as q8 in q4: see _is_sensitive
+# What q4's codes stand for in pruned matrices: Lloyd's quantizer (1982) for weights of which half are zero, by size or
+# by another score, each group scaled as csrc/q4.c does it.
+_PRUNED = (-127, -105, -84, -67, -53, -41, -30, -19, 0, 19, 30, 41, 53, 67, 86, 112)
 _CHUNK = 2 << 20  # bytes of a tensor that are read and packed at once: the caches hold them
 
 
@@ -28,6 +31,7 @@ class Plan(NamedTuple):
     weight: Weight
     dtype: str
     shape: tuple[int, ...]  # (d, n) or (experts, d, n)
+    pruned: bool = False  # then q4 has a 0
 
     @property
     def nbytes(self) -> int:
@@ -44,7 +48,9 @@ class Plan(NamedTuple):
     @property
     def values(self) -> tuple[int, ...] | None:
         """Matrix.values, where it is not that of q4 matrices that are packed from floats."""
-        return BLOCKS[self.source.dtype][3] if self.source.dtype in BLOCKS else None
+        if self.source.dtype in BLOCKS:
+            return BLOCKS[self.source.dtype][3]
+        return _PRUNED if self.pruned and self.dtype == "q4" else None
 
     def bind(self, data: memoryview) -> _core.Matrix:
         """The matrix whose panels lie in `data`."""
@@ -52,12 +58,13 @@ class Plan(NamedTuple):
         return _core.Matrix(self.dtype, d, n, data, count=stack[0] if stack else None, values=self.values)
 
 
-def plan(recipe: Recipe, dtype: str | None) -> dict[str, Plan]:
+def plan(recipe: Recipe, dtype: str | None, *, pruned: bool = False) -> dict[str, Plan]:
     """How each matrix of a recipe is packed, in the order in which a forward reads them.
 
     dtype: one of store.DTYPES; None chooses for each matrix the type that holds its values exactly. In a model with
-    blocks that is q8 for blocks that no type holds so, and for f32, which mostly is what was made of blocks. Raises
-    CheckpointError for a matrix that is missing, has a wrong shape, or has no place in the config.
+    blocks that is q8 for blocks that no type holds so, and for f32, which mostly is what was made of blocks. pruned:
+    whether layers have zeros, which stay in q4 too. Raises CheckpointError for a matrix that is missing, has a wrong
+    shape, or has no place in the config.
     """
     quantized = any(weight.tensor.dtype in BLOCKS for weight in recipe.matrices.values())
     _check_names(recipe.matrices, {name for name, *_ in recipe.config.matrices()})
@@ -71,7 +78,7 @@ def plan(recipe: Recipe, dtype: str | None) -> dict[str, Plan]:
         if weight.tensor.shape != shape:
             raise CheckpointError(f"{name} has the shape {weight.tensor.shape}, the config needs {shape}")
         kept = _kept_dtype(weight.tensor, quantized)
-        plans[name] = Plan(weight, _packed_dtype(recipe.config, name, weight.tensor, dtype, kept), shape)
+        plans[name] = Plan(weight, _packed_dtype(recipe.config, name, weight.tensor, dtype, kept), shape, pruned)
     return plans
 
 
@@ -153,6 +160,7 @@ def pack(
         source.dtype,
         memoryview(source.read(rows.begin, rows.end)).cast("B"),
         rows=matrix.weight.rows,
+        values=matrix.values if floats else None,
         out=out,
         threads=threads,
         name=name,
