@@ -262,8 +262,8 @@ static int move_q4_k(const uint8_t *b, uint16_t *scales, uint8_t *lines) {
 static int move_q5_0(const uint8_t *b, uint16_t *scales, uint8_t *lines) {
     uint32_t values[8];
     for (size_t i = 0; i < 8; i++) {
-        // A value is its code less 16: the low four bits, and above them four times the opposite of bit 4, which a factor
-        // spreads, one to a byte.
+        // A value is its code less 16: the low four bits, and above them four times the opposite of bit 4. A factor
+        // spreads four such bits, one to a byte.
         const uint32_t bits = b[2 + i / 2] >> 4 * (i % 2) & 15u, ones = 0x01010101u;
         const uint32_t below = (bits * 0x00204081u & ones) ^ ones;
         values[i] = (i < 4 ? four_low(b + 6 + 4 * i) : four_high(b + 6 + 4 * (i - 4))) | below * 0xf0u;

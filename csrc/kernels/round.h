@@ -1,7 +1,9 @@
-// Rounding to four bits, for q4.c: a group of 32 columns at a time, column by column, each of a panel's 16 rows in a
+// Rounding weights, for pack.c and q4.c: a group of 32 columns at a time, column by column, each of a panel's 16 rows in a
 // lane.
 #ifndef FL_ROUND_H
 #define FL_ROUND_H
+
+#include <float.h>
 
 #include "arguments.h"
 #include "vectors.h"
@@ -30,6 +32,35 @@ static FL_INLINE void nearest(const table *t, const size_t N, vf *x) {
         FL_UNROLL for (size_t i = 0; i < N; i++) v[i] = vf_select_gt(x[i], middle, next, v[i]);
     }
     FL_UNROLL for (size_t i = 0; i < N; i++) x[i] = v[i];
+}
+
+// 1 / scale, and 0 for 0.
+static FL_INLINE vf inverse_or_zero(vf scale) {
+    const vf zero = vf_set1(0.0f);
+    return vf_select_gt(vf_abs(scale), zero, vf_div(vf_set1(1.0f), scale), zero);
+}
+
+// A coarser step moves all values to other places between two integers: the best of nine steps loses a sixth less than
+// the finest.
+static void q8_search(const float (*x)[FL_LANES], const float *largest, float *scale) {
+    enum { STEPS = 9 };
+    const vf top = vf_set1(127.0f), bottom = vf_set1(-127.0f);
+    vf best = vf_set1(0.0f), least = vf_set1(FLT_MAX);
+    for (size_t i = 0; i < STEPS; i++) {
+        uint16_t half[FL_LANES];
+        vf_store_f16(half, vf_mul(vf_load(largest), vf_set1((1.0f + 0.005f * (float)i) / 127.0f)));
+        const vf s = vf_load_f16(half), inverse = inverse_or_zero(s);
+        vf sum = vf_set1(0.0f);
+        for (size_t k = 0; k < FL_GROUP; k++) {
+            const vf w = vf_load(x[k]), q = vf_from_vi(vi_from_vf(vf_max(vf_min(vf_mul(w, inverse), top), bottom)));
+            const vf error = vf_sub(w, vf_mul(q, s));
+            sum = vf_add(vf_mul(error, error), sum); // not fused: the scalar kernels would call fmaf
+        }
+        if (i == 0) best = s;
+        best = vf_select_gt(least, sum, s, best);
+        least = vf_select_gt(least, sum, sum, least);
+    }
+    vf_store(scale, best);
 }
 
 // Rounds x with a scale, and fits the scale to the values that result: a / b is the scale of least weighted squared
@@ -71,6 +102,7 @@ static void q4_search(const int8_t *values, const float (*x)[FL_LANES], const fl
     vf_store(scale, best);
 }
 
+<<<<<<< HEAD
 // 1 / scale, and 0 for 0.
 static FL_INLINE vf inverse_or_zero(vf scale) {
     const vf zero = vf_set1(0.0f);
@@ -83,6 +115,8 @@ static FL_INLINE vf value_of(const table *t, const float *w, vf v) {
     return t->zero ? vf_select_gt(vf_abs(vf_load(w)), vf_set1(0.0f), v, vf_set1(0.0f)) : v;
 }
 
+=======
+>>>>>>> main
 static void q4_round(const fl_q4_group *g, float (*x)[FL_LANES], const float *u) {
     table t;
     fill_table(&t, g->table);

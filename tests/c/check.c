@@ -56,7 +56,7 @@ static const struct {
     const char *name, *unit;
     double limit;
 } oracles[ORACLES] = {
-    [PACK] = {"pack q8", "steps", 0.5005},
+    [PACK] = {"pack q8", "steps", 0.5205},
     [BLOCKS] = {"pack blocks", "of the largest", 0.0054},
     [MATMUL_FLOAT] = {"matmul f32 f16 bf16", "of sum |w x|", 2e-6},
     [MATMUL_INT8] = {"matmul q8 q4 q4m", "of sum |w x|", 1e-6},

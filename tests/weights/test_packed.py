@@ -336,7 +336,14 @@ def test_another_model_s_file_under_its_name(tmp_path, cache):
 def test_another_user_s_files_and_folders(tmp_path, cache, monkeypatch):
     path = packing.gguf(tmp_path / "model")
     plain = given(path)
-    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    if os.getuid() == 0:
+        os.chown(only(cache), 12345, -1)
+        given(path)
+        assert only(cache).stat().st_uid == 0, "packed anew"
+        os.chown(cache, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    only(cache).unlink()
     message = f"{path} is packed into memory at each start: {cache} belongs to another user"
     with pytest.warns(CacheWarning, match=f"^{message}$"):
         assert given(path) == plain

@@ -111,8 +111,9 @@ def load(asked: Asked, *, threads: int, read: Reading, progress: Progress | None
 
 
 def _is_small(path: Path) -> bool:
+    """Whether a checkpoint is one small file, and not the first of several (NAME-00001-of-00003.gguf)."""
     with suppress(OSError):
-        return path.is_file() and path.stat().st_size < _SMALL
+        return "-of-" not in path.name and path.is_file() and path.stat().st_size < _SMALL
     return False
 
 
@@ -138,7 +139,7 @@ def _find(target: Path, digest: str, model: Path) -> Loaded | None:
             if (
                 kept is None
                 or (kept["digest"], kept["modified"]) != (digest, about.st_mtime_ns)
-                or not folder.is_own(about)
+                or not folder.is_trusted(about)
                 or not unchanged(kept["answers"])
             ):
                 return None
