@@ -1,5 +1,5 @@
-// Rounding weights, for pack.c and q4.c: a group of 32 columns at a time, column by column, each of a panel's 16 rows in
-// a lane.
+// Rounding weights, for pack.c and q4.c: a group of 32 columns at a time, column by column, each of a panel's 16 rows
+// in a lane.
 #ifndef FL_ROUND_H
 #define FL_ROUND_H
 
