@@ -44,8 +44,9 @@ def test_magnitude(write_model, tmp_path, out, dtype, kind):
             gone = np.argsort(np.abs(whole), axis=None)[: round(0.4 * w.size)]
             assert (w.flat[gone] == 0).all()
             rest = np.delete(np.arange(w.size), gone)
-            if dtype == "q8":  # scales are those of the largest weights, which stay
-                assert (w.flat[rest] == kept.flat[rest]).all()
+            if dtype == "q8":  # with zeros in it, a group may have another of nine scales, 4 % apart at most
+                steps = 1.04 * np.abs(whole).max() / 127
+                assert (np.abs(w - kept).flat[rest] <= steps).all()
             else:
                 assert (w.flat[rest] == kept.flat[rest]).all()
                 assert (w.flat[rest] != 0).all()
