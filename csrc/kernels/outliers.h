@@ -1,7 +1,7 @@
 // Products of int8 weights with the outliers of activations (quantize.h), as floats: they are few, one for some of a
-// token's groups, and each is one column of the matrix. A token's outliers add up by themselves, groups ascending, and their
-// sum is added to the token's outputs once. A token without any keeps its bits. Weights' minima are not in it: they
-// have been multiplied by the sums of whole groups.
+// token's groups, and each is one column of the matrix. A token's outliers add up by themselves, groups ascending, and
+// their sum is added to the token's outputs once. A token without any keeps its bits. Weights' minima are not in it:
+// they have been multiplied by the sums of whole groups.
 #ifndef FL_OUTLIERS_H
 #define FL_OUTLIERS_H
 
