@@ -6,6 +6,7 @@ import pytest
 import fastllm
 from fastllm import CheckpointError, _core, families
 from fastllm.formats import open_checkpoint
+from fastllm.llm.verify import verify
 from fastllm.tensors import at
 from fastllm.weights import store
 from fastllm.weights.convert import convert
@@ -181,3 +182,13 @@ def test_inspect(tmp_path):
     done = run(f"from fastllm.cli.program import main; raise SystemExit(main(['inspect', {str(target)!r}]))")
     line = next(line.split() for line in done.stdout.splitlines() if line.split()[:1] == ["embed"])
     assert line == ["embed", "q4m", "48", "x", "256", f"{48 * 160:,}", "bytes"]
+
+
+def test_verify_compares_with_floats(tmp_path):
+    """A converted file of blocks is compared with what the blocks stand for, and not with itself."""
+    kept, plain, _ = written(tmp_path, PLAIN, ["Q4_0", "Q4_K", "Q6_K"])
+    out = tmp_path / "out.safetensors"
+    convert(kept, out)
+    found = verify(kept, out, tokens=60)
+    assert found.largest > 0
+    assert found == verify(plain, out, tokens=60)
