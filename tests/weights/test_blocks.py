@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastllm
-from fastllm import CheckpointError, _core, families
+from fastllm import CheckpointError, OptionError, _core, families
 from fastllm.formats import open_checkpoint
 from fastllm.llm.verify import verify
 from fastllm.tensors import at
@@ -192,3 +192,11 @@ def test_verify_compares_with_floats(tmp_path):
     found = verify(kept, out, tokens=60)
     assert found.largest > 0
     assert found == verify(plain, out, tokens=60)
+
+
+def test_no_text_for_weights_that_stay(tmp_path):
+    kept, _, _ = written(tmp_path, PLAIN, ["Q4_0"])
+    text = tmp_path / "text.txt"
+    text.write_text("a text")
+    with pytest.raises(OptionError, match="calibrate has no effect"):
+        convert(kept, tmp_path / "out", dtype="q4", calibrate=text)

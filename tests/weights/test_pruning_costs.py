@@ -212,6 +212,9 @@ def test_nothing_is_left_by_a_failure(write_model, tmp_path, out, monkeypatch):
     before = names(tmp_path)
 
     class Full:
+        def seek(self, _at):
+            pass
+
         def write(self, _data):
             raise OSError(28, os.strerror(28))
 

@@ -13,7 +13,7 @@ from fastllm.families import Recipe, Weight
 from fastllm.files import check_target, read_file, reading
 from fastllm.heads import dense
 from fastllm.machine import check_threads
-from fastllm.tensors import Bytes, Tensor
+from fastllm.tensors import SIZES, Bytes, Tensor
 from fastllm.tokenizer import Frame, stop_tokens
 from fastllm.weights import store
 from fastllm.weights.packing import Plan, Progress, assemble, chunks, pack, plan, vectors
@@ -117,6 +117,9 @@ def convert(
                     )
                 zeros = opened.pruning is not None and opened.pruning.zeros is not None
                 plans = plan(opened.recipe, dtype or opened.dtype, pruned=zeros)
+                rounded = any(p.dtype == "q4" and p.source.dtype in SIZES for p in plans.values())
+                if text is not None and not pruning and not rounded:
+                    raise OptionError(f"calibrate has no effect: {path} has its weights in four bits, which stay")
                 seen = None if text is None or dtype != "q4" else _calibration(opened, text, count)
                 store.write(target, opened.stored(), parts(opened.recipe, plans, count, watched, seen))
         except CheckpointError as error:

@@ -102,7 +102,7 @@ def most_bytes(folder: Path) -> int:
 
     The space that the files take counts as free. Raises TargetError where the disk does not say.
     """
-    there = next(path for path in (folder, *folder.parents) if path.exists() or path == path.parent)
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path) or path == path.parent)
     try:
         return room(there, used_bytes(folder), _MOST)
     except OSError as error:
