@@ -48,8 +48,8 @@ WORKS = [
     Work("attend-prompt", "f16", "avx2", "fl_forward"),
     Work("greedy", "f32", "avx2", "fl_sampler_draw"),
     Work("top-p", "f32", "avx2", "fl_sampler_draw"),
-    *(Work("pack", dtype, "scalar", "fl_pack") for dtype in ("f16", "q8")),
-    Work("pack", "q4", "avx2", "fl_pack"),
+    Work("pack", "f16", "scalar", "fl_pack"),
+    *(Work("pack", dtype, "avx2", "fl_pack") for dtype in ("q8", "q4")),
 ]
 
 

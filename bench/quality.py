@@ -1,11 +1,13 @@
-"""What fewer bits cost: KL divergence and perplexity of q8 and q4 against f16, ours and llama.cpp's.
+"""What fewer bits cost: q8, q4 and the file's own type against f16 of the same weights, ours and llama.cpp's.
 
     python bench/quality.py [MODEL.gguf ...] [--peer-python PATH]
 
 Both read the built-in model and each MODEL as f16, and compare their smaller types with their own f16 over the same
-held-out tokens. The text is Python's documentation (pydoc's topics): every other topic is for calibration, the others
-are held out. For the built-in model it is stories of its grammar. Prints a Markdown table. Without a Python that has
-llama-cpp-python, llama.cpp is left out.
+held-out tokens; a file of a few bits is also run as it is, by both. The text is Python's documentation (pydoc's
+topics): every other topic is for calibration, the others are held out. For the built-in model it is stories of its
+grammar. Chat models also answer 40 short questions (quality_questions.py): the last column says how many greedy answers
+of 16 tokens equal those of f16. Prints a Markdown table. Without a Python that has llama-cpp-python, llama.cpp is left
+out.
 """
 
 from __future__ import annotations
@@ -17,20 +19,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm import _core, load
+from fastllm import TokenizerError, _core, load
 from fastllm.llm import LLM
 from fastllm.weights import store
 from fastllm.weights.calibration import Calibration
 from fastllm.weights.convert import convert
 from fastllm.weights.packing import assemble
 from fastllm.weights.source import open_source
-from quality_scores import compare
+from quality_questions import QUESTIONS
+from quality_scores import answers, compare, equal
 from storyteller.corpus import stories
 
 DEMO = Path(_core.__file__).parent / "demo" / "stories.safetensors"
@@ -44,6 +48,8 @@ class Model(NamedTuple):
     tokenizer: Path | None
     calibration: str
     held_out: list[list[int]]
+    questions: list[list[int]]  # as the chat template has them; none where there is no template
+    stop: list[int]
 
 
 class Row(NamedTuple):
@@ -53,6 +59,7 @@ class Row(NamedTuple):
     kl: float  # the mean over positions, in nats
     ppl: float
     top1: float
+    answers: int | None  # of the questions, that are the same
 
 
 def main() -> int:
@@ -63,12 +70,13 @@ def main() -> int:
     args = parser.parse_args()
     if args.peer_python is None:
         print("llama.cpp is left out: name a Python that has llama-cpp-python with --peer-python", file=sys.stderr)
-    print("| model | | bytes | KL (nats) | perplexity | top-1 |\n| --- | --- | ---: | ---: | ---: | ---: |")
+    print("| model | | bytes | KL (nats) | perplexity | top-1 | answers |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory(prefix="fastllm-quality-") as name:
         for model in _models(Path(name), args.models, args.pieces):
             for row in _measure(model, Path(name), args.peer_python):
                 what = f"{row.side} {row.dtype}"
-                numbers = f"{row.nbytes:,} | {row.kl:.6f} | {row.ppl:.5f} | {row.top1:.1%}"
+                numbers = f"{row.nbytes:,} | {row.kl:.6f} | {row.ppl:.5f} | {row.top1:.1%} | {row.answers or ''}"
                 print(f"| {model.name} | {what} | {numbers} |", flush=True)
     return 0
 
@@ -81,10 +89,20 @@ def _models(folder: Path, paths: list[Path], pieces: int) -> Iterator[Model]:
     words = folder / "tokenizer.model"
     words.write_bytes(store.open_file(DEMO).tokenizer[1])
     held_out = [demo.tokenize(story)[:PIECE] for story in stories(2, pieces)]
-    yield Model("built-in", _write_demo(folder), words, "\n\n".join(stories(3, 60)), held_out)
+    yield Model("built-in", _write_demo(folder), words, "\n\n".join(stories(3, 60)), held_out, [], [])
     topics = [text for _, text in sorted(pydoc_data.topics.topics.items())]
     for path in paths:
-        yield Model(path.stem, path, None, "\n\n".join(topics[::2]), _held_out(load(path), topics[1::2], pieces))
+        llm = load(path)
+        held_out, asked = _held_out(llm, topics[1::2], pieces), _questions(llm)
+        yield Model(path.stem, path, None, "\n\n".join(topics[::2]), held_out, asked, list(llm.chat_stop))
+
+
+def _questions(llm: LLM) -> list[list[int]]:
+    """The questions as the model's chat template has them; none without a template."""
+    try:
+        return [llm.apply_chat_template([{"role": "user", "content": question}]) for question in QUESTIONS]
+    except TokenizerError:  # it has no template
+        return []
 
 
 def _held_out(llm: LLM, topics: list[str], pieces: int) -> list[list[int]]:
@@ -154,21 +172,34 @@ def _measure(model: Model, folder: Path, peer: str | None) -> Iterator[Row]:
     text, out = folder / "calibration.txt", folder / "converted.safetensors"
     text.write_text(model.calibration, encoding="utf-8")
     exact = load(model.path, dtype="f16", tokenizer=model.tokenizer)
+    right = answers(exact, model.questions, model.stop)
+
+    def row(name: str, nbytes: int, llm: LLM) -> Row:
+        same = equal(right, answers(llm, model.questions, model.stop))
+        return Row("fastllm", name, nbytes, *compare(exact, llm, model.held_out), same)
+
     for dtype, calibrate in (("q8", None), ("q4", None), ("q4", text)):
         convert(model.path, out, dtype=dtype, tokenizer=model.tokenizer, calibrate=calibrate)
-        name = f"{dtype}, calibrated" if calibrate else dtype
-        yield Row("fastllm", name, out.stat().st_size, *compare(exact, load(out), model.held_out))
+        yield row(f"{dtype}, calibrated" if calibrate else dtype, out.stat().st_size, load(out))
+    own = load(model.path, tokenizer=model.tokenizer)
+    if own.dtypes != exact.dtypes:
+        convert(model.path, out, tokenizer=model.tokenizer)
+        yield row(f"the file as it is ({', '.join(own.dtypes)})", out.stat().st_size, own)
+        if "precise" in signature(load).parameters:
+            precise = load(model.path, tokenizer=model.tokenizer, precise=True)
+            yield row("the file as it is, precise", out.stat().st_size, precise)
     if peer is not None:
         del exact
-        yield from _llama(model, folder, peer)
+        yield from _llama(model, folder, peer, quantized=own.dtypes != ["f16"])
 
 
-def _llama(model: Model, folder: Path, peer: str) -> Iterator[Row]:
-    """llama.cpp's rows of the table: without an importance matrix, and with one of the calibration text."""
+def _llama(model: Model, folder: Path, peer: str, *, quantized: bool) -> Iterator[Row]:
+    """llama.cpp's rows of the table: without an importance matrix, with one of the calibration text, and of the very
+    file if it is `quantized`."""
     names = folder / "importance.npz"
     np.savez(names, **_importance(model))
-    about: dict[str, Any] = {"model": str(model.path), "folder": str(folder), "texts": model.held_out}
-    about["importance"] = str(names)
+    about: dict[str, Any] = {"model": str(model.path), "folder": str(folder), "importance": str(names)}
+    about |= {"texts": model.held_out, "questions": model.questions, "stop": model.stop, "quantized": quantized}
     done = subprocess.run(
         [peer, str(PEER)], input=json.dumps(about), stdout=subprocess.PIPE, text=True, check=True, encoding="utf-8"
     )

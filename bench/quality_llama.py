@@ -12,7 +12,7 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from quality_scores import compare
+from quality_scores import answers, compare, equal
 
 F16, TYPES = 1, {"Q8_0": 7, "Q4_0": 2, "Q4_K_M": 15}  # llama_ftype
 
@@ -72,15 +72,22 @@ def main() -> None:
     exact_path, rows = folder / "f16.gguf", []
     quantize(request["model"], exact_path, F16, {})
     exact = Loaded(exact_path, longest)
+    right = answers(exact, request["questions"], request["stop"])
+
+    def measure(label: str, path: Path) -> None:
+        other = Loaded(path, longest)
+        same = equal(right, answers(other, request["questions"], request["stop"]))
+        rows.append((label, path.stat().st_size, *compare(exact, other, request["texts"]), same))
+        other.free()
+
     for name, ftype in TYPES.items():
         for weights in ({}, importance) if name != "Q8_0" else ({},):
             out = folder / f"{name}.gguf"
             quantize(str(exact_path), out, ftype, weights)
-            other = Loaded(out, longest)
-            label = f"{name}, imatrix" if weights else name
-            rows.append((label, out.stat().st_size, *compare(exact, other, request["texts"])))
-            other.free()
+            measure(f"{name}, imatrix" if weights else name, out)
             out.unlink()
+    if request["quantized"]:
+        measure("the file as it is", Path(request["model"]))
     json.dump(rows, sys.stdout)
 
 

@@ -31,6 +31,22 @@ def compare(exact: Model, other: Model, texts: list[list[int]]) -> tuple[float, 
     )
 
 
+def answers(model: Model, prompts: list[list[int]], stop: list[int]) -> list[list[int]]:
+    """The 16 likeliest tokens after each prompt, one after the other, or those up to one of `stop`."""
+    found = []
+    for prompt in prompts:
+        text = list(prompt)
+        while len(text) < len(prompt) + 16 and (len(text) == len(prompt) or text[-1] not in stop):
+            text.append(int(model.logits(text)[-1].argmax()))
+        found.append(text[len(prompt) :])
+    return found
+
+
+def equal(exact: list[list[int]], other: list[list[int]]) -> int | None:
+    """How many answers are the same; None if there are none."""
+    return sum(a == b for a, b in zip(exact, other, strict=True)) if exact else None
+
+
 def _log_softmax(x: NDArray[np.float32]) -> NDArray[np.float64]:
     y = x.astype(np.float64)
     y -= y.max(axis=1, keepdims=True)

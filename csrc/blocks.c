@@ -13,7 +13,7 @@ static float f16_at(const uint8_t *p) {
     return fl_f32_from_f16(h);
 }
 
-// What four-bit codes stand for: in Q4_0; in Q4_1 and Q4_K; in MXFP4, which is E2M1 doubled with half the scale; in IQ4.
+// What four-bit codes stand for: in Q4_0; in Q4_1 and Q4_K; in MXFP4, E2M1 doubled with half the scale; in IQ4.
 static const int8_t centered[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
 static const int8_t counted[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 static const int8_t e2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
@@ -36,7 +36,7 @@ static int bit_of_run(const uint8_t *p, size_t i) { return p[i % 32] >> (i / 32)
 // One-bit value i, where each byte holds 8 values in order.
 static int bit(const uint8_t *p, size_t i) { return p[i / 8] >> (i % 8) & 1; }
 
-// ---- to floats: ggml's arithmetic, in its order, and so its bits (ggml-quants.c) -------------------------------------
+// ---- to floats: ggml's arithmetic, in its order, and so its bits (ggml-quants.c) ------------------------------------
 
 static void q4_0(const uint8_t *b, float *out) {
     const float d = f16_at(b);
@@ -137,7 +137,7 @@ static void iq4_xs(const uint8_t *b, float *out) {
     }
 }
 
-// The scale of MXFP4, a power of two as an exponent of eight bits, for values twice as large (OCP Microscaling Formats).
+// The scale of MXFP4 (OCP Microscaling Formats), a power of two as an exponent of eight bits, for doubled values.
 static float e8m0_half(uint8_t e) {
     const uint32_t bits = e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23;
     float x;
@@ -262,9 +262,10 @@ static int move_q4_k(const uint8_t *b, uint16_t *scales, uint8_t *lines) {
 static int move_q5_0(const uint8_t *b, uint16_t *scales, uint8_t *lines) {
     uint32_t values[8];
     for (size_t i = 0; i < 8; i++) {
-        // A value is its code less 16: four low bits, above them the opposite of bit 4. The factor spreads four bits, one
-        // to a byte.
-        const uint32_t bits = b[2 + i / 2] >> 4 * (i % 2) & 15u, below = (bits * 0x00204081u & 0x01010101u) ^ 0x01010101u;
+        // A value is its code less 16: the low four bits, and above them four times the opposite of bit 4. A factor
+        // spreads four such bits, one to a byte.
+        const uint32_t bits = b[2 + i / 2] >> 4 * (i % 2) & 15u, ones = 0x01010101u;
+        const uint32_t below = (bits * 0x00204081u & ones) ^ ones;
         values[i] = (i < 4 ? four_low(b + 6 + 4 * i) : four_high(b + 6 + 4 * (i - 4))) | below * 0xf0u;
     }
     memcpy(scales, b, 2);

@@ -132,17 +132,20 @@ typedef struct fl_source {
     size_t d, n;           // rows, columns; of blocks, n is a multiple of a block's values
     const int32_t *rows;   // (d,) row r of the result is row rows[r] of the source; NULL: rows in order
 
+    const struct fl_kernels *kernels; // to compute with, from floats to FL_Q8 or FL_Q4
+
     // From floats to FL_Q4 only. With a calibration, h (n, n) is the sum of x x^T over its inputs x (n,), and fl_factor
-    // has made of it U diag(importance) U^T. Without one, all but `kernels` are NULL.
-    const struct fl_kernels *kernels; // to compute with
+    // has made of it U diag(importance) U^T. Without one, all are NULL.
     const float *importance;          // (n,) what a column's squared error counts; NULL: a guess from the weights
     const float *feedback;            // (n, n) U^T, of which the part below the diagonal is read; NULL: h is diagonal
     const float *products;            // (n, n) h, with feedback; NULL: each value is rounded once, not improved after
+    const int8_t *values;             // (16,) ascending from -127, fl_matrix.values of the result; NULL: fl_q4_values.
+                                      // If 0 is one of them, weights that are zero stay zero
 } fl_source;
 
 // Packs a source into `panels`, fl_matrix_bytes(type, d, n) long and FL_ALIGN-ed, on `threads` threads.
-//   floats to FL_Q8: scale = max |w| of the group / 127 rounded to f16 (one step up where a subnormal scale would cut
-//                    values off), values rounded to nearest even
+//   floats to FL_Q8: the f16 scale of least squared error, of nine from max |w| of the group / 127 to 4 % more (one
+//                    step up where a subnormal scale would cut values off), values rounded to nearest even
 //   floats to FL_Q4: the scale and codes of least squared error that a search finds; with a calibration, of the outputs
 //                    (GPTQ, Frantar et al., 2023; LDLQ, Chee et al., 2023)
 //   blocks to their type `packed`: bits are moved, and no weight is rounded, with two exceptions. A scale or minimum

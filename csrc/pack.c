@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/kernels.h"
 #include "panels.h"
 #include "q4.h"
 #include "threads.h"
@@ -43,24 +44,17 @@ static fl_status store_floats(fl_type type, void *panel, size_t g, float (*x)[FL
     return finite ? FL_OK : FL_BAD_VALUE;
 }
 
-// Quantizes 32 floats to int8 with one f16 scale, max|x| / 127.
-static fl_status quantize_group(const float *x, int8_t *q, uint16_t *scale) {
-    float largest = 0;
-    int finite = 1;
-    for (size_t i = 0; i < FL_GROUP; i++) {
-        const float magnitude = fabsf(x[i]);
-        finite &= magnitude <= FLT_MAX;
-        largest = magnitude > largest ? magnitude : largest;
-    }
-    if (!finite) return FL_BAD_VALUE;
-    *scale = fl_f16_from_f32(largest / 127.0f);
-    // A subnormal scale may be rounded down so far that the largest value would be cut off: then take the next one.
-    if (fl_f32_from_f16(*scale) * 127.5f < largest) (*scale)++;
-    const float step = fl_f32_from_f16(*scale);
-    if (isinf(step)) return FL_BAD_VALUE;
+// Turns 16 rows x n columns into n columns x 16 rows.
+static void transpose(float (*x)[FL_GROUP], size_t n, float (*columns)[FL_LANES]) {
+    for (size_t k = 0; k < n; k++)
+        for (size_t lane = 0; lane < FL_LANES; lane++) columns[k][lane] = x[lane][k];
+}
+
+// Rounds 32 floats to int8 in steps of a scale.
+static void round_group(const float *x, float step, int8_t *q) {
     if (step == 0) {
         memset(q, 0, FL_GROUP);
-        return FL_OK;
+        return;
     }
     // Adding 1.5 * 2^23 and taking it away rounds to nearest even: no bit is left for a fraction. rintf would be a
     // call.
@@ -69,18 +63,33 @@ static fl_status quantize_group(const float *x, int8_t *q, uint16_t *scale) {
         const float rounded = (x[i] / step + magic) - magic;
         q[i] = (int8_t)(rounded > 127.0f ? 127.0f : rounded < -127.0f ? -127.0f : rounded);
     }
-    return FL_OK;
 }
 
 // Quantizes and stores 16 rows x 32 columns as group g of a q8 panel.
-static fl_status store_q8(void *panel, size_t groups, size_t g, float (*x)[FL_GROUP]) {
+static fl_status store_q8(const fl_kernels *k, void *panel, size_t groups, size_t g, float (*x)[FL_GROUP]) {
     uint16_t *scales = (uint16_t *)panel + g * FL_LANES;
     int8_t *lines = (int8_t *)panel + fl_scales_bytes(FL_Q8, groups) + g * FL_GROUP * FL_LANES;
+    float columns[FL_GROUP][FL_LANES], largest[FL_LANES] = {0}, best[FL_LANES];
+    transpose(x, FL_GROUP, columns);
+    int finite = 1;
+    for (size_t i = 0; i < FL_GROUP; i++)
+        for (size_t lane = 0; lane < FL_LANES; lane++) {
+            const float magnitude = fabsf(columns[i][lane]);
+            finite &= magnitude <= FLT_MAX;
+            largest[lane] = magnitude > largest[lane] ? magnitude : largest[lane];
+        }
+    if (!finite) return FL_BAD_VALUE;
+    k->q8_search((const float(*)[FL_LANES])columns, largest, best);
     for (size_t lane = 0; lane < FL_LANES; lane++) {
         int8_t q[FL_GROUP];
-        const fl_status status = quantize_group(x[lane], q, &scales[lane]);
-        if (status != FL_OK) return status;
-        for (size_t k = 0; k < FL_GROUP; k++) lines[fl_q8_index(lane, k)] = q[k];
+        scales[lane] = fl_f16_from_f32(best[lane]);
+        // A subnormal scale may have been rounded down so far that the largest value would be cut off: then take the
+        // next one.
+        if (fl_f32_from_f16(scales[lane]) * 127.5f < largest[lane]) scales[lane]++;
+        const float step = fl_f32_from_f16(scales[lane]);
+        if (isinf(step)) return FL_BAD_VALUE;
+        round_group(x[lane], step, q);
+        for (size_t i = 0; i < FL_GROUP; i++) lines[fl_q8_index(lane, i)] = q[i];
     }
     return FL_OK;
 }
@@ -100,12 +109,6 @@ static fl_status move_blocks(fl_type type, void *panel, const fl_source *s, cons
     return finite ? FL_OK : FL_BAD_VALUE;
 }
 
-// Turns 16 rows x n columns into n columns x 16 rows.
-static void transpose(float (*x)[FL_GROUP], size_t n, float (*columns)[FL_LANES]) {
-    for (size_t k = 0; k < n; k++)
-        for (size_t lane = 0; lane < FL_LANES; lane++) columns[k][lane] = x[lane][k];
-}
-
 // Packs panel p of the result. `q4` is working memory, for floats to FL_Q4.
 static fl_status pack_panel(fl_type type, void *panels, const fl_source *s, size_t p, const fl_q4_rows *q4) {
     const size_t bytes = fl_panel_bytes(type, s->n), groups = fl_groups(s->n);
@@ -121,7 +124,7 @@ static fl_status pack_panel(fl_type type, void *panels, const fl_source *s, size
         float x[FL_LANES][FL_GROUP] = {{0}};
         fl_status status = FL_OK;
         for (size_t lane = 0; lane < count; lane++) load_group(s, rows[lane], k, n, x[lane]);
-        if (type == FL_Q8) status = store_q8(panel, groups, g, x);
+        if (type == FL_Q8) status = store_q8(s->kernels, panel, groups, g, x);
         else if (type == FL_Q4) transpose(x, n, q4->w + k);
         else status = store_floats(type, panel, g, x);
         if (status != FL_OK) return status;
@@ -159,7 +162,7 @@ fl_status fl_pack(fl_type type, void *panels, const fl_source *s, size_t threads
     if (fl_panel_bytes(type, s->n) == 0) return FL_BAD_TENSOR;
     if (s->block) {
         if (type != s->block->packed || !s->block->to_panel || s->n % s->block->values) return FL_BAD_TENSOR;
-    } else if (type == FL_Q4_MIN || (type == FL_Q4 && !s->kernels)) {
+    } else if (type == FL_Q4_MIN || (fl_is_int8(type) && !s->kernels)) {
         return FL_BAD_TENSOR;
     }
     if (s->rows)

@@ -3,9 +3,9 @@
 
 #include "fpenv.h"
 
-// The table of weights that fl_pack rounds to four bits is Lloyd's (1982, "Least squares quantization in PCM") for the weights of trained models, each group
-// scaled as q4.c scales it. It reaches further on its negative side: a scale may be negative, which turns that side to
-// the group's largest weight.
+// The table of weights that fl_pack rounds to four bits is Lloyd's (1982, "Least squares quantization in PCM") for the
+// weights of trained models, each group scaled as q4.c scales it. It reaches further on its negative side: a scale may
+// be negative, which turns that side to the group's largest weight.
 const int8_t fl_q4_values[16] = {-127, -100, -78, -61, -47, -33, -20, -8, 1, 12, 24, 36, 50, 64, 81, 107};
 
 size_t fl_panel_bytes(fl_type type, size_t n) {

@@ -1,4 +1,5 @@
-// Four-bit panels: a code for each weight into the codebook fl_q4_values, and a searched scale for each group of 32.
+// Four-bit panels: a code for each weight into a table of 16 values, and a searched scale for each group of 32. A table
+// with a 0 is for matrices that were pruned: their zeros stay.
 //
 // Without a calibration text the error that counts is each weight's own, squared and weighed a little by its size.
 //
@@ -35,6 +36,9 @@ static void multiply_errors(const fl_source *s, const float *rows, size_t count,
     s->kernels->matmul[FL_F32](&panel, 0, 1, &tokens, count, *out, FL_LANES, add);
 }
 
+// What codes stand for.
+static const int8_t *table_of(const fl_source *s) { return s->values ? s->values : fl_q4_values; }
+
 // The weight of each squared error of x (32, 16) while its scale is searched: the importance of its column, or without
 // a calibration more for large weights than for small ones.
 static void weigh(const fl_source *s, size_t k, size_t count, const float (*x)[FL_LANES], float (*weight)[FL_LANES]) {
@@ -66,7 +70,7 @@ static fl_status find_scales(const fl_source *s, size_t k, size_t count, float (
     for (size_t i = 0; i < FL_GROUP; i++)
         for (size_t lane = 0; lane < FL_LANES; lane++) x[i][lane] = size[lane] > 0 ? x[i][lane] / size[lane] : 0;
     weigh(s, k, count, (const float(*)[FL_LANES])x, weight);
-    s->kernels->q4_search((const float(*)[FL_LANES])x, (const float(*)[FL_LANES])weight, sign, scale);
+    s->kernels->q4_search(table_of(s), (const float(*)[FL_LANES])x, (const float(*)[FL_LANES])weight, sign, scale);
     for (size_t lane = 0; lane < FL_LANES; lane++)
         scale[lane] = fl_f32_from_f16(scale_bits(scale[lane] * size[lane]));
     return FL_OK;
@@ -85,6 +89,10 @@ static fl_status round_group(const fl_source *s, size_t k, const fl_q4_rows *r, 
             for (size_t i = j + 1; i < g->count; i++) u[j * FL_GROUP + i] = s->feedback[(k + i) * s->n + k + j];
     }
     memcpy(copy, x, sizeof x);
+    if (memchr(g->table, 0, 16)) // the scale is for the other weights, whatever the feedback to zeros is
+        for (size_t i = 0; i < g->count; i++)
+            for (size_t lane = 0; lane < FL_LANES; lane++)
+                if (g->w[i][lane] == 0) copy[i][lane] = 0;
     const fl_status status = find_scales(s, k, g->count, copy, g->scale);
     if (status == FL_OK) s->kernels->q4_round(g, x, s->feedback ? u : NULL);
     return status;
@@ -100,9 +108,9 @@ static void better_group(const fl_source *s, size_t k, const fl_q4_rows *r, fl_q
 }
 
 // Stores the codes of column k of a group, whose lines are still zero there.
-static void store_column(const float *value, size_t k, uint8_t *lines) {
+static void store_column(const int8_t *table, const float *value, size_t k, uint8_t *lines) {
     uint8_t code[256];
-    for (uint8_t c = 0; c < 16; c++) code[fl_q4_values[c] + 128] = c;
+    for (uint8_t c = 0; c < 16; c++) code[table[c] + 128] = c;
     for (size_t lane = 0; lane < FL_LANES; lane++) {
         unsigned shift;
         uint8_t *byte = &lines[fl_q4_index(lane, k, &shift)];
@@ -118,7 +126,7 @@ fl_status fl_q4_pack(void *panel, const fl_source *s, const fl_q4_rows *r) {
     for (size_t round = 0; round <= (s->products ? ROUNDS : 0); round++)
         for (size_t i = 0; i < groups; i++) {
             const size_t k = i * FL_GROUP, count = s->n - k < FL_GROUP ? s->n - k : FL_GROUP;
-            fl_q4_group g = {count, r->w + k, r->value + k, r->error + k, r->scale[i]};
+            fl_q4_group g = {count, r->w + k, r->value + k, r->error + k, r->scale[i], table_of(s)};
             if (round > 0) {
                 better_group(s, k, r, &g);
             } else {
@@ -127,7 +135,7 @@ fl_status fl_q4_pack(void *panel, const fl_source *s, const fl_q4_rows *r) {
             }
         }
     for (size_t k = 0; k < s->n; k++)
-        store_column(r->value[k], k % FL_GROUP, lines + k / FL_GROUP * fl_group_bytes(FL_Q4));
+        store_column(table_of(s), r->value[k], k % FL_GROUP, lines + k / FL_GROUP * fl_group_bytes(FL_Q4));
     for (size_t i = 0; i < groups * FL_LANES; i++) scales[i] = fl_f16_from_f32(r->scale[i / FL_LANES][i % FL_LANES]);
     return FL_OK;
 }

@@ -7,7 +7,7 @@
 // The 16 rows of a panel on their way to four bits, column by column. w is given; the rest is filled by fl_q4_pack.
 typedef struct fl_q4_rows {
     float (*w)[FL_LANES];     // (n, 16) weights
-    float (*value)[FL_LANES]; // (n, 16) of fl_q4_values
+    float (*value)[FL_LANES]; // (n, 16) of the table
     float (*error)[FL_LANES]; // (n, 16) w - value * scale
     float (*scale)[FL_LANES]; // (groups, 16)
 } fl_q4_rows;

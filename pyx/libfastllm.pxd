@@ -68,6 +68,7 @@ cdef extern from "fastllm.h" nogil:
         const float *importance
         const float *feedback
         const float *products
+        const int8_t *values
 
     fl_status fl_pack(fl_type type, void *panels, const fl_source *source, size_t threads)
     fl_status fl_factor(size_t n, double *h, float *importance, size_t threads)

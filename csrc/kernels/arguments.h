@@ -125,9 +125,10 @@ enum { FL_RUN = 512 };
 typedef struct fl_q4_group {
     size_t count;             // columns: 32, or what is left of n
     float (*w)[FL_LANES];     // (count, 16) weights
-    float (*value)[FL_LANES]; // (count, 16) of fl_q4_values
+    float (*value)[FL_LANES]; // (count, 16) of `table`
     float (*error)[FL_LANES]; // (count, 16) w - value * scale
     float *scale;             // (16,)
+    const int8_t *table;      // (16,) ascending. If 0 is one of them, weights that are zero stay zero
 } fl_q4_group;
 
 // ---- sampling ------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ const fl_kernels NAME(FL_ISA) = {
     .attend = {[FL_F32] = attend_f32, [FL_F16] = attend_f16, [FL_Q8] = attend_q8},
     .merge = merge,
     .probabilities = {[FL_F32] = probabilities_f32, [FL_F16] = probabilities_f16, [FL_Q8] = probabilities_q8},
+    .q8_search = q8_search,
     .q4_search = q4_search,
     .q4_round = q4_round,
     .q4_descend = q4_descend,

@@ -33,9 +33,13 @@ struct fl_kernels {
                   const float *next_sum, const float *next_out);
     // out (rows, 64): probabilities of the one page [a->begin, a->end), where a->max and a->sum are of all positions.
     void (*probabilities[FL_Q8 + 1])(const fl_attend *a, float *out);
+    // The 16 scales, f16 as floats, of a group x (32, 16) that round it to int8 with the least squared error, of those
+    // from largest / 127 up to 4 % above. largest (16,) is the largest magnitude of a row.
+    void (*q8_search)(const float (*x)[FL_LANES], const float *largest, float *scale);
     // The 16 scales of a group x (32, 16), |x| <= 1, that make the sum of weight (32, 16) * squared error smallest.
     // Each row reaches 1, or is all zero; sign (16,) is the sign of its largest value.
-    void (*q4_search)(const float (*x)[FL_LANES], const float (*weight)[FL_LANES], const float *sign, float *scale);
+    void (*q4_search)(const int8_t *values, const float (*x)[FL_LANES], const float (*weight)[FL_LANES],
+                      const float *sign, float *scale);
     // Fills value and error from x (count, 16), column after column. With u (32, 32), which may be NULL, the error of
     // column k times u[k][j] is added to x of each column j > k before that is rounded.
     void (*q4_round)(const fl_q4_group *g, float (*x)[FL_LANES], const float *u);

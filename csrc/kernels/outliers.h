@@ -1,13 +1,13 @@
 // Products of int8 weights with the outliers of activations (quantize.h), as floats: they are few, one for some of a
-// token's groups, and each is one column of the matrix. A token's outliers add up by themselves, k ascending, and their
-// sum is added to the token's outputs once. A token without any keeps its bits. Weights' minima are not in it: they
-// have been multiplied by the sums of whole groups.
+// token's groups, and each is one column of the matrix. A token's outliers add up by themselves, groups ascending, and
+// their sum is added to the token's outputs once. A token without any keeps its bits. Weights' minima are not in it:
+// they have been multiplied by the sums of whole groups.
 #ifndef FL_OUTLIERS_H
 #define FL_OUTLIERS_H
 
 #include "product.h"
 
-enum { SPARSE_PANELS = FL_STREAMS > 4 ? 8 : 4 }; // whose sums stay in registers
+enum { OUTLIER_PANELS = FL_STREAMS > 4 ? 8 : 4 }; // whose sums stay in registers
 
 // Column k of group g of a panel: 16 weights, as integers. A line holds four columns; `one` picks one of them.
 static FL_INLINE vf column_of(const fl_type type, const vt table, const uint8_t *lines, size_t g, size_t k) {
@@ -31,8 +31,8 @@ static FL_INLINE void add_outliers_of(const size_t P, const fl_type type, const 
                                       const fl_outliers *outliers, const uint32_t *list, size_t count) {
     const size_t lines = fl_scales_bytes(type, fl_groups(p->n));
     const vt table = vt_load(p->values);
-    const uint8_t *w[SPARSE_PANELS];
-    vf sum[SPARSE_PANELS];
+    const uint8_t *w[OUTLIER_PANELS];
+    vf sum[OUTLIER_PANELS];
     FL_UNROLL for (size_t i = 0; i < P; i++) w[i] = p->panels + (panel + i) * p->panel_bytes, sum[i] = vf_set1(0.0f);
     for (size_t j = 0; j < count; j++) {
         const size_t g = list[j], k = outliers->k[g];
@@ -63,7 +63,7 @@ static FL_INLINE size_t list_outliers(const fl_outliers *outliers, size_t begin,
 
 // out[t][r] += the products with the outliers of token t, for all tokens and panels [panel0, panel1).
 static FL_INLINE void add_outliers(const fl_type type, const product *p, size_t panel0, size_t panel1) {
-    enum { P = SPARSE_PANELS, MOST = 512 };
+    enum { P = OUTLIER_PANELS, MOST = 512 };
     const size_t groups = fl_groups(p->n);
     for (size_t t = 0; t < p->tokens; t++) {
         const fl_outliers outliers = fl_outliers_of(p->in->q, groups, p->tokens, t);

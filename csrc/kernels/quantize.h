@@ -1,10 +1,10 @@
 // Activations in fewer bits: int8 groups for matrix products, and f16 for keys and values.
 //
-// A few channels of a trained model are outliers, and a group of 32 that holds one has a coarse scale: most of the error
-// of int8 products comes from there (Dettmers et al., 2022, "LLM.int8()", keep whole channels in f16 for that). Here a
-// group's largest value is taken out where it exceeds 5 times the group's own root mean square. It is multiplied as a
-// float (outliers.h), and the others get the scale of the largest among them. The rule looks at one group alone, so
-// whoever quantizes it needs nothing else.
+// A few channels of a trained model are outliers, and a group of 32 that holds one has a coarse scale: most of the
+// error of int8 products comes from there (Dettmers et al., 2022, "LLM.int8()", keep whole channels in f16 for that).
+// Here a group's largest value is taken out where it exceeds 5 times the group's own root mean square. It is multiplied
+// as a float (outliers.h), and the others get the scale of the largest among them. The rule looks at one group alone,
+// so whoever quantizes it needs nothing else.
 //
 //     group      0.1  -0.3  9.0  0.2 ..     largest 9.0, root mean square 1.6
 //     outlier               9.0             at channel 2

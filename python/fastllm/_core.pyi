@@ -100,6 +100,7 @@ class Dense:
 
 def block_types() -> dict[str, tuple[int, int, str | None, tuple[int, ...] | None]]: ...
 def dequantize(block: str, data: _AnyBuffer, out: _AnyBuffer, *, threads: int = 1) -> None: ...
+def dequantize_int8(values: _AnyBuffer, scales: _AnyBuffer, group: int, first: int, out: _AnyBuffer) -> None: ...
 def factor(h: _AnyBuffer, importance: _AnyBuffer, *, threads: int = 1) -> None: ...
 def pack(
     dtype: str,
@@ -112,6 +113,7 @@ def pack(
     importance: _AnyBuffer | None = None,
     feedback: _AnyBuffer | None = None,
     products: _AnyBuffer | None = None,
+    values: _Tokens[int] | None = None,
     out: _AnyBuffer | None = None,
     threads: int = 1,
     name: str = "matrix",

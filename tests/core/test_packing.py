@@ -45,9 +45,17 @@ def test_int8_is_off_by_half_a_step_at_most(w):
     _, scales = oracle.q8(w)
     steps = np.repeat(scales.astype(np.float64), 32, axis=1)[:, : w.shape[1]]
     assert (np.abs(rows(matrix).astype(np.float64) - w) <= 0.50001 * steps).all()
-    # No smaller f16 scale would cover the largest weight.
+    # From the smallest f16 scale that covers the largest weight to 4 % more.
     largest = np.abs(w).max(axis=1)
-    assert (steps.max(axis=1) <= largest / 127 * (1 + 2.0**-10) + 2.0**-24).all()
+    assert (steps.max(axis=1) <= largest / 127 * (1.04 + 2.0**-10) + 2.0**-24).all()
+
+
+def test_int8_scales_are_searched():
+    """Normal weights lose a sixth less than with the largest weight / 127 as the scale."""
+    w = np.random.default_rng(1).standard_normal((64, 320)).astype(np.float32)
+    plain = np.abs(w.reshape(-1, 32)).max(axis=1, keepdims=True) / 127
+    before = (np.rint(w.reshape(-1, 32) / plain) * plain).reshape(w.shape)
+    assert ((rows(writers.pack("q8", w)) - w) ** 2).sum() < 0.86 * ((before - w) ** 2).sum()
 
 
 @given(shapes, st.integers(0, 1 << 32), st.integers(1, 3))

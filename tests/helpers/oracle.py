@@ -222,14 +222,27 @@ def _padded(w, rows, columns):
 
 
 def q8(w):
-    """int8 values (d, groups, 32) and f16 scales (d, groups): max / 127, rounded to nearest even.
+    """int8 values (d, groups, 32) and f16 scales (d, groups): of nine scales, from max / 127 to 4 % more, the first of
+    least squared error, summed up in f32 column after column; values rounded to nearest even.
 
     If a subnormal scale was rounded down so far that the largest weight would be clipped by more than half a step, the
     next larger f16 is the scale.
     """
     groups = _padded(w, 1, GROUP).reshape(len(w), -1, GROUP)
     largest = np.abs(groups).max(axis=2)
-    scales = (largest / np.float32(127)).astype(np.float16)
+    scales, least = None, np.full(largest.shape, np.finfo(np.float32).max)
+    with np.errstate(all="ignore"):
+        for i in range(9):
+            factor = (np.float32(1) + np.float32(0.005) * np.float32(i)) / np.float32(127)
+            tried = (largest * factor).astype(np.float16)
+            step = tried.astype(np.float32)[..., None]
+            inverse = np.where(step > 0, np.float32(1) / step, np.float32(0))
+            errors = groups - np.clip(np.rint(groups * inverse), -127, 127) * step
+            total = np.zeros_like(largest)
+            for k in range(GROUP):
+                total = errors[..., k] * errors[..., k] + total
+            scales = tried if scales is None else np.where(total < least, tried, scales)
+            least = np.where(total < least, total, least)
     short = scales.astype(np.float32) * np.float32(127.5) < largest
     scales[short] = np.nextafter(scales[short], np.float16(np.inf))
     steps = np.where(scales > 0, scales, 1).astype(np.float32)[..., None]
@@ -250,11 +263,17 @@ def rounded(dtype, w):
 
 
 def q8_activations(x):
-    """Activations as an int8 product sees them: each group of 32 rounded to multiples of its max / 127."""
-    groups = _padded(x, 1, GROUP).reshape(len(x), -1, GROUP)
-    steps = np.abs(groups).max(axis=2, keepdims=True) / 127
+    """Activations as an int8 product sees them: in groups of 32, a largest value that exceeds 5 times the root mean
+    square stays as it is, and the others are rounded to multiples of the largest of them / 127."""
+    groups = _padded(x, 1, GROUP).reshape(-1, GROUP).astype(np.float64)
+    at, rest = np.abs(groups).argmax(axis=1), groups.copy()
+    outlier = np.abs(groups).max(axis=1) > 5 * np.sqrt((groups**2).mean(axis=1))
+    rest[outlier, at[outlier]] = 0
+    steps = np.abs(rest).max(axis=1, keepdims=True) / 127
     steps[steps == 0] = 1
-    return (np.rint(groups / steps) * steps).reshape(len(x), -1)[:, : x.shape[1]]
+    seen = np.rint(rest / steps) * steps
+    seen[outlier, at[outlier]] = groups[outlier, at[outlier]]
+    return seen.reshape(len(x), -1)[:, : x.shape[1]]
 
 
 def panels(dtype, w):

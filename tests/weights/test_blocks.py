@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 import fastllm
-from fastllm import CheckpointError, _core
+from fastllm import CheckpointError, OptionError, _core, families
 from fastllm.formats import open_checkpoint
+from fastllm.llm.verify import verify
+from fastllm.tensors import at
 from fastllm.weights import store
 from fastllm.weights.convert import convert
 from fastllm.weights.packing import assemble
@@ -140,6 +142,26 @@ def test_types_that_no_panels_hold(tmp_path):
     assert packed(plain).dtypes == ["f32"]
 
 
+def test_experts_of_several_types(tmp_path):
+    """Experts that are tensors of their own, each of another type, and so are one stack of floats, become q8."""
+    path, _, weights = written(tmp_path, EXPERTS, ["Q4_0"])
+    blob, _, other = llama(EXPERTS, ["Q4_1"], seed=2)
+    (tmp_path / "other.gguf").write_bytes(blob)
+    found, second = open_checkpoint(path), open_checkpoint(tmp_path / "other.gguf")
+    tensors = {}
+    for name, tensor in found.tensors.items():
+        for i in range(3) if "_exps" in name else ():
+            tensors[name.replace("_exps", f".{i}")] = at(second.tensors[name] if i == 1 else tensor, i)
+        if "_exps" not in name:
+            tensors[name] = tensor
+    made = assemble(families.recipe(found._replace(tensors=tensors)), dtype=None, threads=1).tensors
+    for name in ("layers.0.experts.w1", "layers.1.experts.w2"):
+        mixed = np.stack([weights[name][0], other[name][1], weights[name][2]])
+        assert made[name].dtype == "q8"
+        assert (values(made[name]) == np.stack([rows(writers.pack("q8", w)) for w in mixed])).all()
+    assert made["embed"].dtype == made["layers.0.attn.wq"].dtype == "q4"
+
+
 def test_a_scale_that_is_not_finite(tmp_path):
     path, _, _ = written(tmp_path, PLAIN, ["Q4_0"])
     block = bytes(open_checkpoint(path).tensors["output.weight"].read(7, 8)[:18])
@@ -160,3 +182,21 @@ def test_inspect(tmp_path):
     done = run(f"from fastllm.cli.program import main; raise SystemExit(main(['inspect', {str(target)!r}]))")
     line = next(line.split() for line in done.stdout.splitlines() if line.split()[:1] == ["embed"])
     assert line == ["embed", "q4m", "48", "x", "256", f"{48 * 160:,}", "bytes"]
+
+
+def test_verify_compares_with_floats(tmp_path):
+    """A converted file of blocks is compared with what the blocks stand for, and not with itself."""
+    kept, plain, _ = written(tmp_path, PLAIN, ["Q4_0", "Q4_K", "Q6_K"])
+    out = tmp_path / "out.safetensors"
+    convert(kept, out)
+    found = verify(kept, out, tokens=60)
+    assert found.largest > 0
+    assert found == verify(plain, out, tokens=60)
+
+
+def test_no_text_for_weights_that_stay(tmp_path):
+    kept, _, _ = written(tmp_path, PLAIN, ["Q4_0"])
+    text = tmp_path / "text.txt"
+    text.write_text("a text")
+    with pytest.raises(OptionError, match="calibrate has no effect"):
+        convert(kept, tmp_path / "out", dtype="q4", calibrate=text)

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 def options(convert: argparse.ArgumentParser) -> None:
     convert.add_argument("model", metavar="PATH", help="a checkpoint: a file, a folder, or a name of the hub")
     convert.add_argument("out", metavar="OUT", help="the file to write, OUT.safetensors")
-    convert.add_argument(
-        "--dtype", metavar="TYPE", help="f32, f16, bf16, q8 or q4 (default: as in the file; weights of a few bits: q8)"
-    )
+    convert.add_argument("--dtype", metavar="TYPE", help="f32, f16, bf16, q8 or q4 (default: as in the file, or q8)")
     convert.add_argument("--precise", action="store_true", help="to be run with activations of 15 bits instead of 8")
     convert.add_argument("--calibrate", metavar="FILE", help="a text by which q4 is made better, or to prune by")
     convert.add_argument(

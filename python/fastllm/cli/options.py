@@ -23,7 +23,7 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--dtype",
         metavar="TYPE",
-        help="convert weights to f32, f16, bf16, q8 or q4 (default: as in the file; weights of a few bits: q8)",
+        help="convert weights to f32, f16, bf16, q8 or q4 (default: as in the file, or q8)",
     )
     model.add_argument(
         "--precise",

@@ -214,7 +214,7 @@ def _speed(llm: LLM, texts: Sequence[Text], *, guesses: bool) -> dict[str, float
         "isa": llm.isa,
         "threads": llm.threads,
         "dtype": "+".join(llm.dtypes),
-        "precise": llm.config.precise,
+        "precise": llm.config.precise and not {"f32", "f16", "bf16"}.issuperset(llm.dtypes),
     }
     if guesses:
         speed["proposed_tokens"] = sum(text.proposed_tokens for text in texts)

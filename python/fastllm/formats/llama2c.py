@@ -16,6 +16,7 @@ import struct
 from math import prod
 from pathlib import Path
 
+from fastllm import _core
 from fastllm.errors import CheckpointError
 from fastllm.formats.checkpoint import Checkpoint
 from fastllm.tensors import Bytes, Reader, Tensor
@@ -146,12 +147,8 @@ def _scaled(shape: tuple[int, int], values: memoryview, scales: memoryview, grou
     width = shape[1]
 
     def read(begin: int, end: int) -> Bytes:
-        import numpy
-
-        first, last = begin * width, end * width
-        groups = numpy.frombuffer(scales, "<f4")[first // group : -(-last // group)]
-        of_values = numpy.repeat(groups, group)[first % group : first % group + last - first]
-        with numpy.errstate(over="ignore", invalid="ignore"):  # packing refuses values that are not finite
-            return numpy.frombuffer(values[first:last], numpy.int8) * of_values
+        out = memoryview(bytearray((end - begin) * width * 4)).cast("f")
+        _core.dequantize_int8(values, scales, group, begin * width, out)
+        return out
 
     return Tensor("f32", shape, read, stored="int8")

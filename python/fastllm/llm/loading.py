@@ -41,7 +41,8 @@ def load(
     """Loads a checkpoint: a file, a folder, or a name on the Hugging Face hub, owner/name or owner/name/file.
 
     dtype: f32, f16, bf16, q8 or q4: converts the weights. None keeps the file's type, except that weights of fewer bits
-    (GGUF, GPTQ, AWQ, MLX, compressed-tensors, FP8) become q8. precise: activations enter products of int8 and four-bit
+    (GPTQ, AWQ, MLX, compressed-tensors, FP8) become q8, and GGUF's and MXFP4's four
+    bits stay what they are, as q4 or q4m. precise: activations enter products of int8 and four-bit
     weights with 15 bits instead of 8, for a text nearer to f32's and up to half of the speed; None: what a converted
     file says, else not. kv: f32, f16 or q8: the type of keys and values. None is
     f32 with f32 weights, else f16; q8 is int8 with a scale for every 32 channels, 9/16 of f16's memory. kv_bytes: bytes

@@ -10,6 +10,7 @@ from fastllm.errors import CheckpointWarning, TokenizerError
 from fastllm.llm.llm import LLM
 from fastllm.llm.loading import load
 from fastllm.machine import check_threads
+from fastllm.tensors import BLOCKS
 from fastllm.weights import store
 from fastllm.weights.packing import assemble
 from fastllm.weights.source import Adapters, find_adapters, find_source, open_source
@@ -55,7 +56,9 @@ def verify(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CheckpointWarning)  # convert has given the warning already
             recipe = open_source(path, None, adapters=find_adapters(lora)).recipe
-        stored = assemble(recipe, dtype=None, threads=count)
+        # Blocks of few bits would stay what they are, and be multiplied by int8.
+        blocks = any(weight.tensor.dtype in BLOCKS for weight in recipe.matrices.values())
+        stored = assemble(recipe, dtype="f32" if blocks else None, threads=count)
     size = stored.config.vocab_size
     llm = LLM(stored, TokenizerError("not needed"), threads=count, context=None, path=path)
     ids = numpy.random.default_rng(0).integers(0, size, min(tokens, llm.context)).tolist()

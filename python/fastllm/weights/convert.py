@@ -13,7 +13,7 @@ from fastllm.families import Recipe, Weight
 from fastllm.files import check_target, read_file, reading
 from fastllm.heads import dense
 from fastllm.machine import check_threads
-from fastllm.tensors import Bytes, Tensor
+from fastllm.tensors import SIZES, Bytes, Tensor
 from fastllm.tokenizer import Frame, stop_tokens
 from fastllm.weights import store
 from fastllm.weights.packing import Plan, Progress, assemble, chunks, pack, plan, vectors
@@ -115,8 +115,12 @@ def convert(
                         threads=count,
                         progress=watched,
                     )
-                plans = plan(opened.recipe, dtype or opened.dtype)
-                seen = None if text is None else _calibration(opened, text, count)
+                zeros = opened.pruning is not None and opened.pruning.zeros is not None
+                plans = plan(opened.recipe, dtype or opened.dtype, pruned=zeros)
+                rounded = any(p.dtype == "q4" and p.source.dtype in SIZES for p in plans.values())
+                if text is not None and not pruning and not rounded:
+                    raise OptionError(f"calibrate has no effect: {path} has its weights in four bits, which stay")
+                seen = None if text is None or dtype != "q4" else _calibration(opened, text, count)
                 store.write(target, opened.stored(), parts(opened.recipe, plans, count, watched, seen))
         except CheckpointError as error:
             if str(path) in str(error) or str(target) in str(error):
@@ -184,7 +188,10 @@ def _pruned(
     """The checkpoint pruned, and the progress of packing it, before which pruning counts as as many bytes again."""
     from fastllm.weights.pruning.prune import Pruner, Text
 
-    total = sum(p.nbytes for p in plan(opened.recipe, dtype or opened.dtype).values())
+    natural = opened.dtype
+    if method is not None and any(weight.tensor.stored for weight in opened.recipe.matrices.values()):
+        natural = "q8"  # blocks of the file that weights are taken out of are blocks no more
+    total = sum(p.nbytes for p in plan(opened.recipe, dtype or natural).values())
     done = 0
 
     def step() -> None:
@@ -203,7 +210,8 @@ def _pruned(
         step=step,
     )
     recipe, pruning = pruner.run()
-    return opened._replace(recipe=recipe, pruning=pruning), lambda part, whole: progress(total + part, total + whole)
+    opened = opened._replace(recipe=recipe, dtype=natural, pruning=pruning)
+    return opened, lambda part, whole: progress(total + part, total + whole)
 
 
 def parts(

@@ -51,7 +51,7 @@ def cache_folder() -> Path | None:
     """
     named = os.environ.get(VARIABLE)
     if named is not None:
-        return None if named.strip().lower() in _OFF else Path(named).expanduser().absolute()
+        return None if named.strip().lower() in _OFF else Path(os.path.abspath(os.path.expanduser(named)))
     # https://specifications.freedesktop.org/basedir/latest: a relative path is to be ignored
     if os.path.isabs(caches := os.environ.get("XDG_CACHE_HOME", "")):
         return Path(caches, "fastllm")
@@ -102,7 +102,7 @@ def most_bytes(folder: Path) -> int:
 
     The space that the files take counts as free. Raises TargetError where the disk does not say.
     """
-    there = next(path for path in (folder, *folder.parents) if path.exists() or path == path.parent)
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path) or path == path.parent)
     try:
         return room(there, used_bytes(folder), _MOST)
     except OSError as error:
@@ -119,7 +119,7 @@ def alone(path: Path, waiting: Callable[[], None]) -> Iterator[Callable[[], None
     with ExitStack() as stack:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not is_own(os.stat(folder)):
+            if not is_trusted(os.stat(folder)):
                 raise TargetError(f"{folder} belongs to another user")
             # The name of a temporary file: files.replacing removes it where its owner was killed.
             lock = folder / f".fastllm-{path.name.split('.')[-2]}.part"
@@ -130,9 +130,9 @@ def alone(path: Path, waiting: Callable[[], None]) -> Iterator[Callable[[], None
         yield alive
 
 
-def is_own(about: os.stat_result) -> bool:
-    """Whether a file or folder belongs to this user: another's may hold anything."""
-    return not hasattr(os, "geteuid") or about.st_uid == os.geteuid()
+def is_trusted(about: os.stat_result) -> bool:
+    """Whether a file or folder belongs to this user, or to root: another's may hold anything."""
+    return not hasattr(os, "geteuid") or about.st_uid in (0, os.geteuid())
 
 
 def make_room(folder: Path, nbytes: int) -> None:

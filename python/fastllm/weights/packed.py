@@ -84,10 +84,10 @@ def load(asked: Asked, *, threads: int, read: Reading, progress: Progress | None
         if place is not None:
             digest = asked.digest()
             target = place / folder.file_name(Path(os.path.abspath(asked.path)), digest)
-            if (found := _find(target, digest, asked.path)) is not None:
+            if (found := _find(target, digest, asked.path, say=True)) is not None:
                 return found
             with folder.alone(target, lambda: note(f"waiting for another process, which packs {asked.path}")) as alive:
-                if (found := _find(target, digest, asked.path)) is not None:
+                if (found := _find(target, digest, asked.path, say=True)) is not None:
                     return found
                 opened = asked.open()
 
@@ -97,8 +97,9 @@ def load(asked: Asked, *, threads: int, read: Reading, progress: Progress | None
 
                 with _about(asked.path):
                     _write(target, digest, asked, opened, answers=read.answers, threads=threads, progress=step)
-            if (found := _find(target, digest, asked.path)) is not None:
+            if (found := _find(target, digest, asked.path, say=False)) is not None:
                 return found[0], opened.tokenizer
+            raise TargetError(f"{target} cannot be used right after it was written")
     except TargetError as error:
         sentence = f"{asked.path} is packed into memory at each start: {error}"
         warnings.warn(sentence, CacheWarning, stacklevel=3)
@@ -111,8 +112,9 @@ def load(asked: Asked, *, threads: int, read: Reading, progress: Progress | None
 
 
 def _is_small(path: Path) -> bool:
+    """Whether a checkpoint is one small file, and not the first of several (NAME-00001-of-00003.gguf)."""
     with suppress(OSError):
-        return path.is_file() and path.stat().st_size < _SMALL
+        return "-of-" not in path.name and path.is_file() and path.stat().st_size < _SMALL
     return False
 
 
@@ -127,18 +129,22 @@ def _about(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} cannot be used: {error}") from None
 
 
-def _find(target: Path, digest: str, model: Path) -> Loaded | None:
-    """What a packed file holds; None where there is none that may be used. model: the checkpoint, for messages."""
+def _find(target: Path, digest: str, model: Path, *, say: bool) -> Loaded | None:
+    """What a packed file holds; None where there is none that may be used. model: the checkpoint, for messages.
+    say: whether its tensors without use are named, as they are where it is opened.
+    """
     try:
         with reading():  # of its own: what is asked here is no question about the checkpoint
             data = map_file(target)
+            if not store.is_store(data):
+                return None
             about = os.fstat(data.obj.fileno())  # type: ignore[attr-defined]  # a _core.MappedFile
             stored = store.load(target, data)
             kept = stored.packed
             if (
                 kept is None
                 or (kept["digest"], kept["modified"]) != (digest, about.st_mtime_ns)
-                or not folder.is_own(about)
+                or not folder.is_trusted(about)
                 or not unchanged(kept["answers"])
             ):
                 return None
@@ -146,7 +152,7 @@ def _find(target: Path, digest: str, model: Path) -> Loaded | None:
     except (CheckpointError, KeyError, TypeError, OSError):
         return None
     folder.touch(target, about)
-    if unused:
+    if unused and say:
         from fastllm.families.names import unused_sentence
 
         warnings.warn(unused_sentence(model, unused), CheckpointWarning, stacklevel=4)

@@ -327,7 +327,9 @@ def _tensors(config: Config, file: _File) -> dict[str, _core.Matrix | _core.Vect
             if required:
                 raise CheckpointError(f"it has no matrix {name}")
             continue
-        _, *found = file.matrices[name]
+        dtype, *found = file.matrices[name]
+        if dtype not in _core.TYPES:
+            raise CheckpointError(f"{name} is of the type {dtype}, which this fastllm has not: convert the model again")
         if tuple(found) != shape:
             raise CheckpointError(f"{name} is {found}, the config needs {list(shape)}")
         tensors[name] = file.matrix(name)

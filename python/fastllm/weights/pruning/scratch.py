@@ -5,7 +5,6 @@ A converted file begins with what pruning has cost, so all of a model is pruned 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -45,6 +44,7 @@ class Scratch:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115  # for __exit__
             file = self._file
+            file.seek(self._end)
             for part in parts:
                 data = _rounded(part, dtype)
                 while data:
@@ -57,10 +57,12 @@ class Scratch:
             data = bytearray((end - begin) * width)
             view, at = memoryview(data), start + begin * width
             while view:
-                count = os.preadv(file.fileno(), [view], at)
-                if not count:
+                file.seek(at)
+                found = file.read(len(view))
+                if not found:
                     raise CheckpointError(f"a temporary file in {self._folder} was cut short")
-                view, at = view[count:], at + count
+                view[: len(found)] = found
+                view, at = view[len(found) :], at + len(found)
             return data
 
         return Tensor(dtype, like.shape, read, stored=like.stored)
