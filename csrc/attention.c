@@ -108,21 +108,61 @@ static size_t value_turn(const view *v) {
     return n;
 }
 
-// Writes a key (head_dim,) to the lines and scales of a page, as position `slot` of it.
+// Writes a key (head_dim,) to a page, as position `slot` of it.
 static void store_key_q8(const view *v, const float *key, char *keys, size_t slot) {
     float *scales = (float *)(void *)(keys + FL_PAGE * v->stride);
     const float *x = turned(v, key, FL_GROUP, 0);
     int8_t *q = v->w->own->bytes, *line = (int8_t *)keys + slot * 4;
     for (size_t g = 0; g < fl_groups(v->head_dim); g++)
-        v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, q + g * FL_GROUP, scales + g * FL_PAGE + slot);
+        v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, 127, q + g * FL_GROUP, scales + g * FL_PAGE + slot);
     for (size_t i = 0; i < v->stride; i += 4) memcpy(line + i * FL_PAGE, q + i, 4);
 }
 
 static void store_value_q8(const view *v, const float *value, char *values, size_t slot) {
     float *scales = (float *)(void *)(values + FL_PAGE * v->stride);
     int8_t *q = v->w->own->bytes, *line = (int8_t *)values + slot / 4 * 4 * v->stride + slot % 4;
-    v->m->kernels->to_int8(turned(v, value, value_turn(v), 0), v->stride, q, scales + slot);
+    v->m->kernels->to_int8(turned(v, value, value_turn(v), 0), v->stride, 127, q, scales + slot);
     for (size_t i = 0; i < v->stride; i++) line[4 * i] = q[i];
+}
+
+// A scale as f16. Those past the largest f16 become that.
+static void store_scale(const view *v, float scale, uint16_t *out) {
+    saturate(&scale, 1);
+    v->m->kernels->to_f16(out, &scale, 1);
+}
+
+// The same with six bits. Of 16 channels, four each of four lines, the low bits go to two lines, the high to a third.
+static void store_key_q4(const view *v, const float *key, char *keys, size_t slot) {
+    uint16_t *scales = (uint16_t *)(void *)(keys + FL_PAGE * v->stride * 6 / 8);
+    const float *x = turned(v, key, FL_GROUP, 0);
+    int8_t *q = v->w->own->bytes;
+    for (size_t g = 0; g < fl_groups(v->head_dim); g++) {
+        float scale;
+        v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, 31, q + g * FL_GROUP, &scale);
+        store_scale(v, scale, scales + g * FL_PAGE + slot);
+    }
+    for (size_t c = 0; c < v->stride; c += 16) {
+        uint8_t *to = (uint8_t *)keys + (c / 16 * 4 + slot / FL_LANES) * 3 * FL_ALIGN + slot % FL_LANES * 4;
+        for (size_t i = 0; i < 4; i++) {
+            unsigned code[4];
+            for (size_t j = 0; j < 4; j++) code[j] = (unsigned)(q[c + 4 * j + i] + 32);
+            to[i] = (uint8_t)((code[0] & 15) | (code[1] & 15) << 4);
+            to[FL_ALIGN + i] = (uint8_t)((code[2] & 15) | (code[3] & 15) << 4);
+            to[2 * FL_ALIGN + i] = (uint8_t)(code[0] >> 4 | code[1] >> 4 << 2 | code[2] >> 4 << 4 | code[3] >> 4 << 6);
+        }
+    }
+}
+
+// The same with four bits. A byte has those of a position and of the one four further on.
+static void store_value_q4(const view *v, const float *value, char *values, size_t slot) {
+    uint16_t *scales = (uint16_t *)(void *)(values + FL_PAGE * v->stride / 2);
+    uint8_t *codes = (uint8_t *)v->w->own->bytes, *line = (uint8_t *)values + slot / 8 * 4 * v->stride + slot % 4;
+    const unsigned shift = slot % 8 < 4 ? 0 : 4;
+    float scale;
+    v->m->kernels->to_codes(turned(v, value, value_turn(v), 0), v->stride, codes, &scale);
+    store_scale(v, scale, scales + slot);
+    for (size_t i = 0; i < v->stride; i++)
+        line[4 * i] = (uint8_t)((line[4 * i] & ~(15u << shift)) | (unsigned)codes[i] << shift);
 }
 
 // Stores the key and value of the batch's token number `token` in a page, as position `pos` of its sequence, for one KV
@@ -146,6 +186,11 @@ static void store(const view *v, size_t token, void *page, size_t pos, size_t he
     if (v->m->kv_type == FL_Q8) {
         store_key_q8(v, key, keys, slot);
         store_value_q8(v, value, values, slot);
+        return;
+    }
+    if (v->m->kv_type == FL_Q4) {
+        store_key_q4(v, key, keys, slot);
+        store_value_q4(v, value, values, slot);
         return;
     }
     v->m->kernels->to_f16(own->half, key, n);
@@ -245,7 +290,7 @@ static int next_task(tasks *all, task *k) {
 static void round_query(const view *v, const float *q, fl_query *out) {
     const float *x = turned(v, q, FL_GROUP, 1);
     for (size_t g = 0; g < fl_groups(v->head_dim); g++)
-        out[g].bias = -128 * v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, out[g].q, &out[g].scale);
+        out[g].bias = -128 * v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, 127, out[g].q, &out[g].scale);
 }
 
 // The queries of a task, normed, rotated and scaled, and what they see: into the worker's own scratch.
@@ -256,7 +301,7 @@ static void prepare_rows(const view *v, const task *k) {
         float *q = own->q + r * v->stride;
         turn(v, v->s->q + token * v->s->q_dim, head_of(k, r) * v->head_dim, v->l->q_norm, token, q);
         for (size_t i = 0; i < v->head_dim; i++) q[i] *= v->m->config.attn_scale;
-        if (v->m->kv_type == FL_Q8) round_query(v, q, own->q8_rows + r * fl_groups(v->head_dim));
+        if (fl_kv_rounded(v->m->kv_type)) round_query(v, q, own->q8_rows + r * fl_groups(v->head_dim));
         own->from[r] = seen_from(v, pos);
         own->limit[r] = seen_to(v, k->span, pos);
     }
@@ -293,7 +338,7 @@ static void write_out(const view *v, const task *k, const float *sum, const floa
     for (size_t r = 0; r < k->rows; r++) {
         float *to = v->s->att + (k->first + token_of(k, r)) * v->s->q_dim + head_of(k, r) * v->head_dim;
         for (size_t i = 0; i < v->head_dim; i++) to[i] = out[r * v->stride + i] / sum[r];
-        if (v->m->kv_type == FL_Q8) v->m->kernels->turn(to, v->head_dim, value_turn(v), 1);
+        if (fl_kv_rounded(v->m->kv_type)) v->m->kernels->turn(to, v->head_dim, value_turn(v), 1);
     }
 }
 

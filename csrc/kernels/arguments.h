@@ -72,15 +72,21 @@ typedef struct fl_inputs {
 
 // Bytes of one head's keys and of its values in a page; pages.h has the layout.
 static inline size_t fl_keys_bytes(fl_type kv_type, size_t head_dim) {
-    if (kv_type == FL_Q8) return FL_PAGE * (fl_round_up(head_dim, FL_LANES) + fl_groups(head_dim) * sizeof(float));
+    const size_t stride = fl_round_up(head_dim, FL_LANES), groups = fl_groups(head_dim);
+    if (kv_type == FL_Q8) return FL_PAGE * (stride + groups * sizeof(float));
+    if (kv_type == FL_Q4) return FL_PAGE * (stride * 6 / 8 + groups * sizeof(uint16_t));
     return FL_PAGE * head_dim * (kv_type == FL_F16 ? 2 : 4);
 }
 
 static inline size_t fl_values_bytes(fl_type kv_type, size_t head_dim) {
     const size_t stride = fl_round_up(head_dim, FL_LANES);
     if (kv_type == FL_Q8) return FL_PAGE * (stride + sizeof(float));
+    if (kv_type == FL_Q4) return FL_PAGE * (stride / 2 + sizeof(uint16_t));
     return FL_PAGE * stride * (kv_type == FL_F16 ? 2 : 4);
 }
+
+// Whether keys and values are turned and rounded to integers: FL_Q8, FL_Q4.
+static inline int fl_kv_rounded(fl_type kv_type) { return kv_type == FL_Q8 || kv_type == FL_Q4; }
 
 // A group of 32 channels of a query, turned (turn.h), as int8; zero past the last channel.
 typedef struct fl_query {

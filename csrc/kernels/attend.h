@@ -237,16 +237,35 @@ static FL_INLINE void attend_floats(const form kind, const fl_attend *a, const w
 
 // ---- a page of int8 ------------------------------------------------------------------------------------------------
 
-static FL_INLINE page_lines key_lines(const fl_attend *a, const char *page) {
+// A page's keys as lines, of `vectors` vectors of positions: as they are, or unpacked to the working memory.
+static FL_INLINE page_lines key_lines(const form kind, const fl_attend *a, const workspace *w, const char *page,
+                                      size_t vectors) {
     const char *keys = page + a->keys;
-    return (page_lines){.data = (const int8_t *)keys, .vectors = FL_PAGE / FL_LANES,
-                   .scales = (const float *)(const void *)(keys + FL_PAGE * a->stride)};
+    const float *scales = (const float *)(const void *)(keys + FL_PAGE * a->stride);
+    if (kind == Q4) {
+        int8_t *out = (int8_t *)(w->wide + fl_groups(a->stride) * FL_PAGE);
+        unpack_keys(keys, a->stride, vectors, out, w->wide);
+        keys = (const char *)out;
+        scales = w->wide;
+    }
+    return (page_lines){.data = (const int8_t *)keys, .vectors = FL_PAGE / FL_LANES, .scales = scales, .next = keys};
 }
 
-static FL_INLINE page_lines value_lines(const fl_attend *a, const char *page) {
+// Its values as lines, of `seen` positions. Unpacked, they lie behind the keys: all that takes no more than 64 rows of
+// floats.
+static FL_INLINE page_lines value_lines(const form kind, const fl_attend *a, const workspace *w, const char *page,
+                                        size_t seen) {
     const char *values = page + a->values;
-    return (page_lines){.data = (const int8_t *)values, .vectors = a->stride / FL_LANES,
-                   .scales = (const float *)(const void *)(values + FL_PAGE * a->stride)};
+    const float *scales = (const float *)(const void *)(values + FL_PAGE * a->stride);
+    if (kind == Q4) {
+        float *at = w->wide + fl_groups(a->stride) * FL_PAGE + FL_PAGE * a->stride / sizeof(float);
+        int8_t *out = (int8_t *)(at + FL_PAGE);
+        unpack_values(values, a->stride, seen, out, at);
+        values = (const char *)out;
+        scales = at;
+    }
+    return (page_lines){.data = (const int8_t *)values, .vectors = a->stride / FL_LANES, .scales = scales,
+                        .next = values};
 }
 
 // strip_scores for keys in int8.
@@ -276,13 +295,17 @@ static FL_INLINE void weigh_values_q8(const fl_attend *a, const workspace *w, co
                                         .out = out + r * a->stride});
 }
 
-// attend_floats for keys and values in int8.
-static FL_INLINE void attend_q8_page(const fl_attend *a, const workspace *w, size_t begin, size_t end, size_t start,
-                                     float *max, float *out) {
+// attend_floats for keys and values in int8 or fewer bits.
+static FL_INLINE void attend_lines(const form kind, const fl_attend *a, const workspace *w, size_t begin, size_t end,
+                                   size_t start, float *max, float *out) {
     const char *page = a->pages[start / FL_PAGE];
-    page_lines keys = key_lines(a, page), values = value_lines(a, page);
-    keys.next = (const char *)values.data;
-    values.next = start + FL_PAGE < end ? (const char *)key_lines(a, a->pages[start / FL_PAGE + 1]).data : keys.next;
+    const size_t seen = smaller(end - start, FL_PAGE);
+    page_lines keys = key_lines(kind, a, w, page, (seen + FL_LANES - 1) / FL_LANES);
+    page_lines values = value_lines(kind, a, w, page, seen);
+    if (kind == Q8) { // the first strip fetches what comes next
+        keys.next = (const char *)values.data;
+        if (start + FL_PAGE < end) values.next = (const char *)a->pages[start / FL_PAGE + 1] + a->keys;
+    }
     for (size_t i = 0; i < strips_of(a); i++) {
         const strip t = strip_of(a, i, begin, end);
         if (start < t.first || start >= t.last) continue;
@@ -290,7 +313,7 @@ static FL_INLINE void attend_q8_page(const fl_attend *a, const workspace *w, siz
         strip_cap(a, w, &t, page, vectors_of(&t, start));
         strip_softmax(a, w, &t, start, max);
         weigh_values_q8(a, w, &t, start, &values, out);
-        keys.next = (const char *)keys.data; // the first strip has fetched what comes next
+        keys.next = (const char *)keys.data;
         values.next = (const char *)values.data;
     }
 }
@@ -309,7 +332,7 @@ static FL_INLINE void attend_run(const form kind, const fl_attend *a, const work
         if (t.first >= t.last) memset(out + t.row * a->stride, 0, t.rows * a->stride * sizeof *out);
     }
     for (size_t start = begin; start < end; start += FL_PAGE) {
-        if (kind == Q8) attend_q8_page(a, w, begin, end, start, max, out);
+        if (kind == Q8 || kind == Q4) attend_lines(kind, a, w, begin, end, start, max, out);
         else attend_floats(kind, a, w, begin, end, start, max, out);
     }
     for (size_t r = 0; r < a->rows; r++) sum[r] = lanes_sum(vf_load(w->sums + r * FL_LANES));
@@ -346,14 +369,14 @@ static FL_INLINE void probabilities(const form kind, const fl_attend *a, float *
     workspace w = workspace_of(a);
     const char *page = a->pages[a->begin / FL_PAGE];
     matrix keys = keys_of(a, page);
-    page_lines keys_q8 = key_lines(a, page);
+    page_lines lines = {0};
     keys.next = keys.data;
-    keys_q8.next = keys.data;
-    if (kind != Q8) keys = widen(kind, &keys, a->head_dim, VECTORS, w.wide);
+    if (kind == Q8 || kind == Q4) lines = key_lines(kind, a, &w, page, VECTORS);
+    else keys = widen(kind, &keys, a->head_dim, VECTORS, w.wide);
     w.scores = out;
     for (size_t i = 0; i < strips_of(a); i++) {
         const strip t = strip_of(a, i, a->begin, a->end);
-        if (kind == Q8) strip_scores_q8(a, &w, &t, &keys_q8, VECTORS);
+        if (kind == Q8 || kind == Q4) strip_scores_q8(a, &w, &t, &lines, VECTORS);
         else strip_scores(WIDE, a, &w, &t, &keys, VECTORS);
         strip_cap(a, &w, &t, page, VECTORS);
     }
@@ -372,6 +395,7 @@ static FL_INLINE void probabilities(const form kind, const fl_attend *a, float *
 ATTEND(f32, F32)
 ATTEND(f16, F16)
 ATTEND(q8, Q8)
+ATTEND(q4, Q4)
 #undef ATTEND
 
 #endif

@@ -7,7 +7,7 @@
 // ---- keys and values -----------------------------------------------------------------------------------------------
 
 // How a page's keys (head_dim, 64) or values (64, stride) are stored. WIDE: converted to f32, for several strips.
-typedef enum form { WIDE, F32, F16, Q8 } form;
+typedef enum form { WIDE, F32, F16, Q8, Q4 } form;
 
 typedef struct matrix {
     const char *data;

@@ -39,6 +39,49 @@ static FL_INLINE int32_t four_at(const int8_t *q) {
     return four;
 }
 
+// ---- fewer bits ----------------------------------------------------------------------------------------------------
+
+// Writes keys of six bits as lines, and their scales as floats: `vectors` vectors of positions, (stride / 4, 4) lines.
+// Four lines are stored as two with the low four bits of each two of them, and one with the high two of all four. See
+// pages.h.
+static void unpack_keys(const char *keys, size_t stride, size_t vectors, int8_t *out, float *scales) {
+    enum { LINE = FL_ALIGN, VECTORS = FL_PAGE / FL_LANES };
+    const char *halves = keys + FL_PAGE * stride * 6 / 8;
+    for (size_t c = 0; c < stride / 16; c++)
+        for (size_t v = 0; v < vectors; v++) {
+            const uint8_t *from = (const uint8_t *)keys + (c * VECTORS + v) * 3 * LINE;
+            for (size_t j = 0; j < 4; j++) {
+                const uint8_t *low = from + j / 2 * LINE, *high = from + 2 * LINE;
+                int8_t *line = out + ((c * 4 + j) * VECTORS + v) * LINE;
+                const unsigned shift = j % 2 * 4, shift_high = (unsigned)j * 2;
+                for (size_t i = 0; i < LINE; i++)
+                    line[i] = (int8_t)(((low[i] >> shift & 15) | (high[i] >> shift_high & 3) << 4) - 32);
+            }
+        }
+    for (size_t i = 0; i < fl_groups(stride) * FL_PAGE; i += FL_LANES)
+        vf_store(scales + i, vf_load_f16((const uint16_t *)(const void *)halves + i));
+}
+
+// Writes values of four bits (turn.h) as lines, and their scales as floats: those of the first `seen` positions and up
+// to 7 more. Two lines are stored as one.
+static void unpack_values(const char *values, size_t stride, size_t seen, int8_t *out, float *scales) {
+    const char *halves = values + FL_PAGE * stride / 2;
+    const size_t half = stride / FL_LANES * FL_ALIGN; // the lines of four positions
+    for (size_t k = 0; k < (seen + 7) / 8; k++)
+        for (size_t j = 0; j < 2; j++) {
+            const uint8_t *from = (const uint8_t *)values + k * half;
+            int8_t *to = out + (2 * k + j) * half;
+            const unsigned shift = (unsigned)j * 4;
+            for (size_t i = 0; i < half; i++) {
+                const unsigned code = from[i] >> shift & 15u, a = code & 8u ? code & 7u : 7u - code;
+                const int level = (int)((2 * a + 1) * (88 + 6 * a) >> 4);
+                to[i] = (int8_t)(code & 8u ? level : -level);
+            }
+        }
+    for (size_t i = 0; i < FL_PAGE; i += FL_LANES)
+        vf_store(scales + i, vf_load_f16((const uint16_t *)(const void *)halves + i));
+}
+
 // ---- keys ----------------------------------------------------------------------------------------------------------
 
 typedef struct key_product {

@@ -67,30 +67,84 @@ static void turn(float *x, size_t n, size_t most, int divide) {
     }
 }
 
-// Rounds x (n,), n a multiple of 16, to int8 with one scale, largest / 127, and returns their sum. The scale is NaN, and
-// q zero, where x has a NaN or an infinity.
-static int32_t to_int8(const float *x, size_t n, int8_t *q, float *scale) {
+// The largest magnitude of x (n,), n a multiple of 16; NaN or infinity if one of them is.
+static FL_INLINE float largest_of(const float *x, size_t n) {
     float largest = 0;
     for (size_t i = 0; i < n && largest <= FLT_MAX; i += FL_LANES) {
-        const float most = lanes_largest(vf_load(x + i), vf_load(x + (i + FL_LANES < n ? i + FL_LANES : i)));
+        const float most = lanes_largest(vf_load(x + i), vf_load(x + i));
         if (!(most <= largest)) largest = most;
     }
+    return largest;
+}
+
+// Rounds x (n,), n a multiple of 16, to integers of -most to most, with one scale, and returns their sum. The scale is
+// NaN, and q zero, where x has a NaN or an infinity.
+static int32_t to_int8(const float *x, size_t n, float most, int8_t *q, float *scale) {
+    const float largest = largest_of(x, n);
     if (!(largest <= FLT_MAX)) {
         memset(q, 0, n);
         *scale = NAN;
         return 0;
     }
-    // What is so small that 127 / largest would overflow becomes zero.
+    // What is so small that most / largest would overflow becomes zero.
     const int zero = !(largest > 1e-30f);
-    const vf inverse = vf_set1(zero ? 0.0f : 127.0f / largest);
+    const vf inverse = vf_set1(zero ? 0.0f : most / largest);
     vf sum = vf_set1(0.0f); // of integers: exact in any order
     for (size_t i = 0; i < n; i += FL_LANES) {
         const vi steps = vi_from_vf(vf_mul(vf_load(x + i), inverse));
         vi_store_i8(q + i, steps);
         sum = vf_add(sum, vf_from_vi(steps));
     }
-    *scale = zero ? 0.0f : largest / 127.0f;
+    *scale = zero ? 0.0f : largest / most;
     return (int32_t)lanes_sum(sum);
+}
+
+// ---- four bits -----------------------------------------------------------------------------------------------------
+
+// Turned values are nearly normally distributed, and levels that lie closer where most of them are lose a third less
+// than even ones. Code c is -LEVELS[7 - c] or, from 8 on, LEVELS[c - 8]: level a is (2 a + 1) (88 + 6 a) / 16, rounded
+// down, which is as near to the best levels (Max, 1960) as is needed, and can be computed for many at once.
+static const float LEVELS[8] = {5, 17, 31, 46, 63, 81, 100, 121};
+
+// The level and its number for magnitudes in steps of a scale.
+static FL_INLINE vf level_of(vf magnitude, vf *number) {
+    vf level = vf_set1(LEVELS[0]);
+    *number = vf_set1(0.0f);
+    FL_UNROLL for (size_t a = 1; a < 8; a++) {
+        const vf middle = vf_set1((LEVELS[a - 1] + LEVELS[a]) / 2);
+        level = vf_select_gt(magnitude, middle, vf_set1(LEVELS[a]), level);
+        *number = vf_select_gt(magnitude, middle, vf_set1((float)a), *number);
+    }
+    return level;
+}
+
+// Rounds x (n,), n a multiple of 16, to codes with the scale of eight that makes the sum of squared errors smallest.
+// The scale is NaN, and codes zero, where x has a NaN or an infinity.
+static void to_codes(const float *x, size_t n, uint8_t *code, float *scale) {
+    const float largest = largest_of(x, n);
+    memset(code, 0, n);
+    *scale = largest <= FLT_MAX ? 0.0f : NAN;
+    if (!(largest <= FLT_MAX) || !(largest > 1e-30f)) return;
+    float least = INFINITY, best = 0, inverse = 0;
+    vf number;
+    for (size_t i = 0; i < 8; i++) {
+        const float steps = 100.0f + 7.0f * (float)i; // in which the largest magnitude is counted
+        vf error = vf_set1(0.0f);
+        for (size_t j = 0; j < n; j += FL_LANES) {
+            const vf magnitude = vf_mul(vf_abs(vf_load(x + j)), vf_set1(steps / largest));
+            const vf e = vf_mul(vf_sub(magnitude, level_of(magnitude, &number)), vf_set1(100.0f / steps));
+            error = vf_fma(e, e, error);
+        }
+        const float sum = lanes_sum(error);
+        if (sum < least) least = sum, best = largest / steps, inverse = steps / largest;
+    }
+    for (size_t j = 0; j < n; j += FL_LANES) {
+        const vf y = vf_load(x + j);
+        level_of(vf_mul(vf_abs(y), vf_set1(inverse)), &number);
+        const vf signed_number = vf_select_gt(vf_set1(0.0f), y, vf_sub(vf_set1(7.0f), number), vf_add(vf_set1(8.0f), number));
+        vi_store_i8((int8_t *)code + j, vi_from_vf(signed_number));
+    }
+    *scale = best;
 }
 
 #endif

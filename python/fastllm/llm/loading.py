@@ -18,7 +18,7 @@ from fastllm.weights.source import Adapters, check_not_converted, find_adapters,
 if TYPE_CHECKING:
     from fastllm.weights.packing import Progress
 
-KV_DTYPES = ("f32", "f16", "q8")
+KV_DTYPES = ("f32", "f16", "q8", "q4")
 
 
 @_core.standard_floats
