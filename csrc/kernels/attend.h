@@ -251,18 +251,16 @@ static FL_INLINE page_lines key_lines(const form kind, const fl_attend *a, const
     return (page_lines){.data = (const int8_t *)keys, .vectors = FL_PAGE / FL_LANES, .scales = scales, .next = keys};
 }
 
-// Its values as lines, of `seen` positions. Unpacked, they lie behind the keys: all that takes no more than 64 rows of
-// floats.
-static FL_INLINE page_lines value_lines(const form kind, const fl_attend *a, const workspace *w, const char *page,
-                                        size_t seen) {
+// Its values as they are, but scales of f16 as floats, which go behind the unpacked keys: all that takes less than 64
+// rows of floats.
+static FL_INLINE page_lines value_lines(const form kind, const fl_attend *a, const workspace *w, const char *page) {
     const char *values = page + a->values;
     const float *scales = (const float *)(const void *)(values + FL_PAGE * a->stride);
     if (kind == Q4) {
-        float *at = w->wide + fl_groups(a->stride) * FL_PAGE + FL_PAGE * a->stride / sizeof(float);
-        int8_t *out = (int8_t *)(at + FL_PAGE);
-        unpack_values(values, a->stride, seen, out, at);
-        values = (const char *)out;
-        scales = at;
+        const uint16_t *halves = (const uint16_t *)(const void *)(values + FL_PAGE * a->stride / 2);
+        float *to = w->wide + fl_groups(a->stride) * FL_PAGE + FL_PAGE * a->stride / sizeof(float);
+        for (size_t i = 0; i < FL_PAGE; i += FL_LANES) vf_store(to + i, vf_load_f16(halves + i));
+        scales = to;
     }
     return (page_lines){.data = (const int8_t *)values, .vectors = a->stride / FL_LANES, .scales = scales,
                         .next = values};
@@ -272,27 +270,28 @@ static FL_INLINE page_lines value_lines(const form kind, const fl_attend *a, con
 static FL_INLINE void strip_scores_q8(const fl_attend *a, const workspace *w, const strip *t, const page_lines *keys,
                                       size_t vectors) {
     for (size_t r = t->row, end = t->row + t->rows; r < end; r += TILE_ROWS)
-        multiply_key(smaller(end - r, TILE_ROWS),
+        multiply_keys(smaller(end - r, TILE_ROWS),
                      &(key_product){.keys = keys, .q = a->q8 + r * fl_groups(a->head_dim), .depth = a->stride,
                                     .vectors = vectors, .scores = w->scores + r * FL_PAGE});
 }
 
 // weigh_values for values in int8. What a row does not see has the weight 0, and as integers are never NaN, that hides
 // it.
-static FL_INLINE void weigh_values_q8(const fl_attend *a, const workspace *w, const strip *t, size_t start,
+static FL_INLINE void weigh_values_q8(const form kind, const fl_attend *a, const workspace *w, const strip *t, size_t start,
                                       const page_lines *values, float *out) {
     const seen_part any = part_of(t->from, t->last, start); // nothing, if no row of the strip sees anything
     for (size_t r = t->row; r < t->row + t->rows; r++) {
         const seen_part part = part_of(a->from[r], a->limit[r], start);
         round_weights(w->scores + r * FL_PAGE, values->scales, part.begin, part.end, w->weights + r);
     }
-    for (size_t r = t->row, last = t->row + t->rows; r < last; r += TILE_ROWS)
-        multiply_value(smaller(last - r, TILE_ROWS),
-                       &(value_product){.values = values, .w = w->weights + r,
-                                        .scale = start == t->first ? NULL : w->scale + r,
-                                        .begin = any.begin / FL_LANES * FL_LANES,
-                                        .end = fl_round_up(any.end, FL_LANES), .vectors = a->stride / FL_LANES,
-                                        .out = out + r * a->stride});
+    for (size_t r = t->row, end = t->row + t->rows; r < end; r += TILE_ROWS) {
+        const value_product p = {.values = values, .w = w->weights + r,
+                                 .scale = start == t->first ? NULL : w->scale + r,
+                                 .begin = any.begin / FL_LANES * FL_LANES, .end = fl_round_up(any.end, FL_LANES),
+                                 .vectors = a->stride / FL_LANES, .out = out + r * a->stride};
+        if (kind == Q4) multiply_values_q4(smaller(end - r, TILE_ROWS), &p);
+        else multiply_values_q8(smaller(end - r, TILE_ROWS), &p);
+    }
 }
 
 // attend_floats for keys and values in int8 or fewer bits.
@@ -301,7 +300,7 @@ static FL_INLINE void attend_lines(const form kind, const fl_attend *a, const wo
     const char *page = a->pages[start / FL_PAGE];
     const size_t seen = smaller(end - start, FL_PAGE);
     page_lines keys = key_lines(kind, a, w, page, (seen + FL_LANES - 1) / FL_LANES);
-    page_lines values = value_lines(kind, a, w, page, seen);
+    page_lines values = value_lines(kind, a, w, page);
     if (kind == Q8) { // the first strip fetches what comes next
         keys.next = (const char *)values.data;
         if (start + FL_PAGE < end) values.next = (const char *)a->pages[start / FL_PAGE + 1] + a->keys;
@@ -312,7 +311,7 @@ static FL_INLINE void attend_lines(const form kind, const fl_attend *a, const wo
         strip_scores_q8(a, w, &t, &keys, vectors_of(&t, start));
         strip_cap(a, w, &t, page, vectors_of(&t, start));
         strip_softmax(a, w, &t, start, max);
-        weigh_values_q8(a, w, &t, start, &values, out);
+        weigh_values_q8(kind, a, w, &t, start, &values, out);
         keys.next = (const char *)keys.data;
         values.next = (const char *)values.data;
     }

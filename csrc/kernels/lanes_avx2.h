@@ -126,6 +126,9 @@ static inline void vb_store(uint8_t *p, vb w) {
     _mm256_store_si256((void *)p, w.l);
     _mm256_store_si256((void *)(p + 32), w.h);
 }
+static inline vt vt_load_signed(const int8_t *values) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)values));
+}
 static inline void vb_load_codes(const uint8_t *p, vt table, vb *low, vb *high) {
     const __m256i *q = (const void *)p, l = _mm256_loadu_si256(q), h = _mm256_loadu_si256(q + 1);
     const __m256i four = _mm256_set1_epi8(15);

@@ -74,6 +74,8 @@ static inline vt vt_load(const int8_t *values) {
     memcpy(o.v, values, sizeof o.v);
     return o;
 }
+// A table for lines that vi_dot_positive takes.
+static inline vt vt_load_signed(const int8_t *values) { return vt_load(values); }
 // The two lines whose codes are in the low and in the high four bits of a q4 line.
 static inline void vb_load_codes(const uint8_t *p, vt table, vb *low, vb *high) {
     for (int j = 0; j < 64; j++) {

@@ -14,12 +14,13 @@
 #include <float.h>
 
 #include "arguments.h"
+#include "turn.h"
 #include "vectors.h"
 
 // Rows of a tile: two vectors of sums, or of dot products, for each must fit the registers.
 enum { TILE_ROWS = FL_MUL_VECTORS >= 12 ? 6 : 3 };
 
-// A page's keys or values.
+// A page's keys or values; values of four bits have two lines in one, see pages.h.
 typedef struct page_lines {
     const int8_t *data;  // (depth / 4, vectors) lines
     size_t vectors;
@@ -41,6 +42,8 @@ static FL_INLINE int32_t four_at(const int8_t *q) {
 
 // ---- fewer bits ----------------------------------------------------------------------------------------------------
 
+// Keys of six bits are unpacked page by page, values of four where they are multiplied.
+
 // Writes keys of six bits as lines, and their scales as floats: `vectors` vectors of positions, (stride / 4, 4) lines.
 // Four lines are stored as two with the low four bits of each two of them, and one with the high two of all four. See
 // pages.h.
@@ -49,36 +52,17 @@ static void unpack_keys(const char *keys, size_t stride, size_t vectors, int8_t 
     const char *halves = keys + FL_PAGE * stride * 6 / 8;
     for (size_t c = 0; c < stride / 16; c++)
         for (size_t v = 0; v < vectors; v++) {
-            const uint8_t *from = (const uint8_t *)keys + (c * VECTORS + v) * 3 * LINE;
-            for (size_t j = 0; j < 4; j++) {
-                const uint8_t *low = from + j / 2 * LINE, *high = from + 2 * LINE;
-                int8_t *line = out + ((c * 4 + j) * VECTORS + v) * LINE;
-                const unsigned shift = j % 2 * 4, shift_high = (unsigned)j * 2;
-                for (size_t i = 0; i < LINE; i++)
-                    line[i] = (int8_t)(((low[i] >> shift & 15) | (high[i] >> shift_high & 3) << 4) - 32);
+            const uint8_t *FL_RESTRICT from = (const uint8_t *)keys + (c * VECTORS + v) * 3 * LINE;
+            FL_UNROLL for (size_t j = 0; j < 4; j++) {
+                int8_t *FL_RESTRICT line = out + ((c * 4 + j) * VECTORS + v) * LINE;
+                for (size_t i = 0; i < LINE; i++) {
+                    const uint8_t low = (uint8_t)(from[j / 2 * LINE + i] >> j % 2 * 4) & 15;
+                    const uint8_t high = (uint8_t)(from[2 * LINE + i] >> j * 2) & 3;
+                    line[i] = (int8_t)((low | high << 4) - 32);
+                }
             }
         }
     for (size_t i = 0; i < fl_groups(stride) * FL_PAGE; i += FL_LANES)
-        vf_store(scales + i, vf_load_f16((const uint16_t *)(const void *)halves + i));
-}
-
-// Writes values of four bits (turn.h) as lines, and their scales as floats: those of the first `seen` positions and up
-// to 7 more. Two lines are stored as one.
-static void unpack_values(const char *values, size_t stride, size_t seen, int8_t *out, float *scales) {
-    const char *halves = values + FL_PAGE * stride / 2;
-    const size_t half = stride / FL_LANES * FL_ALIGN; // the lines of four positions
-    for (size_t k = 0; k < (seen + 7) / 8; k++)
-        for (size_t j = 0; j < 2; j++) {
-            const uint8_t *from = (const uint8_t *)values + k * half;
-            int8_t *to = out + (2 * k + j) * half;
-            const unsigned shift = (unsigned)j * 4;
-            for (size_t i = 0; i < half; i++) {
-                const unsigned code = from[i] >> shift & 15u, a = code & 8u ? code & 7u : 7u - code;
-                const int level = (int)((2 * a + 1) * (88 + 6 * a) >> 4);
-                to[i] = (int8_t)(code & 8u ? level : -level);
-            }
-        }
-    for (size_t i = 0; i < FL_PAGE; i += FL_LANES)
         vf_store(scales + i, vf_load_f16((const uint16_t *)(const void *)halves + i));
 }
 
@@ -136,27 +120,39 @@ typedef struct value_product {
     float *out;         // (rows, 16 vectors)
 } value_product;
 
-static FL_INLINE void values_tile(const size_t R, const size_t V, const value_product *whole, size_t v0) {
+static FL_INLINE void values_tile(const int four_bits, const size_t R, const size_t V, const value_product *whole,
+                                  size_t v0) {
     const value_product p = *whole;
     const page_lines m = *p.values;
+    const vt table = vt_load_signed(VALUE_LEVELS);
     vi high[TILE_ROWS][4], low[TILE_ROWS][4];
     FL_UNROLL for (size_t r = 0; r < R; r++)
         FL_UNROLL for (size_t v = 0; v < V; v++) high[r][v] = low[r][v] = vi_set1(0);
     for (size_t at = p.begin; at < p.end; at += 16)
-        FL_UNROLL for (size_t k = 0; k < 16; k += 4) {
-            const size_t place = ((at + k) / 4 * m.vectors + v0) * FL_ALIGN;
-            vb line[4];
+        FL_UNROLL for (size_t k = 0; k < 16; k += 8) {
+            vb line[2][4]; // of four positions, and of the next four
             FL_UNROLL for (size_t v = 0; v < V; v++) {
-                FL_PREFETCH(m.next + place + v * FL_ALIGN);
-                line[v] = vb_reload((const uint8_t *)m.data + place + v * FL_ALIGN);
-            }
-            FL_UNROLL for (size_t r = 0; r < R; r++) {
-                const int32_t high4 = four_at(p.w[r].high + at + k), low4 = four_at(p.w[r].low + at + k);
-                FL_UNROLL for (size_t v = 0; v < V; v++) {
-                    high[r][v] = vi_dot_positive(high[r][v], line[v], high4);
-                    low[r][v] = vi_dot_positive(low[r][v], line[v], low4);
+                const uint8_t *data = (const uint8_t *)m.data;
+                const size_t i = (at + k) / 4, first = (i * m.vectors + v0 + v) * FL_ALIGN;
+                const size_t second = first + m.vectors * FL_ALIGN, both = (i / 2 * m.vectors + v0 + v) * FL_ALIGN;
+                FL_PREFETCH(m.next + (four_bits ? both : first));
+                if (four_bits) {
+                    vb_load_codes(data + both, table, &line[0][v], &line[1][v]);
+                } else {
+                    FL_PREFETCH(m.next + second);
+                    line[0][v] = vb_reload(data + first);
+                    line[1][v] = vb_reload(data + second);
                 }
             }
+            FL_UNROLL for (size_t j = 0; j < 2; j++)
+                FL_UNROLL for (size_t r = 0; r < R; r++) {
+                    const size_t four = at + k + 4 * j;
+                    const int32_t high4 = four_at(p.w[r].high + four), low4 = four_at(p.w[r].low + four);
+                    FL_UNROLL for (size_t v = 0; v < V; v++) {
+                        high[r][v] = vi_dot_positive(high[r][v], line[j][v], high4);
+                        low[r][v] = vi_dot_positive(low[r][v], line[j][v], low4);
+                    }
+                }
         }
     FL_UNROLL for (size_t r = 0; r < R; r++)
         FL_UNROLL for (size_t v = 0; v < V; v++) {
@@ -165,6 +161,14 @@ static FL_INLINE void values_tile(const size_t R, const size_t V, const value_pr
             const vf total = vf_fma(vf_from_vi(low[r][v]), vf_set1(0x1p-7f), vf_from_vi(high[r][v]));
             vf_store(to, vf_fma(total, vf_set1(p.w[r].scale), before));
         }
+}
+
+static FL_INLINE void values_tile_q8(const size_t R, const size_t V, const value_product *p, size_t v0) {
+    values_tile(0, R, V, p, v0);
+}
+
+static FL_INLINE void values_tile_q4(const size_t R, const size_t V, const value_product *p, size_t v0) {
+    values_tile(1, R, V, p, v0);
 }
 
 // The weights of a row: its probabilities p (64,) times the scales (64,) of values at the positions [begin, end) of the
@@ -211,15 +215,16 @@ static FL_INLINE void round_weights(const float *p, const float *scales, size_t 
         for (; v < p->vectors; v++) tile(ROWS, 1, p, v);                      \
         break;                                                                \
     }
-#define TILES(name, tile)                                                     \
-    static void multiply_##name(size_t rows, const name##_product *p) {       \
+#define TILES(name, type, tile)                                               \
+    static void name(size_t rows, const type *p) {                            \
         switch (rows) {                                                       \
             ALL_VECTORS(1, tile) ALL_VECTORS(2, tile) ALL_VECTORS(3, tile)    \
             ALL_VECTORS(4, tile) ALL_VECTORS(5, tile) ALL_VECTORS(6, tile)    \
         }                                                                     \
     }
-TILES(key, keys_tile)
-TILES(value, values_tile)
+TILES(multiply_keys, key_product, keys_tile)
+TILES(multiply_values_q8, value_product, values_tile_q8)
+TILES(multiply_values_q4, value_product, values_tile_q4)
 #undef TILES
 #undef ALL_VECTORS
 

@@ -102,17 +102,17 @@ static int32_t to_int8(const float *x, size_t n, float most, int8_t *q, float *s
 // ---- four bits -----------------------------------------------------------------------------------------------------
 
 // Turned values are nearly normally distributed, and levels that lie closer where most of them are lose a third less
-// than even ones. Code c is -LEVELS[7 - c] or, from 8 on, LEVELS[c - 8]: level a is (2 a + 1) (88 + 6 a) / 16, rounded
-// down, which is as near to the best levels (Max, 1960) as is needed, and can be computed for many at once.
-static const float LEVELS[8] = {5, 17, 31, 46, 63, 81, 100, 121};
+// than even ones. These are near the best for that distribution (Max, 1960).
+static const int8_t VALUE_LEVELS[16] = {-121, -100, -81, -63, -46, -31, -17, -5, 5, 17, 31, 46, 63, 81, 100, 121};
 
 // The level and its number for magnitudes in steps of a scale.
 static FL_INLINE vf level_of(vf magnitude, vf *number) {
-    vf level = vf_set1(LEVELS[0]);
+    const int8_t *levels = VALUE_LEVELS + 8;
+    vf level = vf_set1(levels[0]);
     *number = vf_set1(0.0f);
     FL_UNROLL for (size_t a = 1; a < 8; a++) {
-        const vf middle = vf_set1((LEVELS[a - 1] + LEVELS[a]) / 2);
-        level = vf_select_gt(magnitude, middle, vf_set1(LEVELS[a]), level);
+        const vf middle = vf_set1((float)(levels[a - 1] + levels[a]) / 2);
+        level = vf_select_gt(magnitude, middle, vf_set1(levels[a]), level);
         *number = vf_select_gt(magnitude, middle, vf_set1((float)a), *number);
     }
     return level;
