@@ -93,11 +93,11 @@ static void turn(const view *v, const float *x, size_t at, const float *norm, si
 }
 
 // Copies x (head_dim,), which may be own->key, there, with zeros past it, and turns it in blocks of up to `most`.
-static float *turned(const view *v, const float *x, size_t most, int divide) {
+static float *turned(const view *v, const float *x, size_t most) {
     float *key = v->w->own->key;
     if (x != key) memcpy(key, x, v->head_dim * sizeof(float));
     memset(key + v->head_dim, 0, (fl_round_up(v->head_dim, FL_GROUP) - v->head_dim) * sizeof(float));
-    v->m->kernels->turn(key, v->head_dim, most, divide);
+    v->m->kernels->turn(key, v->head_dim, most);
     return key;
 }
 
@@ -111,7 +111,7 @@ static size_t value_turn(const view *v) {
 // Writes a key (head_dim,) to a page, as position `slot` of it.
 static void store_key_q8(const view *v, const float *key, char *keys, size_t slot) {
     float *scales = (float *)(void *)(keys + FL_PAGE * v->stride);
-    const float *x = turned(v, key, FL_GROUP, 0);
+    const float *x = turned(v, key, FL_GROUP);
     int8_t *q = v->w->own->bytes, *line = (int8_t *)keys + slot * 4;
     for (size_t g = 0; g < fl_groups(v->head_dim); g++)
         v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, 127, q + g * FL_GROUP, scales + g * FL_PAGE + slot);
@@ -121,7 +121,7 @@ static void store_key_q8(const view *v, const float *key, char *keys, size_t slo
 static void store_value_q8(const view *v, const float *value, char *values, size_t slot) {
     float *scales = (float *)(void *)(values + FL_PAGE * v->stride);
     int8_t *q = v->w->own->bytes, *line = (int8_t *)values + slot / 4 * 4 * v->stride + slot % 4;
-    v->m->kernels->to_int8(turned(v, value, value_turn(v), 0), v->stride, 127, q, scales + slot);
+    v->m->kernels->to_int8(turned(v, value, value_turn(v)), v->stride, 127, q, scales + slot);
     for (size_t i = 0; i < v->stride; i++) line[4 * i] = q[i];
 }
 
@@ -134,7 +134,7 @@ static void store_scale(const view *v, float scale, uint16_t *out) {
 // The same with six bits. Of 16 channels, four each of four lines, the low bits go to two lines, the high to a third.
 static void store_key_q4(const view *v, const float *key, char *keys, size_t slot) {
     uint16_t *scales = (uint16_t *)(void *)(keys + FL_PAGE * v->stride * 6 / 8);
-    const float *x = turned(v, key, FL_GROUP, 0);
+    const float *x = turned(v, key, FL_GROUP);
     int8_t *q = v->w->own->bytes;
     for (size_t g = 0; g < fl_groups(v->head_dim); g++) {
         float scale;
@@ -159,7 +159,7 @@ static void store_value_q4(const view *v, const float *value, char *values, size
     uint8_t *codes = (uint8_t *)v->w->own->bytes, *line = (uint8_t *)values + slot / 8 * 4 * v->stride + slot % 4;
     const unsigned shift = slot % 8 < 4 ? 0 : 4;
     float scale;
-    v->m->kernels->to_codes(turned(v, value, value_turn(v), 0), v->stride, codes, &scale);
+    v->m->kernels->to_codes(turned(v, value, value_turn(v)), v->head_dim, codes, &scale);
     store_scale(v, scale, scales + slot);
     for (size_t i = 0; i < v->stride; i++)
         line[4 * i] = (uint8_t)((line[4 * i] & ~(15u << shift)) | (unsigned)codes[i] << shift);
@@ -285,10 +285,9 @@ static int next_task(tasks *all, task *k) {
     return 1;
 }
 
-// A query (head_dim,) for keys in int8, out (groups,). A score is a product of two that are turned, so one is divided by
-// the size of the blocks.
+// A query (head_dim,) for keys in int8, out (groups,).
 static void round_query(const view *v, const float *q, fl_query *out) {
-    const float *x = turned(v, q, FL_GROUP, 1);
+    const float *x = turned(v, q, FL_GROUP);
     for (size_t g = 0; g < fl_groups(v->head_dim); g++)
         out[g].bias = -128 * v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, 127, out[g].q, &out[g].scale);
 }
@@ -338,7 +337,7 @@ static void write_out(const view *v, const task *k, const float *sum, const floa
     for (size_t r = 0; r < k->rows; r++) {
         float *to = v->s->att + (k->first + token_of(k, r)) * v->s->q_dim + head_of(k, r) * v->head_dim;
         for (size_t i = 0; i < v->head_dim; i++) to[i] = out[r * v->stride + i] / sum[r];
-        if (fl_kv_rounded(v->m->kv_type)) v->m->kernels->turn(to, v->head_dim, value_turn(v), 1);
+        if (fl_kv_rounded(v->m->kv_type)) v->m->kernels->turn(to, v->head_dim, value_turn(v));
     }
 }
 

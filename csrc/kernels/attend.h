@@ -277,8 +277,8 @@ static FL_INLINE void strip_scores_q8(const fl_attend *a, const workspace *w, co
 
 // weigh_values for values in int8. What a row does not see has the weight 0, and as integers are never NaN, that hides
 // it.
-static FL_INLINE void weigh_values_q8(const form kind, const fl_attend *a, const workspace *w, const strip *t, size_t start,
-                                      const page_lines *values, float *out) {
+static FL_INLINE void weigh_values_q8(const form kind, const fl_attend *a, const workspace *w, const strip *t,
+                                      size_t start, const page_lines *values, float *out) {
     const seen_part any = part_of(t->from, t->last, start); // nothing, if no row of the strip sees anything
     for (size_t r = t->row; r < t->row + t->rows; r++) {
         const seen_part part = part_of(a->from[r], a->limit[r], start);

@@ -49,13 +49,13 @@ struct fl_kernels {
     void (*q4_descend)(const fl_q4_group *g, float (*slope)[FL_LANES], const float *h);
     // n floats to f16, rounded to nearest even.
     void (*to_f16)(uint16_t *out, const float *x, size_t n);
-    // Turns x (n,) by Walsh-Hadamard matrices of up to `most` channels, a power of two, each the largest that fits;
-    // with `divide` also divides by their sizes, which turns back.
-    void (*turn)(float *x, size_t n, size_t most, int divide);
+    // Turns x (n,) by Walsh-Hadamard matrices of up to `most` channels, a power of two, each the largest that fits. The
+    // same again turns it back.
+    void (*turn)(float *x, size_t n, size_t most);
     // Rounds x (n,), n a multiple of 16, to integers of -most to most with one scale, and returns their sum. With a NaN
     // or an infinity the scale is NaN, and q zero.
     int32_t (*to_int8)(const float *x, size_t n, float most, int8_t *q, float *scale);
-    // The same to codes of four bits, see turn.h.
+    // The same to codes of four bits, see turn.h, for any n: x is zero, and there are codes, up to a multiple of 16.
     void (*to_codes)(const float *x, size_t n, uint8_t *codes, float *scale);
     // The largest of n >= 1 logits, the lowest index that has it, and whether all are finite. With a NaN among them the
     // largest is any number, and the index is below n.

@@ -3,12 +3,11 @@
 // A few channels of keys are much larger than the others, and would leave these few of the 255 steps. So channels are
 // turned by a Walsh-Hadamard matrix first, which spreads each of them over all (as QuaRot does, Ashkboos et al., 2024):
 //
-//     H1 = 1      H2n = | Hn   Hn |      Hn Hn = n I
+//     H1 = 1      H2n = | Hn   Hn |      T = Hn / sqrt(n)      T T = I
 //                       | Hn  -Hn |
 //
-// Keys and queries are turned alike, in blocks of up to 32 channels, a group: their products stay what they are, but
-// for the factor n, a power of two, by which queries are divided. Values are turned as wide as a head, and what comes of
-// them is turned back.
+// Keys and queries are turned alike, in blocks of up to 32 channels, a group, which leaves their products as they are.
+// Values are turned as wide as a head, and what comes of them is turned back, by the same T.
 #ifndef FL_TURN_H
 #define FL_TURN_H
 
@@ -34,8 +33,10 @@ static const float HADAMARD[FL_LANES][FL_LANES] = {
 #undef P
 #undef M
 
-// x (n,) = Hn x, for n a power of two.
+// x (n,) = Hn x / sqrt(n), for n a power of two.
 static FL_INLINE void turn_block(float *x, size_t n) {
+    const float length = 1.0f / sqrtf((float)n);
+    for (size_t i = 0; i < n; i++) x[i] *= length;
     for (size_t h = 1; n < FL_LANES && h < n; h *= 2)
         for (size_t i = 0; i < n; i++)
             if (!(i & h)) {
@@ -57,13 +58,11 @@ static FL_INLINE void turn_block(float *x, size_t n) {
             }
 }
 
-// Turns x (n,) in blocks, each the largest power of two that `most`, itself one, and what is left of n allow. `divide`:
-// by the block's size, which turns back what has been turned.
-static void turn(float *x, size_t n, size_t most, int divide) {
+// Turns x (n,) in blocks, each the largest power of two that `most`, itself one, and what is left of n allow.
+static void turn(float *x, size_t n, size_t most) {
     for (size_t block; n > 0; x += block, n -= block) {
         for (block = most; block > n; block /= 2) {}
         turn_block(x, block);
-        for (size_t i = 0; divide && i < block; i++) x[i] *= 1.0f / (float)block;
     }
 }
 
@@ -118,11 +117,12 @@ static FL_INLINE vf level_of(vf magnitude, vf *number) {
     return level;
 }
 
-// Rounds x (n,), n a multiple of 16, to codes with the scale of eight that makes the sum of squared errors smallest.
-// The scale is NaN, and codes zero, where x has a NaN or an infinity.
+// Rounds x (n,), zero past n up to a multiple of 16, to as many codes, with the scale of eight that makes the sum of
+// squared errors of the n smallest. The scale is NaN, and codes zero, where x has a NaN or an infinity.
 static void to_codes(const float *x, size_t n, uint8_t *code, float *scale) {
-    const float largest = largest_of(x, n);
-    memset(code, 0, n);
+    const size_t stride = fl_round_up(n, FL_LANES);
+    const float largest = largest_of(x, stride);
+    memset(code, 0, stride);
     *scale = largest <= FLT_MAX ? 0.0f : NAN;
     if (!(largest <= FLT_MAX) || !(largest > 1e-30f)) return;
     float least = INFINITY, best = 0, inverse = 0;
@@ -133,16 +133,16 @@ static void to_codes(const float *x, size_t n, uint8_t *code, float *scale) {
         for (size_t j = 0; j < n; j += FL_LANES) {
             const vf magnitude = vf_mul(vf_abs(vf_load(x + j)), vf_set1(steps / largest));
             const vf e = vf_mul(vf_sub(magnitude, level_of(magnitude, &number)), vf_set1(100.0f / steps));
-            error = vf_fma(e, e, error);
+            error = vf_fma(e, lanes_first(e, n - j, 0.0f), error);
         }
         const float sum = lanes_sum(error);
         if (sum < least) least = sum, best = largest / steps, inverse = steps / largest;
     }
-    for (size_t j = 0; j < n; j += FL_LANES) {
+    for (size_t j = 0; j < stride; j += FL_LANES) {
         const vf y = vf_load(x + j);
         level_of(vf_mul(vf_abs(y), vf_set1(inverse)), &number);
-        const vf signed_number = vf_select_gt(vf_set1(0.0f), y, vf_sub(vf_set1(7.0f), number), vf_add(vf_set1(8.0f), number));
-        vi_store_i8((int8_t *)code + j, vi_from_vf(signed_number));
+        const vf below = vf_sub(vf_set1(7.0f), number), above = vf_add(vf_set1(8.0f), number);
+        vi_store_i8((int8_t *)code + j, vi_from_vf(vf_select_gt(vf_set1(0.0f), y, below, above)));
     }
     *scale = best;
 }
