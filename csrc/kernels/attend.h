@@ -219,19 +219,21 @@ static FL_INLINE void attend_floats(const form kind, const fl_attend *a, const w
     matrix keys = keys_of(a, page), values = values_of(a, page);
     keys.next = values.data;
     values.next = start + FL_PAGE < end ? keys_of(a, a->pages[start / FL_PAGE + 1]).data : values.data;
-    if (strips > 1) keys = widen(kind, &keys, a->head_dim, (seen + FL_LANES - 1) / FL_LANES, w->wide);
+    if (strips > 1 && kind != F32) keys = widen(kind, &keys, a->head_dim, (seen + FL_LANES - 1) / FL_LANES, w->wide);
     for (size_t i = 0; i < strips; i++) {
         const strip t = strip_of(a, i, begin, end);
         if (start < t.first || start >= t.last) continue;
-        strip_scores(strips > 1 ? WIDE : kind, a, w, &t, &keys, vectors_of(&t, start));
+        strip_scores(keys.next ? kind : WIDE, a, w, &t, &keys, vectors_of(&t, start));
+        if (strips > 1) keys.next = NULL; // the first strip has fetched what comes next
         strip_cap(a, w, &t, page, vectors_of(&t, start));
         strip_softmax(a, w, &t, start, max);
     }
-    if (strips > 1) values = widen(kind, &values, seen, a->stride / FL_LANES, w->wide);
+    if (strips > 1 && kind != F32) values = widen(kind, &values, seen, a->stride / FL_LANES, w->wide);
     for (size_t i = 0; i < strips; i++) {
         const strip t = strip_of(a, i, begin, end);
         if (start < t.first || start >= t.last) continue;
-        weigh_values(strips > 1 ? WIDE : kind, a, w, &t, start, &values, out);
+        weigh_values(values.next ? kind : WIDE, a, w, &t, start, &values, out);
+        if (strips > 1) values.next = NULL;
     }
 }
 
