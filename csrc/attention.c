@@ -114,14 +114,14 @@ static void store_key_q8(const view *v, const float *key, char *keys, size_t slo
     const float *x = turned(v, key, FL_GROUP);
     int8_t *q = v->w->own->bytes, *line = (int8_t *)keys + slot * 4;
     for (size_t g = 0; g < fl_groups(v->head_dim); g++)
-        v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, 127, q + g * FL_GROUP, scales + g * FL_PAGE + slot);
+        v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, 127, 127, q + g * FL_GROUP, scales + g * FL_PAGE + slot);
     for (size_t i = 0; i < v->stride; i += 4) memcpy(line + i * FL_PAGE, q + i, 4);
 }
 
 static void store_value_q8(const view *v, const float *value, char *values, size_t slot) {
     float *scales = (float *)(void *)(values + FL_PAGE * v->stride);
     int8_t *q = v->w->own->bytes, *line = (int8_t *)values + slot / 4 * 4 * v->stride + slot % 4;
-    v->m->kernels->to_int8(turned(v, value, value_turn(v)), v->stride, 127, q, scales + slot);
+    v->m->kernels->to_int8(turned(v, value, value_turn(v)), v->stride, 127, 127, q, scales + slot);
     for (size_t i = 0; i < v->stride; i++) line[4 * i] = q[i];
 }
 
@@ -138,7 +138,7 @@ static void store_key_q4(const view *v, const float *key, char *keys, size_t slo
     int8_t *q = v->w->own->bytes;
     for (size_t g = 0; g < fl_groups(v->head_dim); g++) {
         float scale;
-        v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, 31, q + g * FL_GROUP, &scale);
+        v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, 31, 36, q + g * FL_GROUP, &scale);
         store_scale(v, scale, scales + g * FL_PAGE + slot);
     }
     for (size_t c = 0; c < v->stride; c += 16) {
@@ -153,14 +153,19 @@ static void store_key_q4(const view *v, const float *key, char *keys, size_t slo
     }
 }
 
-// The same with four bits. A byte has those of a position and of the one four further on.
+// The same with four bits, and a scale for each group. A byte has the codes of a position and of the one four further
+// on.
 static void store_value_q4(const view *v, const float *value, char *values, size_t slot) {
     uint16_t *scales = (uint16_t *)(void *)(values + FL_PAGE * v->stride / 2);
     uint8_t *codes = (uint8_t *)v->w->own->bytes, *line = (uint8_t *)values + slot / 8 * 4 * v->stride + slot % 4;
     const unsigned shift = slot % 8 < 4 ? 0 : 4;
-    float scale;
-    v->m->kernels->to_codes(turned(v, value, value_turn(v)), v->head_dim, codes, &scale);
-    store_scale(v, scale, scales + slot);
+    const float *x = turned(v, value, value_turn(v));
+    for (size_t g = 0; g < fl_groups(v->head_dim); g++) {
+        float scale;
+        v->m->kernels->to_codes(x + g * FL_GROUP, smaller(FL_GROUP, v->head_dim - g * FL_GROUP), codes + g * FL_GROUP,
+                                &scale);
+        store_scale(v, scale, scales + g * FL_PAGE + slot);
+    }
     for (size_t i = 0; i < v->stride; i++)
         line[4 * i] = (uint8_t)((line[4 * i] & ~(15u << shift)) | (unsigned)codes[i] << shift);
 }
@@ -289,7 +294,7 @@ static int next_task(tasks *all, task *k) {
 static void round_query(const view *v, const float *q, fl_query *out) {
     const float *x = turned(v, q, FL_GROUP);
     for (size_t g = 0; g < fl_groups(v->head_dim); g++)
-        out[g].bias = -128 * v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, 127, out[g].q, &out[g].scale);
+        out[g].bias = -128 * v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, 127, 127, out[g].q, &out[g].scale);
 }
 
 // The queries of a task, normed, rotated and scaled, and what they see: into the worker's own scratch.

@@ -81,7 +81,7 @@ static inline size_t fl_keys_bytes(fl_type kv_type, size_t head_dim) {
 static inline size_t fl_values_bytes(fl_type kv_type, size_t head_dim) {
     const size_t stride = fl_round_up(head_dim, FL_LANES);
     if (kv_type == FL_Q8) return FL_PAGE * (stride + sizeof(float));
-    if (kv_type == FL_Q4) return FL_PAGE * (stride / 2 + sizeof(uint16_t));
+    if (kv_type == FL_Q4) return FL_PAGE * (stride / 2 + fl_groups(head_dim) * sizeof(uint16_t));
     return FL_PAGE * stride * (kv_type == FL_F16 ? 2 : 4);
 }
 

@@ -261,7 +261,7 @@ static FL_INLINE page_lines value_lines(const form kind, const fl_attend *a, con
     if (kind == Q4) {
         const uint16_t *halves = (const uint16_t *)(const void *)(values + FL_PAGE * a->stride / 2);
         float *to = w->wide + fl_groups(a->stride) * FL_PAGE + FL_PAGE * a->stride / sizeof(float);
-        for (size_t i = 0; i < FL_PAGE; i += FL_LANES) vf_store(to + i, vf_load_f16(halves + i));
+        for (size_t i = 0; i < fl_groups(a->stride) * FL_PAGE; i += FL_LANES) vf_store(to + i, vf_load_f16(halves + i));
         scales = to;
     }
     return (page_lines){.data = (const int8_t *)values, .vectors = a->stride / FL_LANES, .scales = scales,
@@ -282,17 +282,22 @@ static FL_INLINE void strip_scores_q8(const fl_attend *a, const workspace *w, co
 static FL_INLINE void weigh_values_q8(const form kind, const fl_attend *a, const workspace *w, const strip *t,
                                       size_t start, const page_lines *values, float *out) {
     const seen_part any = part_of(t->from, t->last, start); // nothing, if no row of the strip sees anything
-    for (size_t r = t->row; r < t->row + t->rows; r++) {
-        const seen_part part = part_of(a->from[r], a->limit[r], start);
-        round_weights(w->scores + r * FL_PAGE, values->scales, part.begin, part.end, w->weights + r);
-    }
-    for (size_t r = t->row, end = t->row + t->rows; r < end; r += TILE_ROWS) {
-        const value_product p = {.values = values, .w = w->weights + r,
-                                 .scale = start == t->first ? NULL : w->scale + r,
-                                 .begin = any.begin / FL_LANES * FL_LANES, .end = fl_round_up(any.end, FL_LANES),
-                                 .vectors = a->stride / FL_LANES, .out = out + r * a->stride};
-        if (kind == Q4) multiply_values_q4(smaller(end - r, TILE_ROWS), &p);
-        else multiply_values_q8(smaller(end - r, TILE_ROWS), &p);
+    const size_t vectors = a->stride / FL_LANES, together = kind == Q4 ? FL_GROUP / FL_LANES : vectors; // with a scale
+    for (size_t first = 0; first < vectors; first += together) {
+        const float *scales = values->scales + first / together * FL_PAGE;
+        for (size_t r = t->row; r < t->row + t->rows; r++) {
+            const seen_part part = part_of(a->from[r], a->limit[r], start);
+            round_weights(w->scores + r * FL_PAGE, scales, part.begin, part.end, w->weights + r);
+        }
+        for (size_t r = t->row, end = t->row + t->rows; r < end; r += TILE_ROWS) {
+            const value_product p = {.values = values, .w = w->weights + r,
+                                     .scale = start == t->first ? NULL : w->scale + r,
+                                     .begin = any.begin / FL_LANES * FL_LANES, .end = fl_round_up(any.end, FL_LANES),
+                                     .first = first, .vectors = smaller(first + together, vectors),
+                                     .out = out + r * a->stride};
+            if (kind == Q4) multiply_values_q4(smaller(end - r, TILE_ROWS), &p);
+            else multiply_values_q8(smaller(end - r, TILE_ROWS), &p);
+        }
     }
 }
 

@@ -52,9 +52,10 @@ struct fl_kernels {
     // Turns x (n,) by Walsh-Hadamard matrices of up to `most` channels, a power of two, each the largest that fits. The
     // same again turns it back.
     void (*turn)(float *x, size_t n, size_t most);
-    // Rounds x (n,), n a multiple of 16, to integers of -most to most with one scale, and returns their sum. With a NaN
-    // or an infinity the scale is NaN, and q zero.
-    int32_t (*to_int8)(const float *x, size_t n, float most, int8_t *q, float *scale);
+    // Rounds x (n,), n a multiple of 16, to integers of -most to most with one scale, and returns their sum. The scale
+    // makes of the largest magnitude `most`, or up to `widest` steps where cutting it off has the least squared error.
+    // With a NaN or an infinity the scale is NaN, and q zero.
+    int32_t (*to_int8)(const float *x, size_t n, float most, float widest, int8_t *q, float *scale);
     // The same to codes of four bits, see turn.h, for any n: x is zero, and there are codes, up to a multiple of 16.
     void (*to_codes)(const float *x, size_t n, uint8_t *codes, float *scale);
     // The largest of n >= 1 logits, the lowest index that has it, and whether all are finite. With a NaN among them the

@@ -24,7 +24,7 @@ enum { TILE_ROWS = FL_MUL_VECTORS >= 12 ? 6 : 3 };
 typedef struct page_lines {
     const int8_t *data;  // (depth / 4, vectors) lines
     size_t vectors;
-    const float *scales; // (groups, 64) of keys, (64,) of values
+    const float *scales; // (groups, 64) of keys, and of values of four bits; (64,) of values in int8
     const char *next;    // what is needed next, of the same shape, and fetched while this is read; or this
 } page_lines;
 
@@ -72,7 +72,8 @@ typedef struct key_product {
     const page_lines *keys;
     const fl_query *q; // (rows, groups)
     size_t depth;      // channels, a multiple of 16
-    size_t vectors;    // positions, in vectors of 16
+    size_t first;      // vectors of 16 positions: from which one on,
+    size_t vectors;    // and up to which one
     float *scores;     // (rows, 64)
 } key_product;
 
@@ -116,8 +117,9 @@ typedef struct value_product {
     const page_weights *w;   // (rows,)
     const float *scale; // (rows,) what out is multiplied with before; NULL: it is begun
     size_t begin, end;  // positions of the page, multiples of 16, outside which all weights are zero
-    size_t vectors;     // channels, in vectors of 16
-    float *out;         // (rows, 16 vectors)
+    size_t first;       // vectors of 16 channels: from which one on,
+    size_t vectors;     // and up to which one
+    float *out;         // (rows, all channels)
 } value_product;
 
 static FL_INLINE void values_tile(const int four_bits, const size_t R, const size_t V, const value_product *whole,
@@ -156,7 +158,7 @@ static FL_INLINE void values_tile(const int four_bits, const size_t R, const siz
         }
     FL_UNROLL for (size_t r = 0; r < R; r++)
         FL_UNROLL for (size_t v = 0; v < V; v++) {
-            float *to = p.out + (r * p.vectors + v0 + v) * FL_LANES;
+            float *to = p.out + (r * m.vectors + v0 + v) * FL_LANES;
             const vf before = p.scale ? vf_mul(vf_load(to), vf_set1(p.scale[r])) : vf_set1(0.0f);
             const vf total = vf_fma(vf_from_vi(low[r][v]), vf_set1(0x1p-7f), vf_from_vi(high[r][v]));
             vf_store(to, vf_fma(total, vf_set1(p.w[r].scale), before));
@@ -210,7 +212,7 @@ static FL_INLINE void round_weights(const float *p, const float *scales, size_t 
             FIT = FL_MUL_VECTORS / (2 * ROWS),                                \
             V = FIT > 3 ? 4 : FIT > 1 ? 2 : 1                                 \
         };                                                                    \
-        size_t v = 0;                                                         \
+        size_t v = p->first;                                                  \
         for (; v + V <= p->vectors; v += V) tile(ROWS, V, p, v);              \
         for (; v < p->vectors; v++) tile(ROWS, 1, p, v);                      \
         break;                                                                \

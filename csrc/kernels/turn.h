@@ -76,33 +76,44 @@ static FL_INLINE float largest_of(const float *x, size_t n) {
     return largest;
 }
 
-// Rounds x (n,), n a multiple of 16, to integers of -most to most, with one scale, and returns their sum. The scale is
-// NaN, and q zero, where x has a NaN or an infinity.
-static int32_t to_int8(const float *x, size_t n, float most, int8_t *q, float *scale) {
+// Rounds x (n,), n a multiple of 16, to integers of -most to most, with one scale, and returns their sum. The largest
+// magnitude becomes `most`, or at the price of cutting it off up to `widest` steps, whichever of these whole numbers
+// makes the sum of squared errors smallest. The scale is NaN, and q zero, where x has a NaN or an infinity.
+static int32_t to_int8(const float *x, size_t n, float most, float widest, int8_t *q, float *scale) {
     const float largest = largest_of(x, n);
-    if (!(largest <= FLT_MAX)) {
-        memset(q, 0, n);
-        *scale = NAN;
-        return 0;
+    memset(q, 0, n);
+    *scale = largest <= FLT_MAX ? 0.0f : NAN;
+    // What is so small that widest / largest would overflow becomes zero.
+    if (!(largest <= FLT_MAX) || !(largest > 1e-30f)) return 0;
+    const vf high = vf_set1(most), low = vf_set1(-most);
+    float best = most, least = INFINITY;
+    for (float steps = most; widest > most && steps <= widest; steps++) {
+        const vf inverse = vf_set1(steps / largest);
+        vf error = vf_set1(0.0f);
+        for (size_t i = 0; i < n; i += FL_LANES) {
+            const vf y = vf_mul(vf_load(x + i), inverse);
+            const vf e = vf_sub(y, vf_from_vi(vi_from_vf(vf_max(low, vf_min(high, y)))));
+            error = vf_fma(e, e, error);
+        }
+        const float sum = lanes_sum(error) / (steps * steps);
+        if (sum < least) least = sum, best = steps;
     }
-    // What is so small that most / largest would overflow becomes zero.
-    const int zero = !(largest > 1e-30f);
-    const vf inverse = vf_set1(zero ? 0.0f : most / largest);
+    const vf inverse = vf_set1(best / largest);
     vf sum = vf_set1(0.0f); // of integers: exact in any order
     for (size_t i = 0; i < n; i += FL_LANES) {
-        const vi steps = vi_from_vf(vf_mul(vf_load(x + i), inverse));
+        const vi steps = vi_from_vf(vf_max(low, vf_min(high, vf_mul(vf_load(x + i), inverse))));
         vi_store_i8(q + i, steps);
         sum = vf_add(sum, vf_from_vi(steps));
     }
-    *scale = zero ? 0.0f : largest / most;
+    *scale = largest / best;
     return (int32_t)lanes_sum(sum);
 }
 
 // ---- four bits -----------------------------------------------------------------------------------------------------
 
 // Turned values are nearly normally distributed, and levels that lie closer where most of them are lose a third less
-// than even ones. These are near the best for that distribution (Max, 1960).
-static const int8_t VALUE_LEVELS[16] = {-121, -100, -81, -63, -46, -31, -17, -5, 5, 17, 31, 46, 63, 81, 100, 121};
+// than even ones. These are the best for that distribution (Max, 1960), rounded.
+static const int8_t VALUE_LEVELS[16] = {-121, -92, -72, -56, -42, -29, -17, -6, 6, 17, 29, 42, 56, 72, 92, 121};
 
 // The level and its number for magnitudes in steps of a scale.
 static FL_INLINE vf level_of(vf magnitude, vf *number) {
@@ -128,7 +139,7 @@ static void to_codes(const float *x, size_t n, uint8_t *code, float *scale) {
     float least = INFINITY, best = 0, inverse = 0;
     vf number;
     for (size_t i = 0; i < 8; i++) {
-        const float steps = 100.0f + 7.0f * (float)i; // in which the largest magnitude is counted
+        const float steps = 88.0f + 8.0f * (float)i; // in which the largest magnitude is counted
         vf error = vf_set1(0.0f);
         for (size_t j = 0; j < n; j += FL_LANES) {
             const vf magnitude = vf_mul(vf_abs(vf_load(x + j)), vf_set1(steps / largest));

@@ -54,11 +54,13 @@ static void put_key(attend_page *b, fl_type type, size_t head_dim, size_t j) {
 
 // A random value of position j, in int8 or four bits.
 static void put_value(attend_page *b, fl_type type, size_t head_dim, size_t j) {
-    static const int levels[8] = {5, 17, 31, 46, 63, 81, 100, 121};
+    static const int levels[8] = {6, 17, 29, 42, 56, 72, 92, 121};
     const size_t stride = fl_round_up(head_dim, FL_LANES), vectors = stride / FL_LANES;
     char *values = b->bytes + fl_keys_bytes(type, head_dim);
-    const float scale = put_scale(type, values + FL_PAGE * (type == FL_Q8 ? stride : stride / 2), j);
+    char *scales = values + FL_PAGE * (type == FL_Q8 ? stride : stride / 2);
+    float scale = 0;
     for (size_t c = 0; c < stride; c++) {
+        if (c == 0 || (type == FL_Q4 && c % FL_GROUP == 0)) scale = put_scale(type, scales, c / FL_GROUP * FL_PAGE + j);
         const unsigned code = (unsigned)between(0, 15);
         int x = (int)between(0, 254) - 127;
         if (type == FL_Q8) {

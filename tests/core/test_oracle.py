@@ -50,9 +50,7 @@ def test_f16_keys_and_values():
     model = writers.core_model(cfg, weights, "f32", kv_dtype="f16")
     found = writers.logits(model, tokens, cfg.vocab_size)
     exact = oracle.forward(cfg, weights, tokens)
-    rounded = oracle.forward(
-        cfg, weights, tokens, kv=lambda x, what: x if what == "query" else x.astype(np.float16)
-    )
+    rounded = oracle.forward(cfg, weights, tokens, kv=lambda x, what: x if what == "query" else x.astype(np.float16))
     # Some keys round to the other f16 neighbour in f32 than in float64: an error of 2^-11 each, but they are few.
     assert np.abs(found - rounded).max() < 0.5 * np.abs(found - exact).max() < 0.01
 
@@ -69,27 +67,37 @@ def turned(x, most):
     return np.concatenate(blocks, axis=-1)
 
 
-def rounded_groups(x, most, halves):
-    """x (.., channels) in integers of -most to most, by groups of 32 channels; halves: with scales of f16."""
+def rounded_groups(x, most, widest):
+    """x (.., channels) in integers of -most to most, by groups of 32 channels, the largest in up to `widest` steps."""
     padded = np.pad(x, [*((0, 0),) * (x.ndim - 1), (0, -x.shape[-1] % 32)])
     groups = padded.reshape(*x.shape[:-1], -1, 32)
-    scale = np.abs(groups).max(axis=-1, keepdims=True) / most
-    stored = scale.astype(np.float16) if halves else scale
-    return (np.rint(groups / np.maximum(scale, 1e-30)) * stored).reshape(padded.shape)[..., : x.shape[-1]]
+    largest = np.maximum(np.abs(groups).max(axis=-1, keepdims=True), 1e-30)
+    near = [np.clip(np.rint(groups / largest * s), -most, most) * largest / s for s in range(most, widest + 1)]
+    return nearest(near, groups).reshape(padded.shape)[..., : x.shape[-1]]
+
+
+def nearest(candidates, x):
+    """Of each row of x (.., channels) the candidate with the least squared error, the first of equals."""
+    errors = np.stack([((y - x) ** 2).sum(axis=-1) for y in candidates])
+    chosen = errors.argmin(axis=0)
+    return np.take_along_axis(np.stack(candidates), chosen[None, ..., None], axis=0)[0]
 
 
 def rounded_value(x, bits):
+    """x (.., channels) in int8 with one scale, or in 16 levels with a scale for each group of 32 channels."""
+    if bits == 4 and x.shape[-1] > 32:
+        return np.concatenate([rounded_value(x[..., :32], bits), rounded_value(x[..., 32:], bits)], axis=-1)
     largest = np.abs(x).max(axis=-1, keepdims=True)
     if bits == 8:
         return np.rint(x / largest * 127) * largest / 127
-    levels = np.array([5, 17, 31, 46, 63, 81, 100, 121], float)
+    levels = np.array([6, 17, 29, 42, 56, 72, 92, 121], float)
     levels = np.concatenate([-levels[::-1], levels])
-    best = np.full_like(x, np.inf)
-    for steps in range(100, 150, 7):
-        near = levels[np.abs(x[..., None] / largest[..., None] * steps - levels).argmin(axis=-1)] * largest / steps
-        better = ((near - x) ** 2).sum(-1, keepdims=True) < ((best - x) ** 2).sum(-1, keepdims=True)
-        best = np.where(better, near, best)
-    return best
+    near = []
+    for steps in range(88, 150, 8):
+        near.append(
+            levels[np.abs(x[..., None] / largest[..., None] * steps - levels).argmin(axis=-1)] * largest / steps
+        )
+    return nearest(near, x)
 
 
 def as_stored(bits):
@@ -101,7 +109,7 @@ def as_stored(bits):
         if what == "value":
             y = rounded_value(y, bits)
         else:
-            y = rounded_groups(y, 31 if bits == 4 and what == "key" else 127, bits == 4 and what == "key")
+            y = rounded_groups(y, *((31, 36) if bits == 4 and what == "key" else (127, 127)))
         return turned(y, wide)  # turned back: the matrices are symmetric, and of unit length
 
     return kv
