@@ -27,8 +27,8 @@
 //   channels of a position, or fewer in the last
 //
 // FL_Q4 has these lines in fewer bits, and scales (groups, 64) of f16 for both. Keys are integers of -31 to 31, stored
-// as six bits of key + 32; values are codes of four bits into the table of turn.h. For 16 channels and 16 positions, the
-// four lines of keys, 0 to 3, become three; two lines of values become one:
+// as six bits of key + 32; values are codes of four bits into the table of turn.h. For 16 channels and 16 positions,
+// the four lines of keys, 0 to 3, become three; two lines of values become one:
 //
 //   bits of a byte      76  54  32  10                   76  54  32  10
 //   low four bits       line 1  line 0                   positions 4-7  positions 0-3

@@ -92,11 +92,8 @@ def rounded_value(x, bits):
         return np.rint(x / largest * 127) * largest / 127
     levels = np.array([6, 17, 29, 42, 56, 72, 92, 121], float)
     levels = np.concatenate([-levels[::-1], levels])
-    near = []
-    for steps in range(88, 150, 8):
-        near.append(
-            levels[np.abs(x[..., None] / largest[..., None] * steps - levels).argmin(axis=-1)] * largest / steps
-        )
+    steps = np.arange(88, 150, 8)[:, None, None, None, None]
+    near = levels[np.abs(x[..., None] / largest[..., None] * steps - levels).argmin(axis=-1)] * largest / steps[..., 0]
     return nearest(near, x)
 
 
