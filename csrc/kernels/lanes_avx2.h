@@ -107,7 +107,10 @@ static inline __m256i fl_dot_half(__m256i c, __m256i w, __m256i abs_w, __m256i a
 }
 static inline vi vi_dot(vi c, vb w, int32_t a4) {
     const __m256i a = _mm256_set1_epi32(a4);
-    return (vi){fl_dot_half(c.l, w.l, w.abs_l, a), fl_dot_half(c.h, w.h, w.abs_h, a)};
+    c = (vi){fl_dot_half(c.l, w.l, w.abs_l, a), fl_dot_half(c.h, w.h, w.abs_h, a)};
+    FL_KEEP_ORDER(c.l);
+    FL_KEEP_ORDER(c.h);
+    return c;
 }
 static inline vi vi_dot_start(int32_t bias) { (void)bias; return vi_set1(0); }
 // Weights of 0 to 15 need no sign, and 16 of their products add up in int16: 16 * 15 * 127 < 32768.
@@ -116,8 +119,11 @@ static inline vi vi_dot_codes_at(vi c, vb w, const int8_t *q, size_t k) {
     int32_t four;
     memcpy(&four, q + k, 4);
     const __m256i a = _mm256_set1_epi32(four);
-    return (vi){_mm256_add_epi16(c.l, _mm256_maddubs_epi16(w.l, a)),
-                _mm256_add_epi16(c.h, _mm256_maddubs_epi16(w.h, a))};
+    c = (vi){_mm256_add_epi16(c.l, _mm256_maddubs_epi16(w.l, a)),
+             _mm256_add_epi16(c.h, _mm256_maddubs_epi16(w.h, a))};
+    FL_KEEP_ORDER(c.l);
+    FL_KEEP_ORDER(c.h);
+    return c;
 }
 static inline vi vi_from_codes_dot(vi c) {
     const __m256i one = _mm256_set1_epi16(1);
