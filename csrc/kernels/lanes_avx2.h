@@ -111,7 +111,10 @@ static inline __m256i fl_dot_half(__m256i c, __m256i w, __m256i abs_w, __m256i a
 }
 static inline vi vi_dot(vi c, vb w, int32_t a4) {
     const __m256i a = _mm256_set1_epi32(a4);
-    return (vi){fl_dot_half(c.l, w.l, w.abs_l, a), fl_dot_half(c.h, w.h, w.abs_h, a)};
+    c = (vi){fl_dot_half(c.l, w.l, w.abs_l, a), fl_dot_half(c.h, w.h, w.abs_h, a)};
+    FL_KEEP_ORDER(c.l);
+    FL_KEEP_ORDER(c.h);
+    return c;
 }
 static inline __m256i fl_dot_positive_half(__m256i c, __m256i w, __m256i a) {
     return _mm256_add_epi32(c, _mm256_madd_epi16(_mm256_maddubs_epi16(a, w), _mm256_set1_epi16(1)));
@@ -121,6 +124,22 @@ static inline vi vi_dot_positive(vi c, vb w, int32_t a4) {
     return (vi){fl_dot_positive_half(c.l, w.l, a), fl_dot_positive_half(c.h, w.h, a)};
 }
 static inline vi vi_dot_start(int32_t bias) { (void)bias; return vi_set1(0); }
+// Weights of 0 to 15 need no sign, and 16 of their products add up in int16: 16 * 15 * 127 < 32768.
+#define FL_DOT_CODES
+static inline vi vi_dot_codes_at(vi c, vb w, const int8_t *q, size_t k) {
+    int32_t four;
+    memcpy(&four, q + k, 4);
+    const __m256i a = _mm256_set1_epi32(four);
+    c = (vi){_mm256_add_epi16(c.l, _mm256_maddubs_epi16(w.l, a)),
+             _mm256_add_epi16(c.h, _mm256_maddubs_epi16(w.h, a))};
+    FL_KEEP_ORDER(c.l);
+    FL_KEEP_ORDER(c.h);
+    return c;
+}
+static inline vi vi_from_codes_dot(vi c) {
+    const __m256i one = _mm256_set1_epi16(1);
+    return (vi){_mm256_madd_epi16(c.l, one), _mm256_madd_epi16(c.h, one)};
+}
 #endif
 static inline void vb_store(uint8_t *p, vb w) {
     _mm256_store_si256((void *)p, w.l);
