@@ -13,7 +13,7 @@ from fastllm.families import Recipe, Weight
 from fastllm.files import check_target, read_file, reading
 from fastllm.heads import dense
 from fastllm.machine import check_threads
-from fastllm.tensors import SIZES, Bytes, Tensor
+from fastllm.tensors import SIZES, Bytes, Tensor, unblocked
 from fastllm.tokenizer import Frame, stop_tokens
 from fastllm.weights import store
 from fastllm.weights.packing import Plan, Progress, assemble, chunks, pack, plan, vectors
@@ -188,10 +188,10 @@ def _pruned(
     """The checkpoint pruned, and the progress of packing it, before which pruning counts as as many bytes again."""
     from fastllm.weights.pruning.prune import Pruner, Text
 
-    natural = opened.dtype
-    if method is not None and any(weight.tensor.stored for weight in opened.recipe.matrices.values()):
-        natural = "q8"  # blocks of the file that weights are taken out of are blocks no more
-    total = sum(p.nbytes for p in plan(opened.recipe, dtype or natural).values())
+    if method is not None:  # blocks that weights are taken out of are blocks no more
+        matrices = {name: w._replace(tensor=unblocked(w.tensor)) for name, w in opened.recipe.matrices.items()}
+        opened = opened._replace(recipe=opened.recipe._replace(matrices=matrices))
+    total = sum(p.nbytes for p in plan(opened.recipe, dtype or opened.dtype).values())
     done = 0
 
     def step() -> None:
@@ -210,7 +210,7 @@ def _pruned(
         step=step,
     )
     recipe, pruning = pruner.run()
-    opened = opened._replace(recipe=recipe, dtype=natural, pruning=pruning)
+    opened = opened._replace(recipe=recipe, pruning=pruning)
     return opened, lambda part, whole: progress(total + part, total + whole)
 
 

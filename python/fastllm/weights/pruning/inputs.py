@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fastllm.families import Recipe
-from fastllm.weights.calibration import products
+from fastllm.weights.calibration import finite, products
 from fastllm.weights.pruning.layers import Layer, expert_hidden, routed
 from fastllm.weights.pruning.masks import Inverse
 from fastllm.weights.pruning.options import Method
@@ -56,13 +56,13 @@ class Inputs:
         return self._last[1]
 
     def _sum(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Of the squares or the products of x [t, n], in an order that does not depend on the machine."""
+        """Of the squares or the products of x [t, n], in an order that does not depend on the machine. Raises
+        OptionError where it is not finite."""
         import numpy
 
         if self._method.name == "sparsegpt":
-            return products(x, self._threads).astype(numpy.float64)
-        squares: NDArray[np.float64] = numpy.square(x, dtype=numpy.float64).sum(axis=0)
-        return squares
+            return products(x, self._threads, layer=self._index).astype(numpy.float64)
+        return finite(numpy.square(x, dtype=numpy.float64).sum(axis=0), self._index)
 
     def _of_expert(self, part: str, expert: int) -> NDArray[np.float32]:
         """The inputs of an expert's matrix. One that the text never reaches is pruned as if all were alike."""
