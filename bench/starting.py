@@ -10,8 +10,8 @@ folder by default), and processes are started in turn, each of which writes one 
     converted    the file that `fastllm convert` makes of it
     llama.cpp    llama-cpp-python, where --llama names a Python that has it
 
-The table has the medians of seconds by the clock, the process's start and end included, and the peak of resident
-memory, mapped files included. All files are in the page cache.
+The table has the medians of seconds by the clock from the start of the process to the first token and to its end, and
+the peak of resident memory, mapped files included. All files are in the page cache.
 """
 
 from __future__ import annotations
@@ -38,17 +38,19 @@ _DIM, _HIDDEN, _LAYERS, _HEADS, _KV_HEADS = 2048, 5632, 22, 32, 4
 # A type -> values of a block, its bytes, where its f16 scale is, and its f16 minimum.
 _BLOCKS = {"Q4_0": (32, 18, 0, None), "Q4_K": (256, 144, 0, 2), "Q8_0": (32, 34, 0, None)}
 _SCALE = 0.0005
+_PROMPT = "x"
 _ONE_TOKEN = """
 import sys
 from llama_cpp import Llama
 llm = Llama(sys.argv[1], n_ctx=512, verbose=False, n_threads=int(sys.argv[2]))
-llm("x", max_tokens=1, temperature=0)
+print("x", llm("x", max_tokens=1, temperature=0)["choices"][0]["text"], flush=True)
 """
 
 
 class Start(NamedTuple):
-    """A process: seconds by the clock, and the peak of its resident memory in MB."""
+    """A process: seconds to the first token and to its end, and the peak of its resident memory in MB."""
 
+    token: float
     seconds: float
     megabytes: float
 
@@ -101,24 +103,26 @@ def _blocks(kind: str, d: int, n: int, rng: np.random.Generator) -> NDArray[np.u
 def start(command: Sequence[str | Path], **environment: str) -> Start:
     """Runs a command. Raises RuntimeError with what it said where it fails."""
     begin = time.perf_counter()
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **environment}
-    )
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, env={**os.environ, **environment})
+    assert process.stdout is not None
     assert process.stderr is not None
+    process.stdout.read(len(_PROMPT) + 1)  # the prompt, and the first byte of the token
+    token = time.perf_counter() - begin
     said = process.stderr.read().decode()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - begin
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(said)
-    return Start(seconds, usage.ru_maxrss / 1000)
+    return Start(token, seconds, usage.ru_maxrss / 1000)
 
 
 def measure(model: Path, folder: Path, *, times: int, llama: str | None) -> dict[str, list[Start]]:
     """The starts of a model, by their kind, interleaved."""
     cache, converted = folder / "cache", folder / "converted.safetensors"
     fastllm = [sys.executable, "-m", "fastllm"]
-    end = ("x", "--max-tokens", "1", "--temperature", "0")
+    end = (_PROMPT, "--max-tokens", "1", "--temperature", "0")
     subprocess.run([*fastllm, "convert", model, converted], check=True, capture_output=True)
     found: dict[str, list[Start]] = {"first": [], "second": [], "converted": []}
     if llama:
@@ -142,7 +146,7 @@ def main() -> None:
     parser.add_argument("--llama", metavar="PYTHON", help="a Python that has llama-cpp-python")
     parser.add_argument("--folder", type=Path, help="where models are written, and left")
     args = parser.parse_args()
-    print("| | file, MB | start | seconds | memory, MB |\n| --- | ---: | --- | ---: | ---: |")
+    print("| | file, MB | start | first token, s | end, s | memory, MB |\n| --- | ---: | --- | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         for kind in args.types.split(","):
@@ -152,8 +156,9 @@ def main() -> None:
                 writing.start()
                 writing.join()
             for name, starts in measure(model, folder, times=args.times, llama=args.llama).items():
-                seconds, megabytes = (statistics.median(column) for column in zip(*starts, strict=True))
-                print(f"| {kind} | {model.stat().st_size / 1e6:.0f} | {name} | {seconds:.2f} | {megabytes:.0f} |")
+                token, seconds, megabytes = (statistics.median(column) for column in zip(*starts, strict=True))
+                size = model.stat().st_size / 1e6
+                print(f"| {kind} | {size:.0f} | {name} | {token:.2f} | {seconds:.2f} | {megabytes:.0f} |")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from fastllm import cli
 from fastllm.weights import convert
 pack = convert.pack
 def slow(*args, **options):
-    print("packing", file=sys.stderr, flush=True)
+    sys.stderr.write("packing\\n")
     time.sleep(0.05)
     pack(*args, **options)
 convert.pack = slow

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastllm import _core
 from fastllm.errors import OptionError
@@ -121,17 +121,8 @@ class Calibration:
             self._model.forward(spans, threads=self._threads, inputs=buffers)
             for place, n in widths.items():
                 inputs = numpy.frombuffer(memoryview(buffers[place]), numpy.float32)[: tokens * n].reshape(tokens, n)
-                sums[place] += products(inputs, self._threads, layer=place // 4)
+                sums[place] += products(inputs, self._threads)
         return sums
-
-
-def finite(x: NDArray[Any], layer: int) -> NDArray[Any]:
-    """x, which a text has given in a layer. Raises OptionError unless all of it is finite."""
-    import numpy
-
-    if not numpy.isfinite(x).all():
-        raise OptionError(f"the calibration text cannot be used: layer {layer} makes values of it that are not finite")
-    return x
 
 
 def split(begin: Sequence[int], tokens: Sequence[int], longest: int) -> list[list[int]]:
@@ -153,16 +144,14 @@ def _batches(pieces: Sequence[list[int]]) -> Iterator[list[list[int]]]:
         yield list(pieces[at : at + count])
 
 
-def products(x: NDArray[np.float32], threads: int, *, layer: int) -> NDArray[np.float32]:
-    """x^T x of x [t, n], by the core's matrix product, which sums over t in ascending order.
-
-    layer: whose inputs these are. Raises OptionError for values that are not finite, or too large.
-    """
+def products(x: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
+    """x^T x of x [t, n], by the core's matrix product, which sums over t in ascending order."""
     import numpy
 
     t, n = x.shape
-    columns: Bytes = numpy.ascontiguousarray(finite(x, layer).T)
+    columns: Bytes = numpy.ascontiguousarray(x.T)
     matrix = _core.pack("f32", n, t, "f32", memoryview(columns).cast("B"), threads=threads)
     out: Bytes = numpy.empty((n, n + -n % _core.LANES), numpy.float32)
     matrix.multiply(columns, out, threads=threads)
-    return finite(out[:, :n], layer)
+    products: NDArray[np.float32] = out[:, :n]
+    return products

@@ -10,7 +10,7 @@ from fastllm import _core
 from fastllm.config import Config
 from fastllm.errors import CheckpointError
 from fastllm.families import Recipe, Weight
-from fastllm.tensors import BLOCKS, SIZES, Tensor, nbytes, unblocked
+from fastllm.tensors import BLOCKS, SIZES, Bytes, Tensor, nbytes, unblocked
 from fastllm.weights import store
 
 if TYPE_CHECKING:
@@ -148,9 +148,17 @@ def chunks(matrix: Plan) -> Iterator[Rows]:
 
 
 def pack(
-    matrix: Plan, rows: Rows, out: memoryview, *, threads: int, name: str, calibration: Calibration | None = None
+    matrix: Plan,
+    rows: Rows,
+    out: memoryview,
+    *,
+    threads: int,
+    name: str,
+    calibration: Calibration | None = None,
+    data: Bytes | None = None,
 ) -> None:
-    """Packs rows of a matrix into `out`; floats to q4 for the least error by `calibration`. name: canonical."""
+    """Packs rows of a matrix into `out`; floats to q4 for the least error by `calibration`. name: canonical. data: what
+    the rows are in the file, where that has been read."""
     source = matrix.source
     floats = source.dtype in SIZES
     factors = calibration.factors(name) if calibration and matrix.dtype == "q4" and floats else None
@@ -159,7 +167,7 @@ def pack(
         rows.end - rows.begin,
         matrix.shape[-1],
         source.dtype,
-        memoryview(source.read(rows.begin, rows.end)).cast("B"),
+        memoryview(source.read(rows.begin, rows.end) if data is None else data).cast("B"),
         rows=matrix.weight.rows,
         values=matrix.values if floats else None,
         out=out,

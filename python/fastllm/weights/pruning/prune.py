@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fastllm.errors import CheckpointError, OptionError
 from fastllm.families import Recipe
 from fastllm.tensors import at, floats
-from fastllm.weights.calibration import finite, split
+from fastllm.weights.calibration import split
 from fastllm.weights.pruning import masks
-from fastllm.weights.pruning.inputs import PLACES, Inputs
+from fastllm.weights.pruning.inputs import PLACES, Inputs, finite
 from fastllm.weights.pruning.layers import LastLayer, Layer, embedded
 from fastllm.weights.pruning.options import Method
 from fastllm.weights.pruning.scratch import Scratch
