@@ -49,8 +49,7 @@ def test_an_error_comes_in_its_place(recipe, threads):
 
     found = []
     with pytest.raises(CheckpointError, match="the fourth"):
-        for piece in packed(plans, fails, threads):
-            found.append(bytes(piece))
+        found.extend(map(bytes, packed(plans, fails, threads)))
     assert len(found) <= 3
 
 
