@@ -100,6 +100,7 @@ def merge_tables(dict vocabulary not None, list merges not None):
     return b"".join(tokens), bytes(ends), bytes(words), bytes(table)
 
 
+@cython.final
 cdef class Merges:
     """Byte-pair encoding by the tables that merge_tables makes. Several threads may use it at once.
 
@@ -128,7 +129,8 @@ cdef class Merges:
         if last != <size_t>self.tokens.shape[0] or slots[0] & (slots[0] - 1) or slots[1] & (slots[1] - 1):
             raise ValueError("its tables have other sizes")
 
-    def __len__(self):
+    @property
+    def size(self):
         """How many ids there are."""
         return self.ends.shape[0]
 

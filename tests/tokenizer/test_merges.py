@@ -117,7 +117,7 @@ def test_tables_that_do_not_fit():
     tables = list(_core.merge_tables({"a": 0, "b": 2, "ab": 1}, [("a", "b")]))
     assert tables[0] == b"aabb"
     found = _core.Merges(*tables, whole=False)
-    assert (len(found), found.token(1), found.find("ab"), found.find("c")) == (3, b"ab", 1, None)
+    assert (found.size, found.token(1), found.find("ab"), found.find("c")) == (3, b"ab", 1, None)
     assert found.encode([0, 2, 0, 2], [0, 0, 1, 2]) == [1, 0, 2]
     with pytest.raises(IndexError):
         found.token(3)

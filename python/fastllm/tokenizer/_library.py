@@ -195,7 +195,7 @@ class LibraryTokenizer(Tokenizer):
     def _word(self, i: int) -> str | None:
         """The token with an id, as the vocabulary has it."""
         found: str | None = self._tokenizer.id_to_token(i)
-        if found is None and self._merges is not None and i < len(self._merges):
+        if found is None and self._merges is not None and i < self._merges.size:
             return self._merges.token(i).decode() or None
         return found
 
