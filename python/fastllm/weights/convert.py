@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,11 @@ from fastllm.families import Recipe, Weight
 from fastllm.files import check_target, read_file, reading
 from fastllm.heads import dense
 from fastllm.machine import check_threads
-from fastllm.tensors import SIZES, Bytes, Tensor
+from fastllm.tensors import SIZES, Bytes, Tensor, unblocked
 from fastllm.tokenizer import Frame, stop_tokens
 from fastllm.weights import store
-from fastllm.weights.packing import Plan, Progress, assemble, chunks, pack, plan, vectors
+from fastllm.weights.ahead import packed
+from fastllm.weights.packing import Plan, Progress, Rows, assemble, chunks, pack, plan, vectors
 from fastllm.weights.pruning import options
 from fastllm.weights.pruning.scratch import Scratch
 from fastllm.weights.source import (
@@ -188,10 +190,10 @@ def _pruned(
     """The checkpoint pruned, and the progress of packing it, before which pruning counts as as many bytes again."""
     from fastllm.weights.pruning.prune import Pruner, Text
 
-    natural = opened.dtype
-    if method is not None and any(weight.tensor.stored for weight in opened.recipe.matrices.values()):
-        natural = "q8"  # blocks of the file that weights are taken out of are blocks no more
-    total = sum(p.nbytes for p in plan(opened.recipe, dtype or natural).values())
+    if method is not None:  # blocks that weights are taken out of are blocks no more
+        matrices = {name: w._replace(tensor=unblocked(w.tensor)) for name, w in opened.recipe.matrices.items()}
+        opened = opened._replace(recipe=opened.recipe._replace(matrices=matrices))
+    total = sum(p.nbytes for p in plan(opened.recipe, dtype or opened.dtype).values())
     done = 0
 
     def step() -> None:
@@ -210,26 +212,31 @@ def _pruned(
         step=step,
     )
     recipe, pruning = pruner.run()
-    opened = opened._replace(recipe=recipe, dtype=natural, pruning=pruning)
+    opened = opened._replace(recipe=recipe, pruning=pruning)
     return opened, lambda part, whole: progress(total + part, total + whole)
 
 
 def parts(
     recipe: Recipe, plans: dict[str, Plan], threads: int, progress: Progress, calibration: Calibration | None = None
 ) -> dict[str, store.Part]:
-    """The file's tensors. A matrix is packed piece by piece, while the file is written."""
+    """The file's tensors. Matrices are packed piece by piece, in this order, while the file is written."""
     total, done = sum(p.nbytes for p in plans.values()), 0
 
-    def packed(name: str, matrix: Plan) -> Iterator[Bytes]:
-        nonlocal done
-        for rows in chunks(matrix):
-            out = memoryview(_core.Buffer(rows.nbytes))
-            pack(matrix, rows, out, threads=threads, name=name, calibration=calibration)
-            done += rows.nbytes
-            progress(done, total)
-            yield out
+    def pack_piece(name: str, matrix: Plan, rows: Rows, data: Bytes, out: memoryview) -> None:
+        # A reordered matrix is one piece, and what is calibrated is so in order: these have all threads.
+        team = threads if calibration or matrix.weight.rows is not None else 1
+        pack(matrix, rows, out, threads=team, name=name, calibration=calibration, data=data)
 
-    found = {name: store.Part(p.dtype, p.shape, p.nbytes, packed(name, p), p.values) for name, p in plans.items()}
+    pieces = packed(plans, pack_piece, 1 if calibration else threads)
+
+    def of(matrix: Plan) -> Iterator[Bytes]:
+        nonlocal done
+        for piece in islice(pieces, sum(1 for _ in chunks(matrix))):
+            done += len(piece)
+            progress(done, total)
+            yield piece
+
+    found = {name: store.Part(p.dtype, p.shape, p.nbytes, of(p), p.values) for name, p in plans.items()}
     for name, vector in vectors(recipe).items():
         found[name] = store.Part(None, vector.shape, vector.nbytes, (vector.data,))
     return found

@@ -10,7 +10,7 @@ from fastllm import _core
 from fastllm.config import Config
 from fastllm.errors import CheckpointError
 from fastllm.families import Recipe, Weight
-from fastllm.tensors import BLOCKS, SIZES, Tensor, nbytes, unblocked
+from fastllm.tensors import BLOCKS, SIZES, Bytes, Tensor, nbytes, unblocked
 from fastllm.weights import store
 
 if TYPE_CHECKING:
@@ -62,12 +62,12 @@ class Plan(NamedTuple):
 def plan(recipe: Recipe, dtype: str | None, *, pruned: bool = False) -> dict[str, Plan]:
     """How each matrix of a recipe is packed, in the order in which a forward reads them.
 
-    dtype: one of store.DTYPES; None chooses for each matrix the type that holds its values exactly. In a model with
-    blocks that is q8 for blocks that no type holds so, and for f32, which mostly is what was made of blocks. pruned:
+    dtype: one of store.DTYPES; None chooses for each matrix the type that holds its values exactly. In a quantized file
+    that is q8 for blocks that no type holds so, and for f32, which mostly is what was made of blocks. pruned:
     whether layers have zeros, which stay in q4 too. Raises CheckpointError for a matrix that is missing, has a wrong
     shape, or has no place in the config.
     """
-    quantized = any(weight.tensor.dtype in BLOCKS for weight in recipe.matrices.values())
+    quantized = any(weight.tensor.stored for weight in recipe.matrices.values())
     _check_names(recipe.matrices, {name for name, *_ in recipe.config.matrices()})
     plans = {}
     for name, shape, required in recipe.config.matrices():
@@ -118,7 +118,7 @@ def _is_sensitive(config: Config, name: str) -> bool:
 
 
 def _kept_dtype(tensor: Tensor, quantized: bool) -> str:
-    """The type that a tensor is kept as, in a model that has blocks (`quantized`) or none."""
+    """The type that a tensor is kept as, in a file that is `quantized` or is not."""
     if tensor.dtype in BLOCKS:
         return BLOCKS[tensor.dtype][2] or "q8"
     return "q8" if quantized and tensor.dtype == "f32" else tensor.dtype
@@ -148,9 +148,17 @@ def chunks(matrix: Plan) -> Iterator[Rows]:
 
 
 def pack(
-    matrix: Plan, rows: Rows, out: memoryview, *, threads: int, name: str, calibration: Calibration | None = None
+    matrix: Plan,
+    rows: Rows,
+    out: memoryview,
+    *,
+    threads: int,
+    name: str,
+    calibration: Calibration | None = None,
+    data: Bytes | None = None,
 ) -> None:
-    """Packs rows of a matrix into `out`; floats to q4 for the least error by `calibration`. name: canonical."""
+    """Packs rows of a matrix into `out`; floats to q4 for the least error by `calibration`. name: canonical. data: what
+    the rows are in the file, where that has been read."""
     source = matrix.source
     floats = source.dtype in SIZES
     factors = calibration.factors(name) if calibration and matrix.dtype == "q4" and floats else None
@@ -159,7 +167,7 @@ def pack(
         rows.end - rows.begin,
         matrix.shape[-1],
         source.dtype,
-        memoryview(source.read(rows.begin, rows.end)).cast("B"),
+        memoryview(source.read(rows.begin, rows.end) if data is None else data).cast("B"),
         rows=matrix.weight.rows,
         values=matrix.values if floats else None,
         out=out,

@@ -12,7 +12,7 @@ from fastllm.families import Recipe
 from fastllm.tensors import at, floats
 from fastllm.weights.calibration import split
 from fastllm.weights.pruning import masks
-from fastllm.weights.pruning.inputs import PLACES, Inputs
+from fastllm.weights.pruning.inputs import PLACES, Inputs, finite
 from fastllm.weights.pruning.layers import LastLayer, Layer, embedded
 from fastllm.weights.pruning.options import Method
 from fastllm.weights.pruning.scratch import Scratch
@@ -169,7 +169,7 @@ class Pruner:
 
     def _after(self, recipe: Recipe, index: int, stream: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         layer = Layer(recipe, index, threads=self._threads)
-        return [layer.run(x) for x in stream]
+        return [finite(layer.run(x), index) for x in stream]
 
     def _divergence(self, recipe: Recipe) -> float:
         """The mean KL divergence of `recipe` from the unpruned one over the pieces that are held out, in nats.
@@ -187,8 +187,9 @@ class Pruner:
             ends.append((LastLayer(model, dtype=self._dtype, threads=self._threads), stream))
             self._step()
         (exact, before), (pruned, after) = ends
+        last = self._recipe.config.n_layers - 1
         found = [
-            _kl(p[i : i + _ROWS], q[i : i + _ROWS])
+            _kl(finite(p[i : i + _ROWS], last), finite(q[i : i + _ROWS], last))
             for p, q in ((exact.logits(x), pruned.logits(y)) for x, y in zip(before, after, strict=True))
             for i in range(0, len(p), _ROWS)
         ]
