@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastllm.families import Recipe
 from fastllm.weights.calibration import products
-from fastllm.weights.pruning.layers import Layer, expert_hidden, routed
+from fastllm.weights.layers import Layer, expert_hidden, routed
 from fastllm.weights.pruning.masks import Inverse
 from fastllm.weights.pruning.options import Method
 

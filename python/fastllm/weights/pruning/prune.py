@@ -11,9 +11,9 @@ from fastllm.errors import CheckpointError, OptionError
 from fastllm.families import Recipe
 from fastllm.tensors import at, floats
 from fastllm.weights.calibration import split
+from fastllm.weights.layers import LastLayer, Layer, embedded
 from fastllm.weights.pruning import masks
 from fastllm.weights.pruning.inputs import PLACES, Inputs
-from fastllm.weights.pruning.layers import LastLayer, Layer, embedded
 from fastllm.weights.pruning.options import Method
 from fastllm.weights.pruning.scratch import Scratch
 from fastllm.weights.store import Pruning
