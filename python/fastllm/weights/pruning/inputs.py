@@ -60,7 +60,7 @@ class Inputs:
         import numpy
 
         if self._method.name == "sparsegpt":
-            return products(x, self._threads).astype(numpy.float64)
+            return products(x, self._threads)
         squares: NDArray[np.float64] = numpy.square(x, dtype=numpy.float64).sum(axis=0)
         return squares
 
