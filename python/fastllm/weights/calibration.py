@@ -46,10 +46,10 @@ _PIECE = 256  # tokens of a piece of the text
 _BATCH = 1024  # tokens whose products are summed at once
 _BLOCK = 256  # columns of H that are computed at once
 _DAMPING = 0.01  # of the mean of H's diagonal, added to the diagonal
-# A matrix's name in its layer -> which of the layer's four inputs it reads: those of attention, of wo, of the
-# feed-forward, of w2.
-_INPUTS = {"attn.wq": 0, "attn.wk": 0, "attn.wv": 0, "attn.wo": 1, "ffn.w1": 2, "ffn.w3": 2, "ffn.w2": 3}
-_AFTER = 4  # the stream after the last norm, which the head reads
+# A matrix's name in its layer -> which of the layer's inputs it reads: 0 to 3 are those of attention, of wo, of the
+# feed-forward, of w2; 4 those of attention as far as values are attended to; 5 is what the head reads.
+_INPUTS = {"attn.wq": 0, "attn.wk": 0, "attn.wv": 4, "attn.wo": 1, "ffn.w1": 2, "ffn.w3": 2, "ffn.w2": 3}
+_AFTER = 5
 
 
 class Calibration:
@@ -107,13 +107,14 @@ class Calibration:
         self._sums = {}
         seen: list[list[NDArray[np.float32]]] = []
         for i, x in enumerate(self._stream):
-            inputs, self._stream[i], after = layer.all(x)
-            seen.append([*inputs, after])
+            found = layer.all(x)
+            self._stream[i] = found.after
+            seen.append([*found.inputs, found.inputs[0] * _attended(found.attention), found.normed])
             if gather and (i + 1 == len(self._stream) or sum(len(x[0]) for x in seen) >= _BATCH):
                 for place, parts in enumerate(zip(*seen, strict=True)):
                     if self._is_read(place):
-                        found = products(numpy.concatenate(parts), self._threads)
-                        self._sums[place] = self._sums[place] + found if place in self._sums else found
+                        total = products(numpy.concatenate(parts), self._threads)
+                        self._sums[place] = self._sums[place] + total if place in self._sums else total
                 seen = []
         self._next += 1
         self._step()
@@ -123,7 +124,7 @@ class Calibration:
         c = self._recipe.config
         if place == _AFTER:
             return self._next == c.n_layers - 1 and c.head
-        return place < 2 or not c.layer_moe(self._next)
+        return place in (0, 1, 4) or not c.layer_moe(self._next)
 
     def _factored(self, h: Bytes) -> Factors:
         import numpy
@@ -136,6 +137,18 @@ class Calibration:
         importance: Bytes = numpy.empty(len(h), numpy.float32)
         _core.factor(h, importance, threads=self._threads)
         return Factors(importance, h.T.astype(numpy.float32, order="C"), products)
+
+
+def _attended(attention: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How much of each token's value goes into the outputs of attention [heads * t, t]: [t, 1].
+
+    It is the root of the sum of squares: errors of the values of several tokens are taken for independent. In a trained
+    model most attention goes to very few tokens, such as the first of a text.
+    """
+    import numpy
+
+    sums = numpy.square(attention, dtype=numpy.float64).sum(axis=0)  # over rows in order, on any machine
+    return numpy.sqrt(sums).astype(numpy.float32)[:, None]
 
 
 def is_rounded(plans: Iterable[Plan]) -> bool:

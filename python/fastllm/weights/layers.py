@@ -11,7 +11,7 @@ An expert is run alone too, as the feed-forward of a layer whose attention adds 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastllm import _core
 from fastllm.config import Config
@@ -24,6 +24,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _EXPERT_ROWS = 1024  # that an expert is given at once
+
+
+class Seen(NamedTuple):
+    """What a layer does to a stream of t tokens.
+
+    inputs: what multiplies wq, wk and wv; wo; w1 and w3; w2, [t, n] each. attention: the probabilities [heads * t, t].
+    after: the stream after the layer; normed: that after the model's last norm, where it is the last layer.
+    """
+
+    inputs: list[NDArray[np.float32]]
+    attention: NDArray[np.float32]
+    after: NDArray[np.float32]
+    normed: NDArray[np.float32]
 
 
 class Layer:
@@ -53,17 +66,18 @@ class Layer:
 
     def inputs(self, x: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """What multiplies wq, wk and wv; wo; w1 and w3; w2, [t, n] each, of the stream x before the layer."""
-        return self.all(x)[0]
+        return self.all(x).inputs
 
-    def all(self, x: NDArray[np.float32]) -> tuple[list[NDArray[np.float32]], NDArray[np.float32], NDArray[np.float32]]:
-        """The inputs, the stream after the layer, and that stream after a norm: the model's last, in its last layer."""
+    def all(self, x: NDArray[np.float32]) -> Seen:
+        """All that the layer does to the stream x."""
         c, t = self.config, len(x)
         widths = (c.dim, c.n_heads * c.head_dim, c.dim, c.hidden_dim)
         buffers = {i: _core.Buffer(t * max(widths) * 4) for i in range(len(widths))}
-        hidden = {i: _core.Buffer(x.nbytes) for i in (1, 2)}
-        self._forward(x, inputs=buffers, hidden=hidden)
+        hidden, attention = {i: _core.Buffer(x.nbytes) for i in (1, 2)}, _core.Buffer(c.n_heads * t * t * 4)
+        self._forward(x, inputs=buffers, hidden=hidden, attention={0: attention})
         inputs = [_floats(buffers[i], t, width) for i, width in enumerate(widths)]
-        return inputs, _floats(hidden[1], *x.shape), _floats(hidden[2], *x.shape)
+        after, normed = (_floats(hidden[i], t, c.dim) for i in (1, 2))
+        return Seen(inputs, _floats(attention, c.n_heads * t, t), after, normed)
 
     def _forward(self, x: Bytes, rows: int = 0, logits: _core.Buffer | None = None, **out: Any) -> None:
         """Runs the stream x. rows: of logits that are wanted; out: other outputs, see _core.Model.forward."""
