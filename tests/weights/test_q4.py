@@ -113,6 +113,10 @@ def test_inputs_are_what_the_matrices_multiply(write_model):
     exact = damped(x)
     assert np.allclose(upper * importance @ upper.T, exact, rtol=1e-3, atol=1e-4 * exact.max())
     assert np.allclose(products, exact, rtol=1e-3, atol=1e-4 * exact.max())
+    # Of values it counts how much they are attended to, by all heads of all tokens after them.
+    attended = [np.sqrt(np.square(llm.attentions(piece, 1), dtype=np.float64).sum(axis=(0, 1))) for piece in pieces]
+    exact = damped((x * np.concatenate(attended)[:, None]).astype(np.float32))
+    assert np.allclose(seen.factors("layers.1.attn.wv").products, exact, rtol=1e-3, atol=1e-4 * exact.max())
     assert seen.factors("layers.0.ffn.w2").products.shape == (96, 96)
     assert seen.factors("embed") is None
     assert seen.factors("layers.1.router") is None

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from fastllm.weights.calibration import Calibration
 
 LEAST, MOST = 4.5, 8.5  # bits of q4 and q8
-_PIECES = 4  # of the text that the model reads
-_ROWS = 64  # of a piece's logits, the last ones, that are compared
+_PIECES = 2  # of the text that the model reads
+_ROWS = 128  # of a piece's logits, the last ones, that are compared
 _PAIRS = {"attn.wk": "attn.wq", "ffn.w3": "ffn.w1", "experts.w3": "experts.w1"}  # take one type, and are measured once
 
 

@@ -148,7 +148,8 @@ def _attended(attention: NDArray[np.float32]) -> NDArray[np.float32]:
     import numpy
 
     sums = numpy.square(attention, dtype=numpy.float64).sum(axis=0)  # over rows in order, on any machine
-    return numpy.sqrt(sums).astype(numpy.float32)[:, None]
+    roots: NDArray[np.float32] = numpy.sqrt(sums).astype(numpy.float32)
+    return roots[:, None]
 
 
 def is_rounded(plans: Iterable[Plan]) -> bool:
