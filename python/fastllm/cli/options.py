@@ -31,7 +31,7 @@ def model_options(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="activations of 15 bits instead of 8: nearer to f32, slower",
     )
-    model.add_argument("--kv", metavar="TYPE", help="of keys and values: f32, f16 or q8 (default: f16; f32 with f32)")
+    model.add_argument("--kv", metavar="TYPE", help="keys and values: f32, f16, q8 or q4 (default: f16; f32 with f32)")
     model.add_argument("--context", type=int, metavar="N", help="positions a text may have (default: the model's)")
     opening_options(model)
     model.add_argument(
