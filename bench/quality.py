@@ -28,10 +28,9 @@ from numpy.typing import NDArray
 
 from fastllm import TokenizerError, _core, load
 from fastllm.llm import LLM
-from fastllm.weights import store
+from fastllm.weights import store, text
 from fastllm.weights.calibration import Calibration
 from fastllm.weights.convert import convert
-from fastllm.weights.packing import assemble
 from fastllm.weights.source import open_source
 from quality_questions import QUESTIONS
 from quality_scores import answers, compare, equal
@@ -210,13 +209,11 @@ def _llama(model: Model, folder: Path, peer: str, *, quantized: bool) -> Iterato
 def _importance(model: Model) -> dict[str, NDArray[np.float32]]:
     """The sums of squares of each matrix's inputs over the calibration text, by GGUF's names of the matrices."""
     opened = open_source(model.path, model.tokenizer)
-    stored = assemble(opened.recipe, dtype="q8", threads=2)
-    llm = LLM(stored, opened.tokenizer, threads=2, context=None, path=model.path)
-    seen = Calibration(stored, llm.tokenize(""), llm.tokenizer.encode(model.calibration), threads=2)
+    seen = Calibration(opened.recipe, text.given(opened, model.calibration), threads=2)
     names = {"attn.wq": ("attn_q", "attn_k", "attn_v"), "attn.wo": ("attn_output",)}
     names |= {"ffn.w1": ("ffn_gate", "ffn_up"), "ffn.w2": ("ffn_down",)}
     found = {}
-    for layer in range(stored.config.n_layers):
+    for layer in range(opened.recipe.config.n_layers):
         for part, targets in names.items():
             known = seen.factors(f"layers.{layer}.{part}")
             assert known is not None  # these models have no experts

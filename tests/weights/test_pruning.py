@@ -151,7 +151,7 @@ def test_zeros_stay_zeros_in_four_bits(write_model, tmp_path, out, text, calibra
     """q4 of pruned matrices has a 0. What pruning has set to zero becomes that, also where calibration would not."""
     source, f32 = write_model(CONFIG), tmp_path / "f32"
     convert(source, f32, prune="magnitude:0.5")
-    convert(source, out, dtype="q4", prune="magnitude:0.5", calibrate=text if calibrate else None)
+    convert(source, out, dtype="q4", prune="magnitude:0.5", calibrate=text if calibrate else False)
     exact, tensors = matrices(f32), store.open_file(out).tensors
     four = [name for name in filter(LINEAR.fullmatch, tensors) if tensors[name].dtype == "q4"]
     assert len(four) > 4

@@ -4,7 +4,7 @@
       |   digest of path, options, and fastllm's own code  ->  NAME.DIGEST.packed in the folder (folder.py)
       |-- the file is there, and all that packing asked of the file system is answered as it was then: map it
       |-- else, one process at a time: open_source -> plan -> packed piece by piece into a temporary file, synced,
-      |   renamed -> map it
+      |   renamed -> map it. Weights that are rounded to four bits are calibrated, as `convert` does
       '-- nothing can be kept (too large, disk full, no folder): pack into memory, and say why (CacheWarning)
 
 A packed file is a converted file (store.py) whose header has "packed", a JSON object:
@@ -99,11 +99,15 @@ def load(asked: Asked, *, threads: int, read: Reading, progress: Progress | None
     except TargetError as error:
         sentence = f"{asked.path} is packed into memory at each start: {error}"
         warnings.warn(sentence, CacheWarning, stacklevel=3)
-    from fastllm.weights.packing import assemble
+    from fastllm.weights.calibration import calibrated
+    from fastllm.weights.packing import assemble, plan
 
     opened = opened or asked.open()
     with _about(asked.path):
-        stored = assemble(opened.recipe, dtype=asked.dtype or opened.dtype, threads=threads, progress=watched)
+        dtype = asked.dtype or opened.dtype
+        plans = plan(opened.recipe, dtype)
+        known, watched = calibrated(opened, plans, asked.path, None, threads=threads, progress=watched)
+        stored = assemble(opened.recipe, dtype=dtype, threads=threads, progress=watched, known=known)
     return stored, opened.tokenizer
 
 
@@ -186,6 +190,7 @@ def _write(
     progress: Progress,
 ) -> None:
     """Packs a checkpoint into the file `target`. Raises TargetError, and CheckpointError as store.write does."""
+    from fastllm.weights.calibration import calibrated
     from fastllm.weights.convert import parts
     from fastllm.weights.packing import plan
 
@@ -209,7 +214,9 @@ def _write(
         packed=packed,
         ready=b"" if isinstance(words, TokenizerError) else ready.dump(words),
     )
-    store.write(target, stored, parts(opened.recipe, plans, threads, progress), private=True, modified=modified)
+    known, progress = calibrated(opened, plans, asked.path, None, threads=threads, progress=progress)
+    found = parts(opened.recipe, plans, threads, progress, known)
+    store.write(target, stored, found, private=True, modified=modified)
 
 
 def _digest(value: object) -> str:
@@ -218,7 +225,8 @@ def _digest(value: object) -> str:
 
 @cache
 def _code() -> str:
-    """The hash of the code that decides what is packed, so that no later version takes up what an earlier one packed.
+    """The hash of the code, and of the text to calibrate with, that decide what is packed: what an earlier version
+    packed is not taken up.
 
     Contents are hashed, not times: environments that have the same version share files. Raises TargetError where the
     code is not in files, as in an archive.
@@ -230,6 +238,6 @@ def _code() -> str:
             files = sorted((root / name).rglob("*.pyc")) or list(root.glob(f"{name}.pyc"))
         if not files:
             raise TargetError(f"fastllm has no files of its own in {root}, which would tell its versions")
-        for file in files:
+        for file in [*files, *sorted((root / name).rglob("*.txt"))]:
             found.update(file.read_bytes()[16 if file.suffix == ".pyc" else 0 :])
     return found.hexdigest()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastllm.errors import OptionError
 from fastllm.families import Recipe
 from fastllm.weights.calibration import products
-from fastllm.weights.pruning.layers import Layer, expert_hidden, routed
+from fastllm.weights.layers import Layer, expert_hidden, routed
 from fastllm.weights.pruning.masks import Inverse
 from fastllm.weights.pruning.options import Method
 
@@ -62,8 +62,7 @@ class Inputs:
         import numpy
 
         if self._method.name == "sparsegpt":
-            total = products(finite(x, self._index), self._threads).astype(numpy.float64)
-            return finite(total, self._index)
+            return finite(products(finite(x, self._index), self._threads), self._index)
         return finite(numpy.square(x, dtype=numpy.float64).sum(axis=0), self._index)
 
     def _of_expert(self, part: str, expert: int) -> NDArray[np.float32]:
