@@ -98,7 +98,7 @@ static void forwards(const fl_model *m, size_t pos, size_t n, size_t count) {
         fl_page page;
         must(fl_pool_take(pool, 0, &page), "page");
         pages[p] = fl_pool_data(pool, page);
-        uint16_t *x = pages[p]; // keys and values, f16: from 0.5 to 2, signs alternating at random
+        uint16_t *x = pages[p]; // keys and values as f16: from 0.5 to 2, signs alternating at random
         for (size_t i = 0; i < fl_kv_page_bytes(m, 0) / sizeof *x; i++)
             x[i] = (uint16_t)(0x3800u + (next() & 0x7ffu) + (next() & 1u ? 0x8000u : 0));
     }
@@ -127,13 +127,16 @@ static void prefill(fl_type type, const fl_kernels *k) {
     forwards(&m, 0, 64, 1);
 }
 
-static void attend(fl_type type, const fl_kernels *k) {
-    const fl_model m = llama(heads, type, k);
+// One token after 2,000 whose keys and values are of a type.
+static void attend(fl_type kv_type, const fl_kernels *k) {
+    fl_model m = llama(heads, FL_F16, k);
+    m.kv_type = kv_type;
     forwards(&m, 2000, 1, 4);
 }
 
-static void attend_prompt(fl_type type, const fl_kernels *k) {
-    const fl_model m = llama(heads, type, k);
+static void attend_prompt(fl_type kv_type, const fl_kernels *k) {
+    fl_model m = llama(heads, FL_F16, k);
+    m.kv_type = kv_type;
     forwards(&m, 512, 64, 1);
 }
 

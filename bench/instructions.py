@@ -43,9 +43,8 @@ class Work(NamedTuple):
 WORKS = [
     *(Work("decode", dtype, isa, "fl_forward") for dtype in ("f16", "q8", "q4") for isa in ("avx2", "scalar")),
     *(Work("prefill", dtype, "avx2", "fl_forward") for dtype in ("f16", "q8", "q4")),
-    Work("attend", "f16", "avx2", "fl_forward"),
     Work("attend", "f16", "scalar", "fl_forward"),
-    Work("attend-prompt", "f16", "avx2", "fl_forward"),
+    *(Work(name, kv, "avx2", "fl_forward") for name in ("attend", "attend-prompt") for kv in ("f16", "q8", "q4")),
     Work("greedy", "f32", "avx2", "fl_sampler_draw"),
     Work("top-p", "f32", "avx2", "fl_sampler_draw"),
     Work("pack", "f16", "scalar", "fl_pack"),

@@ -9,7 +9,7 @@ from fastllm import _core
 from . import models
 
 POSITION = 8000
-BYTES = {"f32": 4.0, "f16": 2.0, "q8": 1.125}  # bytes per number, with scales
+BYTES = {"f32": 4.0, "f16": 2.0, "q8": 1.09375, "q4": 0.6875}  # bytes per number, with scales
 
 
 @pytest.mark.parametrize("threads", [1, 2], ids=["1 thread", "2 threads"])

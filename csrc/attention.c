@@ -92,16 +92,82 @@ static void turn(const view *v, const float *x, size_t at, const float *norm, si
     if (v->cos) fl_rope(out, v->cos + token * half, v->sin + token * half, half);
 }
 
-// Writes a key or value x (head_dim,) as int8: its channels to `out`, its groups' scales to `scales`, each `step`
-// elements apart.
-static void store_q8(const view *v, const float *x, size_t step, int8_t *out, float *scales) {
-    const fl_worker_scratch *own = v->w->own;
-    const size_t padded = fl_round_up(v->head_dim, FL_GROUP);
-    if (x != own->key) memcpy(own->key, x, v->head_dim * sizeof(float));
-    memset(own->key + v->head_dim, 0, (padded - v->head_dim) * sizeof(float));
-    v->m->kernels->quantize(own->key, padded, own->q8, 1, 0, NULL);
-    for (size_t i = 0; i < v->head_dim; i++) out[i * step] = own->q8[i / FL_GROUP].q[i % FL_GROUP];
-    for (size_t g = 0; g < padded / FL_GROUP; g++) scales[g * step] = own->q8[g].scale;
+// Copies x (head_dim,), which may be own->key, there, with zeros past it, and turns it in blocks of up to `most`.
+static float *turned(const view *v, const float *x, size_t most) {
+    float *key = v->w->own->key;
+    if (x != key) memcpy(key, x, v->head_dim * sizeof(float));
+    memset(key + v->head_dim, 0, (fl_round_up(v->head_dim, FL_GROUP) - v->head_dim) * sizeof(float));
+    v->m->kernels->turn(key, v->head_dim, most);
+    return key;
+}
+
+// The largest power of two up to head_dim: how wide values are turned.
+static size_t value_turn(const view *v) {
+    size_t n = 1;
+    while (2 * n <= v->head_dim) n *= 2;
+    return n;
+}
+
+// Writes a key (head_dim,) to a page, as position `slot` of it.
+static void store_key_q8(const view *v, const float *key, char *keys, size_t slot) {
+    float *scales = (float *)(void *)(keys + FL_PAGE * v->stride);
+    const float *x = turned(v, key, FL_GROUP);
+    int8_t *q = v->w->own->bytes, *line = (int8_t *)keys + slot * 4;
+    for (size_t g = 0; g < fl_groups(v->head_dim); g++)
+        v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, 127, 127, q + g * FL_GROUP, scales + g * FL_PAGE + slot);
+    for (size_t i = 0; i < v->stride; i += 4) memcpy(line + i * FL_PAGE, q + i, 4);
+}
+
+static void store_value_q8(const view *v, const float *value, char *values, size_t slot) {
+    float *scales = (float *)(void *)(values + FL_PAGE * v->stride);
+    int8_t *q = v->w->own->bytes, *line = (int8_t *)values + slot / 4 * 4 * v->stride + slot % 4;
+    v->m->kernels->to_int8(turned(v, value, value_turn(v)), v->stride, 127, 127, q, scales + slot);
+    for (size_t i = 0; i < v->stride; i++) line[4 * i] = q[i];
+}
+
+// A scale as f16. Those past the largest f16 become that.
+static void store_scale(const view *v, float scale, uint16_t *out) {
+    saturate(&scale, 1);
+    v->m->kernels->to_f16(out, &scale, 1);
+}
+
+// The same with six bits. Of 16 channels, four each of four lines, the low bits go to two lines, the high to a third.
+static void store_key_q4(const view *v, const float *key, char *keys, size_t slot) {
+    uint16_t *scales = (uint16_t *)(void *)(keys + FL_PAGE * v->stride * 6 / 8);
+    const float *x = turned(v, key, FL_GROUP);
+    int8_t *q = v->w->own->bytes;
+    for (size_t g = 0; g < fl_groups(v->head_dim); g++) {
+        float scale;
+        v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, 31, 36, q + g * FL_GROUP, &scale);
+        store_scale(v, scale, scales + g * FL_PAGE + slot);
+    }
+    for (size_t c = 0; c < v->stride; c += 16) {
+        uint8_t *to = (uint8_t *)keys + (c / 16 * 4 + slot / FL_LANES) * 3 * FL_ALIGN + slot % FL_LANES * 4;
+        for (size_t i = 0; i < 4; i++) {
+            unsigned code[4];
+            for (size_t j = 0; j < 4; j++) code[j] = (unsigned)(q[c + 4 * j + i] + 32);
+            to[i] = (uint8_t)((code[0] & 15) | (code[1] & 15) << 4);
+            to[FL_ALIGN + i] = (uint8_t)((code[2] & 15) | (code[3] & 15) << 4);
+            to[2 * FL_ALIGN + i] = (uint8_t)(code[0] >> 4 | code[1] >> 4 << 2 | code[2] >> 4 << 4 | code[3] >> 4 << 6);
+        }
+    }
+}
+
+// The same with four bits, and a scale for each group. A byte has the codes of a position and of the one four further
+// on.
+static void store_value_q4(const view *v, const float *value, char *values, size_t slot) {
+    uint16_t *scales = (uint16_t *)(void *)(values + FL_PAGE * v->stride / 2);
+    uint8_t *codes = (uint8_t *)v->w->own->bytes, *line = (uint8_t *)values + slot / 8 * 4 * v->stride + slot % 4;
+    const unsigned shift = slot % 8 < 4 ? 0 : 4;
+    const float *x = turned(v, value, value_turn(v));
+    for (size_t g = 0; g < fl_groups(v->head_dim); g++) {
+        float scale;
+        v->m->kernels->to_codes(x + g * FL_GROUP, smaller(FL_GROUP, v->head_dim - g * FL_GROUP), codes + g * FL_GROUP,
+                                &scale);
+        store_scale(v, scale, scales + g * FL_PAGE + slot);
+    }
+    for (size_t i = 0; i < v->stride; i++)
+        line[4 * i] = (uint8_t)((line[4 * i] & ~(15u << shift)) | (unsigned)codes[i] << shift);
 }
 
 // Stores the key and value of the batch's token number `token` in a page, as position `pos` of its sequence, for one KV
@@ -123,10 +189,13 @@ static void store(const view *v, size_t token, void *page, size_t pos, size_t he
     saturate(key, n);
     saturate(value, n);
     if (v->m->kv_type == FL_Q8) {
-        const size_t groups = (n + FL_GROUP - 1) / FL_GROUP;
-        store_q8(v, key, FL_PAGE, (int8_t *)keys + slot, (float *)(void *)(keys + n * FL_PAGE) + slot);
-        store_q8(v, value, 1, (int8_t *)values + slot * stride,
-                 (float *)(void *)(values + FL_PAGE * stride) + slot * groups);
+        store_key_q8(v, key, keys, slot);
+        store_value_q8(v, value, values, slot);
+        return;
+    }
+    if (v->m->kv_type == FL_Q4) {
+        store_key_q4(v, key, keys, slot);
+        store_value_q4(v, value, values, slot);
         return;
     }
     v->m->kernels->to_f16(own->half, key, n);
@@ -221,6 +290,13 @@ static int next_task(tasks *all, task *k) {
     return 1;
 }
 
+// A query (head_dim,) for keys in int8, out (groups,).
+static void round_query(const view *v, const float *q, fl_query *out) {
+    const float *x = turned(v, q, FL_GROUP);
+    for (size_t g = 0; g < fl_groups(v->head_dim); g++)
+        out[g].bias = -128 * v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, 127, 127, out[g].q, &out[g].scale);
+}
+
 // The queries of a task, normed, rotated and scaled, and what they see: into the worker's own scratch.
 static void prepare_rows(const view *v, const task *k) {
     const fl_worker_scratch *own = v->w->own;
@@ -229,6 +305,7 @@ static void prepare_rows(const view *v, const task *k) {
         float *q = own->q + r * v->stride;
         turn(v, v->s->q + token * v->s->q_dim, head_of(k, r) * v->head_dim, v->l->q_norm, token, q);
         for (size_t i = 0; i < v->head_dim; i++) q[i] *= v->m->config.attn_scale;
+        if (fl_kv_rounded(v->m->kv_type)) round_query(v, q, own->q8_rows + r * fl_groups(v->head_dim));
         own->from[r] = seen_from(v, pos);
         own->limit[r] = seen_to(v, k->span, pos);
     }
@@ -243,6 +320,7 @@ static fl_attend attend_call(const view *v, const task *k, size_t begin, size_t 
         .head_dim = v->head_dim,
         .stride = v->stride,
         .q = v->w->own->q,
+        .q8 = v->w->own->q8_rows,
         .from = v->w->own->from,
         .limit = v->w->own->limit,
         .begin = begin,
@@ -264,6 +342,7 @@ static void write_out(const view *v, const task *k, const float *sum, const floa
     for (size_t r = 0; r < k->rows; r++) {
         float *to = v->s->att + (k->first + token_of(k, r)) * v->s->q_dim + head_of(k, r) * v->head_dim;
         for (size_t i = 0; i < v->head_dim; i++) to[i] = out[r * v->stride + i] / sum[r];
+        if (fl_kv_rounded(v->m->kv_type)) v->m->kernels->turn(to, v->head_dim, value_turn(v));
     }
 }
 

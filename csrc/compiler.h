@@ -40,6 +40,13 @@ static FL_INLINE unsigned fl_lowest_bit(unsigned long long x) {
 #define FL_COMPILER_FENCE ((void)0)
 #endif
 
+// The vector x is computed here. GCC turns chains of integer additions into trees, whose many leaves leave no registers.
+#if defined(__GNUC__) && !defined(__clang__)
+#define FL_KEEP_ORDER(x) __asm__("" : "+x"(x))
+#else
+#define FL_KEEP_ORDER(x) ((void)0)
+#endif
+
 // Starts to fetch the cache line at p, into L1 or L2. It never faults: p may lie past the end of an array.
 #if defined(__GNUC__) || defined(__clang__)
 #define FL_PREFETCH(p) __builtin_prefetch((p), 0, 3)

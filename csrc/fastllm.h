@@ -299,7 +299,7 @@ void fl_pace_free(fl_pace *pace);
 typedef struct fl_model {
     fl_config config;
     const fl_kernels *kernels;
-    fl_type kv_type;              // FL_F32, FL_F16 or FL_Q8: how pages hold keys and values
+    fl_type kv_type;              // FL_F32, FL_F16, FL_Q8 or FL_Q4: how pages hold keys and values
     fl_matrix embed;              // (vocab_size, dim)
     fl_matrix positions;          // (positions, dim), twice as many rows with second_segment
     fl_norm embed_norm;
@@ -322,10 +322,9 @@ fl_status fl_model_check(fl_model *m);
 // ---- pages ---------------------------------------------------------------------------------------------------------
 
 // Bytes of a page of a model's kind, a multiple of 64. A page begins at a multiple of 64 positions. For each layer of
-// the kind and each KV head it holds keys (head_dim, 64), transposed, and then values (64, head_dim rounded up to 16),
-// as kv_type. FL_Q8 has int8 and, after the keys and after the values, f32 scales, one for each 32 channels of a
-// position (fewer in the last): (groups, 64) and (64, groups). At its end, with a pad_token, are 64 f32: what is added
-// to the scores of each position. See pages.h.
+// the kind and each KV head it holds keys, then values, as kv_type: FL_Q8 takes 9 bits a key and 8 + 32 / head_dim a
+// value, FL_Q4 6.5 and 4.5, scales included, where head_dim is a multiple of 32. At its end, with a
+// pad_token, are 64 f32: what is added to the scores of each position. See pages.h.
 size_t fl_kv_page_bytes(const fl_model *m, size_t kind);
 
 // A pool of pages of several kinds, of page_bytes[kind] each; a limit for the bytes of all pages in use, at first none.

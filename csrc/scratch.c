@@ -87,6 +87,8 @@ static void lay_out(fl_scratch *s, const fl_config *c, carver *at) {
             .from = carve(at, FL_ATTEND_ROWS, sizeof(size_t)),
             .limit = carve(at, FL_ATTEND_ROWS, sizeof(size_t)),
             .half = carve(at, head, sizeof(uint16_t)),
+            .bytes = carve(at, fl_round_up(c->head_dim, FL_GROUP), 1),
+            .q8_rows = carve(at, FL_ATTEND_ROWS * fl_groups(c->head_dim), sizeof(fl_query)),
         };
         if (at->base) s->workers[i] = worker;
     }

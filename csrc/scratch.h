@@ -20,6 +20,8 @@ typedef struct fl_worker_scratch {
     float *max, *sum;     // (FL_ATTEND_ROWS,) see fl_attend
     size_t *from, *limit; // (FL_ATTEND_ROWS,) see fl_attend
     uint16_t *half;       // (head_dim rounded up to 16,)
+    int8_t *bytes;        // (head_dim rounded up to 32,)
+    fl_query *q8_rows;    // (FL_ATTEND_ROWS, head_dim / 32 rounded up) queries for keys in int8
 } fl_worker_scratch;
 
 // Of layers with experts. A row is a token at one of its experts; rows lie by expert, see moe.c.

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "panels.h"
+#include "kernels/arguments.h"
 
 // ---- model ---------------------------------------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ static void find_kinds(fl_model *m) {
 fl_status fl_model_check(fl_model *m) {
     const fl_config *c = &m->config;
     if (!sizes_possible(c) || !positions_possible(c) || !experts_possible(c) || !numbers_possible(c) ||
-        (m->kv_type != FL_F32 && m->kv_type != FL_F16 && m->kv_type != FL_Q8))
+        (m->kv_type != FL_F32 && m->kv_type != FL_F16 && !fl_kv_rounded(m->kv_type)))
         return FL_BAD_CONFIG;
     const size_t position_rows = c->second_segment ? 2 * c->positions : c->positions;
     int fits = m->kernels && m->layers && m->kinds && matrix_fits(&m->embed, c->vocab_size, c->dim) &&

@@ -70,24 +70,38 @@ typedef struct fl_inputs {
 
 // ---- attention -----------------------------------------------------------------------------------------------------
 
-// Bytes of one head's keys and of its values in a page; fl_kv_page_bytes has the layout.
+// Bytes of one head's keys and of its values in a page; pages.h has the layout.
 static inline size_t fl_keys_bytes(fl_type kv_type, size_t head_dim) {
-    if (kv_type == FL_Q8) return FL_PAGE * (head_dim + fl_groups(head_dim) * sizeof(float));
+    const size_t stride = fl_round_up(head_dim, FL_LANES), groups = fl_groups(head_dim);
+    if (kv_type == FL_Q8) return FL_PAGE * (stride + groups * sizeof(float));
+    if (kv_type == FL_Q4) return FL_PAGE * (stride * 6 / 8 + groups * sizeof(uint16_t));
     return FL_PAGE * head_dim * (kv_type == FL_F16 ? 2 : 4);
 }
 
 static inline size_t fl_values_bytes(fl_type kv_type, size_t head_dim) {
     const size_t stride = fl_round_up(head_dim, FL_LANES);
-    if (kv_type == FL_Q8) return FL_PAGE * (stride + fl_groups(head_dim) * sizeof(float));
+    if (kv_type == FL_Q8) return FL_PAGE * (stride + sizeof(float));
+    if (kv_type == FL_Q4) return FL_PAGE * (stride / 2 + fl_groups(head_dim) * sizeof(uint16_t));
     return FL_PAGE * stride * (kv_type == FL_F16 ? 2 : 4);
 }
+
+// Whether keys and values are turned and rounded to integers: FL_Q8, FL_Q4.
+static inline int fl_kv_rounded(fl_type kv_type) { return kv_type == FL_Q8 || kv_type == FL_Q4; }
+
+// A group of 32 channels of a query, turned (turn.h), as int8; zero past the last channel.
+typedef struct fl_query {
+    int8_t q[FL_GROUP];
+    float scale;
+    int32_t bias; // see fl_q8_group
+} fl_query;
 
 // Attention of rows of queries, which share their keys and values, to the positions [begin, end) of one sequence.
 typedef struct fl_attend {
     size_t rows;         // queries
     size_t head_dim;     // channels
     size_t stride;       // channels rounded up to 16: floats from one row of q, and of out, to the next
-    const float *q;      // (rows, stride), already scaled
+    const float *q;      // (rows, stride), already scaled: for keys that are floats
+    const fl_query *q8;  // (rows, groups) the same for keys in int8
     const size_t *from;  // (rows,) row r sees the positions from[r] <= p < limit[r] of the sequence that lie in
     const size_t *limit; // [begin, end): all, some, or none
     size_t begin, end;   // begin: a multiple of 64
@@ -97,12 +111,13 @@ typedef struct fl_attend {
     float softcap;       // scores become softcap * tanh(score / softcap); 0: they stay
     float *work;         // fl_attend_floats floats
     float *max, *sum;    // (rows,) the largest score (-infinity where a row sees nothing), sum of e^(score - max)
-    float *out;          // (rows, stride) sum of e^(score - max) * value; NaN that a row does not see does not enter it
+    float *out;          // (rows, stride) sum of e^(score - max) * value, turned where values are; NaN that a row does
+                         // not see does not enter it
 } fl_attend;
 
 // Floats of working memory for so many rows.
 static inline size_t fl_attend_floats(size_t rows, size_t stride) {
-    return FL_PAGE * stride + fl_round_up(rows, FL_LANES) * (FL_PAGE + FL_LANES + 3 + stride);
+    return FL_PAGE * stride + fl_round_up(rows, FL_LANES) * (FL_PAGE + FL_PAGE / 2 + FL_LANES + 6 + stride);
 }
 
 // Positions of a run, which begins at a multiple of FL_RUN. Attention to a run does not depend on other runs; the

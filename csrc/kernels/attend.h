@@ -14,6 +14,8 @@
 //
 //     for each page:   keys    x strip 0, strip 1, ..  ->  scores -> hidden where not seen -> probabilities, max, sum
 //                      values  x strip 0, strip 1, ..  ->  out, after scaling it for a maximum that has grown
+//
+// Products are those of gemm.h where keys and values are floats, and of lines.h where they are int8.
 #ifndef FL_ATTEND_H
 #define FL_ATTEND_H
 
@@ -22,6 +24,7 @@
 
 #include "arguments.h"
 #include "gemm.h"
+#include "lines.h"
 #include "vectors.h"
 
 // ---- softmax -------------------------------------------------------------------------------------------------------
@@ -30,6 +33,7 @@
 typedef struct workspace {
     float *wide;            // (64, stride) a page's keys or values as floats
     float *scores;          // (rows, 64), then probabilities relative to the maximum
+    page_weights *weights;       // (rows,) for values in int8
     float *sums;            // (rows, 16) sums of probabilities, lane by lane
     float *scale;           // (rows,) what earlier sums are multiplied with, now that the maximum is another
     float *max, *sum, *out; // of a run, until it is merged with those before it
@@ -39,7 +43,8 @@ static FL_INLINE workspace workspace_of(const fl_attend *a) {
     const size_t rows = fl_round_up(a->rows, FL_LANES);
     workspace w = {.wide = a->work};
     w.scores = w.wide + FL_PAGE * a->stride;
-    w.sums = w.scores + rows * FL_PAGE;
+    w.weights = (page_weights *)(void *)(w.scores + rows * FL_PAGE);
+    w.sums = (float *)(void *)(w.weights + rows);
     w.scale = w.sums + rows * FL_LANES;
     w.max = w.scale + rows;
     w.sum = w.max + rows;
@@ -74,20 +79,18 @@ static inline strip strip_of(const fl_attend *a, size_t i, size_t begin, size_t 
     return t;
 }
 
-// Scores of a strip: its products with `vectors` vectors of a page's keys, capped, plus the mask.
-static FL_INLINE void strip_scores(const form kind, const fl_attend *a, const workspace *w, const strip *t,
-                                   const matrix *keys, const float *mask, size_t vectors) {
-    float *scores = w->scores + t->row * FL_PAGE;
-    multiply(kind, t->rows, &(gemm){.n = a->head_dim, .vectors = vectors, .a = a->q + t->row * a->stride,
-                                    .a_stride = a->stride, .b = keys, .c = scores, .c_stride = FL_PAGE});
-    if (a->softcap > 0 || mask)
-        for (size_t r = 0; r < t->rows; r++)
-            for (size_t v = 0; v < vectors; v++) {
-                float *at = scores + r * FL_PAGE + v * FL_LANES;
-                vf s = vf_load(at);
-                if (a->softcap > 0) s = capped(s, a->softcap);
-                vf_store(at, mask ? vf_add(s, vf_load(mask + v * FL_LANES)) : s);
-            }
+// Caps the scores of a strip, in `vectors` vectors of a page, and adds the page's mask to them.
+static FL_INLINE void strip_cap(const fl_attend *a, const workspace *w, const strip *t, const char *page,
+                                size_t vectors) {
+    const float *mask = a->mask ? (const float *)(const void *)(page + a->mask) : NULL;
+    if (!(a->softcap > 0) && !mask) return;
+    for (size_t r = t->row; r < t->row + t->rows; r++)
+        for (size_t v = 0; v < vectors; v++) {
+            float *at = w->scores + r * FL_PAGE + v * FL_LANES;
+            vf s = vf_load(at);
+            if (a->softcap > 0) s = capped(s, a->softcap);
+            vf_store(at, mask ? vf_add(s, vf_load(mask + v * FL_LANES)) : s);
+        }
 }
 
 // The part of a page that lies in [from, limit): positions [begin, end) relative to the page's first, `start`. None:
@@ -122,17 +125,18 @@ static inline float subtrahend(float max) { return max == -INFINITY ? 0.0f : max
 // Turns a strip's scores of the page at `start` into probabilities relative to each row's maximum so far, which may
 // grow, and adds them to the row's sums.
 static FL_INLINE void strip_softmax(const fl_attend *a, const workspace *w, const strip *t, size_t start, float *max) {
-    float raised[FL_LANES] = {0}; // by how much each row's maximum has grown, negated
+    float before[FL_LANES] = {0}, now[FL_LANES] = {0}; // each row's maximum
     for (size_t r = t->row; r < t->row + t->rows; r++) {
         hide(a, w, r, start);
-        const float *row = w->scores + r * FL_PAGE, before = max[r];
+        const float *row = w->scores + r * FL_PAGE;
         const vf low = vf_max(vf_load(row), vf_load(row + 16)), high = vf_max(vf_load(row + 32), vf_load(row + 48));
         const float most = lanes_max(vf_max(low, high));
-        max[r] = most > before ? most : before;
-        raised[r - t->row] = max[r] == before ? 0.0f : before - max[r];
+        before[r - t->row] = max[r];
+        now[r - t->row] = max[r] = most > max[r] ? most : max[r];
     }
+    const vf old = vf_load(before), new = vf_load(now); // -infinity less -infinity is NaN: 0 where it has not grown
     float scale[FL_LANES];
-    vf_store(scale, vf_exp(vf_load(raised)));
+    vf_store(scale, vf_exp(vf_select_gt(new, old, vf_sub(old, new), vf_set1(0.0f))));
     for (size_t r = t->row; r < t->row + t->rows; r++) {
         float *row = w->scores + r * FL_PAGE, *sums = w->sums + r * FL_LANES;
         const vf most = vf_set1(subtrahend(max[r]));
@@ -147,21 +151,22 @@ static FL_INLINE void strip_softmax(const fl_attend *a, const workspace *w, cons
     }
 }
 
-// ---- a run ---------------------------------------------------------------------------------------------------------
-
-static FL_INLINE const float *mask_of(const fl_attend *a, const char *page) {
-    return a->mask ? (const float *)(const void *)(page + a->mask) : NULL;
-}
+// ---- a page of floats ----------------------------------------------------------------------------------------------
 
 static FL_INLINE matrix keys_of(const fl_attend *a, const char *page) {
-    const char *keys = page + a->keys, *scales = keys + a->head_dim * FL_PAGE;
-    return (matrix){.data = keys, .stride = FL_PAGE, .scales = (const float *)(const void *)scales};
+    return (matrix){.data = page + a->keys, .stride = FL_PAGE};
 }
 
 static FL_INLINE matrix values_of(const fl_attend *a, const char *page) {
-    const char *values = page + a->values, *scales = values + FL_PAGE * a->stride;
-    return (matrix){.data = values, .stride = a->stride, .scales = (const float *)(const void *)scales,
-                    .groups = fl_groups(a->head_dim)};
+    return (matrix){.data = page + a->values, .stride = a->stride};
+}
+
+// Scores of a strip: its products with `vectors` vectors of a page's keys.
+static FL_INLINE void strip_scores(const form kind, const fl_attend *a, const workspace *w, const strip *t,
+                                   const matrix *keys, size_t vectors) {
+    multiply(kind, t->rows, &(gemm){.n = a->head_dim, .vectors = vectors, .a = a->q + t->row * a->stride,
+                                    .a_stride = a->stride, .b = keys, .c = w->scores + t->row * FL_PAGE,
+                                    .c_stride = FL_PAGE});
 }
 
 // out (rows, stride) of a strip = out * scale + the page's values, weighed with the strip's probabilities. Each row
@@ -201,39 +206,140 @@ static FL_INLINE void weigh_values(const form kind, const fl_attend *a, const wo
     }
 }
 
-// max, sum (rows,) and out (rows, stride) of all rows over the positions [begin, end) of one run; k and v: the forms of
-// keys and values.
-static FL_INLINE void attend_run(const form k, const form v, const fl_attend *a, const workspace *w, size_t begin,
-                                 size_t end, float *max, float *sum, float *out) {
-    const size_t strips = strips_of(a), stride = a->stride, vectors = stride / FL_LANES;
+// How many vectors of the page at `start`, up to 4, a strip needs: those that its rows see of it, and those before.
+static FL_INLINE size_t vectors_of(const strip *t, size_t start) {
+    return (smaller(t->last - start, FL_PAGE) + FL_LANES - 1) / FL_LANES;
+}
+
+// Adds the page at `start`, of a run [begin, end), to max, the sums and out of all strips.
+static FL_INLINE void attend_floats(const form kind, const fl_attend *a, const workspace *w, size_t begin, size_t end,
+                                    size_t start, float *max, float *out) {
+    const size_t strips = strips_of(a), seen = smaller(end - start, FL_PAGE);
+    const char *page = a->pages[start / FL_PAGE];
+    matrix keys = keys_of(a, page), values = values_of(a, page);
+    keys.next = values.data;
+    values.next = start + FL_PAGE < end ? keys_of(a, a->pages[start / FL_PAGE + 1]).data : values.data;
+    if (strips > 1 && kind != F32) keys = widen(kind, &keys, a->head_dim, (seen + FL_LANES - 1) / FL_LANES, w->wide);
+    for (size_t i = 0; i < strips; i++) {
+        const strip t = strip_of(a, i, begin, end);
+        if (start < t.first || start >= t.last) continue;
+        strip_scores(keys.next ? kind : WIDE, a, w, &t, &keys, vectors_of(&t, start));
+        if (strips > 1) keys.next = NULL; // the first strip has fetched what comes next
+        strip_cap(a, w, &t, page, vectors_of(&t, start));
+        strip_softmax(a, w, &t, start, max);
+    }
+    if (strips > 1 && kind != F32) values = widen(kind, &values, seen, a->stride / FL_LANES, w->wide);
+    for (size_t i = 0; i < strips; i++) {
+        const strip t = strip_of(a, i, begin, end);
+        if (start < t.first || start >= t.last) continue;
+        weigh_values(values.next ? kind : WIDE, a, w, &t, start, &values, out);
+        if (strips > 1) values.next = NULL;
+    }
+}
+
+// ---- a page of int8 ------------------------------------------------------------------------------------------------
+
+// A page's keys as lines, of `vectors` vectors of positions: as they are, or unpacked to the working memory.
+static FL_INLINE page_lines key_lines(const form kind, const fl_attend *a, const workspace *w, const char *page,
+                                      size_t vectors) {
+    const char *keys = page + a->keys;
+    const float *scales = (const float *)(const void *)(keys + FL_PAGE * a->stride);
+    if (kind == Q4) {
+        int8_t *out = (int8_t *)(w->wide + fl_groups(a->stride) * FL_PAGE);
+        unpack_keys(keys, a->stride, vectors, out, w->wide);
+        keys = (const char *)out;
+        scales = w->wide;
+    }
+    return (page_lines){.data = (const int8_t *)keys, .vectors = FL_PAGE / FL_LANES, .scales = scales, .next = keys};
+}
+
+// Its values as they are, but scales of f16 as floats, which go behind the unpacked keys: all that takes less than 64
+// rows of floats.
+static FL_INLINE page_lines value_lines(const form kind, const fl_attend *a, const workspace *w, const char *page) {
+    const char *values = page + a->values;
+    const float *scales = (const float *)(const void *)(values + FL_PAGE * a->stride);
+    if (kind == Q4) {
+        const uint16_t *halves = (const uint16_t *)(const void *)(values + FL_PAGE * a->stride / 2);
+        float *to = w->wide + fl_groups(a->stride) * FL_PAGE + FL_PAGE * a->stride / sizeof(float);
+        for (size_t i = 0; i < fl_groups(a->stride) * FL_PAGE; i += FL_LANES) vf_store(to + i, vf_load_f16(halves + i));
+        scales = to;
+    }
+    return (page_lines){.data = (const int8_t *)values, .vectors = a->stride / FL_LANES, .scales = scales,
+                        .next = values};
+}
+
+// strip_scores for keys in int8.
+static FL_INLINE void strip_scores_q8(const fl_attend *a, const workspace *w, const strip *t, const page_lines *keys,
+                                      size_t vectors) {
+    for (size_t r = t->row, end = t->row + t->rows; r < end; r += TILE_ROWS)
+        multiply_keys(smaller(end - r, TILE_ROWS),
+                     &(key_product){.keys = keys, .q = a->q8 + r * fl_groups(a->head_dim), .depth = a->stride,
+                                    .vectors = vectors, .scores = w->scores + r * FL_PAGE});
+}
+
+// weigh_values for values in int8. What a row does not see has the weight 0, and as integers are never NaN, that hides
+// it.
+static FL_INLINE void weigh_values_q8(const form kind, const fl_attend *a, const workspace *w, const strip *t,
+                                      size_t start, const page_lines *values, float *out) {
+    const seen_part any = part_of(t->from, t->last, start); // nothing, if no row of the strip sees anything
+    const size_t vectors = a->stride / FL_LANES, together = kind == Q4 ? FL_GROUP / FL_LANES : vectors; // with a scale
+    for (size_t first = 0; first < vectors; first += together) {
+        const float *scales = values->scales + first / together * FL_PAGE;
+        for (size_t r = t->row; r < t->row + t->rows; r++) {
+            const seen_part part = part_of(a->from[r], a->limit[r], start);
+            round_weights(w->scores + r * FL_PAGE, scales, part.begin, part.end, w->weights + r);
+        }
+        for (size_t r = t->row, end = t->row + t->rows; r < end; r += TILE_ROWS) {
+            const value_product p = {.values = values, .w = w->weights + r,
+                                     .scale = start == t->first ? NULL : w->scale + r,
+                                     .begin = any.begin / FL_LANES * FL_LANES, .end = fl_round_up(any.end, FL_LANES),
+                                     .first = first, .vectors = smaller(first + together, vectors),
+                                     .out = out + r * a->stride};
+            if (kind == Q4) multiply_values_q4(smaller(end - r, TILE_ROWS), &p);
+            else multiply_values_q8(smaller(end - r, TILE_ROWS), &p);
+        }
+    }
+}
+
+// attend_floats for keys and values in int8 or fewer bits.
+static FL_INLINE void attend_lines(const form kind, const fl_attend *a, const workspace *w, size_t begin, size_t end,
+                                   size_t start, float *max, float *out) {
+    const char *page = a->pages[start / FL_PAGE];
+    const size_t seen = smaller(end - start, FL_PAGE);
+    page_lines keys = key_lines(kind, a, w, page, (seen + FL_LANES - 1) / FL_LANES);
+    page_lines values = value_lines(kind, a, w, page);
+    if (kind == Q8) { // the first strip fetches what comes next
+        keys.next = (const char *)values.data;
+        if (start + FL_PAGE < end) values.next = (const char *)a->pages[start / FL_PAGE + 1] + a->keys;
+    }
+    for (size_t i = 0; i < strips_of(a); i++) {
+        const strip t = strip_of(a, i, begin, end);
+        if (start < t.first || start >= t.last) continue;
+        strip_scores_q8(a, w, &t, &keys, vectors_of(&t, start));
+        strip_cap(a, w, &t, page, vectors_of(&t, start));
+        strip_softmax(a, w, &t, start, max);
+        weigh_values_q8(kind, a, w, &t, start, &values, out);
+        keys.next = (const char *)keys.data;
+        values.next = (const char *)values.data;
+    }
+}
+
+// ---- a run ---------------------------------------------------------------------------------------------------------
+
+// max, sum (rows,) and out (rows, stride) of all rows over the positions [begin, end) of one run.
+static FL_INLINE void attend_run(const form kind, const fl_attend *a, const workspace *w, size_t begin, size_t end,
+                                 float *max, float *sum, float *out) {
     for (size_t r = 0; r < a->rows; r++) {
         max[r] = -INFINITY;
         vf_store(w->sums + r * FL_LANES, vf_set1(0.0f));
     }
-    for (size_t i = 0; i < strips; i++) {
+    for (size_t i = 0; i < strips_of(a); i++) {
         const strip t = strip_of(a, i, begin, end);
-        if (t.first >= t.last) memset(out + t.row * stride, 0, t.rows * stride * sizeof *out);
+        if (t.first >= t.last) memset(out + t.row * a->stride, 0, t.rows * a->stride * sizeof *out);
     }
     for (size_t start = begin; start < end; start += FL_PAGE) {
-        const char *page = a->pages[start / FL_PAGE];
-        const size_t seen = end - start < FL_PAGE ? end - start : FL_PAGE;
-        matrix keys = keys_of(a, page), values = values_of(a, page);
-        keys.next = values.data;
-        values.next = start + FL_PAGE < end ? keys_of(a, a->pages[start / FL_PAGE + 1]).data : values.data;
-        if (strips > 1) keys = widen(k, &keys, a->head_dim, (seen + FL_LANES - 1) / FL_LANES, w->wide);
-        for (size_t i = 0; i < strips; i++) {
-            const strip t = strip_of(a, i, begin, end);
-            if (start < t.first || start >= t.last) continue;
-            const size_t count = (smaller(t.last - start, FL_PAGE) + FL_LANES - 1) / FL_LANES;
-            strip_scores(strips > 1 ? WIDE : k, a, w, &t, &keys, mask_of(a, page), count);
-            strip_softmax(a, w, &t, start, max);
-        }
-        if (strips > 1) values = widen(v, &values, seen, vectors, w->wide);
-        for (size_t i = 0; i < strips; i++) {
-            const strip t = strip_of(a, i, begin, end);
-            if (start < t.first || start >= t.last) continue;
-            weigh_values(strips > 1 ? WIDE : v, a, w, &t, start, &values, out);
-        }
+        if (kind == Q8 || kind == Q4) attend_lines(kind, a, w, begin, end, start, max, out);
+        else attend_floats(kind, a, w, begin, end, start, max, out);
     }
     for (size_t r = 0; r < a->rows; r++) sum[r] = lanes_sum(vf_load(w->sums + r * FL_LANES));
 }
@@ -254,26 +360,31 @@ static void merge(size_t rows, size_t stride, float *max, float *sum, float *out
     }
 }
 
-static FL_INLINE void attend(const form k, const form v, const fl_attend *a) {
+static FL_INLINE void attend(const form kind, const fl_attend *a) {
     const workspace w = workspace_of(a);
     size_t end = (a->begin / FL_RUN + 1) * FL_RUN;
-    attend_run(k, v, a, &w, a->begin, smaller(end, a->end), a->max, a->sum, a->out);
+    attend_run(kind, a, &w, a->begin, smaller(end, a->end), a->max, a->sum, a->out);
     for (; end < a->end; end += FL_RUN) {
-        attend_run(k, v, a, &w, end, smaller(end + FL_RUN, a->end), w.max, w.sum, w.out);
+        attend_run(kind, a, &w, end, smaller(end + FL_RUN, a->end), w.max, w.sum, w.out);
         merge(a->rows, a->stride, a->max, a->sum, a->out, w.max, w.sum, w.out);
     }
 }
 
-static FL_INLINE void probabilities(const form k, const fl_attend *a, float *out) {
+static FL_INLINE void probabilities(const form kind, const fl_attend *a, float *out) {
+    enum { VECTORS = FL_PAGE / FL_LANES };
     workspace w = workspace_of(a);
     const char *page = a->pages[a->begin / FL_PAGE];
     matrix keys = keys_of(a, page);
+    page_lines lines = {0};
     keys.next = keys.data;
-    keys = widen(k, &keys, a->head_dim, FL_PAGE / FL_LANES, w.wide);
+    if (kind == Q8 || kind == Q4) lines = key_lines(kind, a, &w, page, VECTORS);
+    else keys = widen(kind, &keys, a->head_dim, VECTORS, w.wide);
     w.scores = out;
     for (size_t i = 0; i < strips_of(a); i++) {
         const strip t = strip_of(a, i, a->begin, a->end);
-        strip_scores(WIDE, a, &w, &t, &keys, mask_of(a, page), FL_PAGE / FL_LANES);
+        if (kind == Q8 || kind == Q4) strip_scores_q8(a, &w, &t, &lines, VECTORS);
+        else strip_scores(WIDE, a, &w, &t, &keys, VECTORS);
+        strip_cap(a, &w, &t, page, VECTORS);
     }
     for (size_t r = 0; r < a->rows; r++) {
         hide(a, &w, r, a->begin);
@@ -284,12 +395,13 @@ static FL_INLINE void probabilities(const form k, const fl_attend *a, float *out
     }
 }
 
-#define ATTEND(name, k, v)                                             \
-    static void attend_##name(const fl_attend *a) { attend(k, v, a); } \
-    static void probabilities_##name(const fl_attend *a, float *out) { probabilities(k, a, out); }
-ATTEND(f32, F32, F32)
-ATTEND(f16, F16, F16)
-ATTEND(q8, Q8_KEYS, Q8_VALUES)
+#define ATTEND(name, kind)                                             \
+    static void attend_##name(const fl_attend *a) { attend(kind, a); } \
+    static void probabilities_##name(const fl_attend *a, float *out) { probabilities(kind, a, out); }
+ATTEND(f32, F32)
+ATTEND(f16, F16)
+ATTEND(q8, Q8)
+ATTEND(q4, Q4)
 #undef ATTEND
 
 #endif

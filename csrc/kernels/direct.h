@@ -90,13 +90,13 @@ static FL_INLINE void tile_int8(const size_t P, const size_t T, const fl_type ty
                 load_lines(type, table, w[i] + lines + g * fl_group_bytes(type), quarter, line);
                 FL_UNROLL for (size_t h = 0; h < 2; h++)
                     FL_UNROLL for (size_t t = 0; t < T; t++)
-                        dot[i][t] = vi_dot_at(dot[i][t], line[h], x[t][g].q, 8 * quarter + 4 * h);
+                        dot[i][t] = dot_at(type, dot[i][t], line[h], x[t][g].q, 8 * quarter + 4 * h);
             }
         FL_UNROLL for (size_t i = 0; i < P; i++) {
             const uint8_t *scales = w[i] + g * fl_group_scales(type);
             const vf scale = load_scales(scales);
             FL_UNROLL for (size_t t = 0; t < T; t++)
-                sum[i][t] = vf_fma(vf_from_vi(dot[i][t]), vf_mul(scale, vf_set1(x[t][g].scale)), sum[i][t]);
+                sum[i][t] = vf_fma(dot_end(type, dot[i][t]), vf_mul(scale, vf_set1(x[t][g].scale)), sum[i][t]);
             if (type != FL_Q4_MIN) continue;
             const vf minimum = load_minima(scales);
             FL_UNROLL for (size_t t = 0; t < T; t++) sum[i][t] = vf_fma(minimum, vf_set1(x[t][g].sum), sum[i][t]);

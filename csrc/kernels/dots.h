@@ -26,13 +26,13 @@ static FL_INLINE void stretch_tile(const size_t P, const size_t T, const fl_type
                 line[i] = vb_reload(s->lines[i] + g * FL_LANES * FL_GROUP + k * FL_LANES);
             FL_UNROLL for (size_t j = 0; j < T; j++)
                 FL_UNROLL for (size_t i = 0; i < P; i++)
-                    dot[i][j] = vi_dot_at(dot[i][j], line[i], q + j * FL_GROUP, k);
+                    dot[i][j] = dot_at(type, dot[i][j], line[i], q + j * FL_GROUP, k);
         }
         FL_UNROLL for (size_t i = 0; i < P; i++) {
             const uint8_t *scales = s->scales[i] + g * fl_group_scales(type);
             const vf scale = load_scales(scales);
             FL_UNROLL for (size_t j = 0; j < T; j++)
-                sum[i][j] = vf_fma(vf_from_vi(dot[i][j]), vf_mul(scale, vf_set1(x[g].scale[place + j])), sum[i][j]);
+                sum[i][j] = vf_fma(dot_end(type, dot[i][j]), vf_mul(scale, vf_set1(x[g].scale[place + j])), sum[i][j]);
             if (type == FL_Q4_MIN) {
                 const vf minimum = load_minima(scales);
                 FL_UNROLL for (size_t j = 0; j < T; j++)

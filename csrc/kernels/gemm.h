@@ -1,4 +1,4 @@
-// Products of a few rows of floats with a page's keys or values, in whatever form the page stores them.
+// Products of a few rows of floats with a page's keys or values, where these are floats; lines.h has those in int8.
 #ifndef FL_GEMM_H
 #define FL_GEMM_H
 
@@ -6,42 +6,35 @@
 
 // ---- keys and values -----------------------------------------------------------------------------------------------
 
-// How a page's keys (head_dim, 64) or values (64, stride) are stored. WIDE: converted to floats, for several strips.
-typedef enum form { WIDE, F32, F16, Q8_KEYS, Q8_VALUES } form;
+// How a page's keys (head_dim, 64) or values (64, stride) are stored. WIDE: converted to f32, for several strips.
+typedef enum form { WIDE, F32, F16, Q8, Q4 } form;
 
 typedef struct matrix {
     const char *data;
-    size_t stride;       // elements from one row to the next
-    const float *scales; // of int8: (groups, 64) of keys, (64, groups) of values
-    size_t groups;
-    const char *next;    // a matrix of the same form that is needed next, and is fetched while this one is read
+    size_t stride;    // elements from one row to the next
+    const char *next; // a matrix of the same form that is needed next, and is fetched while this one is read
 } matrix;
 
 // Vector v, of 16 elements, of a row.
 static FL_INLINE vf load_vector(const form kind, const matrix *m, size_t row, size_t v) {
     const size_t at = row * m->stride + v * FL_LANES;
-    const int8_t *bytes = (const int8_t *)m->data + at;
-    if (kind == Q8_KEYS) return vf_mul(vf_load_i8(bytes), vf_load(m->scales + row / FL_GROUP * FL_PAGE + v * FL_LANES));
-    if (kind == Q8_VALUES)
-        return vf_mul(vf_load_i8(bytes), vf_set1(m->scales[row * m->groups + v * FL_LANES / FL_GROUP]));
     if (kind == F16) return vf_load_f16((const uint16_t *)(const void *)m->data + at);
     return vf_load((const float *)(const void *)m->data + at);
 }
 
 // Fetches of the next matrix what lies where `vectors` vectors of this one are read, from vector v of a row on.
 static FL_INLINE void fetch_next(const form kind, const matrix *m, size_t row, size_t v, size_t vectors) {
-    const size_t size = kind == F32 ? 4 : kind == F16 ? 2 : 1, at = row * m->stride + v * FL_LANES;
+    const size_t size = kind == F32 ? 4 : 2, at = row * m->stride + v * FL_LANES;
     for (size_t i = 0; kind != WIDE && i < vectors; i += FL_ALIGN / FL_LANES / size)
         FL_PREFETCH(m->next + (at + i * FL_LANES) * size);
 }
 
 // The rows of a matrix from `row` on.
 static FL_INLINE matrix rows_from(const form kind, const matrix *m, size_t row) {
-    const size_t at = row * m->stride * (kind == WIDE || kind == F32 ? 4 : kind == F16 ? 2 : 1);
+    const size_t at = row * m->stride * (kind == F16 ? 2 : 4);
     matrix rest = *m;
     rest.data += at;
     if (kind != WIDE) rest.next += at;
-    if (kind == Q8_VALUES) rest.scales += row * m->groups;
     return rest;
 }
 
@@ -126,12 +119,10 @@ static FL_INLINE void gemm_rows(const size_t R, const form kind, const gemm *m) 
 GEMM(wide, WIDE)
 GEMM(f32, F32)
 GEMM(f16, F16)
-GEMM(q8_keys, Q8_KEYS)
-GEMM(q8_values, Q8_VALUES)
 #undef GEMM
 
 static FL_INLINE void multiply(const form kind, size_t rows, const gemm *m) {
-    static void (*const of[])(size_t, const gemm *) = {gemm_wide, gemm_f32, gemm_f16, gemm_q8_keys, gemm_q8_values};
+    static void (*const of[])(size_t, const gemm *) = {gemm_wide, gemm_f32, gemm_f16};
     of[kind](rows, m);
 }
 

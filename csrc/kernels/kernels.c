@@ -12,6 +12,7 @@
 #include "peak.h"
 #include "quantize.h"
 #include "round.h"
+#include "turn.h"
 
 #define NAME2(isa) fl_kernels_##isa
 #define NAME(isa) NAME2(isa)
@@ -28,14 +29,18 @@ const fl_kernels NAME(FL_ISA) = {
     .act = {[FL_SILU] = act_silu, [FL_GELU_TANH] = act_gelu_tanh, [FL_GELU_ERF] = act_gelu_erf,
             [FL_QUICK_GELU] = act_quick_gelu, [FL_RELU] = act_relu},
     .softcap = softcap,
-    .attend = {[FL_F32] = attend_f32, [FL_F16] = attend_f16, [FL_Q8] = attend_q8},
+    .attend = {[FL_F32] = attend_f32, [FL_F16] = attend_f16, [FL_Q8] = attend_q8, [FL_Q4] = attend_q4},
     .merge = merge,
-    .probabilities = {[FL_F32] = probabilities_f32, [FL_F16] = probabilities_f16, [FL_Q8] = probabilities_q8},
+    .probabilities = {[FL_F32] = probabilities_f32, [FL_F16] = probabilities_f16, [FL_Q8] = probabilities_q8,
+                      [FL_Q4] = probabilities_q4},
     .q8_search = q8_search,
     .q4_search = q4_search,
     .q4_round = q4_round,
     .q4_descend = q4_descend,
     .to_f16 = to_f16,
+    .turn = turn,
+    .to_int8 = to_int8,
+    .to_codes = to_codes,
     .max = max_index,
     .softmax = softmax,
     .above = above,

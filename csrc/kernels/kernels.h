@@ -27,12 +27,12 @@ struct fl_kernels {
     // x = cap * tanh(x / cap), NaN where x is not finite. n a multiple of 16.
     void (*softcap)(float *x, size_t n, float cap);
     // Attention, by the type of keys and values: writes max, sum and out.
-    void (*attend[FL_Q8 + 1])(const fl_attend *a);
+    void (*attend[FL_TYPES])(const fl_attend *a);
     // Merges the next run's max, sum and out into those of the runs before it.
     void (*merge)(size_t rows, size_t stride, float *max, float *sum, float *out, const float *next_max,
                   const float *next_sum, const float *next_out);
     // out (rows, 64): probabilities of the one page [a->begin, a->end), where a->max and a->sum are of all positions.
-    void (*probabilities[FL_Q8 + 1])(const fl_attend *a, float *out);
+    void (*probabilities[FL_TYPES])(const fl_attend *a, float *out);
     // The 16 scales, f16 as floats, of a group x (32, 16) that round it to int8 with the least squared error, of those
     // from largest / 127 up to 4 % above. largest (16,) is the largest magnitude of a row.
     void (*q8_search)(const float (*x)[FL_LANES], const float *largest, float *scale);
@@ -49,6 +49,15 @@ struct fl_kernels {
     void (*q4_descend)(const fl_q4_group *g, float (*slope)[FL_LANES], const float *h);
     // n floats to f16, rounded to nearest even.
     void (*to_f16)(uint16_t *out, const float *x, size_t n);
+    // Turns x (n,) by Walsh-Hadamard matrices of up to `most` channels, a power of two, each the largest that fits. The
+    // same again turns it back.
+    void (*turn)(float *x, size_t n, size_t most);
+    // Rounds x (n,), n a multiple of 16, to integers of -most to most with one scale, and returns their sum. The scale
+    // makes of the largest magnitude `most`, or up to `widest` steps where cutting it off has the least squared error.
+    // With a NaN or an infinity the scale is NaN, and q zero.
+    int32_t (*to_int8)(const float *x, size_t n, float most, float widest, int8_t *q, float *scale);
+    // The same to codes of four bits, see turn.h, for any n: x is zero, and there are codes, up to a multiple of 16.
+    void (*to_codes)(const float *x, size_t n, uint8_t *codes, float *scale);
     // The largest of n >= 1 logits, the lowest index that has it, and whether all are finite. With a NaN among them the
     // largest is any number, and the index is below n.
     float (*max)(const float *x, size_t n, size_t *index, int *finite);

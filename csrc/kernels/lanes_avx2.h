@@ -87,6 +87,10 @@ static inline vi vi_dot(vi c, vb w, int32_t a4) {
     const __m256i a = _mm256_set1_epi32(a4);
     return (vi){_mm256_dpbusd_avx_epi32(c.l, w.l, a), _mm256_dpbusd_avx_epi32(c.h, w.h, a)};
 }
+static inline vi vi_dot_positive(vi c, vb w, int32_t a4) {
+    const __m256i a = _mm256_set1_epi32(a4);
+    return (vi){_mm256_dpbusd_avx_epi32(c.l, a, w.l), _mm256_dpbusd_avx_epi32(c.h, a, w.h)};
+}
 static inline vi vi_dot_start(int32_t bias) { return vi_set1(bias); }
 #else
 // vpmaddubsw multiplies unsigned by signed, so it multiplies |w| by a with w's sign. Sums of two products fit int16, as
@@ -107,13 +111,42 @@ static inline __m256i fl_dot_half(__m256i c, __m256i w, __m256i abs_w, __m256i a
 }
 static inline vi vi_dot(vi c, vb w, int32_t a4) {
     const __m256i a = _mm256_set1_epi32(a4);
-    return (vi){fl_dot_half(c.l, w.l, w.abs_l, a), fl_dot_half(c.h, w.h, w.abs_h, a)};
+    c = (vi){fl_dot_half(c.l, w.l, w.abs_l, a), fl_dot_half(c.h, w.h, w.abs_h, a)};
+    FL_KEEP_ORDER(c.l);
+    FL_KEEP_ORDER(c.h);
+    return c;
+}
+static inline __m256i fl_dot_positive_half(__m256i c, __m256i w, __m256i a) {
+    return _mm256_add_epi32(c, _mm256_madd_epi16(_mm256_maddubs_epi16(a, w), _mm256_set1_epi16(1)));
+}
+static inline vi vi_dot_positive(vi c, vb w, int32_t a4) {
+    const __m256i a = _mm256_set1_epi32(a4);
+    return (vi){fl_dot_positive_half(c.l, w.l, a), fl_dot_positive_half(c.h, w.h, a)};
 }
 static inline vi vi_dot_start(int32_t bias) { (void)bias; return vi_set1(0); }
+// Weights of 0 to 15 need no sign, and 16 of their products add up in int16: 16 * 15 * 127 < 32768.
+#define FL_DOT_CODES
+static inline vi vi_dot_codes_at(vi c, vb w, const int8_t *q, size_t k) {
+    int32_t four;
+    memcpy(&four, q + k, 4);
+    const __m256i a = _mm256_set1_epi32(four);
+    c = (vi){_mm256_add_epi16(c.l, _mm256_maddubs_epi16(w.l, a)),
+             _mm256_add_epi16(c.h, _mm256_maddubs_epi16(w.h, a))};
+    FL_KEEP_ORDER(c.l);
+    FL_KEEP_ORDER(c.h);
+    return c;
+}
+static inline vi vi_from_codes_dot(vi c) {
+    const __m256i one = _mm256_set1_epi16(1);
+    return (vi){_mm256_madd_epi16(c.l, one), _mm256_madd_epi16(c.h, one)};
+}
 #endif
 static inline void vb_store(uint8_t *p, vb w) {
     _mm256_store_si256((void *)p, w.l);
     _mm256_store_si256((void *)(p + 32), w.h);
+}
+static inline vt vt_load_signed(const int8_t *values) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)values));
 }
 static inline void vb_load_codes(const uint8_t *p, vt table, vb *low, vb *high) {
     const __m256i *q = (const void *)p, l = _mm256_loadu_si256(q), h = _mm256_loadu_si256(q + 1);

@@ -66,6 +66,9 @@ static inline vt vt_load(const int8_t *values) {
     return _mm512_xor_si512(_mm512_broadcast_i32x4(_mm_loadu_si128((const void *)values)),
                             _mm512_set1_epi8((char)0x80));
 }
+static inline vt vt_load_signed(const int8_t *values) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)values));
+}
 static inline void vb_load_codes(const uint8_t *p, vt table, vb *low, vb *high) {
     const __m512i codes = _mm512_loadu_si512(p);
 #ifdef FL_AMX // VBMI looks up six bits, in the table four times over: the upper two bits need not be masked
@@ -78,6 +81,9 @@ static inline void vb_load_codes(const uint8_t *p, vt table, vb *low, vb *high) 
 #endif
 }
 static inline vi vi_dot(vi c, vb w, int32_t a4) { return _mm512_dpbusd_epi32(c, w, _mm512_set1_epi32(a4)); }
+static inline vi vi_dot_positive(vi c, vb w, int32_t a4) {
+    return _mm512_dpbusd_epi32(c, _mm512_set1_epi32(a4), w);
+}
 static inline vi vi_dot_start(int32_t bias) { return _mm512_set1_epi32(bias); }
 
 static inline vf vf_load_i8(const int8_t *p) {

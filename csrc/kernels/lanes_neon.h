@@ -66,6 +66,7 @@ static inline void vb_store(uint8_t *p, vb w) {
 }
 static inline vb vb_reload(const uint8_t *p) { return vb_load((const int8_t *)p); }
 static inline vt vt_load(const int8_t *values) { return vld1q_s8(values); }
+static inline vt vt_load_signed(const int8_t *values) { return vt_load(values); }
 static inline void vb_load_codes(const uint8_t *p, vt table, vb *low, vb *high) {
     for (int j = 0; j < 4; j++) {
         const uint8x16_t codes = vld1q_u8(p + 16 * j);
@@ -89,6 +90,7 @@ static inline vi vi_dot_at(vi c, vb w, const int8_t *q, size_t k) {
                                : vdotq_laneq_s32(c.v[j], w.v[j], a, 3);
     return o;
 }
+static inline vi vi_dot_positive(vi c, vb w, int32_t a4) { return vi_dot(c, w, a4); }
 static inline vi vi_dot_start(int32_t bias) { (void)bias; return vi_set1(0); }
 
 static inline vf vf_load_i8(const int8_t *p) {

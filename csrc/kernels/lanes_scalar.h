@@ -74,6 +74,8 @@ static inline vt vt_load(const int8_t *values) {
     memcpy(o.v, values, sizeof o.v);
     return o;
 }
+// A table for lines that vi_dot_positive takes.
+static inline vt vt_load_signed(const int8_t *values) { return vt_load(values); }
 // The two lines whose codes are in the low and in the high four bits of a q4 line.
 static inline void vb_load_codes(const uint8_t *p, vt table, vb *low, vb *high) {
     for (int j = 0; j < 64; j++) {
@@ -87,6 +89,9 @@ static inline vi vi_dot(vi c, vb w, int32_t a4) {
     memcpy(a, &a4, 4);
     EACH_I(c.v[j] + w.w[4 * j] * a[0] + w.w[4 * j + 1] * a[1] + w.w[4 * j + 2] * a[2] + w.w[4 * j + 3] * a[3]);
 }
+// The same for a line that vb_reload reads from where no vb_store wrote it, or that has a table of vt_load_signed, and
+// four a of 0 to 127. It needs no bias.
+static inline vi vi_dot_positive(vi c, vb w, int32_t a4) { return vi_dot(c, w, a4); }
 // What the sum of vi_dot begins with: the bias (see fl_q8_group) where its instruction takes w + 128 for w.
 static inline vi vi_dot_start(int32_t bias) { (void)bias; return vi_set1(0); }
 

@@ -46,4 +46,14 @@ static FL_INLINE void load_lines(const fl_type type, const vt table, const uint8
     }
 }
 
+// Adds to the products of a group, `dot`, those of a line with the activations q[k .. k + 3].
+static FL_INLINE vi dot_at(const fl_type type, vi dot, vb line, const int8_t *q, size_t k) {
+    return type == FL_Q4_MIN ? vi_dot_codes_at(dot, line, q, k) : vi_dot_at(dot, line, q, k);
+}
+
+// The products of a whole group.
+static FL_INLINE vf dot_end(const fl_type type, vi dot) {
+    return vf_from_vi(type == FL_Q4_MIN ? vi_from_codes_dot(dot) : dot);
+}
+
 #endif

@@ -65,6 +65,7 @@ static const struct {
     [ACT] = {"act", "of the input", 1e-6},
     [SOFTCAP] = {"softcap", "of the cap", 3e-7},
     [ATTEND] = {"attend", "of sum p |v|", 5e-6},
+    [ATTEND_INT8] = {"attend q8 q4", "of sum p max |v|", 5e-4},
     [SOFTMAX] = {"softmax", "of the value", 2e-6},
     [EXP] = {"exp", "ulp", 1.5},
     [ROPE] = {"rope angles", "ulp", 0.51},

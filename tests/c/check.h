@@ -22,8 +22,8 @@ void same_floats(size_t number, const char *isa, const float *got, size_t n);
 
 // Notes a difference from a plain loop in double precision. conclude() compares the largest of each kind with its
 // limit.
-enum { PACK, BLOCKS, MATMUL_FLOAT, MATMUL_INT8, QUANTIZE, NORM, ACT, SOFTCAP, ATTEND, SOFTMAX, EXP, ROPE, DENSE,
-       ORACLES };
+enum { PACK, BLOCKS, MATMUL_FLOAT, MATMUL_INT8, QUANTIZE, NORM, ACT, SOFTCAP, ATTEND, ATTEND_INT8, SOFTMAX, EXP, ROPE,
+       DENSE, ORACLES };
 void measure(int which, double difference);
 double ulps(float got, double want);
 

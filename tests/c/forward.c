@@ -241,7 +241,8 @@ void test_forward(void) {
     static const struct { fl_type weights, kv; int rich, causal, precise; } kinds[] = {
         {FL_F32, FL_F32, 0, 1, 0}, {FL_Q8, FL_F16, 0, 1, 0}, {FL_Q4_MIN, FL_F32, 0, 1, 0}, {FL_BF16, FL_F16, 0, 1, 0},
         {FL_F32, FL_F16, 1, 1, 0}, {FL_Q8, FL_F32, 1, 1, 0}, {FL_Q4, FL_F16, 1, 1, 0}, {FL_Q8, FL_Q8, 0, 1, 0},
-        {FL_F32, FL_Q8, 1, 1, 0}, {FL_F32, FL_F32, 1, 0, 0}, {FL_Q8, FL_F16, 1, 0, 0}, {FL_Q8, FL_F32, 0, 1, 1},
+        {FL_F32, FL_Q8, 1, 1, 0}, {FL_Q8, FL_Q4, 0, 1, 0},
+        {FL_F32, FL_Q4, 1, 1, 0}, {FL_F32, FL_F32, 1, 0, 0}, {FL_Q8, FL_F16, 1, 0, 0}, {FL_Q8, FL_F32, 0, 1, 1},
         {FL_Q4_MIN, FL_F32, 1, 1, 1}};
     static const size_t chunks[] = {LONGEST, 1, 7, 64, 33};
     static float logits[SEQUENCES][LONGEST][LOGITS];

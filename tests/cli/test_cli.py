@@ -113,6 +113,7 @@ def test_embed_prints_a_line_for_each_text() -> None:
         (["convert", str(TINY)], "OUT"),
         (["embed", str(TINY), "hi", "--pooling", "sum"], "--pooling"),
         (["run", str(TINY), "--revision", "main"], "not a name of the hub"),
+        (["run", str(TINY), "--kv", "q5"], "kv must be one of f32, f16, q8, q4, not 'q5'"),
         (["run", "nothing.bin"], "nothing.bin does not exist"),
         (["run", "."], "folder"),
         (["run", str(TINY), "-z", "nothing.model"], "nothing.model does not exist"),

@@ -35,7 +35,7 @@ def built(name, dtype, kv_dtype, isa, seed=1):
     return model, cfg.vocab_size, tokens
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "q8"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "q8", "q4"])
 @pytest.mark.parametrize(("name", "dtype"), TYPES)
 def test_instruction_sets_threads_and_chunks(name, dtype, kv_dtype):
     model, size, tokens = built(name, dtype, kv_dtype, "scalar")
@@ -145,7 +145,7 @@ def test_ragged_batches(name, dtype, isa):
         assert (a == b).all()
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "q8"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "q8", "q4"])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "window"), [(9, 3, 8, 0), (4, 4, 10, 0), (7, 1, 18, 530)])
 def test_past_runs(heads, kv_heads, head_dim, window, kv_dtype):
     """Contexts of several runs of 512 positions: one text, a few tokens at a time, several texts at once.
@@ -201,7 +201,7 @@ def test_a_failed_forward_leaves_the_sequence_as_it_was():
     assert (writers.append(model, sequence, tokens[20:], size) == expected[20:]).all()
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "q8"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "q8", "q4"])
 def test_truncated_and_continued(kv_dtype):
     """A page still holds keys and values of the text that had it before; no other text may read them."""
     model, size, _ = built("one_kv_head", "f32", kv_dtype, None)

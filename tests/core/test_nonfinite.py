@@ -50,7 +50,7 @@ def test_experts_of_scores_that_are_no_numbers(used, count):
     assert (llm.logits([1, 2, 3] * 20) == before).all()
 
 
-@pytest.mark.parametrize("kv", ["f32", "f16", "q8"])
+@pytest.mark.parametrize("kv", ["f32", "f16", "q8", "q4"])
 def test_a_token_does_not_change_rows_before_it(kv):
     """The broken token's values are infinite. Earlier rows must skip them: even a weight of 0 would give NaN."""
     cfg = writers.config(64, 96, 4, 2, 61, n_layers=1)

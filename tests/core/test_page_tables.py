@@ -111,7 +111,7 @@ class Texts:
 ACTIONS = ["append", "step", "cut", "fork", "keep", "join", "copy", "drop"]
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "q8"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "q8", "q4"])
 @pytest.mark.parametrize("windows", WINDOWS)
 @given(actions=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 9), st.integers(0, 300)), max_size=25))
 def test_any_history(windows, kv_dtype, actions):

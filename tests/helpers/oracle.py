@@ -36,10 +36,10 @@ def forward(cfg, weights, tokens, **options):
     return run(cfg, weights, tokens, **options).logits
 
 
-def run(cfg, weights, tokens, *, activations=lambda x: x, kv=lambda x: x):
+def run(cfg, weights, tokens, *, activations=lambda x: x, kv=lambda x, what: x):
     """Runs a model over a text in float64.
 
-    activations: a function that rounds the inputs of every matrix. kv: one that rounds keys and values.
+    activations: a function that rounds the inputs of every matrix. kv: one that rounds a "query", "key" or "value".
     Rotary pairs are channels (2i, 2i + 1) of the first rotary_dim of a head, rotated as complex numbers.
     """
     return _Transformer(cfg, weights, activations, kv).run(np.asarray(tokens))
@@ -156,11 +156,14 @@ class _Transformer:
         q = self.rotated(self.heads(x, i, "q", cfg.n_heads), i) * cfg.attn_scale
         k = self.rotated(self.heads(x, i, "k", cfg.n_kv_heads), i)
         v = self.heads(x, i, "v", cfg.n_kv_heads)
-        # kv may round 32 channels together, so they must be in the core's order: pairs half a rotary_dim apart.
+        # kv may turn or round channels together, so they must be in the core's order: pairs half a rotary_dim apart.
         half = np.arange(cfg.rotary_dim).reshape(-1, 2).T.reshape(-1)
         order = np.concatenate([half, np.arange(cfg.rotary_dim, cfg.head_dim)])
-        k = self.kv(k[..., order])[..., np.argsort(order)].astype(np.float64)
-        v = self.kv(v).astype(np.float64)
+        q, k = (
+            self.kv(x[..., order], what)[..., np.argsort(order)].astype(np.float64)
+            for x, what in ((q, "query"), (k, "key"))
+        )
+        v = self.kv(v, "value").astype(np.float64)
         seen = at <= at[:, None] if cfg.causal else np.ones((len(x), len(x)), bool)
         if window := cfg.layer_window(i):
             seen = seen & (np.abs(at[:, None] - at) < window)

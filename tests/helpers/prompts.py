@@ -7,7 +7,7 @@ from fastllm.engine.disk import PromptCache
 from helpers import writers
 
 WINDOWS = {"full": (), "windows": (20, 0, 150), "only windows": (100, 100)}
-KV = ["f32", "f16", "q8"]
+KV = ["f32", "f16", "q8", "q4"]
 KEY = bytes(32)
 
 

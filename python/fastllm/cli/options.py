@@ -26,7 +26,7 @@ def model_options(parser: argparse.ArgumentParser) -> None:
         help="convert weights to f32, f16, bf16, q8 or q4 (default: as in the file, or q8)",
     )
     precise_options(model)
-    model.add_argument("--kv", metavar="TYPE", help="of keys and values: f32, f16 or q8 (default: f16; f32 with f32)")
+    model.add_argument("--kv", metavar="TYPE", help="keys and values: f32, f16, q8 or q4 (default: f16; f32 with f32)")
     model.add_argument("--context", type=int, metavar="N", help="positions a text may have (default: the model's)")
     opening_options(model)
     model.add_argument(

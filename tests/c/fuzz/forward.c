@@ -137,10 +137,10 @@ static void make_layer(const fl_model *m, fl_layer *l, int gated, int moe) {
 
 static fl_model make_model(fl_layer *layers, fl_kind *kinds) {
     static const size_t odds[] = {0, 4096, 512, 64, 8};
-    static const fl_type kv[] = {FL_F32, FL_F16, FL_Q8};
+    static const fl_type kv[] = {FL_F32, FL_F16, FL_Q8, FL_Q4};
     odd = odds[pick(4)];
     const int gated = (int)pick(1), moe = !pick(2), large = !pick(31); // small as a rule: thousands in a second
-    fl_model m = {.kv_type = kv[pick(2)], .layers = layers, .kinds = kinds};
+    fl_model m = {.kv_type = kv[pick(3)], .layers = layers, .kinds = kinds};
     fl_config *c = &m.config;
     c->causal = pick(3) > 0;
     c->parallel = !moe && !pick(3);
