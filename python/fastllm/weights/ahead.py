@@ -4,7 +4,8 @@
     piece 7 --> the next buffer -> threads: 4, 5, 6            piece 3
 
 A team of threads that shares each piece would wait at its end for the last of them: on a busy machine, where one is off
-its core, that takes several times as long.
+its core, that takes several times as long. Matrices whose rows are reordered are one piece, and may be large: each is
+packed when all before it are written, and nothing beside it: there a team is better.
 """
 
 from __future__ import annotations
@@ -26,25 +27,45 @@ def packed(plans: Mapping[str, Plan], pack: Pack, threads: int) -> Iterator[memo
     """
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    pieces = ((name, matrix, rows) for name, matrix in plans.items() for rows in chunks(matrix))
-    most = max((rows.nbytes for matrix in plans.values() for rows in chunks(matrix)), default=0)
-    free = deque(memoryview(_core.Buffer(most)) for _ in range(threads + 1)) if most else deque[memoryview]()
-    under_way: deque[tuple[Future[None], memoryview, int]] = deque()
+    free = deque(_Room() for _ in range(threads + 1))
+    alone = _Room()
+    under_way: deque[tuple[Future[None], _Room, memoryview]] = deque()
 
-    def first() -> tuple[memoryview, int]:
-        done, buffer, nbytes = under_way.popleft()
+    def next_one() -> Iterator[memoryview]:
+        """The first piece that is under way; then its memory is free."""
+        done, room, panels = under_way.popleft()
         done.result()
-        return buffer, nbytes
+        yield panels
+        free.append(room)
 
     with ThreadPoolExecutor(threads) as pool:
-        for name, matrix, rows in pieces:
-            data = matrix.source.read(rows.begin, rows.end)  # here: what reads may not be safe on several threads
-            if not free:
-                buffer, nbytes = first()
-                yield buffer[:nbytes]
-                free.append(buffer)
-            buffer = free.popleft()
-            under_way.append((pool.submit(pack, name, matrix, rows, data, buffer[: rows.nbytes]), buffer, rows.nbytes))
+        for name, matrix in plans.items():
+            for rows in chunks(matrix):
+                data = matrix.source.read(rows.begin, rows.end)  # here: what reads may not be safe on several threads
+                if matrix.weight.rows is not None:
+                    while under_way:
+                        yield from next_one()
+                    panels = alone.of(rows.nbytes)
+                    pack(name, matrix, rows, data, panels)
+                    yield panels
+                    continue
+                if not free:
+                    yield from next_one()
+                room = free.popleft()
+                panels = room.of(rows.nbytes)
+                under_way.append((pool.submit(pack, name, matrix, rows, data, panels), room, panels))
         while under_way:
-            buffer, nbytes = first()
-            yield buffer[:nbytes]
+            yield from next_one()
+
+
+class _Room:
+    """Aligned memory that is used again, and grows."""
+
+    def __init__(self) -> None:
+        self._memory = memoryview(b"")
+
+    def of(self, nbytes: int) -> memoryview:
+        """The first nbytes of it."""
+        if len(self._memory) < nbytes:
+            self._memory = memoryview(_core.Buffer(nbytes))
+        return self._memory[:nbytes]

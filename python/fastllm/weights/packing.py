@@ -77,12 +77,14 @@ class Plan(NamedTuple):
 def plan(recipe: Recipe, dtype: str | None, *, pruned: bool = False) -> dict[str, Plan]:
     """How each matrix of a recipe is packed, in the order in which a forward reads them.
 
-    dtype: one of store.DTYPES; None chooses for each matrix the type that holds its values exactly. In a quantized file
-    that is q8 for blocks that no type holds so, and for f32, which mostly is what was made of blocks. pruned:
+    dtype: one of store.DTYPES; None chooses for each matrix the type that holds its values exactly. In a model with
+    blocks, or that had them before it was pruned, that is q8 for blocks that no type holds so, and for f32, which
+    mostly is what was made of blocks. pruned:
     whether layers have zeros, which stay in q4 too. Raises CheckpointError for a matrix that is missing, has a wrong
     shape, or has no place in the config.
     """
-    quantized = any(weight.tensor.stored for weight in recipe.matrices.values())
+    tensors = [weight.tensor for weight in recipe.matrices.values()]
+    quantized = any(tensor.dtype in BLOCKS or (pruned and tensor.stored) for tensor in tensors)
     _check_names(recipe.matrices, {name for name, *_ in recipe.config.matrices()})
     plans = {}
     for name, shape, required in recipe.config.matrices():
@@ -133,7 +135,7 @@ def _is_sensitive(config: Config, name: str) -> bool:
 
 
 def _kept_dtype(tensor: Tensor, quantized: bool) -> str:
-    """The type that a tensor is kept as, in a file that is `quantized` or is not."""
+    """The type that a tensor is kept as, in a model that has blocks (`quantized`) or none."""
     if tensor.dtype in BLOCKS:
         return BLOCKS[tensor.dtype][2] or "q8"
     return "q8" if quantized and tensor.dtype == "f32" else tensor.dtype
