@@ -224,12 +224,8 @@ def _pruned(
     if asked.method is not None:  # blocks that weights are taken out of are blocks no more
         matrices = {name: w._replace(tensor=unblocked(w.tensor)) for name, w in opened.recipe.matrices.items()}
         opened = opened._replace(recipe=opened.recipe._replace(matrices=matrices))
-<<<<<<< HEAD
-    total = sum(p.nbytes for p in plan(opened.recipe, asked.dtype or opened.dtype).values())
-=======
-    plans = plan(opened.recipe, dtype or opened.dtype, pruned=method is not None)
+    plans = plan(opened.recipe, asked.dtype or opened.dtype, pruned=asked.method is not None)
     total = sum(p.nbytes for p in plans.values())
->>>>>>> w19-cache
     done = 0
 
     def step() -> None:
@@ -259,15 +255,9 @@ def parts(
     total, done = sum(p.nbytes for p in plans.values()), 0
 
     def pack_piece(name: str, matrix: Plan, rows: Rows, data: Bytes, out: memoryview) -> None:
-<<<<<<< HEAD
         # A reordered matrix is one piece, and what is calibrated is so in order: these have all threads.
         team = threads if known or matrix.weight.rows is not None else 1
         pack(matrix, rows, out, threads=team, name=name, known=known, data=data)
-=======
-        # What is calibrated is so in order, and a reordered matrix is one piece: each has all threads.
-        team = threads if calibration or matrix.weight.rows is not None else 1
-        pack(matrix, rows, out, threads=team, name=name, calibration=calibration, data=data)
->>>>>>> w19-cache
 
     pieces = packed(plans, pack_piece, 1 if known else threads)
 
