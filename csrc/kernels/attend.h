@@ -239,23 +239,26 @@ static FL_INLINE void attend_floats(const form kind, const fl_attend *a, const w
 
 // ---- a page of int8 ------------------------------------------------------------------------------------------------
 
-// A page's keys as lines, of `vectors` vectors of positions: as they are, or unpacked to the working memory.
+// A page's keys as lines, of `vectors` vectors of positions: as they are, or unpacked to the working memory. `next` is
+// the next page, or this one.
 static FL_INLINE page_lines key_lines(const form kind, const fl_attend *a, const workspace *w, const char *page,
-                                      size_t vectors) {
+                                      const char *next, size_t vectors) {
     const char *keys = page + a->keys;
     const float *scales = (const float *)(const void *)(keys + FL_PAGE * a->stride);
     if (kind == Q4) {
         int8_t *out = (int8_t *)(w->wide + fl_groups(a->stride) * FL_PAGE);
-        unpack_keys(keys, a->stride, vectors, out, w->wide);
+        unpack_keys(keys, next + a->keys, a->stride, vectors, out, w->wide);
         keys = (const char *)out;
         scales = w->wide;
     }
-    return (page_lines){.data = (const int8_t *)keys, .vectors = FL_PAGE / FL_LANES, .scales = scales, .next = keys};
+    return (page_lines){.data = (const int8_t *)keys, .vectors = FL_PAGE / FL_LANES, .scales = scales,
+                        .next = kind == Q4 ? keys : next + a->keys};
 }
 
 // Its values as they are, but scales of f16 as floats, which go behind the unpacked keys: all that takes less than 64
 // rows of floats.
-static FL_INLINE page_lines value_lines(const form kind, const fl_attend *a, const workspace *w, const char *page) {
+static FL_INLINE page_lines value_lines(const form kind, const fl_attend *a, const workspace *w, const char *page,
+                                        const char *next) {
     const char *values = page + a->values;
     const float *scales = (const float *)(const void *)(values + FL_PAGE * a->stride);
     if (kind == Q4) {
@@ -265,7 +268,7 @@ static FL_INLINE page_lines value_lines(const form kind, const fl_attend *a, con
         scales = to;
     }
     return (page_lines){.data = (const int8_t *)values, .vectors = a->stride / FL_LANES, .scales = scales,
-                        .next = values};
+                        .next = next + a->values};
 }
 
 // strip_scores for keys in int8.
@@ -301,17 +304,24 @@ static FL_INLINE void weigh_values_q8(const form kind, const fl_attend *a, const
     }
 }
 
+// Fetches the scales of a page, which lie behind its keys and behind its values.
+static FL_INLINE void fetch_scales(const form kind, const fl_attend *a, const char *page) {
+    const size_t groups = fl_groups(a->head_dim), of_values = kind == Q4 ? groups : 1, size = kind == Q4 ? 2 : 4;
+    const char *keys = page + a->keys + FL_PAGE * a->stride * (kind == Q4 ? 6 : 8) / 8;
+    const char *values = page + a->values + FL_PAGE * a->stride * (kind == Q4 ? 4 : 8) / 8;
+    for (size_t i = 0; i < groups * FL_PAGE * size; i += FL_ALIGN) FL_PREFETCH(keys + i);
+    for (size_t i = 0; i < of_values * FL_PAGE * size; i += FL_ALIGN) FL_PREFETCH(values + i);
+}
+
 // attend_floats for keys and values in int8 or fewer bits.
 static FL_INLINE void attend_lines(const form kind, const fl_attend *a, const workspace *w, size_t begin, size_t end,
                                    size_t start, float *max, float *out) {
     const char *page = a->pages[start / FL_PAGE];
+    const char *next = start + FL_PAGE < a->end ? a->pages[start / FL_PAGE + 1] : page;
     const size_t seen = smaller(end - start, FL_PAGE);
-    page_lines keys = key_lines(kind, a, w, page, (seen + FL_LANES - 1) / FL_LANES);
-    page_lines values = value_lines(kind, a, w, page);
-    if (kind == Q8) { // the first strip fetches what comes next
-        keys.next = (const char *)values.data;
-        if (start + FL_PAGE < end) values.next = (const char *)a->pages[start / FL_PAGE + 1] + a->keys;
-    }
+    page_lines keys = key_lines(kind, a, w, page, next, (seen + FL_LANES - 1) / FL_LANES);
+    page_lines values = value_lines(kind, a, w, page, next);
+    fetch_scales(kind, a, next);
     for (size_t i = 0; i < strips_of(a); i++) {
         const strip t = strip_of(a, i, begin, end);
         if (start < t.first || start >= t.last) continue;
@@ -319,7 +329,7 @@ static FL_INLINE void attend_lines(const form kind, const fl_attend *a, const wo
         strip_cap(a, w, &t, page, vectors_of(&t, start));
         strip_softmax(a, w, &t, start, max);
         weigh_values_q8(kind, a, w, &t, start, &values, out);
-        keys.next = (const char *)keys.data;
+        keys.next = (const char *)keys.data; // the first strip has fetched the next page
         values.next = (const char *)values.data;
     }
 }
@@ -377,7 +387,7 @@ static FL_INLINE void probabilities(const form kind, const fl_attend *a, float *
     matrix keys = keys_of(a, page);
     page_lines lines = {0};
     keys.next = keys.data;
-    if (kind == Q8 || kind == Q4) lines = key_lines(kind, a, &w, page, VECTORS);
+    if (kind == Q8 || kind == Q4) lines = key_lines(kind, a, &w, page, page, VECTORS);
     else keys = widen(kind, &keys, a->head_dim, VECTORS, w.wide);
     w.scores = out;
     for (size_t i = 0; i < strips_of(a); i++) {

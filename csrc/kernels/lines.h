@@ -46,13 +46,15 @@ static FL_INLINE int32_t four_at(const int8_t *q) {
 
 // Writes keys of six bits as lines, and their scales as floats: `vectors` vectors of positions, (stride / 4, 4) lines.
 // Four lines are stored as two with the low four bits of each two of them, and one with the high two of all four. See
-// pages.h.
-static void unpack_keys(const char *keys, size_t stride, size_t vectors, int8_t *out, float *scales) {
+// pages.h. What lies at `next`, keys too, is fetched meanwhile.
+static void unpack_keys(const char *keys, const char *next, size_t stride, size_t vectors, int8_t *out, float *scales) {
     enum { LINE = FL_ALIGN, VECTORS = FL_PAGE / FL_LANES };
     const char *halves = keys + FL_PAGE * stride * 6 / 8;
     for (size_t c = 0; c < stride / 16; c++)
         for (size_t v = 0; v < vectors; v++) {
-            const uint8_t *FL_RESTRICT from = (const uint8_t *)keys + (c * VECTORS + v) * 3 * LINE;
+            const size_t at = (c * VECTORS + v) * 3 * LINE;
+            const uint8_t *FL_RESTRICT from = (const uint8_t *)keys + at;
+            for (size_t j = 0; j < 3; j++) FL_PREFETCH(next + at + j * LINE);
             FL_UNROLL for (size_t j = 0; j < 4; j++) {
                 int8_t *FL_RESTRICT line = out + ((c * 4 + j) * VECTORS + v) * LINE;
                 for (size_t i = 0; i < LINE; i++) {
