@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fastllm.weights.source import Opened
 
 _LEAST, _MOST = 256, 16384  # tokens of a text: fewer say nothing, more say little more and are sampled
-_DEFAULT = Path(__file__).with_name("calibration.txt")
+DEFAULT = Path(__file__).with_name("calibration.txt")
 
 
 class Text(NamedTuple):
@@ -59,7 +59,7 @@ def default(opened: Opened) -> Text | str:
     if not (config.causal and config.head):
         return "it is no causal language model"
     try:
-        return given(opened, _DEFAULT.read_text(encoding="utf-8"))
+        return given(opened, DEFAULT.read_text(encoding="utf-8"))
     except (TokenizerError, OptionError) as error:
         return str(error)
 
