@@ -21,6 +21,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "kv.h"
 #include "pages.h"
 #include "rope.h"
 
@@ -68,20 +69,9 @@ static view view_of(const fl_worker *w, size_t layer) {
 
 // ---- keys and values -----------------------------------------------------------------------------------------------
 
-// Infinities of a key or value become NaN before it is stored. A key's infinity could make a score of -infinity, which
-// would weigh 0 and so hide that the key is broken.
-static void infinity_to_nan(float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) x[i] -= x[i] - x[i];
-}
-
-// Numbers past the largest f16 become that; NaN stays.
-static void saturate(float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) x[i] = x[i] > 65504.0f ? 65504.0f : x[i] < -65504.0f ? -65504.0f : x[i];
-}
-
 // The query or key that begins at channel `at` of x, a row of all heads, of the batch's token number `token`: normed
 // and rotated, to out (head_dim,).
-static void turn(const view *v, const float *x, size_t at, const float *norm, size_t token, float *out) {
+static void norm_and_rotate(const view *v, const float *x, size_t at, const float *norm, size_t token, float *out) {
     const fl_config *c = &v->m->config;
     const size_t half = c->rotary_dim / 2;
     x += at;
@@ -92,115 +82,12 @@ static void turn(const view *v, const float *x, size_t at, const float *norm, si
     if (v->cos) fl_rope(out, v->cos + token * half, v->sin + token * half, half);
 }
 
-// Copies x (head_dim,), which may be own->key, there, with zeros past it, and turns it in blocks of up to `most`.
-static float *turned(const view *v, const float *x, size_t most) {
-    float *key = v->w->own->key;
-    if (x != key) memcpy(key, x, v->head_dim * sizeof(float));
-    memset(key + v->head_dim, 0, (fl_round_up(v->head_dim, FL_GROUP) - v->head_dim) * sizeof(float));
-    v->m->kernels->turn(key, v->head_dim, most);
-    return key;
-}
-
-// The largest power of two up to head_dim: how wide values are turned.
-static size_t value_turn(const view *v) {
-    size_t n = 1;
-    while (2 * n <= v->head_dim) n *= 2;
-    return n;
-}
-
-// Writes a key (head_dim,) to a page, as position `slot` of it.
-static void store_key_q8(const view *v, const float *key, char *keys, size_t slot) {
-    float *scales = (float *)(void *)(keys + FL_PAGE * v->stride);
-    const float *x = turned(v, key, FL_GROUP);
-    int8_t *q = v->w->own->bytes, *line = (int8_t *)keys + slot * 4;
-    for (size_t g = 0; g < fl_groups(v->head_dim); g++)
-        v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, 127, 127, q + g * FL_GROUP, scales + g * FL_PAGE + slot);
-    for (size_t i = 0; i < v->stride; i += 4) memcpy(line + i * FL_PAGE, q + i, 4);
-}
-
-static void store_value_q8(const view *v, const float *value, char *values, size_t slot) {
-    float *scales = (float *)(void *)(values + FL_PAGE * v->stride);
-    int8_t *q = v->w->own->bytes, *line = (int8_t *)values + slot / 4 * 4 * v->stride + slot % 4;
-    v->m->kernels->to_int8(turned(v, value, value_turn(v)), v->stride, 127, 127, q, scales + slot);
-    for (size_t i = 0; i < v->stride; i++) line[4 * i] = q[i];
-}
-
-// A scale as f16. Those past the largest f16 become that.
-static void store_scale(const view *v, float scale, uint16_t *out) {
-    saturate(&scale, 1);
-    v->m->kernels->to_f16(out, &scale, 1);
-}
-
-// The same with six bits. Of 16 channels, four each of four lines, the low bits go to two lines, the high to a third.
-static void store_key_q4(const view *v, const float *key, char *keys, size_t slot) {
-    uint16_t *scales = (uint16_t *)(void *)(keys + FL_PAGE * v->stride * 6 / 8);
-    const float *x = turned(v, key, FL_GROUP);
-    int8_t *q = v->w->own->bytes;
-    for (size_t g = 0; g < fl_groups(v->head_dim); g++) {
-        float scale;
-        v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, 31, 36, q + g * FL_GROUP, &scale);
-        store_scale(v, scale, scales + g * FL_PAGE + slot);
-    }
-    for (size_t c = 0; c < v->stride; c += 16) {
-        uint8_t *to = (uint8_t *)keys + (c / 16 * 4 + slot / FL_LANES) * 3 * FL_ALIGN + slot % FL_LANES * 4;
-        for (size_t i = 0; i < 4; i++) {
-            unsigned code[4];
-            for (size_t j = 0; j < 4; j++) code[j] = (unsigned)(q[c + 4 * j + i] + 32);
-            to[i] = (uint8_t)((code[0] & 15) | (code[1] & 15) << 4);
-            to[FL_ALIGN + i] = (uint8_t)((code[2] & 15) | (code[3] & 15) << 4);
-            to[2 * FL_ALIGN + i] = (uint8_t)(code[0] >> 4 | code[1] >> 4 << 2 | code[2] >> 4 << 4 | code[3] >> 4 << 6);
-        }
-    }
-}
-
-// The same with four bits, and a scale for each group. A byte has the codes of a position and of the one four further
-// on.
-static void store_value_q4(const view *v, const float *value, char *values, size_t slot) {
-    uint16_t *scales = (uint16_t *)(void *)(values + FL_PAGE * v->stride / 2);
-    uint8_t *codes = (uint8_t *)v->w->own->bytes, *line = (uint8_t *)values + slot / 8 * 4 * v->stride + slot % 4;
-    const unsigned shift = slot % 8 < 4 ? 0 : 4;
-    const float *x = turned(v, value, value_turn(v));
-    for (size_t g = 0; g < fl_groups(v->head_dim); g++) {
-        float scale;
-        v->m->kernels->to_codes(x + g * FL_GROUP, smaller(FL_GROUP, v->head_dim - g * FL_GROUP), codes + g * FL_GROUP,
-                                &scale);
-        store_scale(v, scale, scales + g * FL_PAGE + slot);
-    }
-    for (size_t i = 0; i < v->stride; i++)
-        line[4 * i] = (uint8_t)((line[4 * i] & ~(15u << shift)) | (unsigned)codes[i] << shift);
-}
-
 // Stores the key and value of the batch's token number `token` in a page, as position `pos` of its sequence, for one KV
-// head. See pages.h for what lies where.
+// head.
 static void store(const view *v, size_t token, void *page, size_t pos, size_t head) {
-    const fl_worker_scratch *own = v->w->own;
-    const size_t slot = pos % FL_PAGE, at = head * v->head_dim, n = v->head_dim, stride = v->stride;
-    float *key = own->key, *value = v->s->v + token * v->s->kv_dim + at;
-    char *keys = (char *)page + fl_page_keys(v->m, v->layer, head);
-    char *values = (char *)page + fl_page_values(v->m, v->layer, head);
-    turn(v, v->s->k + token * v->s->kv_dim, at, v->l->k_norm, token, key);
-    infinity_to_nan(key, n);
-    infinity_to_nan(value, n);
-    if (v->m->kv_type == FL_F32) {
-        for (size_t i = 0; i < n; i++) ((float *)(void *)keys)[i * FL_PAGE + slot] = key[i];
-        memcpy((float *)(void *)values + slot * stride, value, n * sizeof(float));
-        return;
-    }
-    saturate(key, n);
-    saturate(value, n);
-    if (v->m->kv_type == FL_Q8) {
-        store_key_q8(v, key, keys, slot);
-        store_value_q8(v, value, values, slot);
-        return;
-    }
-    if (v->m->kv_type == FL_Q4) {
-        store_key_q4(v, key, keys, slot);
-        store_value_q4(v, value, values, slot);
-        return;
-    }
-    v->m->kernels->to_f16(own->half, key, n);
-    for (size_t i = 0; i < n; i++) ((uint16_t *)(void *)keys)[i * FL_PAGE + slot] = own->half[i];
-    v->m->kernels->to_f16((uint16_t *)(void *)values + slot * stride, value, n);
+    const size_t at = head * v->head_dim;
+    norm_and_rotate(v, v->s->k + token * v->s->kv_dim, at, v->l->k_norm, token, v->w->own->key);
+    fl_kv_store(v->m, v->w->own, v->layer, head, v->s->v + token * v->s->kv_dim + at, page, pos % FL_PAGE);
 }
 
 // Stores the keys and values of all tokens. Workers take half a page of a head in turn: of keys that are floats these
@@ -290,22 +177,15 @@ static int next_task(tasks *all, task *k) {
     return 1;
 }
 
-// A query (head_dim,) for keys in int8, out (groups,).
-static void round_query(const view *v, const float *q, fl_query *out) {
-    const float *x = turned(v, q, FL_GROUP);
-    for (size_t g = 0; g < fl_groups(v->head_dim); g++)
-        out[g].bias = -128 * v->m->kernels->to_int8(x + g * FL_GROUP, FL_GROUP, 127, 127, out[g].q, &out[g].scale);
-}
-
 // The queries of a task, normed, rotated and scaled, and what they see: into the worker's own scratch.
 static void prepare_rows(const view *v, const task *k) {
     const fl_worker_scratch *own = v->w->own;
     for (size_t r = 0; r < k->rows; r++) {
         const size_t token = k->first + token_of(k, r), pos = k->span->pos + token_of(k, r);
         float *q = own->q + r * v->stride;
-        turn(v, v->s->q + token * v->s->q_dim, head_of(k, r) * v->head_dim, v->l->q_norm, token, q);
+        norm_and_rotate(v, v->s->q + token * v->s->q_dim, head_of(k, r) * v->head_dim, v->l->q_norm, token, q);
         for (size_t i = 0; i < v->head_dim; i++) q[i] *= v->m->config.attn_scale;
-        if (fl_kv_rounded(v->m->kv_type)) round_query(v, q, own->q8_rows + r * fl_groups(v->head_dim));
+        if (fl_kv_rounded(v->m->kv_type)) fl_kv_round_query(v->m, own, q, own->q8_rows + r * fl_groups(v->head_dim));
         own->from[r] = seen_from(v, pos);
         own->limit[r] = seen_to(v, k->span, pos);
     }
@@ -342,7 +222,7 @@ static void write_out(const view *v, const task *k, const float *sum, const floa
     for (size_t r = 0; r < k->rows; r++) {
         float *to = v->s->att + (k->first + token_of(k, r)) * v->s->q_dim + head_of(k, r) * v->head_dim;
         for (size_t i = 0; i < v->head_dim; i++) to[i] = out[r * v->stride + i] / sum[r];
-        if (fl_kv_rounded(v->m->kv_type)) v->m->kernels->turn(to, v->head_dim, value_turn(v));
+        if (fl_kv_rounded(v->m->kv_type)) fl_kv_turn_back(v->m, to);
     }
 }
 

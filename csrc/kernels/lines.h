@@ -116,7 +116,7 @@ static FL_INLINE void keys_tile(const size_t R, const size_t V, const key_produc
 
 typedef struct value_product {
     const page_lines *values;
-    const page_weights *w;   // (rows,)
+    const page_weights *w; // (rows,)
     const float *scale; // (rows,) what out is multiplied with before; NULL: it is begun
     size_t begin, end;  // positions of the page, multiples of 16, outside which all weights are zero
     size_t first;       // vectors of 16 channels: from which one on,
