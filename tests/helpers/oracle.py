@@ -180,7 +180,7 @@ class _Recorder(_Transformer):
     """A transformer that keeps what its matrices are multiplied with."""
 
     def __init__(self, cfg, weights):
-        super().__init__(cfg, weights, lambda x: x, lambda x: x)
+        super().__init__(cfg, weights, lambda x: x, lambda x, what: x)
         self.seen = {}
 
     def product(self, x, name, pick=()):
