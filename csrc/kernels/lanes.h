@@ -41,7 +41,7 @@ static inline vi vi_dot_at(vi c, vb line, const int8_t *q, size_t k) {
 #endif
 
 #ifndef FL_DOT_CODES
-// The same for up to 8 lines whose weights are 0 to 15; vi_from_codes_dot makes sums of what comes out. Products so small
+// The same for up to 8 lines whose weights are 0 to 15; vi_from_codes_dot makes sums of what comes out. Such products
 // take fewer instructions on some machines.
 static inline vi vi_dot_codes_at(vi c, vb line, const int8_t *q, size_t k) { return vi_dot_at(c, line, q, k); }
 static inline vi vi_from_codes_dot(vi c) { return c; }
