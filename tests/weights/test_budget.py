@@ -1,9 +1,12 @@
 """convert's bits: each matrix gets the type whose cost, measured on a text, is worth its bytes."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import fastllm
 from fastllm import OptionError, _core
@@ -66,6 +69,28 @@ def test_more_bits_are_nearer(write_model, tmp_path):
         convert(source, tmp_path / "out", bits=bits)
         far.append(float(np.square(fastllm.load(tmp_path / "out", precise=True).logits(tokens) - exact).mean()))
     assert far == sorted(far, reverse=True)
+
+
+UNITS = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 1000)), max_size=9)
+
+
+@given(UNITS, st.integers(0, 120))
+def test_what_is_enlarged(sizes, room):
+    """It fits, and saves at least half of what the best choice of all does."""
+    units = [budget._Unit([str(i)], nbytes, cost / 1000) for i, (nbytes, cost) in enumerate(sizes)]
+    found = budget._enlarged(units, room)
+    assert sum(unit.nbytes for unit in found) <= room
+    assert len({unit.names[0] for unit in found}) == len(found)
+    choices = (c for n in range(len(units) + 1) for c in combinations(units, n))
+    best = max(sum(u.cost for u in c) for c in choices if sum(u.nbytes for u in c) <= room)
+    assert sum(unit.cost for unit in found) >= best / 2 - 1e-12
+
+
+def test_a_large_unit_is_not_left_out():
+    """Many small units that are worth a little more for their bytes do not keep out one that is worth more."""
+    small, large = [budget._Unit([str(i)], 10, 0.011) for i in range(5)], budget._Unit(["embed"], 100, 0.1)
+    assert budget._enlarged([*small, large], 100) == [large]
+    assert budget._enlarged([*small, large], 99) == small
 
 
 def test_costs_are_divergences(write_model):

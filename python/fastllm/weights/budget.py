@@ -7,7 +7,7 @@ a sum of costs says what a choice of types will cost:
 
     bytes  ^  all in the largest type
            |      .--'            each step gives one unit its largest type: first the unit
-           |    .'                whose cost is the most for each byte that the step takes
+           |    .'                whose cost is the most for each byte that the step takes (but see _enlarged)
     budget |--+'- - - - - - -
            | /
            '--------------------> sum of the costs that are gone
@@ -85,12 +85,28 @@ def choose(
         more = sum(large[name].nbytes - small[name].nbytes for name in names)
         costs.append(_Unit(names, more, meter.cost({name: rounded[name] for name in names})))
         step()
-    for unit in sorted(costs, key=lambda unit: -unit.cost / unit.nbytes):
-        if unit.nbytes <= room:
-            room -= unit.nbytes
-            for name in unit.names:
-                del rounded[name]
+    for unit in _enlarged(costs, room):
+        for name in unit.names:
+            del rounded[name]
     return exact | rounded
+
+
+def _enlarged(units: Sequence[_Unit], room: int) -> list[_Unit]:
+    """The units that get their large type, in `room` bytes more: those of the largest cost for each byte.
+
+    An embedding may be most of a model, and no longer fit after others that cost less. So it is also tried what follows
+    if any one unit comes first, and the best of all that is taken.
+    """
+    order = sorted(units, key=lambda unit: -unit.cost / unit.nbytes)
+    found: list[list[_Unit]] = []
+    for first in order:
+        taken, left = [], room
+        for unit in (first, *(unit for unit in order if unit is not first)):
+            if unit.nbytes <= left:
+                taken.append(unit)
+                left -= unit.nbytes
+        found.append(taken)
+    return max(found, key=lambda taken: sum(unit.cost for unit in taken), default=[])
 
 
 def _plans(recipe: Recipe, pruned: bool) -> tuple[dict[str, Plan], dict[str, Plan]]:
