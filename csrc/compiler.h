@@ -40,7 +40,7 @@ static FL_INLINE unsigned fl_lowest_bit(unsigned long long x) {
 #define FL_COMPILER_FENCE ((void)0)
 #endif
 
-// The vector x is computed here. GCC turns chains of integer additions into trees, whose many leaves leave no registers.
+// The vector x is computed here. GCC turns chains of integer additions into trees, whose leaves take all registers.
 #if defined(__GNUC__) && !defined(__clang__)
 #define FL_KEEP_ORDER(x) __asm__("" : "+x"(x))
 #else

@@ -49,3 +49,4 @@ include "forward.pxi"  # the spans and outputs of one forward as C arrays
 include "sampler.pxi"  # from logits to a token
 include "attention.pxi"  # the attention kernel on its own
 include "pieces.pxi"  # vocabularies of SentencePiece and llama2.c
+include "merges.pxi"  # byte-pair encoding by tables in a file

@@ -1,6 +1,7 @@
-# Vocabularies of SentencePiece and llama2.c: the loops over their tens of thousands of pieces, which the first token
-# waits for. Everything else about these tokenizers is in fastllm/tokenizer/_pieces.py.
+# Vocabularies of SentencePiece, llama2.c and GGUF: the loops over their hundreds of thousands of pieces, which the
+# first token waits for. All else about them is in fastllm/tokenizer/ (_pieces.py, gguf.py) and formats/gguf.py.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_DecodeUTF8
 
 from fastllm.errors import TokenizerError
 
@@ -28,6 +29,44 @@ def llama2c_words(const unsigned char[::1] blob not None):
         scores.append(<double>score)
         at += length
     return words, scores
+
+
+def gguf_strings(const unsigned char[::1] data not None, size_t at, size_t count):
+    """Strings of a GGUF file from byte `at` of it on, a list, and where they end. Fewer than `count`, where the file
+    ends before them.
+
+    Each is a length, u64, and UTF-8; bytes that are not become surrogate escapes (PEP 383).
+    """
+    cdef size_t end = <size_t>data.shape[0]
+    cdef uint64_t length = 0
+    cdef list found = []
+    for _ in range(count):
+        if at > end or end - at < 8:
+            break
+        memcpy(&length, &data[0] + at, 8)
+        if length > end - at - 8:
+            break
+        found.append(PyUnicode_DecodeUTF8(<const char *>&data[0] + at + 8, <Py_ssize_t>length, "surrogateescape"))
+        at += 8 + length
+    return found, at
+
+
+def merge_halves(list merges not None):
+    """Merges such as "t h", cut at their spaces: a list of pairs. The first half may begin with a space.
+
+    Raises TokenizerError for one without two halves, TypeError for what is no str.
+    """
+    cdef str merge
+    cdef Py_ssize_t at
+    cdef list found = []
+    for merge in merges:
+        if merge is None:
+            raise TypeError("a merge is None")
+        at = merge.find(" ", 1)
+        if at < 0:
+            raise TokenizerError(f"its metadata has the merge {merge[:40]!r} without two halves")
+        found.append((merge[:at], merge[at + 1:]))
+    return found
 
 
 cdef int hex_digit(unsigned char c) noexcept:

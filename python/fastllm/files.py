@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -24,6 +25,8 @@ from fastllm.locks import is_at, lock
 
 _TEMPORARY = ".fastllm-{}.part"  # not made from the target's name, which may have all 255 bytes that a name may have
 _BINARY = getattr(os, "O_BINARY", 0)  # without it Windows translates line ends
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_ABANDONED = 3600  # seconds since the last change after which, where there are no locks, a file's owner must have died
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
@@ -152,9 +155,12 @@ _QUESTIONS: Mapping[str, Callable[..., Any]] = {
 # ---- opening ---------------------------------------------------------------------------------------------------------
 
 
-def map_file(path: Path) -> memoryview:
-    """The bytes of a file, mapped read-only. Raises CheckpointError when it cannot be read, or is empty."""
-    file, about = _open(path)
+def map_file(path: Path, *, follow: bool = True) -> memoryview:
+    """The bytes of a file, mapped read-only. Raises CheckpointError when it cannot be read, or is empty.
+
+    follow: whether a symbolic link at `path` is followed, or refused.
+    """
+    file, about = _open(path, follow=follow)
     try:
         if about.st_size == 0:
             raise CheckpointError(f"{path} is empty")
@@ -215,15 +221,15 @@ def unfinished(path: Path) -> Path | None:
     return next((Path(part) for part in beside if os.path.exists(part)), None)
 
 
-def _open(path: Path) -> tuple[int, os.stat_result]:
+def _open(path: Path, *, follow: bool = True) -> tuple[int, os.stat_result]:
     """A descriptor of a regular file, and its os.fstat. Raises CheckpointError for anything else."""
     try:
-        about = os.stat(path)
+        about = os.stat(path, follow_symlinks=follow)
         if stat.S_ISDIR(about.st_mode):
             raise CheckpointError(f"{path} is a folder, not a file")
         if not stat.S_ISREG(about.st_mode):
             raise CheckpointError(f"{path} is no regular file")  # opening a pipe would wait for a writer
-        file = os.open(path, os.O_RDONLY | _BINARY)
+        file = os.open(path, os.O_RDONLY | _BINARY | (0 if follow else _NO_LINK))
         about = os.fstat(file)
     except FileNotFoundError:
         part = unfinished(path)
@@ -269,21 +275,22 @@ def check_target(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, nbytes: int, *, modified: int | None = None) -> Iterator[BinaryIO]:
+def replacing(path: Path, nbytes: int, *, private: bool = False, modified: int | None = None) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path`, synced to disk, when the with block ends without an error.
 
     After an error, `path` is as it was. A symbolic link stays, and its target is replaced. The new file gets the old
-    one's permissions. Space for nbytes is reserved first, so that a full disk is noticed at once. Temporary files that
-    a killed process left in the folder are removed. modified: the time of modification that it gets, in nanoseconds.
-    Raises TargetError.
+    one's permissions. private: a link itself is replaced, and only the user may read and write the new file. Space for
+    nbytes is reserved first, so that a full disk is noticed at once. Temporary files that a killed process left in the
+    folder are removed. modified: the time of modification that it gets, in nanoseconds. Raises TargetError.
     """
-    check_target(path)
-    target = Path(os.path.realpath(path))
+    if not private:
+        check_target(path)
+    target = path if private else Path(os.path.realpath(path))
     temporary = target.parent / _TEMPORARY.format(os.urandom(8).hex())
     try:
         remove_abandoned(target.parent)
         try:
-            with open(_create(temporary, _permissions(target)), "wb") as file:
+            with open(_create(temporary, 0o600 if private else _permissions(target)), "wb") as file:
                 _reserve(file, nbytes)
                 yield file
                 file.flush()
@@ -331,7 +338,8 @@ def _create(path: Path, permissions: int | None) -> int:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Removes fastllm's temporary files that no process has locked: their owner was killed."""
+    """Removes fastllm's temporary files whose owner was killed: no process has locked them, or, where there are no
+    locks, they have not changed for an hour."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if not fnmatchcase(entry.name, _TEMPORARY.format("[0-9a-f]" * 16)) or not entry.is_file(
@@ -339,12 +347,15 @@ def remove_abandoned(folder: Path) -> None:
             ):
                 continue
             with suppress(OSError):  # a file of another user cannot be opened
-                file = os.open(entry.path, os.O_RDWR | _BINARY)
+                file = os.open(entry.path, os.O_RDWR | _BINARY | _NO_LINK)
                 try:
-                    if lock(file, wait=False):
-                        os.unlink(entry.path)
+                    free, changed = lock(file, wait=False), os.fstat(file).st_mtime
+                    if free:
+                        os.unlink(entry.path)  # while it is locked, so that its owner cannot take it for its own
                 finally:
                     os.close(file)
+                if free is None and time.time() - changed > _ABANDONED:
+                    os.unlink(entry.path)  # after it is closed: Windows removes no open file
 
 
 def _reserve(file: BinaryIO, nbytes: int) -> None:

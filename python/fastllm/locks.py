@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +11,8 @@ from pathlib import Path
 
 _POLL = 0.05  # seconds between two tries to get a lock
 _PATIENCE = 60.0  # seconds without a sign of life after which the holder of a lock is not waited for
+_SIGN = 10.0  # seconds between two signs of life
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 def lock(file: int, *, wait: bool) -> bool | None:
@@ -29,45 +32,69 @@ def lock(file: int, *, wait: bool) -> bool | None:
 
 
 def is_at(file: int, path: Path) -> bool:
-    """Whether `path` is the open file."""
+    """Whether `path` is the open file, and no link to it."""
     with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file), os.stat(path))
+        return os.path.samestat(os.fstat(file), os.lstat(path))
     return False
 
 
 @contextmanager
-def locked(path: Path, waiting: Callable[[], None]) -> Iterator[Callable[[], None]]:
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """A block that one process or thread at a time is in, by a lock on the file `path`, which is made and removed.
 
-    Yields a function by which the block says that it goes on: others do not wait for a holder that says nothing for a
-    minute. waiting: called once where there is something to wait for. Where the file system has no locks, nothing
-    waits. The lock of a process that was killed is free. Raises OSError where the file cannot be made.
+    waiting: called once where there is something to wait for. A process that was killed gives up its lock. One that was
+    stopped is not waited for after a minute: until then it shows every ten seconds, by the time of modification of the
+    file, that it goes on, whatever the block does and however long the disk takes. Where the file system has no locks,
+    nothing waits. Raises OSError where the file cannot be made.
     """
-    file, mine = _get_lock(path, waiting)
-
-    def alive() -> None:
-        with suppress(OSError):
-            os.utime(path)
-
+    file, held = _get_lock(path, waiting)
     try:
-        alive()
-        yield alive
+        with _signs_of_life(file):
+            yield
     finally:
-        if mine:
-            with suppress(OSError):
+        with suppress(OSError):
+            if held:
                 os.unlink(path)  # before it is closed: then whoever waits for it finds that it is not at its path
         os.close(file)
+        with suppress(OSError):
+            if held is None:
+                os.unlink(path)  # after it is closed: Windows removes no open file
 
 
-def _get_lock(path: Path, waiting: Callable[[], None]) -> tuple[int, bool]:
-    """A descriptor of the file `path`, and whether it is to be removed: it is not where its holder seems stuck."""
+@contextmanager
+def _signs_of_life(file: int) -> Iterator[None]:
+    """A block during which a thread sets an open file's time of modification every _SIGN seconds."""
+    if os.utime not in os.supports_fd:  # Windows, which has no locks here either
+        yield
+        return
+    ended = threading.Event()
+
+    def signs() -> None:
+        while True:
+            with suppress(OSError):
+                os.utime(file)
+            if ended.wait(_SIGN):
+                return
+
+    thread = threading.Thread(target=signs, name="fastllm-lock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _get_lock(path: Path, waiting: Callable[[], None]) -> tuple[int, bool | None]:
+    """A descriptor of the file `path`, and whether it is locked: not where its holder was stopped, None where there are
+    no locks."""
     seen, since, told = 0, 0.0, False
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o600)
         try:
             mine = lock(file, wait=False)
             if (mine and is_at(file, path)) or mine is None:
-                return file, True
+                return file, mine
             changed = os.fstat(file).st_mtime_ns
             if changed != seen:
                 seen, since = changed, time.monotonic()

@@ -52,6 +52,10 @@ def test_a_key_changes_with_all_that_changes_bits(of, monkeypatch, tmp_path):
         of(weights=swapped),
         *(of(weights=tensors(**{name: 1.5})) for name in writers.random_weights(CONFIG)),
     ]
+    codes = {name: t for name, t in tensors("q4").items() if isinstance(t, _core.Matrix)}
+    for table in (None, tuple(range(-8, 8))):
+        made = {n: _core.Matrix("q4", *t.shape, t.data, values=table or t.values) for n, t in codes.items()}
+        keys.append(of(weights=tensors("q4") | made))
     core = tmp_path / "core"
     core.write_bytes(Path(_core.__file__).read_bytes() + b"\0")
     monkeypatch.setattr(_core, "__file__", str(core))

@@ -43,8 +43,9 @@ from fastllm import cli
 from fastllm.weights import convert
 pack = convert.pack
 def slow(*args, **options):
-    print("packing", flush=True)
-    time.sleep(0.1)
+    sys.stdout.write("packing\\n")
+    sys.stdout.flush()
+    time.sleep(0.2)
     pack(*args, **options)
 convert.pack = slow
 raise SystemExit(cli.main(["convert", *sys.argv[1:]]))

@@ -86,8 +86,8 @@ def random_blocks(kind, count, rng, size):
 def llama(cfg, kinds, *, seed=1, tied=False):
     """A random Llama of a config as two GGUF files' bytes, and its weights by canonical name: f32.
 
-    kinds: the types of its matrices, in turn. The second file has the same weights as f32. A config with experts is a
-    Mixtral.
+    kinds: the types of its matrices, in turn: of blocks, or F16. The second file has the same weights as f32. A config
+    with experts is a Mixtral.
     """
     rng = np.random.default_rng(seed)
     experts = ("router", "experts.w1", "experts.w2", "experts.w3") if cfg.n_experts else ()
@@ -102,6 +102,11 @@ def llama(cfg, kinds, *, seed=1, tied=False):
             continue
         kind = kinds[number % len(kinds)]
         number += 1
+        if kind == "F16":
+            weights[name] = w.astype("<f2").astype("<f4")
+            files[0][label] = (kind, w.shape[::-1], w.astype("<f2").tobytes())
+            files[1][label] = ("F32", w.shape[::-1], weights[name].tobytes())
+            continue
         blocks = random_blocks(kind, w.size // _core.block_types()[kind][0], rng, float(w.std()))
         weights[name] = DECODE[kind](blocks).astype("<f4").reshape(w.shape)
         files[0][label] = (kind, w.shape[::-1], blocks.tobytes())

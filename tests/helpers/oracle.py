@@ -180,7 +180,7 @@ class _Recorder(_Transformer):
     """A transformer that keeps what its matrices are multiplied with."""
 
     def __init__(self, cfg, weights):
-        super().__init__(cfg, weights, lambda x: x, lambda x: x)
+        super().__init__(cfg, weights, lambda x: x, lambda x, what: x)
         self.seen = {}
 
     def product(self, x, name, pick=()):
@@ -266,17 +266,26 @@ def rounded(dtype, w):
 
 
 def q8_activations(x):
-    """Activations as an int8 product sees them: in groups of 32, a largest value that exceeds 5 times the root mean
-    square stays as it is, and the others are rounded to multiples of the largest of them / 127."""
-    groups = _padded(x, 1, GROUP).reshape(-1, GROUP).astype(np.float64)
-    at, rest = np.abs(groups).argmax(axis=1), groups.copy()
-    outlier = np.abs(groups).max(axis=1) > 5 * np.sqrt((groups**2).mean(axis=1))
-    rest[outlier, at[outlier]] = 0
-    steps = np.abs(rest).max(axis=1, keepdims=True) / 127
-    steps[steps == 0] = 1
-    seen = np.rint(rest / steps) * steps
-    seen[outlier, at[outlier]] = groups[outlier, at[outlier]]
+    """Activations as an int8 product sees them: in groups of 32, a value that exceeds 5 times the root mean square of
+    the group, when all are rounded to multiples of it / 127, stays as it is. The others are rounded so by the largest
+    of them."""
+    groups = _padded(x, 1, GROUP).reshape(-1, GROUP).astype(np.float32)
+    sizes = np.abs(groups)
+    squares = (_int8(groups)[0].astype(np.float64) ** 2).sum(axis=1)
+    outlier = (squares < 20645) & (squares > 0)  # 127^2 * 32 / 5^2
+    at, rest = sizes.argmax(axis=1)[outlier], groups.copy()
+    rest[outlier, at] = 0
+    codes, steps = _int8(rest)
+    seen = codes.astype(np.float64) * steps
+    seen[outlier, at] = groups[outlier, at]
     return seen.reshape(len(x), -1)[:, : x.shape[1]]
+
+
+def _int8(groups):
+    """Groups [groups, 32] of f32 in steps of each one's largest / 127, and the steps [groups, 1]; f32 throughout."""
+    largest = np.abs(groups).max(axis=1, keepdims=True)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 1e-30)
+    return np.rint(groups * inverse), np.where(largest > 1e-30, largest / np.float32(127), 0)
 
 
 def panels(dtype, w):

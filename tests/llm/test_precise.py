@@ -1,5 +1,7 @@
 """precise: activations of 15 bits, where it is asked for and where it is kept."""
 
+import json
+
 import pytest
 
 import fastllm
@@ -34,6 +36,16 @@ def test_the_command_line_says_so(write_model, tmp_path):
     assert ", q8, precise; " in command("run", out, "--max-tokens", "3")[1]
     assert ", q8, precise; " in command("run", path, "--dtype", "q8", "--precise", "--max-tokens", "3")[1]
     assert "precise" not in command("run", path, "--dtype", "q8", "--max-tokens", "3")[1]
+    assert "precise" not in command("run", out, "--no-precise", "--max-tokens", "3")[1]
+
+
+@pytest.mark.parametrize(("option", "precise"), [("--precise", True), ("--no-precise", False), (None, True)])
+def test_bench(write_model, tmp_path, option, precise):
+    out = tmp_path / "model.safetensors"
+    convert(write_model(), out, dtype="q8", precise=True)
+    how = ("--batch", "1", "--threads", "1", "--prompt", "4", "--gen", "2", *([option] if option else []))
+    assert [row["precise"] for row in json.loads(command("bench", str(out), *how, "--json")[0])] == [precise]
+    assert (", precise; " in command("bench", str(out), *how)[0]) == precise
 
 
 @pytest.mark.parametrize("wrong", [1, "yes", 0.5])

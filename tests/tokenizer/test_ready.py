@@ -89,8 +89,10 @@ def test_damaged_forms_are_refused(tmp_path):
         with pytest.raises(TokenizerError, match=r"^its ready form is damaged"):
             ready.load(broken)
     library = ready.dump(_gguf_bytes(tmp_path))
-    with pytest.raises(TokenizerError, match="refuses it"):
+    with pytest.raises(TokenizerError, match=r"^its ready form is damaged"):
         ready.load(library[:-1])
+    with pytest.raises(TokenizerError, match="refuses it"):
+        ready.load(library.replace(b'"BPE"', b'"PBE"'))
 
 
 @given(st.lists(st.binary(max_size=4)), st.binary(min_size=1, max_size=4))

@@ -1,14 +1,16 @@
 """Files of blocks, from GGUF to logits: weights stay what they are, reordered, as experts, in converted files."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import fastllm
 from fastllm import CheckpointError, OptionError, _core, families
-from fastllm.formats import open_checkpoint
+from fastllm.formats import Checkpoint, open_checkpoint
 from fastllm.llm.verify import verify
-from fastllm.tensors import at
-from fastllm.weights import store
+from fastllm.tensors import Tensor, at
+from fastllm.weights import source, store
 from fastllm.weights.convert import convert
 from fastllm.weights.packing import assemble
 from fastllm.weights.source import open_source
@@ -200,3 +202,13 @@ def test_no_text_for_weights_that_stay(tmp_path):
     text.write_text("a text")
     with pytest.raises(OptionError, match="calibrate has no effect"):
         convert(kept, tmp_path / "out", dtype="q4", calibrate=text)
+
+
+@pytest.mark.parametrize(
+    ("stack", "dtype"), [(("bf16", (2, 4, 32)), "bf16"), (("f16", (2, 4, 32)), None), (("MXFP4", (2, 4, 32)), None)]
+)
+def test_the_type_of_sums_with_adapters_is_that_of_all_weights(stack, dtype):
+    """Experts count too: those in blocks stay blocks beside matrices of bf16."""
+    kinds = {"a": ("bf16", (4, 32)), "norm": ("f32", (32,)), "experts": stack}
+    tensors = {name: Tensor(kind, shape, lambda begin, end: b"") for name, (kind, shape) in kinds.items()}
+    assert source._common_dtype(Checkpoint(Path("x"), "safetensors", "x", {}, tensors)) == dtype

@@ -244,6 +244,40 @@ def test_another_version_of_fastllm(tmp_path, cache, monkeypatch):
     assert len(names(cache)) == 2
 
 
+def test_an_installation_without_sources(tmp_path, cache, monkeypatch):
+    """Then what is compiled tells its versions, but for the times in it; without any file there is no cache."""
+    import compileall
+
+    copy = tmp_path / "fastllm"
+    shutil.copytree(Path(fastllm.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def code():
+        for source in copy.rglob("*.py"):
+            os.utime(source, (len(found), len(found)))
+        assert compileall.compile_dir(copy, legacy=True, force=True, quiet=2)
+        for source in copy.rglob("*.py"):
+            os.replace(source, source.with_suffix(".kept"))
+        found.append(packed._code.__wrapped__())
+        for source in copy.rglob("*.kept"):
+            os.replace(source, source.with_suffix(".py"))
+
+    found = []
+    monkeypatch.setattr(packed, "__file__", str(copy / "weights" / "packed.py"))
+    code()
+    code()
+    for name in ("families/llama.py", "config.py"):
+        with open(copy / name, "a") as file:
+            file.write("_CHANGED = 1\n")
+        code()
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+    shutil.rmtree(copy)
+    monkeypatch.setattr(packed, "_code", packed._code.__wrapped__)
+    path = packing.gguf(tmp_path / "model")
+    with pytest.warns(CacheWarning, match="is packed into memory at each start: fastllm has no files of its own in"):
+        assert given(path) == given(path, cache=False)
+
+
 def test_llama2c_s_tokenizer_in_the_current_folder(tmp_path, monkeypatch):
     """It is looked for beside the model and in the current folder: another current folder may have another."""
     (tmp_path / "a").mkdir()
@@ -254,6 +288,18 @@ def test_llama2c_s_tokenizer_in_the_current_folder(tmp_path, monkeypatch):
     for place in ("a", "b", "a", "b", "b"):
         monkeypatch.chdir(tmp_path / place)
         assert given(path) == given(path, cache=False)
+
+
+def test_llama2c_s_tokenizer_beside_the_file(tmp_path, cache, unpackable, monkeypatch):
+    """Where one is there, the current folder does not matter."""
+    path = packing.llama2c(tmp_path / "model.bin")
+    monkeypatch.chdir(tmp_path)
+    plain = given("model.bin")
+    unpackable()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert given("../model.bin") == given(path) == plain
+    assert len(names(cache)) == 1
 
 
 def test_tensors_without_use_are_named_at_each_start(tmp_path, unpackable):
@@ -283,72 +329,6 @@ def test_a_tokenizer_that_cannot_be_used_is_kept_all_the_same(tmp_path, unpackab
         unpackable()
         assert given(path) == lacking
     assert given(path) == plain
-
-
-# ---- damaged files ---------------------------------------------------------------------------------------------------
-
-
-def _flip(at):
-    def damage(path):
-        with open(path, "r+b") as file:
-            file.seek(at if at >= 0 else path.stat().st_size + at)
-            byte = file.read(1)
-            file.seek(-1, 1)
-            file.write(bytes([byte[0] ^ 1]))
-
-    return damage
-
-
-DAMAGE = {
-    "truncated": lambda path: os.truncate(path, path.stat().st_size - 1),
-    "empty": lambda path: os.truncate(path, 0),
-    "four bytes": lambda path: os.truncate(path, 4),
-    "longer": lambda path: os.truncate(path, path.stat().st_size + 64),
-    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
-    "text": lambda path: path.write_text("<html>"),
-    "length": _flip(0),
-    "header": _flip(500),
-    "weights": _flip(-20_000),
-    "end": _flip(-1),
-    "a copy": lambda path: shutil.copyfile(shutil.copy(path, f"{path}~"), path),
-}
-
-
-@pytest.mark.parametrize("how", DAMAGE)
-def test_damaged_files_are_packed_anew(tmp_path, cache, unpackable, how):
-    path = packing.gguf(tmp_path / "model")
-    plain = given(path)
-    whole = only(cache).read_bytes()
-    DAMAGE[how](only(cache))
-    assert given(path) == plain
-    assert len((next(cache.glob("*.packed"))).read_bytes()) == len(whole)
-    unpackable()
-    assert given(path) == plain
-
-
-def test_another_model_s_file_under_its_name(tmp_path, cache):
-    paths = [packing.gguf(tmp_path / str(seed), seed=seed) for seed in range(2)]
-    plain = [given(path) for path in paths]
-    first, second = sorted(cache.iterdir())
-    os.replace(second, first)
-    assert [given(path) for path in paths] == plain
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="files have no owners")
-def test_another_user_s_files_and_folders(tmp_path, cache, monkeypatch):
-    path = packing.gguf(tmp_path / "model")
-    plain = given(path)
-    if os.getuid() == 0:
-        os.chown(only(cache), 12345, -1)
-        given(path)
-        assert only(cache).stat().st_uid == 0, "packed anew"
-        os.chown(cache, 12345, -1)
-    else:
-        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    only(cache).unlink()
-    message = f"{path} is packed into memory at each start: {cache} belongs to another user"
-    with pytest.warns(CacheWarning, match=f"^{message}$"):
-        assert given(path) == plain
 
 
 # ---- the prompt cache ------------------------------------------------------------------------------------------------

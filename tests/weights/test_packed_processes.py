@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -26,7 +27,7 @@ from fastllm import cli
 from fastllm.weights import convert
 pack = convert.pack
 def slow(*args, **options):
-    print("packing", file=sys.stderr, flush=True)
+    sys.stderr.write("packing\\n")
     time.sleep(0.05)
     pack(*args, **options)
 convert.pack = slow
@@ -127,15 +128,32 @@ def test_one_that_is_stuck_is_not_waited_for(tmp_path, cache, monkeypatch):
     assert all(name.endswith(".packed") for name in names(cache))
 
 
+def test_one_whose_disk_is_slow_is_waited_for(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr("fastllm.locks._PATIENCE", 1.0)
+    path = packing.folder(tmp_path / "model")
+    waits = SLOW.replace("time.sleep(0.05)", "").replace(
+        "raise SystemExit",
+        "import os, fastllm.locks\n"
+        "fastllm.locks._SIGN = 0.1\n"
+        "os.fsync = lambda _: (print('syncing', file=sys.stderr, flush=True), time.sleep(3))\n"
+        "raise SystemExit",
+    )
+    with running(path, waits) as slow:
+        while slow.stderr.readline() != "syncing\n":
+            pass
+        monkeypatch.setattr("fastllm.weights.convert.pack", lambda *_, **__: pytest.fail("packed again"))
+        given(path)
+        slow.communicate(timeout=120)
+
+
 def test_locks_let_in_one_at_a_time(tmp_path):
     inside, most, told = [], [], []
 
     def work():
         for _ in range(20):
-            with locked(tmp_path / "lock", lambda: told.append(1)) as alive:
+            with locked(tmp_path / "lock", lambda: told.append(1)):
                 inside.append(1)
                 most.append(len(inside))
-                alive()
                 time.sleep(0.001)
                 inside.pop()
 
@@ -166,6 +184,31 @@ def test_without_locks_each_packs(tmp_path, cache, monkeypatch):
         thread.join()
     assert found == [plain] * 3
     assert len(names(cache)) == 1
+
+
+def test_as_on_windows(tmp_path, cache, monkeypatch):
+    """There are no locks there, and an open file cannot be removed: an hour later its owner must have died."""
+    unlink = os.unlink
+
+    def unlink_closed(path, **options):
+        for file in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                if os.path.samestat(os.stat(f"/proc/self/fd/{file}"), os.lstat(path)):
+                    raise PermissionError(errno.EACCES, "it is open", path)
+        unlink(path, **options)
+
+    path = packing.gguf(tmp_path / "model")
+    for module in ("locks", "files"):
+        monkeypatch.setattr(f"fastllm.{module}.lock", lambda *_, **__: None)
+        monkeypatch.setattr(f"fastllm.{module}.os.unlink", unlink_closed)
+    cache.mkdir()
+    old, new = (cache / f".fastllm-{digit * 16}.part" for digit in "01")
+    for file in (old, new):
+        file.touch()
+    os.utime(old, (time.time() - 3700,) * 2)
+    given(path)
+    (name,) = set(names(cache)) - {new.name}
+    assert name.endswith(".packed")
 
 
 # ---- disks and folders that fail -------------------------------------------------------------------------------------

@@ -151,7 +151,7 @@ def test_zeros_stay_zeros_in_four_bits(write_model, tmp_path, out, text, calibra
     """q4 of pruned matrices has a 0. What pruning has set to zero becomes that, also where calibration would not."""
     source, f32 = write_model(CONFIG), tmp_path / "f32"
     convert(source, f32, prune="magnitude:0.5")
-    convert(source, out, dtype="q4", prune="magnitude:0.5", calibrate=text if calibrate else None)
+    convert(source, out, dtype="q4", prune="magnitude:0.5", calibrate=text if calibrate else False)
     exact, tensors = matrices(f32), store.open_file(out).tensors
     four = [name for name in filter(LINEAR.fullmatch, tensors) if tensors[name].dtype == "q4"]
     assert len(four) > 4
@@ -234,3 +234,35 @@ def test_a_file_of_blocks(tmp_path, out):
     convert(tmp_path / "model.gguf", out, prune="magnitude:0.5")
     assert store.open_file(out).dtypes == ["q8"]
     assert (matrices(out)["layers.1.ffn.w2"][0].flat[gone] == 0).all()
+
+
+def test_a_file_of_blocks_and_floats(tmp_path, out):
+    """What is f16 beside blocks stays f16."""
+    cfg = writers.config(256, 512, 8, 4, 48)
+    quantized, *_ = gguf_files.llama(cfg, ["Q4_0", "F16"])
+    (tmp_path / "model.gguf").write_bytes(quantized)
+    convert(tmp_path / "model.gguf", tmp_path / "plain")
+    convert(tmp_path / "model.gguf", out, prune="magnitude:0.5")
+    before, after = (
+        {n: t.dtype for n, t in store.open_file(path).tensors.items() if isinstance(t, _core.Matrix)}
+        for path in (tmp_path / "plain", out)
+    )
+    assert set(before.values()) == {"q4", "f16"}
+    assert after == {name: "f16" if dtype == "f16" else "q8" for name, dtype in before.items()}
+
+
+# ---- what cannot be used ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "experts"])
+@pytest.mark.parametrize("options", [{"prune": "wanda:0.5"}, {"prune": "sparsegpt:0.5"}, {"drop_layers": 1}])
+def test_values_that_are_not_finite(write_model, tmp_path, text, kind, options):
+    """The weights are finite, what the text makes of them is not: a mask by such inputs would be arbitrary."""
+    source = write_model(CONFIG) if kind == "llama" else experts(tmp_path)
+    convert(source, tmp_path / "f32", dtype="f32")
+    stored = store.open_file(tmp_path / "f32")
+    norm = _core.Vector(np.full(stored.config.dim, 3e38, np.float32).tobytes())
+    store.save(tmp_path / "large", stored._replace(tensors={**stored.tensors, "layers.1.attn_norm": norm}))
+    with pytest.raises(fastllm.OptionError, match="layer 1 makes values of it that are not finite"):
+        convert(tmp_path / "large", tmp_path / "out", calibrate=text, **options)
+    assert not (tmp_path / "out").exists()

@@ -163,9 +163,9 @@ def test_what_is_said(write_model, out, text, capsys):
         ("prune threshold:T takes a number of at least 0, not '-1'", ["threshold:-1"]),
         ("prune threshold:T takes a number .*not 'inf'", ["threshold:inf"]),
         ("prune threshold:T takes a number .*not '2of4'", ["threshold:2of4"]),
-        ("prune wanda looks at what a text does to the model: give one with calibrate", ["wanda:0.5"]),
-        ("prune sparsegpt looks at .*: give one with calibrate", ["sparsegpt:2of4"]),
-        ("drop_layers looks at .*: give one with calibrate", [None, 1]),
+        ("prune wanda looks at what a text does to the model: not without calibrate", ["wanda:0.5"]),
+        ("prune sparsegpt looks at .*: not without calibrate", ["sparsegpt:2of4"]),
+        ("drop_layers looks at .*: not without calibrate", [None, 1]),
         ("drop_layers must be a whole number of at least 1, not 0", [None, 0, True]),
         ("drop_layers must be a whole number of at least 1, not -1", [None, -1, True]),
         ("drop_layers must be a whole number of at least 1, not True", [None, True, True]),
@@ -180,7 +180,7 @@ def test_options_that_are_none(write_model, tmp_path, text, said, options):
     source = write_model(CONFIG)
     before = names(tmp_path)
     with pytest.raises(OptionError, match=f"^{said}$"):
-        convert(source, out, prune=prune, drop_layers=drop, calibrate=text if calibrate else None)
+        convert(source, out, prune=prune, drop_layers=drop, calibrate=text if calibrate else False)
     assert names(tmp_path) == before
 
 
@@ -190,7 +190,7 @@ def test_what_does_not_go_together(write_model, tmp_path, out, text, capsys):
         convert(source, out, prune="magnitude:2of4")
     with pytest.raises(OptionError, match="go with the format fastllm"):
         convert(source, out, prune="magnitude:0.5", format="llama2c")
-    with pytest.raises(OptionError, match="calibration text is for the dtype q4, and for pruning"):
+    with pytest.raises(OptionError, match="calibration text is for the dtype q4, for bits, and for pruning"):
         convert(source, out, calibrate=text)
     text.write_text("too short")
     with pytest.raises(OptionError, match="needs 256 at least"):

@@ -6,8 +6,8 @@ import pytest
 from fastllm import _core
 from fastllm.families import Recipe, Weight
 from fastllm.tensors import Tensor
+from fastllm.weights.layers import LastLayer, Layer, embedded
 from fastllm.weights.pruning.inputs import Inputs
-from fastllm.weights.pruning.layers import LastLayer, Layer, embedded
 from fastllm.weights.pruning.options import parse
 from fastllm.weights.pruning.prune import without_layers
 from helpers import oracle, writers

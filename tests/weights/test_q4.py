@@ -15,6 +15,7 @@ from fastllm.weights.calibration import Calibration
 from fastllm.weights.convert import convert
 from fastllm.weights.packing import assemble, plan
 from fastllm.weights.source import open_source
+from fastllm.weights.text import Text
 from helpers import writers
 from helpers.oracle import damped
 from helpers.writers import rows
@@ -26,11 +27,12 @@ TOKENS = list(range(3, 45))
 TEXT = "".join(np.random.default_rng(1).choice(list("tehainorgsdlcupm.,!? "), 6000))
 
 
-def test_a_model_computes_with_its_own_weights(write_model):
+def test_a_model_computes_with_its_own_weights(write_model, tmp_path):
     """A q4 model differs from one with the same values in f32 only by the int8 rounding of activations."""
     path = write_model(CONFIG)
     found = fastllm.load(path, dtype="q4")
-    stored = assemble(open_source(path, None).recipe, dtype="q4", threads=1)
+    convert(path, tmp_path / "out", dtype="q4")
+    stored = store.open_file(tmp_path / "out")
     tensors = {
         name: _core.pack("f32", *t.shape, "f32", rows(t).tobytes()) if isinstance(t, _core.Matrix) else t
         for name, t in stored.tensors.items()
@@ -97,10 +99,11 @@ def text(tmp_path):
 def test_inputs_are_what_the_matrices_multiply(write_model):
     """Calibration's sums of x x^T equal those of inputs computed from hidden states, by the norms of each layer."""
     path = write_model(CONFIG)
-    stored = assemble(open_source(path, None).recipe, dtype="f32", threads=1)
+    recipe = open_source(path, None).recipe
+    stored = assemble(recipe, dtype="q8", threads=1)
     tokens = list(range(3, 260))
-    seen = Calibration(stored, [1], tokens, threads=2)
-    llm = fastllm.load(path, dtype="f32")
+    seen = Calibration(recipe, Text([1], tokens), threads=2)
+    llm = fastllm.load(path, dtype="q8", kv="f32")
     pieces = [[1, *tokens[at : at + 159]] for at in range(0, len(tokens), 159)]  # 160 positions
     x = np.concatenate([llm.hidden_states(piece, 1) for piece in pieces]).astype(np.float64)
     weight = np.frombuffer(stored.tensors["layers.1.attn_norm"].data, np.float32)
@@ -110,6 +113,10 @@ def test_inputs_are_what_the_matrices_multiply(write_model):
     exact = damped(x)
     assert np.allclose(upper * importance @ upper.T, exact, rtol=1e-3, atol=1e-4 * exact.max())
     assert np.allclose(products, exact, rtol=1e-3, atol=1e-4 * exact.max())
+    # Of values it counts how much they are attended to, by all heads of all tokens after them.
+    attended = [np.sqrt(np.square(llm.attentions(piece, 1), dtype=np.float64).sum(axis=(0, 1))) for piece in pieces]
+    exact = damped((x * np.concatenate(attended)[:, None]).astype(np.float32))
+    assert np.allclose(seen.factors("layers.1.attn.wv").products, exact, rtol=1e-3, atol=1e-4 * exact.max())
     assert seen.factors("layers.0.ffn.w2").products.shape == (96, 96)
     assert seen.factors("embed") is None
     assert seen.factors("layers.1.router") is None

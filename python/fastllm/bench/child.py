@@ -31,6 +31,7 @@ class Model(NamedTuple):
     """
 
     dtype: str
+    precise: bool
     isa: str
     context: int
     weight_bytes: int
@@ -47,14 +48,14 @@ class Sample(NamedTuple):
     rss: int
 
 
-def serve(pipe: Connection, path: str, dtype: str | None) -> None:
+def serve(pipe: Connection, path: str, dtype: str | None, precise: bool | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends this process
     warnings.simplefilter(
         "ignore", CheckpointWarning
     )  # they would be repeated for each type, and say nothing about speed
     try:
         with Bar("packing") as bar:
-            llm = load(path, dtype=dtype, progress=bar)
+            llm = load(path, dtype=dtype, precise=precise, progress=bar)
         pipe.send(_describe(llm))
         while True:
             pipe.send(_visit(llm, *pipe.recv()))
@@ -73,7 +74,7 @@ def _describe(llm: LLM) -> Model:
         if required and name.startswith("layers.")
     )
     head = config.vocab_size * config.dim
-    return Model("+".join(llm.dtypes), llm.isa, llm.context, llm.bytes_per_token, layers, head)
+    return Model("+".join(llm.dtypes), config.precise, llm.isa, llm.context, llm.bytes_per_token, layers, head)
 
 
 def _visit(llm: LLM, threads: int, batch: int, prompt: int, gen: int) -> list[Sample]:

@@ -29,12 +29,13 @@ def bench(
     batches: Sequence[int] = (1, 4, 16),
     threads: Sequence[int] | None = None,
     dtypes: Sequence[str | None] = (None,),
+    precise: bool | None = None,
 ) -> list[dict[str, Any]]:
     """Measures every combination of dtypes, threads and batches, in that order, and returns a dict for each.
 
     A batch of n is n texts, each of `prompt` arbitrary tokens, whose next `gen` tokens are computed together: a forward
     takes one token of each. None for prompt and gen: 512 and 128, or what the context has room for. None for threads:
-    1, and as many as the machine gives this process. dtypes: as for fastllm.load.
+    1, and as many as the machine gives this process. dtypes, precise: as for fastllm.load.
 
     Of a dict's values these are medians, combinations taking turns for five rounds, or as many as a minute has room
     for (`samples` says how often this one was measured):
@@ -60,7 +61,7 @@ def bench(
     for dtype in dtypes:
         check_dtype(dtype)
     with ExitStack() as stack:
-        workers = [stack.enter_context(_worker(path, dtype)) for dtype in dtypes]
+        workers = [stack.enter_context(_worker(path, dtype, precise)) for dtype in dtypes]
         prompt, gen = _lengths(path, workers[0].model.context, prompt, gen)
         # Small batches first: a process's KV cache grows to its largest batch, and memory is reported for each.
         works = [(w, t, b) for b in sorted(set(batches)) for t in dict.fromkeys(threads) for w in workers]
@@ -108,10 +109,10 @@ class _Worker:
 
 
 @contextmanager
-def _worker(path: str | os.PathLike[str], dtype: str | None) -> Iterator[_Worker]:
+def _worker(path: str | os.PathLike[str], dtype: str | None, precise: bool | None) -> Iterator[_Worker]:
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, os.fspath(path), dtype), daemon=True)
+    process = context.Process(target=serve, args=(theirs, os.fspath(path), dtype, precise), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -172,6 +173,7 @@ def _report(found: _Found, work: _Work, prompt: int, gen: int) -> dict[str, Any]
     )
     return {
         "dtype": model.dtype,
+        "precise": model.precise,
         "isa": model.isa,
         "threads": threads,
         "batch": batch,

@@ -35,7 +35,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
     first = rows[0]
     lines.append(
-        f"prompt {first['prompt']:,}, then {first['gen']:,} tokens; {first['isa']}; medians of "
+        f"prompt {first['prompt']:,}, then {first['gen']:,} tokens; {first['isa']}{', precise' * first['precise']}; "
+        f"medians of "
         f"{min(row['samples'] for row in rows)} or more"
     )
     lines += [

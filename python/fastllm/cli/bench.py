@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastllm.cli.options import BUILT_IN
+from fastllm.cli.options import BUILT_IN, precise_options
 from fastllm.errors import OptionError
 
 
@@ -16,6 +16,7 @@ def options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--batch", default="1,4,16", metavar="N,...", help="texts at once (default 1,4,16)")
     bench.add_argument("--threads", metavar="N,...", help="default: 1, and as fastllm info says")
     bench.add_argument("--dtype", metavar="TYPE,...", help="convert weights to these (default: as in the file)")
+    precise_options(bench)
     bench.add_argument("--json", action="store_true", help="print one JSON list of objects instead of a table")
     bench.add_argument("--plot", metavar="FILE", help="draw it, .png, .svg or .pdf; needs 'fastllm[plot]'")
 
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         batches=numbers("batch", args.batch),
         threads=None if args.threads is None else numbers("threads", args.threads),
         dtypes=[None] if args.dtype is None else args.dtype.split(","),
+        precise=args.precise,
     )
     if args.json:
         import json

@@ -23,7 +23,15 @@ def options(convert: argparse.ArgumentParser) -> None:
     convert.add_argument("out", metavar="OUT", help="the file to write, OUT.safetensors")
     convert.add_argument("--dtype", metavar="TYPE", help="f32, f16, bf16, q8 or q4 (default: as in the file, or q8)")
     convert.add_argument("--precise", action="store_true", help="to be run with activations of 15 bits instead of 8")
-    convert.add_argument("--calibrate", metavar="FILE", help="a text by which q4 is made better, or to prune by")
+    convert.add_argument(
+        "--bits",
+        type=float,
+        metavar="N",
+        help="4.5 to 8.5 for a weight in the mean: a type for each matrix, by its cost",
+    )
+    text = convert.add_mutually_exclusive_group()
+    text.add_argument("--calibrate", metavar="FILE", help="a text to round to four bits or prune by (default: our own)")
+    text.add_argument("--no-calibrate", action="store_true", help="round each weight to four bits by itself")
     convert.add_argument(
         "--prune",
         metavar="HOW",
@@ -53,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
                 format=args.format,
                 version=args.version,
                 tokenizer=args.tokenizer,
-                calibrate=args.calibrate,
+                bits=args.bits,
+                calibrate=False if args.no_calibrate else args.calibrate,
                 prune=args.prune,
                 drop_layers=args.drop_layers,
                 revision=args.revision,

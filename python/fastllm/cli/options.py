@@ -25,17 +25,25 @@ def model_options(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help="convert weights to f32, f16, bf16, q8 or q4 (default: as in the file, or q8)",
     )
-    model.add_argument(
-        "--precise",
-        action="store_true",
-        default=None,
-        help="activations of 15 bits instead of 8: nearer to f32, slower",
-    )
+    precise_options(model)
     model.add_argument("--kv", metavar="TYPE", help="keys and values: f32, f16, q8 or q4 (default: f16; f32 with f32)")
     model.add_argument("--context", type=int, metavar="N", help="positions a text may have (default: the model's)")
     opening_options(model)
     model.add_argument(
         "--no-cache", action="store_true", help="pack weights anew, and keep nothing (see fastllm cache)"
+    )
+
+
+def precise_options(parser: argparse._ActionsContainer) -> None:
+    """Without either, a converted file says it."""
+    parser.add_argument(
+        "--precise",
+        action="store_true",
+        default=None,
+        help="activations of 15 bits instead of 8: nearer to f32, slower",
+    )
+    parser.add_argument(
+        "--no-precise", action="store_false", dest="precise", help="of 8, even where a converted file says --precise"
     )
 
 

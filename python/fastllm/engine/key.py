@@ -40,14 +40,15 @@ def model_key(
     cached = CacheFolder(folder)
     files: dict[_core.MappedFile, str] = {}
     contents: dict[str, memoryview] = {"": memoryview(Path(_core.__file__).read_bytes())}
-    shapes: dict[str, tuple[str, tuple[int, ...], str]] = {}
+    shapes: dict[str, tuple[str, tuple[int, ...], tuple[int, ...] | None, str]] = {}
     for name, tensor in tensors.items():
         file = tensor.file if isinstance(tensor, _core.Matrix) else None
         if file is None:
             contents[name] = tensor.data
         elif file not in files:
             files[file] = identity or _file_hash(file, cached, threads)
-        shapes[name] = (getattr(tensor, "dtype", ""), tensor.shape, files[file] if file else "")
+        dtype, values = (tensor.dtype, tensor.values) if isinstance(tensor, _core.Matrix) else ("", None)
+        shapes[name] = (dtype, tensor.shape, values, files[file] if file else "")
     parts = [config.to_json(), kv_dtype, shapes, _hashes(contents, threads)]
     return sha256(json.dumps(parts, sort_keys=True).encode()).digest()
 

@@ -19,6 +19,7 @@ import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastllm import _core
 from fastllm.errors import CheckpointError
 from fastllm.files import exists, map_file
 from fastllm.formats.checkpoint import Checkpoint
@@ -192,18 +193,8 @@ class _Metadata(Reader):
         return list(struct.unpack(f"<{n}{letter}", self.take(size, "an array of its metadata")))
 
     def _strings(self, n: int) -> list[str]:
-        """n strings, in one loop without calls of string(): vocabularies have hundreds of thousands."""
-        data, at, end = self.data, self.offset, len(self.data)
-        length, strings = struct.Struct("<Q").unpack_from, []
-        for _ in range(n):
-            if at + 8 > end:
-                break
-            start = at + 8
-            at = start + length(data, at)[0]
-            if at > end:
-                break
-            strings.append(str(data[start:at], "utf-8", "surrogateescape"))
+        """n strings: vocabularies have hundreds of thousands."""
+        strings, self.offset = _core.gguf_strings(self.data, self.offset, n)
         if len(strings) < n:
             raise CheckpointError(f"{self.path} is truncated: a list of {n:,} strings ends past the end of the file")
-        self.offset = at
         return strings

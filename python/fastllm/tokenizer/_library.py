@@ -13,6 +13,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from fastllm import _core
 from fastllm.errors import FastLLMError, TokenizerError, import_error
 from fastllm.tokenizer._decoders import Decoder
 from fastllm.tokenizer._settings import Settings
@@ -71,6 +72,9 @@ class LibraryTokenizer(Tokenizer):
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, settings: Settings) -> None:
         self._tokenizer, self._lock = tokenizer, Lock()
+        # Of one that was taken apart (_merges.py): what merges, and the parts that it was made of.
+        self._merges: _core.Merges | None = None
+        self._parts: Sequence[Bytes] = ()
         _living.add(self)
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -147,8 +151,16 @@ class LibraryTokenizer(Tokenizer):
 
     def parts(self) -> tuple[dict[str, Any], list[Bytes]]:
         """What from_parts makes it of again."""
+        from fastllm.tokenizer._merges import Parted
+
         about = {"special_ids": sorted(self._special), "spaced": self._spaced}
-        return about, [self._tokenizer.to_str().encode()]
+        if self._merges is not None:
+            return about | {"whole": self._merges.whole}, list(self._parts)
+        text = self._tokenizer.to_str()
+        parted = Parted.of(text, library("its vocabulary").pre_tokenizers.ByteLevel.alphabet())
+        if parted is None:
+            return about, [text.encode()]
+        return about | {"whole": parted.whole}, [parted.small.encode(), *parted.tables]
 
     @classmethod
     def from_parts(cls, about: Mapping[str, Any], parts: Sequence[Bytes]) -> LibraryTokenizer:
@@ -156,6 +168,8 @@ class LibraryTokenizer(Tokenizer):
         self = cls.__new__(cls)
         with refusals("tokenizers"):
             self._tokenizer = library("its vocabulary").Tokenizer.from_str(str(parts[0], "utf-8"))
+        self._merges = _core.Merges(*parts[1:], whole=about["whole"]) if len(parts) > 1 else None
+        self._parts = parts
         self._lock, self._decoder = Lock(), None
         self._special, self._spaced = set(about["special_ids"]), about["spaced"]
         _living.add(self)
@@ -174,11 +188,20 @@ class LibraryTokenizer(Tokenizer):
         # Whether special tokens are matched is a state of the library's object: one thread at a time.
         with self._lock, refusals("tokenizers"):
             self._tokenizer.encode_special_tokens = not special
-            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            found = self._tokenizer.encode(text, add_special_tokens=False)
+            ids = list(found.ids)
+            return ids if self._merges is None else self._merges.encode(ids, found.word_ids)
+
+    def _word(self, i: int) -> str | None:
+        """The token with an id, as the vocabulary has it."""
+        found: str | None = self._tokenizer.id_to_token(i)
+        if found is None and self._merges is not None and i < self._merges.size:
+            return self._merges.token(i).decode() or None
+        return found
 
     def stream(self, previous: int | None = None) -> Stream:
         if self._decoder is None:
-            word, special = self._tokenizer.id_to_token, self._special
+            word, special = self._word, self._special
             with refusals("tokenizers"):
                 self._decoder = Decoder(
                     library("tokenizer.json"), self._tokenizer, lambda i: None if i in special else word(i), self.size
@@ -187,7 +210,7 @@ class LibraryTokenizer(Tokenizer):
 
     def token_id(self, text: str) -> int | None:
         found: int | None = self._tokenizer.token_to_id(text)
-        return found
+        return self._merges.find(text) if found is None and self._merges is not None else found
 
 
 _living: WeakSet[LibraryTokenizer] = WeakSet()

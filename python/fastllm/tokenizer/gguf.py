@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from fastllm import _core
 from fastllm.errors import TokenizerError
 from fastllm.tokenizer._added import AddedToken
 from fastllm.tokenizer._ends import END_TOKENS
@@ -201,7 +202,7 @@ def _bpe(metadata: _Metadata) -> Tokenizer:
     pre = "default" if pre is None else pre
     if not isinstance(pre, str) or pre not in _NAMED:
         raise TokenizerError(f"its pre-tokenizer {pre!r} is not known; known are {', '.join(sorted(_NAMED))}")
-    merges = [tuple(_pair(merge)) for merge in metadata.list("merges", str) or ()]
+    merges = _core.merge_halves(metadata.list("merges", str) or [])
     vocabulary = {token: i for i, token in enumerate(metadata.tokens)}
     if len(vocabulary) < len(metadata.tokens):
         raise TokenizerError("its metadata has a token twice")
@@ -227,14 +228,6 @@ def _byte_level(hf: Any, model: Any, pre: str, metadata: _Metadata) -> Any:
     special = [hf.AddedToken(text, special=True, normalized=False) for text, type_ in named if type_ == CONTROL]
     tokenizer.add_special_tokens([token for token in special if token.content])
     return tokenizer
-
-
-def _pair(merge: str) -> list[str]:
-    """The two halves of a merge such as "t h". The search begins at 1, as the first half may begin with a space."""
-    at = merge.find(" ", 1)
-    if at < 0:
-        raise TokenizerError(f"its metadata has the merge {merge[:40]!r} without two halves")
-    return [merge[:at], merge[at + 1 :]]
 
 
 def _word_pieces(metadata: _Metadata) -> Tokenizer:

@@ -4,7 +4,7 @@ It is for the packed cache. Only the version of fastllm that wrote it reads it.
 
     4 bytes    the length of the JSON, little-endian
     JSON       class, the attributes that all kinds have, those of the class, and the lengths of the parts
-    parts      of the class: tables of bytes, a model of a library
+    parts      of the class: tables, a model of a library; each begins at a multiple of 16 bytes
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from fastllm.tokenizer.base import Bytes, Pair, Tokenizer
 
 # The classes that have one, by name, and their modules: for all others the loops are short.
 _CLASSES = {"LibraryTokenizer": "_library", "PieceTokenizer": "_pieces"}
+_ALIGN = 16
 _TUPLES = ("prefix", "suffix", "ends")
 _COMMON = ("size", "plain", "exact", *_TUPLES, "special", "added", "roles", "chat_template", "tool_template")
 
@@ -36,7 +37,9 @@ def dump(tokenizer: Tokenizer) -> bytes:
     )
     about = {"class": name, "common": common, "pair": tokenizer.pair, "own": own, "parts": list(map(len, parts))}
     text = json.dumps(about).encode()
-    return b"".join([len(text).to_bytes(4, "little"), text, *parts])
+    text += b" " * (-(len(text) + 4) % _ALIGN)
+    padded = [data for part in parts for data in (part, bytes(-len(part) % _ALIGN))]
+    return b"".join([len(text).to_bytes(4, "little"), text, *padded])
 
 
 def load(data: Bytes) -> Tokenizer:
@@ -48,7 +51,7 @@ def load(data: Bytes) -> Tokenizer:
         parts = []
         for nbytes in about["parts"]:
             parts.append(view[at : at + nbytes])
-            at += nbytes
+            at += nbytes + -nbytes % _ALIGN
         made = getattr(import_module(f"fastllm.tokenizer.{_CLASSES[about['class']]}"), about["class"])
         tokenizer: Tokenizer = made.from_parts(about["own"], parts)
         for key, value in about["common"].items():

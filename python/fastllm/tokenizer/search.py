@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastllm.errors import CheckpointError, TokenizerError
@@ -77,22 +78,29 @@ def find(checkpoint: Path, vocab_size: int) -> Tokenizer:
     names = dict.fromkeys((*FILE_NAMES, *llama2c) if own else (*llama2c, *common, *FILE_NAMES))
     if own:
         names |= dict.fromkeys(path.name for path in matching(folder, "*.model"))
-    places = {folder: [*names]}
-    if not own and folder.resolve() != (here := current_folder()):
-        places[here] = [*llama2c, *common]
     looked: list[str] = []
-    for place, wanted in places.items():
-        missing = []
-        for name in wanted:
-            if not exists(place / name):
-                missing.append(name)
-                continue
-            try:
-                tokenizer = read(place / name, vocab_size)
-                check_fit(tokenizer, vocab_size, str(place / name), exact=not own)
-            except TokenizerError as error:
-                looked.append(str(error))
-            else:
-                return tokenizer
-        looked.append(f"{'the current folder' if place == Path() else place} has no {', '.join(missing)}")
-    raise TokenizerError(f"no tokenizer fits {checkpoint}: {'; '.join(looked)}")
+    found = _first(folder, list(names), vocab_size, looked, exact=not own)
+    # Asked last: what was found beside the checkpoint is found from any other current folder too.
+    if found is None and not own and folder.resolve() != (here := current_folder()):
+        found = _first(here, [*llama2c, *common], vocab_size, looked, exact=True)
+    if found is None:
+        raise TokenizerError(f"no tokenizer fits {checkpoint}: {'; '.join(looked)}")
+    return found
+
+
+def _first(folder: Path, names: Sequence[str], vocab_size: int, looked: list[str], *, exact: bool) -> Tokenizer | None:
+    """The first tokenizer of these names in a folder that fits, or None. looked: gets what was wrong there."""
+    missing = []
+    for name in names:
+        if not exists(folder / name):
+            missing.append(name)
+            continue
+        try:
+            tokenizer = read(folder / name, vocab_size)
+            check_fit(tokenizer, vocab_size, str(folder / name), exact=exact)
+        except TokenizerError as error:
+            looked.append(str(error))
+        else:
+            return tokenizer
+    looked.append(f"{'the current folder' if folder == Path() else folder} has no {', '.join(missing)}")
+    return None

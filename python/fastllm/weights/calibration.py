@@ -23,135 +23,187 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastllm import _core
-from fastllm.errors import OptionError
-from fastllm.tensors import Bytes
-from fastllm.weights import store
+from fastllm.errors import CheckpointError
+from fastllm.families import Recipe
+from fastllm.progress import note
+from fastllm.tensors import SIZES, Bytes
+from fastllm.weights.layers import Layer, embedded
+from fastllm.weights.packing import Factors, Known, Plan, Progress
+from fastllm.weights.text import Text, default
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_LEAST, _MOST = 256, 8192  # tokens of a text: fewer say nothing, more say little more and are sampled
-_PIECE = 256  # tokens of a sequence
-_BATCH = 1024  # tokens of a forward
-_MEMORY = 2 << 30  # bytes of the sums H that are gathered in one pass over the text; those of one layer always are
+    from fastllm.weights.source import Opened
+
+_PIECE = 256  # tokens of a piece of the text
+_BATCH = 1024  # tokens whose products are summed at once
+_BLOCK = 256  # columns of H that are computed at once
 _DAMPING = 0.01  # of the mean of H's diagonal, added to the diagonal
-# A matrix's name in its layer -> which of the layer's four inputs it reads: those of attention, of wo, of the
-# feed-forward, of w2.
-_INPUTS = {"attn.wq": 0, "attn.wk": 0, "attn.wv": 0, "attn.wo": 1, "ffn.w1": 2, "ffn.w3": 2, "ffn.w2": 3}
-
-
-class Factors(NamedTuple):
-    """A matrix's damped H = U D U^T, as fl_source in csrc/fastllm.h takes it."""
-
-    importance: NDArray[np.float32]  # [n], D
-    feedback: NDArray[np.float32]  # [n, n], U^T, of which what lies below the diagonal is read
-    products: NDArray[np.float32]  # [n, n], H
+# A matrix's name in its layer -> which of the layer's inputs it reads: 0 to 3 are those of attention, of wo, of the
+# feed-forward, of w2; 4 those of attention as far as values are attended to; 5 is what the head reads.
+_INPUTS = {"attn.wq": 0, "attn.wk": 0, "attn.wv": 4, "attn.wo": 1, "ffn.w1": 2, "ffn.w3": 2, "ffn.w2": 3}
+_AFTER = 5
 
 
 class Calibration:
-    """The H of a model's matrices, from the inputs they get while the model reads a text.
+    """The H of a model's matrices, from the inputs they get while the model, in q8, reads a text.
 
-    The text is read in pieces of _PIECE tokens; of one longer than _MOST, every n-th piece. As many layers as _MEMORY
-    allows are gathered in one pass, so `factors` is fast for matrices in the order of layers. Every sum has a fixed
-    order: the same model and text give the same bits on any machine. Experts, which see few tokens each, are left out.
-
-    Raises OptionError for a text of too few tokens.
+    The text goes through one layer after the other: its hidden states, and one layer, are in memory. So `factors` is
+    asked for matrices in the order of layers; for an earlier layer the text is read again from its start. Every sum has
+    a fixed order: the same model and text give the same bits on any machine. Experts, which see few tokens each, are
+    left out.
     """
 
-    def __init__(self, stored: store.Stored, begin: Sequence[int], tokens: Sequence[int], *, threads: int) -> None:
-        """stored: the model, packed as something finer than q4. begin: the tokens that its texts begin with, such as
-        BOS. tokens: the text."""
-        self._config, self._threads = stored.config, threads
-        self._model = _core.Model(stored.config, dict(stored.tensors))
-        self._pieces = split(begin, tokens, min(_PIECE, stored.config.max_seq))
-        self._sums: dict[int, NDArray[np.float64]] = {}  # 4 * layer + input -> H
-        self._last: tuple[int, Factors] | None = None
+    def __init__(self, recipe: Recipe, text: Text, *, threads: int, step: Callable[[], None] = lambda: None) -> None:
+        """step: called after each layer that the text has gone through."""
+        self._recipe, self._threads, self._step = recipe, threads, step
+        self.pieces = text.pieces(min(_PIECE, recipe.config.max_seq))
+        self._next = 0  # the layer that the stream is before
+        self._stream: list[NDArray[np.float32]] = []  # of each piece
+        self._sums: dict[int, NDArray[np.float64]] = {}  # input -> H, of the layer before _next
+        self._last: tuple[tuple[int, int], Factors] | None = None
 
     def factors(self, name: str) -> Factors | None:
         """The factors of the matrix of that canonical name; None for one whose inputs are not gathered."""
-        import numpy
-
-        found = re.fullmatch(r"layers\.(\d+)\.(.*)", name)
-        if not found or found[2] not in _INPUTS:
+        if (place := self._place(name)) is None:
             return None
-        layer = int(found[1])
-        if found[2].startswith("ffn.") and self._config.layer_moe(layer):
-            return None
-        place = 4 * layer + _INPUTS[found[2]]
         if self._last is None or self._last[0] != place:
-            if place not in self._sums:
-                self._sums = self._gather(layer)
-            h: Bytes = self._sums.pop(place)
-            h[numpy.diag_indices(len(h))] += _DAMPING * math.fsum(h.diagonal()) / len(h) or 1
-            products = h.astype(numpy.float32)
-            importance: Bytes = numpy.empty(len(h), numpy.float32)
-            _core.factor(h, importance, threads=self._threads)
-            self._last = place, Factors(importance, h.T.astype(numpy.float32, order="C"), products)
+            self._last = None  # frees it
+            self._last = place, self._factored(self._products(*place))
         return self._last[1]
 
-    def _widths(self, layer: int) -> dict[int, int]:
-        """The places, 4 * layer + input, where a layer's inputs are gathered, and their widths."""
-        c = self._config
-        widths = {4 * layer: c.dim, 4 * layer + 1: c.n_heads * c.head_dim}
-        if not c.layer_moe(layer):
-            widths |= {4 * layer + 2: c.dim, 4 * layer + 3: c.hidden_dim}
-        return widths
+    def _place(self, name: str) -> tuple[int, int] | None:
+        """The layer, and which of its inputs, a matrix reads."""
+        c, matrices = self._recipe.config, self._recipe.matrices
+        if name == ("head" if "head" in matrices else "embed"):  # reads the stream after the last norm
+            return None if not c.head or "head.dense" in matrices else (c.n_layers - 1, _AFTER)
+        found = re.fullmatch(r"layers\.(\d+)\.(.*)", name)
+        if not found or found[2] not in _INPUTS or (found[2].startswith("ffn.") and c.layer_moe(int(found[1]))):
+            return None
+        return int(found[1]), _INPUTS[found[2]]
 
-    def _gather(self, layer: int) -> dict[int, NDArray[np.float64]]:
-        """The H of `layer` and of as many layers after it as _MEMORY allows."""
+    def _products(self, layer: int, place: int) -> NDArray[np.float64]:
+        """The H of an input of a layer, which is given away."""
+        if layer < self._next - 1 or (layer == self._next - 1 and place not in self._sums):
+            self._next = 0
+        if self._next == 0:
+            self._stream = embedded(self._recipe, self.pieces, dtype="q8", threads=self._threads)
+        while self._next <= layer:
+            self._run(gather=self._next == layer)
+        return self._sums.pop(place)
+
+    def _run(self, *, gather: bool) -> None:
+        """Runs the stream through the next layer."""
         import numpy
 
-        widths = self._widths(layer)
-        for later in range(layer + 1, self._config.n_layers):
-            more = widths | self._widths(later)
-            if sum(8 * n * n for n in more.values()) > _MEMORY:
-                break
-            widths = more
-        sums = {place: numpy.zeros((n, n)) for place, n in widths.items()}
-        cache, widest = _core.KVCache(self._model), max(*widths.values(), self._config.hidden_dim)
-        for pieces in _batches(self._pieces):
-            tokens = sum(map(len, pieces))
-            buffers = {place: _core.Buffer(tokens * widest * 4) for place in widths}
-            spans: list[tuple[_core.Sequence, Sequence[int], int]] = [(cache.sequence(), p, 0) for p in pieces]
-            self._model.forward(spans, threads=self._threads, inputs=buffers)
-            for place, n in widths.items():
-                inputs = numpy.frombuffer(memoryview(buffers[place]), numpy.float32)[: tokens * n].reshape(tokens, n)
-                sums[place] += products(inputs, self._threads)
-        return sums
+        layer = Layer(self._recipe, self._next, threads=self._threads, dtype="q8")
+        self._sums = {}
+        seen: list[list[NDArray[np.float32]]] = []
+        for i, x in enumerate(self._stream):
+            found = layer.all(x)
+            self._stream[i] = found.after
+            seen.append([*found.inputs, found.inputs[0] * _attended(found.attention), found.normed])
+            if gather and (i + 1 == len(self._stream) or sum(len(x[0]) for x in seen) >= _BATCH):
+                for place, parts in enumerate(zip(*seen, strict=True)):
+                    if self._is_read(place):
+                        total = products(numpy.concatenate(parts), self._threads)
+                        self._sums[place] = self._sums[place] + total if place in self._sums else total
+                seen = []
+        self._next += 1
+        self._step()
+
+    def _is_read(self, place: int) -> bool:
+        """Whether a matrix of the next layer reads this input."""
+        c = self._recipe.config
+        if place == _AFTER:
+            return self._next == c.n_layers - 1 and c.head
+        return place in (0, 1, 4) or not c.layer_moe(self._next)
+
+    def _factored(self, h: Bytes) -> Factors:
+        import numpy
+
+        mean = math.fsum(h.diagonal()) / len(h)
+        if not math.isfinite(mean):
+            raise CheckpointError("the calibration text leads to values that are not finite")
+        h[numpy.diag_indices(len(h))] += _DAMPING * mean or 1
+        products = h.astype(numpy.float32)
+        importance: Bytes = numpy.empty(len(h), numpy.float32)
+        _core.factor(h, importance, threads=self._threads)
+        return Factors(importance, h.T.astype(numpy.float32, order="C"), products)
 
 
-def split(begin: Sequence[int], tokens: Sequence[int], longest: int) -> list[list[int]]:
-    """Pieces from all over a text, each after `begin`, of `longest` tokens at most. Raises OptionError."""
-    if len(tokens) < _LEAST:
-        raise OptionError(f"the calibration text has {len(tokens)} tokens: it needs {_LEAST} at least")
-    room = longest - len(begin)
-    if room < 1:
-        raise OptionError(f"a context of {longest} tokens is too short to calibrate with")
-    whole = [[*begin, *tokens[at : at + room]] for at in range(0, len(tokens), room)]
-    step = max(1, -(-len(tokens) // _MOST))
-    return whole[::step]
+def _attended(attention: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How much of each token's value goes into the outputs of attention [heads * t, t]: [t, 1].
+
+    It is the root of the sum of squares: errors of the values of several tokens are taken for independent. In a trained
+    model most attention goes to very few tokens, such as the first of a text.
+    """
+    import numpy
+
+    sums = numpy.square(attention, dtype=numpy.float64).sum(axis=0)  # over rows in order, on any machine
+    roots: NDArray[np.float32] = numpy.sqrt(sums).astype(numpy.float32)
+    return roots[:, None]
 
 
-def _batches(pieces: Sequence[list[int]]) -> Iterator[list[list[int]]]:
-    """The pieces of each forward."""
-    count = max(1, _BATCH // len(pieces[0]))
-    for at in range(0, len(pieces), count):
-        yield list(pieces[at : at + count])
+def is_rounded(plans: Iterable[Plan]) -> bool:
+    """Whether packing by these plans rounds floats to four bits."""
+    return any(plan.dtype == "q4" and plan.source.dtype in SIZES for plan in plans)
 
 
-def products(x: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
+def calibrated(
+    opened: Opened, plans: Mapping[str, Plan], path: Path, text: Text | None, *, threads: int, progress: Progress
+) -> tuple[Known | None, Progress]:
+    """What packing a checkpoint by `plans` is to know of its inputs, if that rounds to four bits, and the progress of
+    packing, of which reading the text is then half.
+
+    path: the checkpoint's, for messages. text: None for our own; of a model that this says nothing about a line on
+    stderr tells that it is not calibrated.
+    """
+    if not is_rounded(plans.values()):
+        return None, progress
+    found = default(opened) if text is None else text
+    if isinstance(found, str):
+        note(f"{path} is packed to four bits without calibration: {found}")
+        return None, progress
+    total, layers, read, written = sum(plan.nbytes for plan in plans.values()), opened.recipe.config.n_layers, 0, 0
+
+    def tell() -> None:
+        seen = total if written == total else total * read // layers  # the last layers may have nothing to calibrate
+        progress(seen + written, 2 * total)
+
+    def step() -> None:
+        nonlocal read
+        read += 1
+        tell()
+
+    def packed(done: int, _: int) -> None:
+        nonlocal written
+        written = done
+        tell()
+
+    return Calibration(opened.recipe, found, threads=threads, step=step).factors, packed
+
+
+def products(x: NDArray[np.float32], threads: int) -> NDArray[np.float64]:
     """x^T x of x [t, n], by the core's matrix product, which sums over t in ascending order."""
     import numpy
 
     t, n = x.shape
     columns: Bytes = numpy.ascontiguousarray(x.T)
-    matrix = _core.pack("f32", n, t, "f32", memoryview(columns).cast("B"), threads=threads)
-    out: Bytes = numpy.empty((n, n + -n % _core.LANES), numpy.float32)
-    matrix.multiply(columns, out, threads=threads)
-    products: NDArray[np.float32] = out[:, :n]
-    return products
+    found: NDArray[np.float64] = numpy.empty((n, n))
+    for begin in range(0, n, _BLOCK):  # what lies left of the diagonal is the same as what lies above it
+        width = min(_BLOCK, n - begin)
+        block = columns[begin : begin + width]
+        matrix = _core.pack("f32", width, t, "f32", memoryview(block).cast("B"), threads=threads)
+        out: Bytes = numpy.empty((n - begin, width + -width % _core.LANES), numpy.float32)
+        matrix.multiply(columns[begin:], out, threads=threads)
+        found[begin:, begin : begin + width] = out[:, :width]
+        found[begin : begin + width, begin:] = out[:, :width].T
+    return found

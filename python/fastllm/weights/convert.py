@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal, NamedTuple
 
 from fastllm import _core
 from fastllm.errors import CheckpointError, OptionError, TokenizerError
 from fastllm.families import Recipe, Weight
-from fastllm.files import check_target, read_file, reading
+from fastllm.files import check_target, reading
 from fastllm.heads import dense
 from fastllm.machine import check_threads
-from fastllm.tensors import SIZES, Bytes, Tensor
-from fastllm.tokenizer import Frame, stop_tokens
-from fastllm.weights import store
-from fastllm.weights.packing import Plan, Progress, assemble, chunks, pack, plan, vectors
+from fastllm.tensors import Bytes, Tensor, unblocked
+from fastllm.weights import budget, store, text
+from fastllm.weights.ahead import packed
+from fastllm.weights.calibration import Calibration, calibrated, is_rounded
+from fastllm.weights.packing import Known, Plan, Progress, Rows, chunks, pack, plan, vectors
 from fastllm.weights.pruning import options
 from fastllm.weights.pruning.scratch import Scratch
 from fastllm.weights.source import (
@@ -28,9 +30,7 @@ from fastllm.weights.source import (
     open_source,
     stored_tokenizer,
 )
-
-if TYPE_CHECKING:
-    from fastllm.weights.calibration import Calibration
+from fastllm.weights.text import Text
 
 FORMATS = ("fastllm", "llama2c")
 
@@ -45,7 +45,8 @@ def convert(
     format: str = "fastllm",  # noqa: A002  # the command line's word
     version: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
-    calibrate: str | os.PathLike[str] | None = None,
+    bits: float | None = None,
+    calibrate: str | os.PathLike[str] | Literal[False] | None = None,
     prune: str | None = None,
     drop_layers: int | None = None,
     revision: str | None = None,
@@ -61,23 +62,28 @@ def convert(
 
     precise: the file is run with activations of 15 bits instead of 8, unless load says otherwise.
 
-    calibrate: a file of UTF-8 text, 256 to some thousand tokens of the kind that the model is for. q4 is then packed
-    for the least error in what the model computes on that text (fastllm.weights.calibration). That takes minutes
-    instead of seconds, and memory for the model as q8.
+    calibrate: weights are rounded to four bits for the least error in what the model computes on a text
+    (fastllm.weights.calibration), which takes a few times as long. None: on our own text, where the model is a causal
+    language model with a tokenizer. A file of UTF-8 text, 256 to some thousand tokens: on that, of the kind that the
+    model is for. False: each weight is rounded by itself.
+
+    bits: instead of dtype, the mean bits of a weight, 4.5 to 8.5. Each matrix becomes q4 or q8, or stays in the four
+    bits that the file has, as costs the model least on the text (fastllm.weights.budget). That takes memory for the
+    model as q8 and q4, and as many forwards as there are matrices.
 
     prune: sets weights of linear layers to zero before they are packed: "magnitude:0.5" the smallest half of each
     matrix, "threshold:0.1" those below 0.1, "wanda:0.5" and "sparsegpt:0.5" those that the text `calibrate` shows to
     matter least, "magnitude:2of4" (or wanda, sparsegpt) two of each four neighbours. drop_layers: how many layers are
-    left out, those that change the text's hidden states least. `calibrate` also serves to measure what both cost. The
+    left out, those that change the text's hidden states least. The text also serves to measure what both cost. The
     file says what was done (fastllm.weights.store.Pruning). Pruned matrices lie in a temporary file beside `out`.
 
     Returns the reason why there is no tokenizer inside, or None if there is one. Raises CheckpointError, OptionError,
     and TokenizerError for a `tokenizer` that does not fit.
     """
     method = None if prune is None else options.parse(prune)
-    options.check(method, drop_layers, text=calibrate is not None)
+    options.check(method, drop_layers, text=calibrate is not False)
     pruning = method is not None or drop_layers is not None
-    _check_options(dtype, format, version, calibrate, precise=precise, pruning=pruning)
+    _check_options(dtype, format, version, bits, calibrate, precise=precise, pruning=pruning)
     count = check_threads(threads)
     path, from_hub = find_source(source, revision)
     adapters = find_adapters(lora)
@@ -95,7 +101,7 @@ def convert(
             opened = open_source(path, tokenizer, from_hub=from_hub, adapters=adapters)
         if precise:
             opened = opened._replace(recipe=opened.recipe._replace(config=opened.recipe.config._replace(precise=True)))
-        text = None if calibrate is None else _text(Path(calibrate))
+        words = None if calibrate is None or calibrate is False else text.read(Path(calibrate))
         check_target(target)  # again: now the files that are read are known, which must not be overwritten
         watched = read.watched(progress)
         try:
@@ -104,24 +110,8 @@ def convert(
 
                 _llama2c.write(target, opened.recipe, version or 0, progress=watched)
             else:
-                if pruning:
-                    opened, watched = _pruned(
-                        opened,
-                        text,
-                        method=method,
-                        drop=drop_layers or 0,
-                        scratch=scratch,
-                        dtype=dtype,
-                        threads=count,
-                        progress=watched,
-                    )
-                zeros = opened.pruning is not None and opened.pruning.zeros is not None
-                plans = plan(opened.recipe, dtype or opened.dtype, pruned=zeros)
-                rounded = any(p.dtype == "q4" and p.source.dtype in SIZES for p in plans.values())
-                if text is not None and not pruning and not rounded:
-                    raise OptionError(f"calibrate has no effect: {path} has its weights in four bits, which stay")
-                seen = None if text is None or dtype != "q4" else _calibration(opened, text, count)
-                store.write(target, opened.stored(), parts(opened.recipe, plans, count, watched, seen))
+                weights = _Weights(dtype, bits, words, calibrate is not False, method, drop_layers or 0)
+                _write(target, path, opened, weights, scratch, threads=count, progress=watched)
         except CheckpointError as error:
             if str(path) in str(error) or str(target) in str(error):
                 raise
@@ -130,7 +120,14 @@ def convert(
 
 
 def _check_options(
-    dtype: str | None, form: str, version: int | None, calibrate: object, *, precise: bool, pruning: bool
+    dtype: str | None,
+    form: str,
+    version: int | None,
+    bits: float | None,
+    calibrate: object,
+    *,
+    precise: bool,
+    pruning: bool,
 ) -> None:
     """Raises OptionError for a value that is not known, or does not go with the others."""
     store.check_dtype(dtype)
@@ -144,54 +141,91 @@ def _check_options(
         raise OptionError("llama2.c's files cannot say that they are to be run precisely")
     if pruning and form != "fastllm":
         raise OptionError("prune and drop_layers go with the format fastllm, and its files can be converted to llama2c")
-    if calibrate is not None and ((dtype != "q4" and not pruning) or form != "fastllm"):
-        raise OptionError("a calibration text is for the dtype q4, and for pruning")
+    if bits is not None:
+        budget.check(bits)
+        if dtype is not None:
+            raise OptionError(f"bits chooses the types of weights: it does not go with the dtype {dtype}")
+        if form != "fastllm":
+            raise OptionError("bits goes with the format fastllm")
+        if calibrate is False:
+            raise OptionError("bits measures on a text what types cost: it does not go with calibrate=False")
+    if not isinstance(calibrate, (str, os.PathLike)) and calibrate is not None and calibrate is not False:
+        raise OptionError(f"calibrate must be a file of text, False or None, not {calibrate!r}")
+    if calibrate and ((dtype != "q4" and bits is None and not pruning) or form != "fastllm"):
+        raise OptionError("a calibration text is for the dtype q4, for bits, and for pruning")
 
 
-def _text(path: Path) -> str:
-    """A calibration text."""
-    try:
-        return read_file(path).decode("utf-8")
-    except (CheckpointError, UnicodeDecodeError) as error:
-        raise OptionError(f"the calibration text {path} cannot be read: {error}") from None
+class _Weights(NamedTuple):
+    """What is to be done to the weights: convert's arguments.
+
+    words: the user's text; calibrated: whether our own takes the place of none. method, drop: of pruning.
+    """
+
+    dtype: str | None
+    bits: float | None
+    words: str | None
+    calibrated: bool
+    method: options.Method | None
+    drop: int
 
 
-def _tokens(opened: Opened, text: str) -> tuple[list[int], list[int]]:
-    """The ids that a checkpoint's texts begin with, and those of a text. Raises the TokenizerError that it has."""
-    recipe, words = opened.recipe, opened.tokenizer
-    if isinstance(words, TokenizerError):
-        raise words
-    stop, _ = stop_tokens(recipe.stop, recipe.chat_stop, words.ends)
-    frame = Frame(words, recipe.bos, stop, encoder=not recipe.config.causal)
-    return frame.tokenize(""), words.encode(text)
+def _write(
+    target: Path, path: Path, opened: Opened, asked: _Weights, scratch: Scratch, *, threads: int, progress: Progress
+) -> None:
+    """Prunes and packs the checkpoint `path` into the file `target`."""
+    told = _text(opened, path, asked)
+    if asked.method is not None or asked.drop:
+        opened, progress = _pruned(opened, asked, told, scratch, threads=threads, progress=progress)
+    zeros = opened.pruning is not None and opened.pruning.zeros is not None
+    if asked.bits is not None:
+        assert told is not None
+        chosen = budget.choose(
+            opened.recipe,
+            asked.bits,
+            Calibration(opened.recipe, told, threads=threads),
+            pruned=zeros,
+            threads=threads,
+            progress=progress,
+        )
+        found = {name: store.Part.of(tensor) for name, tensor in (chosen | vectors(opened.recipe)).items()}
+        store.write(target, opened.stored(), found)
+        return
+    plans = plan(opened.recipe, asked.dtype or opened.dtype, pruned=zeros)
+    known = None
+    if asked.calibrated:
+        known, progress = calibrated(opened, plans, path, told, threads=threads, progress=progress)
+    store.write(target, opened.stored(), parts(opened.recipe, plans, threads, progress, known))
 
 
-def _calibration(opened: Opened, text: str, threads: int) -> Calibration:
-    """The calibration of a checkpoint by a text, which the model reads as q8."""
-    from fastllm.weights.calibration import Calibration
+def _text(opened: Opened, path: Path, asked: _Weights) -> Text | None:
+    """The user's text as the checkpoint `path` reads it; without one our own where a text is needed, else None.
 
-    stored = assemble(opened.recipe, dtype="q8", threads=threads)
-    return Calibration(stored, *_tokens(opened, text), threads=threads)
+    Raises OptionError for a text that would have no effect, and where our own says nothing about the checkpoint.
+    """
+    pruning = asked.method is not None or asked.drop > 0
+    if asked.words is not None:
+        if asked.bits is None and not pruning and not is_rounded(plan(opened.recipe, asked.dtype).values()):
+            raise OptionError(f"calibrate has no effect: {path} has its weights in four bits, which stay")
+        return text.given(opened, asked.words)
+    if asked.bits is None and not asked.drop and (asked.method is None or not asked.method.learns):
+        return None
+    found = text.default(opened)
+    if isinstance(found, str):
+        raise OptionError(f"{path} needs a text that it can read: give one with calibrate ({found})")
+    return found
 
 
 def _pruned(
-    opened: Opened,
-    text: str | None,
-    *,
-    method: options.Method | None,
-    drop: int,
-    scratch: Scratch,
-    dtype: str | None,
-    threads: int,
-    progress: Progress,
+    opened: Opened, asked: _Weights, told: Text | None, scratch: Scratch, *, threads: int, progress: Progress
 ) -> tuple[Opened, Progress]:
-    """The checkpoint pruned, and the progress of packing it, before which pruning counts as as many bytes again."""
-    from fastllm.weights.pruning.prune import Pruner, Text
+    """The checkpoint pruned, and the progress of packing it, before which pruning is half."""
+    from fastllm.weights.pruning.prune import Pruner
 
-    natural = opened.dtype
-    if method is not None and any(weight.tensor.stored for weight in opened.recipe.matrices.values()):
-        natural = "q8"  # blocks of the file that weights are taken out of are blocks no more
-    total = sum(p.nbytes for p in plan(opened.recipe, dtype or natural).values())
+    if asked.method is not None:  # blocks that weights are taken out of are blocks no more
+        matrices = {name: w._replace(tensor=unblocked(w.tensor)) for name, w in opened.recipe.matrices.items()}
+        opened = opened._replace(recipe=opened.recipe._replace(matrices=matrices))
+    plans = plan(opened.recipe, asked.dtype or opened.dtype, pruned=asked.method is not None)
+    total = sum(p.nbytes for p in plans.values())
     done = 0
 
     def step() -> None:
@@ -201,35 +235,40 @@ def _pruned(
 
     pruner = Pruner(
         opened.recipe,
-        method=method,
-        drop=drop,
-        text=None if text is None else Text(*_tokens(opened, text)),
+        method=asked.method,
+        drop=asked.drop,
+        text=told,
         scratch=scratch,
         dtype=opened.dtype,
         threads=threads,
         step=step,
     )
     recipe, pruning = pruner.run()
-    opened = opened._replace(recipe=recipe, dtype=natural, pruning=pruning)
-    return opened, lambda part, whole: progress(total + part, total + whole)
+    opened = opened._replace(recipe=recipe, pruning=pruning)
+    return opened, lambda part, whole: progress(whole + part, 2 * whole)
 
 
 def parts(
-    recipe: Recipe, plans: dict[str, Plan], threads: int, progress: Progress, calibration: Calibration | None = None
+    recipe: Recipe, plans: dict[str, Plan], threads: int, progress: Progress, known: Known | None = None
 ) -> dict[str, store.Part]:
-    """The file's tensors. A matrix is packed piece by piece, while the file is written."""
+    """The file's tensors. Matrices are packed piece by piece, in this order, while the file is written."""
     total, done = sum(p.nbytes for p in plans.values()), 0
 
-    def packed(name: str, matrix: Plan) -> Iterator[Bytes]:
-        nonlocal done
-        for rows in chunks(matrix):
-            out = memoryview(_core.Buffer(rows.nbytes))
-            pack(matrix, rows, out, threads=threads, name=name, calibration=calibration)
-            done += rows.nbytes
-            progress(done, total)
-            yield out
+    def pack_piece(name: str, matrix: Plan, rows: Rows, data: Bytes, out: memoryview) -> None:
+        # A reordered matrix is one piece, and what is calibrated is so in order: these have all threads.
+        team = threads if known or matrix.weight.rows is not None else 1
+        pack(matrix, rows, out, threads=team, name=name, known=known, data=data)
 
-    found = {name: store.Part(p.dtype, p.shape, p.nbytes, packed(name, p), p.values) for name, p in plans.items()}
+    pieces = packed(plans, pack_piece, 1 if known else threads)
+
+    def of(matrix: Plan) -> Iterator[Bytes]:
+        nonlocal done
+        for piece in islice(pieces, sum(1 for _ in chunks(matrix))):
+            done += len(piece)
+            progress(done, total)
+            yield piece
+
+    found = {name: store.Part(p.dtype, p.shape, p.nbytes, of(p), p.values) for name, p in plans.items()}
     for name, vector in vectors(recipe).items():
         found[name] = store.Part(None, vector.shape, vector.nbytes, (vector.data,))
     return found

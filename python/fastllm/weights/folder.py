@@ -109,29 +109,44 @@ def most_bytes(folder: Path) -> int:
         raise TargetError(f"{folder} cannot be used: {error.strerror}") from None
 
 
+def check(folder: Path) -> None:
+    """Raises TargetError for a folder in which others could put files that this user would run: see is_trusted."""
+    with suppress(FileNotFoundError, NotADirectoryError, ValueError):  # those who make it say so
+        about = os.stat(folder)
+        if not (_is_owned(about) and _is_owned(os.lstat(folder))):
+            raise TargetError(f"{folder} belongs to another user")
+        if not is_trusted(about):
+            raise TargetError(f"{folder} can be written by other users (chmod go-w would end that)")
+
+
 @contextmanager
-def alone(path: Path, waiting: Callable[[], None]) -> Iterator[Callable[[], None]]:
+def alone(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """A block in which no other process or thread makes the file `path`; see locks.locked.
 
-    The folder is made, and only its owner can enter it. Raises TargetError where files cannot be made in it.
+    The folder is made, and only its owner can enter it. Raises TargetError where files cannot be made in it, and as
+    check does.
     """
     folder = path.parent
     with ExitStack() as stack:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not is_trusted(os.stat(folder)):
-                raise TargetError(f"{folder} belongs to another user")
+            check(folder)
             # The name of a temporary file: files.replacing removes it where its owner was killed.
             lock = folder / f".fastllm-{path.name.split('.')[-2]}.part"
-            alive = stack.enter_context(locked(lock, waiting))
+            stack.enter_context(locked(lock, waiting))
         except (OSError, ValueError) as error:  # ValueError: a null character
             why = "it is not a folder" if isinstance(error, FileExistsError) else getattr(error, "strerror", error)
             raise TargetError(f"{folder} cannot be written: {why}") from None
-        yield alive
+        yield
 
 
 def is_trusted(about: os.stat_result) -> bool:
-    """Whether a file or folder belongs to this user, or to root: another's may hold anything."""
+    """Whether only this user, or root, can have written a file or folder: another's may hold anything."""
+    return _is_owned(about) and (os.name == "nt" or not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+def _is_owned(about: os.stat_result) -> bool:
+    """Whether a file or folder belongs to this user, or to root."""
     return not hasattr(os, "geteuid") or about.st_uid in (0, os.geteuid())
 
 

@@ -4,7 +4,7 @@
       |   digest of path, options, and fastllm's own code  ->  NAME.DIGEST.packed in the folder (folder.py)
       |-- the file is there, and all that packing asked of the file system is answered as it was then: map it
       |-- else, one process at a time: open_source -> plan -> packed piece by piece into a temporary file, synced,
-      |   renamed -> map it
+      |   renamed -> map it. Weights that are rounded to four bits are calibrated, as `convert` does
       '-- nothing can be kept (too large, disk full, no folder): pack into memory, and say why (CacheWarning)
 
 A packed file is a converted file (store.py) whose header has "packed", a JSON object:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from fastllm.weights.packing import Progress
 
 _SMALL = 8 << 20  # bytes of a file that is packed in the time, some 6 ms, that it takes to look for a packed one
-_CODE = ("config.py", "tensors.py", "formats", "families", "tokenizer", "heads", "weights")  # decide what is packed
+_CODE = ("config", "tensors", "formats", "families", "tokenizer", "heads", "weights")  # decide what is packed
 
 Loaded = tuple[store.Stored, Tokenizer | TokenizerError]
 
@@ -82,32 +82,32 @@ def load(asked: Asked, *, threads: int, read: Reading, progress: Progress | None
     try:
         place = folder.cache_folder() if keep and not _is_small(asked.path) else None
         if place is not None:
+            folder.check(place)
             digest = asked.digest()
             target = place / folder.file_name(Path(os.path.abspath(asked.path)), digest)
             if (found := _find(target, digest, asked.path, say=True)) is not None:
                 return found
-            with folder.alone(target, lambda: note(f"waiting for another process, which packs {asked.path}")) as alive:
+            with folder.alone(target, lambda: note(f"waiting for another process, which packs {asked.path}")):
                 if (found := _find(target, digest, asked.path, say=True)) is not None:
                     return found
                 opened = asked.open()
-
-                def step(done: int, total: int) -> None:
-                    alive()
-                    watched(done, total)
-
                 with _about(asked.path):
-                    _write(target, digest, asked, opened, answers=read.answers, threads=threads, progress=step)
+                    _write(target, digest, asked, opened, answers=read.answers, threads=threads, progress=watched)
             if (found := _find(target, digest, asked.path, say=False)) is not None:
                 return found[0], opened.tokenizer
             raise TargetError(f"{target} cannot be used right after it was written")
     except TargetError as error:
         sentence = f"{asked.path} is packed into memory at each start: {error}"
         warnings.warn(sentence, CacheWarning, stacklevel=3)
-    from fastllm.weights.packing import assemble
+    from fastllm.weights.calibration import calibrated
+    from fastllm.weights.packing import assemble, plan
 
     opened = opened or asked.open()
     with _about(asked.path):
-        stored = assemble(opened.recipe, dtype=asked.dtype or opened.dtype, threads=threads, progress=watched)
+        dtype = asked.dtype or opened.dtype
+        plans = plan(opened.recipe, dtype)
+        known, watched = calibrated(opened, plans, asked.path, None, threads=threads, progress=watched)
+        stored = assemble(opened.recipe, dtype=dtype, threads=threads, progress=watched, known=known)
     return stored, opened.tokenizer
 
 
@@ -135,7 +135,7 @@ def _find(target: Path, digest: str, model: Path, *, say: bool) -> Loaded | None
     """
     try:
         with reading():  # of its own: what is asked here is no question about the checkpoint
-            data = map_file(target)
+            data = map_file(target, follow=False)
             if not store.is_store(data):
                 return None
             about = os.fstat(data.obj.fileno())  # type: ignore[attr-defined]  # a _core.MappedFile
@@ -190,6 +190,7 @@ def _write(
     progress: Progress,
 ) -> None:
     """Packs a checkpoint into the file `target`. Raises TargetError, and CheckpointError as store.write does."""
+    from fastllm.weights.calibration import calibrated
     from fastllm.weights.convert import parts
     from fastllm.weights.packing import plan
 
@@ -213,7 +214,9 @@ def _write(
         packed=packed,
         ready=b"" if isinstance(words, TokenizerError) else ready.dump(words),
     )
-    store.write(target, stored, parts(opened.recipe, plans, threads, progress), modified=modified)
+    known, progress = calibrated(opened, plans, asked.path, None, threads=threads, progress=progress)
+    found = parts(opened.recipe, plans, threads, progress, known)
+    store.write(target, stored, found, private=True, modified=modified)
 
 
 def _digest(value: object) -> str:
@@ -222,13 +225,19 @@ def _digest(value: object) -> str:
 
 @cache
 def _code() -> str:
-    """The hash of the code that decides what is packed, so that no later version takes up what an earlier one packed.
+    """The hash of the code, and of the text to calibrate with, that decide what is packed: what an earlier version
+    packed is not taken up.
 
-    Contents are hashed, not times: environments that have the same version share files.
+    Contents are hashed, not times: environments that have the same version share files. Raises TargetError where the
+    code is not in files, as in an archive.
     """
     root, found = Path(__file__).parents[1], sha256(Path(_core.__file__).read_bytes())
     for name in _CODE:
-        path = root / name
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            found.update(file.read_bytes())
+        files = sorted((root / name).rglob("*.py")) or list(root.glob(f"{name}.py"))
+        if not files:  # an installation without sources has compiled files in their place, which begin with a time
+            files = sorted((root / name).rglob("*.pyc")) or list(root.glob(f"{name}.pyc"))
+        if not files:
+            raise TargetError(f"fastllm has no files of its own in {root}, which would tell its versions")
+        for file in [*files, *sorted((root / name).rglob("*.txt"))]:
+            found.update(file.read_bytes()[16 if file.suffix == ".pyc" else 0 :])
     return found.hexdigest()

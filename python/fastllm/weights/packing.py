@@ -10,11 +10,12 @@ from fastllm import _core
 from fastllm.config import Config
 from fastllm.errors import CheckpointError
 from fastllm.families import Recipe, Weight
-from fastllm.tensors import BLOCKS, SIZES, Tensor, nbytes, unblocked
+from fastllm.tensors import BLOCKS, SIZES, Bytes, Tensor, nbytes, unblocked
 from fastllm.weights import store
 
 if TYPE_CHECKING:
-    from fastllm.weights.calibration import Calibration
+    import numpy as np
+    from numpy.typing import NDArray
 
 Progress = Callable[[int, int], None]  # bytes packed so far, bytes in all
 
@@ -24,6 +25,20 @@ _NARROW = 768  # models with fewer channels keep more matrices than others as q8
 # sparsegpt keep small weights of large inputs, which then become zero too: its KL is 5 % larger.
 _PRUNED = (-127, -100, -78, -61, -47, -34, -22, -11, 0, 11, 22, 34, 47, 63, 81, 107)
 _CHUNK = 2 << 20  # bytes of a tensor that are read and packed at once: the caches hold them
+
+
+class Factors(NamedTuple):
+    """What a calibration knows of a matrix's inputs: their damped H = U D U^T, as fl_source in csrc/fastllm.h takes it.
+
+    See calibration.py.
+    """
+
+    importance: NDArray[np.float32]  # [n], D
+    feedback: NDArray[np.float32]  # [n, n], U^T, of which what lies below the diagonal is read
+    products: NDArray[np.float32]  # [n, n], H
+
+
+Known = Callable[[str], Factors | None]  # by a matrix's canonical name; None: its inputs are not known
 
 
 class Plan(NamedTuple):
@@ -63,11 +78,13 @@ def plan(recipe: Recipe, dtype: str | None, *, pruned: bool = False) -> dict[str
     """How each matrix of a recipe is packed, in the order in which a forward reads them.
 
     dtype: one of store.DTYPES; None chooses for each matrix the type that holds its values exactly. In a model with
-    blocks that is q8 for blocks that no type holds so, and for f32, which mostly is what was made of blocks. pruned:
+    blocks, or that had them before it was pruned, that is q8 for blocks that no type holds so, and for f32, which
+    mostly is what was made of blocks. pruned:
     whether layers have zeros, which stay in q4 too. Raises CheckpointError for a matrix that is missing, has a wrong
     shape, or has no place in the config.
     """
-    quantized = any(weight.tensor.dtype in BLOCKS for weight in recipe.matrices.values())
+    tensors = [weight.tensor for weight in recipe.matrices.values()]
+    quantized = any(tensor.dtype in BLOCKS or (pruned and tensor.stored) for tensor in tensors)
     _check_names(recipe.matrices, {name for name, *_ in recipe.config.matrices()})
     plans = {}
     for name, shape, required in recipe.config.matrices():
@@ -148,18 +165,26 @@ def chunks(matrix: Plan) -> Iterator[Rows]:
 
 
 def pack(
-    matrix: Plan, rows: Rows, out: memoryview, *, threads: int, name: str, calibration: Calibration | None = None
+    matrix: Plan,
+    rows: Rows,
+    out: memoryview,
+    *,
+    threads: int,
+    name: str,
+    known: Known | None = None,
+    data: Bytes | None = None,
 ) -> None:
-    """Packs rows of a matrix into `out`; floats to q4 for the least error by `calibration`. name: canonical."""
+    """Packs rows of a matrix into `out`; floats to q4 for the least error by what is `known`. name: canonical. data:
+    what the rows are in the file, where that has been read."""
     source = matrix.source
     floats = source.dtype in SIZES
-    factors = calibration.factors(name) if calibration and matrix.dtype == "q4" and floats else None
+    factors = known(name) if known and matrix.dtype == "q4" and floats else None
     _core.pack(
         matrix.dtype,
         rows.end - rows.begin,
         matrix.shape[-1],
         source.dtype,
-        memoryview(source.read(rows.begin, rows.end)).cast("B"),
+        memoryview(source.read(rows.begin, rows.end) if data is None else data).cast("B"),
         rows=matrix.weight.rows,
         values=matrix.values if floats else None,
         out=out,
@@ -169,7 +194,31 @@ def pack(
     )
 
 
-def assemble(recipe: Recipe, *, dtype: str | None, threads: int, progress: Progress | None = None) -> store.Stored:
+def fill(
+    matrix: Plan,
+    out: memoryview,
+    *,
+    threads: int,
+    name: str,
+    known: Known | None = None,
+    step: Callable[[int], None] = lambda nbytes: None,
+) -> None:
+    """Packs all of a matrix into `out`, as pack does. step: called with the bytes of each piece that is packed."""
+    at = 0
+    for rows in chunks(matrix):
+        pack(matrix, rows, out[at : at + rows.nbytes], threads=threads, name=name, known=known)
+        at += rows.nbytes
+        step(rows.nbytes)
+
+
+def assemble(
+    recipe: Recipe,
+    *,
+    dtype: str | None,
+    threads: int,
+    progress: Progress | None = None,
+    known: Known | None = None,
+) -> store.Stored:
     """Packs a recipe's weights into one buffer, in the order in which a forward reads them.
 
     Raises CheckpointError as plan and vectors do, and for values that are not finite.
@@ -178,14 +227,17 @@ def assemble(recipe: Recipe, *, dtype: str | None, threads: int, progress: Progr
     total, done = sum(p.nbytes for p in plans.values()), 0
     memory = memoryview(_core.Buffer(total))
     tensors: dict[str, _core.Matrix | _core.Vector] = {}
+
+    def step(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress:
+            progress(done, total)
+
     for name, matrix in plans.items():
-        start = done
-        for rows in chunks(matrix):
-            pack(matrix, rows, memory[done : done + rows.nbytes], threads=threads, name=name)
-            done += rows.nbytes
-            if progress:
-                progress(done, total)
-        tensors[name] = matrix.bind(memory[start:done])
+        place = memory[done : done + matrix.nbytes]
+        fill(matrix, place, threads=threads, name=name, known=known, step=step)
+        tensors[name] = matrix.bind(place)
     return store.Stored.of(recipe, tensors | vectors(recipe))
 
 

@@ -179,6 +179,8 @@ def _natural_dtype(checkpoint: Checkpoint) -> str | None:
 
 
 def _common_dtype(checkpoint: Checkpoint) -> str | None:
-    """The type that all matrices have, or None. Sums with adapters, which are f32, are rounded to it as well."""
-    found = {tensor.dtype for tensor in checkpoint.tensors.values() if len(tensor.shape) == 2 and tensor.raw is None}
+    """The type that all matrices, and stacks of them, have, or None. Sums with adapters, which are f32, are rounded to
+    it as well."""
+    matrices = [tensor for tensor in checkpoint.tensors.values() if len(tensor.shape) in (2, 3)]
+    found = {tensor.dtype for tensor in matrices if tensor.raw is None}
     return found.pop() if len(found) == 1 and found <= {"f32", "f16", "bf16"} else None

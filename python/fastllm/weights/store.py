@@ -178,10 +178,12 @@ def save(path: Path, stored: Stored) -> None:
     )
 
 
-def write(path: Path, stored: Stored, parts: Mapping[str, Part], *, modified: int | None = None) -> None:
+def write(
+    path: Path, stored: Stored, parts: Mapping[str, Part], *, private: bool = False, modified: int | None = None
+) -> None:
     """Writes a converted file with `parts` in place of stored.tensors: their pieces are made while they are written.
 
-    modified: see files.replacing.
+    private, modified: see files.replacing.
     """
     parts = {**parts, **_dense_parts(stored.dense)}
     about = _about(stored, parts)
@@ -193,7 +195,7 @@ def write(path: Path, stored: Stored, parts: Mapping[str, Part], *, modified: in
         about["ready"] = len(stored.ready)
         parts["tokenizer.ready"] = Part("u8", (len(stored.ready),), len(stored.ready), (stored.ready,))
     header, nbytes = _header(about, parts)
-    with replacing(path, len(header) + nbytes, modified=modified) as file:
+    with replacing(path, len(header) + nbytes, private=private, modified=modified) as file:
         file.write(header)
         for part in parts.values():
             for piece in part.pieces:

@@ -2,7 +2,7 @@
 
     options: what is asked for -> prune: from a recipe to a pruned one, layer after layer
                                      |-> masks: which weights go, by the formulas of the papers
-                                     |-> layers: a layer alone, to run a text's hidden states through it
+                                     |-> weights/layers: a layer alone, to run a text's hidden states through it
                                      '-> scratch: where pruned matrices lie until they are packed
 
 All are imported from their own modules.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fastllm.errors import OptionError
 from fastllm.families import Recipe
 from fastllm.weights.calibration import products
-from fastllm.weights.pruning.layers import Layer, expert_hidden, routed
+from fastllm.weights.layers import Layer, expert_hidden, routed
 from fastllm.weights.pruning.masks import Inverse
 from fastllm.weights.pruning.options import Method
 
@@ -56,13 +57,13 @@ class Inputs:
         return self._last[1]
 
     def _sum(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Of the squares or the products of x [t, n], in an order that does not depend on the machine."""
+        """Of the squares or the products of x [t, n], in an order that does not depend on the machine. Raises
+        OptionError where it is not finite."""
         import numpy
 
         if self._method.name == "sparsegpt":
-            return products(x, self._threads).astype(numpy.float64)
-        squares: NDArray[np.float64] = numpy.square(x, dtype=numpy.float64).sum(axis=0)
-        return squares
+            return finite(products(finite(x, self._index), self._threads), self._index)
+        return finite(numpy.square(x, dtype=numpy.float64).sum(axis=0), self._index)
 
     def _of_expert(self, part: str, expert: int) -> NDArray[np.float32]:
         """The inputs of an expert's matrix. One that the text never reaches is pruned as if all were alike."""
@@ -75,3 +76,12 @@ class Inputs:
             return expert_hidden(self._recipe, self._index, expert, x, threads=self._threads)
         c = self._recipe.config
         return x if len(x) else numpy.eye(c.expert_dim if part == "experts.w2" else c.dim, dtype=numpy.float32)
+
+
+def finite(x: NDArray[Any], layer: int) -> NDArray[Any]:
+    """x, which a text has given in a layer. Raises OptionError unless all of it is finite."""
+    import numpy
+
+    if not numpy.isfinite(x).all():
+        raise OptionError(f"the calibration text cannot be used: layer {layer} makes values of it that are not finite")
+    return x

@@ -61,6 +61,6 @@ def check(method: Method | None, drop_layers: int | None, *, text: bool) -> None
     if drop_layers is not None and (type(drop_layers) is not int or drop_layers < 1):
         raise OptionError(f"drop_layers must be a whole number of at least 1, not {drop_layers!r}")
     if not text and method is not None and method.learns:
-        raise OptionError(f"prune {method.name} looks at what a text does to the model: give one with calibrate")
+        raise OptionError(f"prune {method.name} looks at what a text does to the model: not without calibrate")
     if not text and drop_layers is not None:
-        raise OptionError("drop_layers looks at what a text does to the model: give one with calibrate")
+        raise OptionError("drop_layers looks at what a text does to the model: not without calibrate")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from fastllm.errors import CheckpointError, OptionError
 from fastllm.families import Recipe
 from fastllm.tensors import at, floats
-from fastllm.weights.calibration import split
+from fastllm.weights.layers import LastLayer, Layer, embedded
 from fastllm.weights.pruning import masks
-from fastllm.weights.pruning.inputs import PLACES, Inputs
-from fastllm.weights.pruning.layers import LastLayer, Layer, embedded
+from fastllm.weights.pruning.inputs import PLACES, Inputs, finite
 from fastllm.weights.pruning.options import Method
 from fastllm.weights.pruning.scratch import Scratch
 from fastllm.weights.store import Pruning
+from fastllm.weights.text import Text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,18 +27,6 @@ _PIECE = 256  # tokens of a piece of the text
 _HELD_OUT = 4  # one of so many pieces is held out, to measure with
 _MEASURED = 8  # pieces that are measured with at most
 _ROWS = 32  # of logits that are compared at once
-
-
-class Text(NamedTuple):
-    """A text to prune by and to measure with. begin: the ids that texts begin with, such as BOS; tokens: its own."""
-
-    begin: Sequence[int]
-    tokens: Sequence[int]
-
-    def pieces(self, longest: int) -> list[list[int]]:
-        """Pieces of at most `longest` tokens, _HELD_OUT at least. Raises OptionError for a text that is too short."""
-        room = len(self.begin) + len(self.tokens) // _HELD_OUT
-        return split(self.begin, self.tokens, min(_PIECE, longest, room))
 
 
 class Pruner:
@@ -72,7 +60,8 @@ class Pruner:
         self._learn: list[list[int]] = []
         self._held: list[list[int]] = []
         if text is not None:
-            pieces = text.pieces(recipe.config.max_seq)
+            longest = min(_PIECE, recipe.config.max_seq, len(text.begin) + len(text.tokens) // _HELD_OUT)
+            pieces = text.pieces(longest)  # _HELD_OUT at least
             learns = bool(drop) or (method is not None and method.learns)
             for i, piece in enumerate(pieces):
                 (self._learn if learns and i % _HELD_OUT else self._held).append(piece)
@@ -169,7 +158,7 @@ class Pruner:
 
     def _after(self, recipe: Recipe, index: int, stream: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         layer = Layer(recipe, index, threads=self._threads)
-        return [layer.run(x) for x in stream]
+        return [finite(layer.run(x), index) for x in stream]
 
     def _divergence(self, recipe: Recipe) -> float:
         """The mean KL divergence of `recipe` from the unpruned one over the pieces that are held out, in nats.
@@ -187,8 +176,9 @@ class Pruner:
             ends.append((LastLayer(model, dtype=self._dtype, threads=self._threads), stream))
             self._step()
         (exact, before), (pruned, after) = ends
+        last = self._recipe.config.n_layers - 1
         found = [
-            _kl(p[i : i + _ROWS], q[i : i + _ROWS])
+            _kl(finite(p[i : i + _ROWS], last), finite(q[i : i + _ROWS], last))
             for p, q in ((exact.logits(x), pruned.logits(y)) for x, y in zip(before, after, strict=True))
             for i in range(0, len(p), _ROWS)
         ]

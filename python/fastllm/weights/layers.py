@@ -11,7 +11,7 @@ An expert is run alone too, as the feed-forward of a layer whose attention adds 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastllm import _core
 from fastllm.config import Config
@@ -26,11 +26,25 @@ if TYPE_CHECKING:
 _EXPERT_ROWS = 1024  # that an expert is given at once
 
 
+class Seen(NamedTuple):
+    """What a layer does to a stream of t tokens.
+
+    inputs: what multiplies wq, wk and wv; wo; w1 and w3; w2, [t, n] each. attention: the probabilities [heads * t, t].
+    after: the stream after the layer; normed: that after the model's last norm, where it is the last layer.
+    """
+
+    inputs: list[NDArray[np.float32]]
+    attention: NDArray[np.float32]
+    after: NDArray[np.float32]
+    normed: NDArray[np.float32]
+
+
 class Layer:
     """A layer of a recipe alone. Streams are [t, dim], of t consecutive tokens of a text."""
 
-    def __init__(self, recipe: Recipe, index: int, *, threads: int, experts: bool = True) -> None:
-        """index: of the layer. experts: False leaves them out, so that `inputs` can tell what they are given."""
+    def __init__(self, recipe: Recipe, index: int, *, threads: int, experts: bool = True, dtype: str = "f32") -> None:
+        """index: of the layer. experts: False leaves them out, so that `inputs` can tell what they are given. dtype:
+        the type that its matrices are packed as."""
         c = recipe.config
         self.config, self._threads = _alone(c, index), threads
         matrices, vectors = _renamed(recipe.matrices, index), _renamed(recipe.vectors, index)
@@ -40,7 +54,9 @@ class Layer:
             self.config = self.config._replace(n_experts=0, n_experts_used=0, expert_dim=0, moe=(), hidden_dim=width)
             shapes = {"w1": (width, c.dim), "w3": (width, c.dim), "w2": (c.dim, width)}
             matrices = {f"layers.0.ffn.{name}": _zeros(*shape) for name, shape in shapes.items()} | matrices
-        self._tensors = _packed(self.config, matrices, vectors, "f32", threads)
+        if index == c.n_layers - 1:
+            vectors |= {name: values for name, values in recipe.vectors.items() if name.startswith("final_norm")}
+        self._tensors = _packed(self.config, matrices, vectors, dtype, threads)
 
     def run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """The stream after the layer, of the stream x before it."""
@@ -50,11 +66,18 @@ class Layer:
 
     def inputs(self, x: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """What multiplies wq, wk and wv; wo; w1 and w3; w2, [t, n] each, of the stream x before the layer."""
+        return self.all(x).inputs
+
+    def all(self, x: NDArray[np.float32]) -> Seen:
+        """All that the layer does to the stream x."""
         c, t = self.config, len(x)
         widths = (c.dim, c.n_heads * c.head_dim, c.dim, c.hidden_dim)
         buffers = {i: _core.Buffer(t * max(widths) * 4) for i in range(len(widths))}
-        self._forward(x, inputs=buffers)
-        return [_floats(buffers[i], t, width) for i, width in enumerate(widths)]
+        hidden, attention = {i: _core.Buffer(x.nbytes) for i in (1, 2)}, _core.Buffer(c.n_heads * t * t * 4)
+        self._forward(x, inputs=buffers, hidden=hidden, attention={0: attention})
+        inputs = [_floats(buffers[i], t, width) for i, width in enumerate(widths)]
+        after, normed = (_floats(hidden[i], t, c.dim) for i in (1, 2))
+        return Seen(inputs, _floats(attention, c.n_heads * t, t), after, normed)
 
     def _forward(self, x: Bytes, rows: int = 0, logits: _core.Buffer | None = None, **out: Any) -> None:
         """Runs the stream x. rows: of logits that are wanted; out: other outputs, see _core.Model.forward."""
