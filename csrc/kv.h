@@ -4,8 +4,8 @@
 
 #include "scratch.h"
 
-// Stores own->key and value (head_dim,), both of which it overwrites, in a page as its position `slot`, of a KV head of
-// a layer.
+// Stores own->key and value (head_dim,), both of which it overwrites, in a page as its position `slot`, for a KV head
+// of a layer.
 void fl_kv_store(const fl_model *m, const fl_worker_scratch *own, size_t layer, size_t head, float *value, void *page,
                  size_t slot);
 
