@@ -7,7 +7,7 @@ import pytest
 import fastllm
 from fastllm import OptionError
 from fastllm.cli import main
-from fastllm.weights import store, text
+from fastllm.weights import packed, store, text
 from fastllm.weights.convert import convert
 from helpers import writers
 from helpers.writers import write_folder
@@ -35,6 +35,29 @@ def test_four_bits_are_calibrated_with_it(write_model, tmp_path):
     for cache in (True, False):
         loaded = fastllm.load(source, dtype="q4", cache=cache)
         assert (loaded.logits(TOKENS) == fastllm.load(by_default).logits(TOKENS)).all()
+        loaded = fastllm.load(source, dtype="q4", calibrate=False, cache=cache)
+        assert (loaded.logits(TOKENS) == fastllm.load(by_itself).logits(TOKENS)).all()
+
+
+def test_packed_files_of_both_are_apart(tmp_path):
+    asked = packed.Asked(tmp_path / "model", None, False, [], "q4")
+    assert asked.digest() != asked._replace(calibrated=False).digest()
+
+
+def test_a_load_takes_no_text(write_model):
+    with pytest.raises(OptionError, match="calibrate must be True or False"):
+        fastllm.load(write_model(CONFIG), dtype="q4", calibrate="text.txt")
+
+
+def test_run_can_leave_it_out(write_model, tmp_path, capsys):
+    source = str(write_model(CONFIG))
+    texts = []
+    for options in ([], ["--no-calibrate"]):
+        assert main(["run", source, "-i", "the", "-n", "40", "-t", "0", "--dtype", "q4", *options]) == 0
+        texts.append(capsys.readouterr().out)
+    convert(source, tmp_path / "itself", dtype="q4", calibrate=False)
+    main(["run", str(tmp_path / "itself"), "-i", "the", "-n", "40", "-t", "0"])
+    assert texts[1] == capsys.readouterr().out != texts[0]
 
 
 def test_other_types_are_not(write_model, tmp_path):

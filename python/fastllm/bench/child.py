@@ -55,7 +55,7 @@ def serve(pipe: Connection, path: str, dtype: str | None, precise: bool | None) 
     )  # they would be repeated for each type, and say nothing about speed
     try:
         with Bar("packing") as bar:
-            llm = load(path, dtype=dtype, precise=precise, progress=bar)
+            llm = load(path, dtype=dtype, calibrate=False, precise=precise, progress=bar)  # as fast, sooner packed
         pipe.send(_describe(llm))
         while True:
             pipe.send(_visit(llm, *pipe.recv()))

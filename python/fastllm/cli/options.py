@@ -25,6 +25,11 @@ def model_options(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help="convert weights to f32, f16, bf16, q8 or q4 (default: as in the file, or q8)",
     )
+    model.add_argument(
+        "--no-calibrate",
+        action="store_true",
+        help="round each weight to q4 by itself: sooner done, less like the model",
+    )
     precise_options(model)
     model.add_argument("--kv", metavar="TYPE", help="keys and values: f32, f16, q8 or q4 (default: f16; f32 with f32)")
     model.add_argument("--context", type=int, metavar="N", help="positions a text may have (default: the model's)")
@@ -105,6 +110,7 @@ def load_model(args: argparse.Namespace) -> LLM:
         return load(
             BUILT_IN if args.model is None else args.model,
             dtype=args.dtype,
+            calibrate=not args.no_calibrate,
             precise=args.precise,
             kv=args.kv,
             threads=args.threads,

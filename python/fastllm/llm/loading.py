@@ -26,6 +26,7 @@ def load(
     path: str | os.PathLike[str],
     *,
     dtype: str | None = None,
+    calibrate: bool = True,
     precise: bool | None = None,
     kv: str | None = None,
     kv_bytes: int | None = None,
@@ -42,22 +43,24 @@ def load(
 
     dtype: f32, f16, bf16, q8 or q4: converts the weights. None keeps the file's type, except that weights of fewer bits
     (GPTQ, AWQ, MLX, compressed-tensors, FP8) become q8, and GGUF's and MXFP4's four bits stay what they are, as q4 or
-    q4m. precise: activations enter products of int8 and four-bit weights with 15 bits instead of 8, for a text nearer
-    to f32's and up to half of the speed; None: what a converted file says, else not. kv: f32, f16, q8 or q4: the type
-    of keys and values. None is f32 with f32 weights, else f16. q8 is int8, faster in a long context, in 0.55 of f16's
-    memory; q4 is six bits for keys and four for values, in a third of it, for a text less near to f16's. kv_bytes:
-    bytes that all keys and values may take together; None: half of the memory that is free now. threads: the most that
-    a forward uses. None takes OMP_NUM_THREADS, or else the cores of this process; fewer are used where that is faster,
-    for example beside a busy program. context: positions that a text may have; None: as many as the model was made for.
-    A model with two sets of rotary frequencies (LongRoPE) has its short context by default, and uses the long set
-    throughout if a longer context is asked for. tokenizer: a file; None looks beside the checkpoint and in the current
-    folder. A checkpoint without a tokenizer loads all the same: token ids work, texts raise TokenizerError. revision: a
-    branch, tag or commit on the hub. lora: an adapter of the PEFT library, or several that are added in order, each a
-    folder or a name on the hub. cache_dir: a folder in which the keys and values of long prompts are kept for later
-    processes; it is made if need be, and bounded (see fastllm.engine.disk). cache: whether the packed weights of a
-    checkpoint that is not a converted file are kept in the user's cache folder, or in the one that FASTLLM_CACHE names,
-    so that the next start maps them (see fastllm.weights.packed). progress: called with the bytes packed so far, and in
-    all; a converted file, and one in the cache, has nothing to pack.
+    q4m. calibrate: whether weights become q4 by a text of our own, which brings them nearer to the model's and takes
+    several times as long (see fastllm.weights.calibration); False: each is rounded by itself. precise: activations
+    enter products of int8 and four-bit weights with 15 bits instead of 8, for a text nearer to f32's and up to half of
+    the speed; None: what a converted file says, else not. kv: f32, f16, q8 or q4: the type of keys and values. None is
+    f32 with f32 weights, else f16. q8 is int8, faster in a long context, in 0.55 of f16's memory; q4 is six bits for
+    keys and four for values, in a third of it, for a text less near to f16's. kv_bytes: bytes that all keys and values
+    may take together; None: half of the memory that is free now. threads: the most that a forward uses. None takes
+    OMP_NUM_THREADS, or else the cores of this process; fewer are used where that is faster, for example beside a busy
+    program. context: positions that a text may have; None: as many as the model was made for. A model with two sets of
+    rotary frequencies (LongRoPE) has its short context by default, and uses the long set throughout if a longer context
+    is asked for. tokenizer: a file; None looks beside the checkpoint and in the current folder. A checkpoint without a
+    tokenizer loads all the same: token ids work, texts raise TokenizerError. revision: a branch, tag or commit on the
+    hub. lora: an adapter of the PEFT library, or several that are added in order, each a folder or a name on the hub.
+    cache_dir: a folder in which the keys and values of long prompts are kept for later processes; it is made if need
+    be, and bounded (see fastllm.engine.disk). cache: whether the packed weights of a checkpoint that is not a converted
+    file are kept in the user's cache folder, or in the one that FASTLLM_CACHE names, so that the next start maps them
+    (see fastllm.weights.packed). progress: called with the bytes packed so far, and in all; a converted file, and one
+    in the cache, has nothing to pack.
 
     Warns (CacheWarning) where packed weights cannot be kept, and (CheckpointWarning) of tensors that nothing uses.
     Raises CheckpointError, TokenizerError (a tokenizer that was named does not fit), OptionError.
@@ -70,6 +73,8 @@ def load(
     kv_bytes = None if kv_bytes is None else whole("kv_bytes", kv_bytes, 1)
     threads = None if threads is None else whole("threads", threads, 1, MOST_THREADS)
     store.check_dtype(dtype)
+    if not isinstance(calibrate, bool):
+        raise OptionError(f"calibrate must be True or False, not {calibrate!r}: convert takes a text")
     if precise is not None and not isinstance(precise, bool):
         raise OptionError(f"precise must be True, False or None, not {precise!r}")
     if kv is not None and kv not in KV_DTYPES:
@@ -87,13 +92,14 @@ def load(
         else:
             from fastllm.weights import packed
 
-            asked = packed.Asked(found, tokenizer, from_hub, added, dtype)
+            asked = packed.Asked(found, tokenizer, from_hub, added, dtype, calibrate)
             stored, words = packed.load(asked, threads=count, read=read, progress=progress, keep=cache)
         if precise is not None:
             stored = stored._replace(config=stored.config._replace(precise=precise))
         llm = LLM(stored, words, threads=count, context=context, path=found, kv=kv, kv_bytes=kv_bytes, cache_dir=folder)
     options: dict[str, Any] = {
         "dtype": dtype,
+        "calibrate": calibrate,
         "precise": precise,
         "kv": kv,
         "kv_bytes": kv_bytes,

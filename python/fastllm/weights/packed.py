@@ -41,7 +41,7 @@ from fastllm.weights import folder, store
 from fastllm.weights.source import Opened, open_source, tokenizer_inside
 
 if TYPE_CHECKING:
-    from fastllm.weights.packing import Progress
+    from fastllm.weights.packing import Known, Plan, Progress
 
 _SMALL = 8 << 20  # bytes of a file that is packed in the time, some 6 ms, that it takes to look for a packed one
 _CODE = ("config", "tensors", "formats", "families", "tokenizer", "heads", "weights")  # decide what is packed
@@ -50,13 +50,15 @@ Loaded = tuple[store.Stored, Tokenizer | TokenizerError]
 
 
 class Asked(NamedTuple):
-    """What is to be loaded: the arguments of open_source, and the type to pack weights as."""
+    """What is to be loaded: the arguments of open_source, the type to pack weights as, and whether floats that become
+    four bits are rounded by our own text."""
 
     path: Path
     tokenizer: str | None
     from_hub: bool
     adapters: Sequence[Path]
     dtype: str | None
+    calibrated: bool = True
 
     def open(self) -> Opened:
         """The checkpoint. Raises as open_source does."""
@@ -67,7 +69,7 @@ class Asked(NamedTuple):
         file's name may say what it is."""
         path = os.path.join(os.path.realpath(self.path.parent), self.path.name) if self.path.name else os.getcwd()
         files = [os.path.abspath(file) for file in (self.tokenizer, *self.adapters) if file is not None]
-        options = [path, self.tokenizer is not None, files, self.from_hub, self.dtype]
+        options = [path, self.tokenizer is not None, files, self.from_hub, self.dtype, self.calibrated]
         return _digest([options, store.VERSION, store.LAYOUT, _code()])
 
 
@@ -99,16 +101,26 @@ def load(asked: Asked, *, threads: int, read: Reading, progress: Progress | None
     except TargetError as error:
         sentence = f"{asked.path} is packed into memory at each start: {error}"
         warnings.warn(sentence, CacheWarning, stacklevel=3)
-    from fastllm.weights.calibration import calibrated
     from fastllm.weights.packing import assemble, plan
 
     opened = opened or asked.open()
     with _about(asked.path):
         dtype = asked.dtype or opened.dtype
         plans = plan(opened.recipe, dtype)
-        known, watched = calibrated(opened, plans, asked.path, None, threads=threads, progress=watched)
+        known, watched = _known(asked, opened, plans, threads=threads, progress=watched)
         stored = assemble(opened.recipe, dtype=dtype, threads=threads, progress=watched, known=known)
     return stored, opened.tokenizer
+
+
+def _known(
+    asked: Asked, opened: Opened, plans: Mapping[str, Plan], *, threads: int, progress: Progress
+) -> tuple[Known | None, Progress]:
+    """What packing is to know of the model's inputs, and its progress: see calibrated."""
+    from fastllm.weights.calibration import calibrated
+
+    if not asked.calibrated:
+        return None, progress
+    return calibrated(opened, plans, asked.path, None, threads=threads, progress=progress)
 
 
 def _is_small(path: Path) -> bool:
@@ -190,7 +202,6 @@ def _write(
     progress: Progress,
 ) -> None:
     """Packs a checkpoint into the file `target`. Raises TargetError, and CheckpointError as store.write does."""
-    from fastllm.weights.calibration import calibrated
     from fastllm.weights.convert import parts
     from fastllm.weights.packing import plan
 
@@ -214,7 +225,7 @@ def _write(
         packed=packed,
         ready=b"" if isinstance(words, TokenizerError) else ready.dump(words),
     )
-    known, progress = calibrated(opened, plans, asked.path, None, threads=threads, progress=progress)
+    known, progress = _known(asked, opened, plans, threads=threads, progress=progress)
     found = parts(opened.recipe, plans, threads, progress, known)
     store.write(target, stored, found, private=True, modified=modified)
 
