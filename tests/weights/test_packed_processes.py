@@ -20,15 +20,16 @@ from helpers import packing
 from helpers.data import names
 from helpers.packing import given
 
-# `fastllm run` that says "packing" before each piece of a matrix and then waits.
+# `fastllm run` that says "packing" before each piece of a matrix and then waits for a line, or for the end of its input:
+# so a test decides how long the packing takes, however slow the machine is.
 SLOW = """
-import sys, time
+import sys
 from fastllm import cli
 from fastllm.weights import convert
 pack = convert.pack
 def slow(*args, **options):
     sys.stderr.write("packing\\n")
-    time.sleep(0.05)
+    sys.stdin.readline()
     pack(*args, **options)
 convert.pack = slow
 raise SystemExit(cli.main(["run", *sys.argv[1:]]))
@@ -46,7 +47,8 @@ def cache(tmp_path, monkeypatch):
 
 def running(path, code=SLOW):
     command = [sys.executable, "-c", code, path, *ASK]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(command, **pipes, text=True)
 
 
 def test_two_at_once_pack_once(tmp_path, cache):
@@ -54,12 +56,12 @@ def test_two_at_once_pack_once(tmp_path, cache):
     with running(path) as first:
         assert first.stderr.readline() == "packing\n"
         with running(path) as second:
-            out, said = second.communicate(timeout=120)
-        assert first.communicate(timeout=120)[0] == out
+            assert second.stderr.readline() == f"fastllm: waiting for another process, which packs {path}\n"
+            out, _ = first.communicate(timeout=120)
+            again, said = second.communicate(timeout=120)
     assert (first.returncode, second.returncode) == (0, 0)
-    lines = said.splitlines()
-    assert lines[0] == f"fastllm: waiting for another process, which packs {path}"
-    assert "packing" not in lines
+    assert again == out
+    assert "packing" not in said
     assert len(names(cache)) == 1
 
 
@@ -131,9 +133,9 @@ def test_one_that_is_stuck_is_not_waited_for(tmp_path, cache, monkeypatch):
 def test_one_whose_disk_is_slow_is_waited_for(tmp_path, cache, monkeypatch):
     monkeypatch.setattr("fastllm.locks._PATIENCE", 1.0)
     path = packing.folder(tmp_path / "model")
-    waits = SLOW.replace("time.sleep(0.05)", "").replace(
+    waits = SLOW.replace("sys.stdin.readline()", "").replace(
         "raise SystemExit",
-        "import os, fastllm.locks\n"
+        "import os, time, fastllm.locks\n"
         "fastllm.locks._SIGN = 0.1\n"
         "os.fsync = lambda _: (print('syncing', file=sys.stderr, flush=True), time.sleep(3))\n"
         "raise SystemExit",
