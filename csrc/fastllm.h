@@ -99,7 +99,7 @@ typedef struct fl_matrix {
     fl_type type;
     size_t d, n;       // rows (outputs), columns (inputs)
     const float *bias; // (d rounded up to 16,), or NULL: what a model adds to the product; fl_multiply does not
-    int8_t values[16]; // FL_Q4 and FL_Q4_MIN: what codes stand for
+    int8_t values[16]; // FL_Q4: what codes stand for; FL_Q4_MIN: 0 to 15
 } fl_matrix;
 
 // Bytes of one panel of n columns, and of a whole matrix (d, n). 0 for an unknown type, and for what no memory can

@@ -38,9 +38,16 @@ static int numbers_possible(const fl_config *c) {
     return c->norm_eps >= 0 && c->norm <= FL_LAYER_NORM && c->act <= FL_RELU && c->qk_norm <= FL_QK_ROW;
 }
 
+// Codes of FL_Q4_MIN stand for themselves: some kernels add up products of no more than 15 in int16.
+static int values_fit(const fl_matrix *matrix) {
+    for (int i = 0; matrix->type == FL_Q4_MIN && i < 16; i++)
+        if (matrix->values[i] != i) return 0;
+    return 1;
+}
+
 static int matrix_fits(const fl_matrix *matrix, size_t d, size_t n) {
     return matrix->data && (uintptr_t)matrix->data % FL_ALIGN == 0 && matrix->d == d && matrix->n == n &&
-           fl_panel_bytes(matrix->type, n) > 0;
+           fl_panel_bytes(matrix->type, n) > 0 && values_fit(matrix);
 }
 
 static int attention_fits(const fl_config *c, const fl_layer *l) {

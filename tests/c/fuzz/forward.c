@@ -101,7 +101,7 @@ static fl_matrix stack(fl_type type, size_t count, size_t d, size_t n, int bias)
                 at[fl_scales_bytes(type, groups) + (groups - 1) * 512 + k / 4 * 64 + row * 4 + k % 4] = 0;
     }
     fl_matrix w = {.data = data, .type = type, .d = d, .n = n, .bias = bias && !pick(3) ? vector(d) : NULL};
-    for (size_t i = 0; i < sizeof w.values; i++) w.values[i] = (int8_t)next();
+    for (size_t i = 0; i < sizeof w.values; i++) w.values[i] = type == FL_Q4_MIN ? (int8_t)i : (int8_t)next();
     return w;
 }
 
