@@ -40,7 +40,7 @@ fl_status fl_draw_reserve(fl_draw_scratch *scratch, size_t id, size_t vocab, fl_
     *out = w;
     if (vocab <= w->vocab) return FL_OK;
     const size_t padded = fl_round_up(vocab, FL_LANES), n_parts = fl_round_up(vocab / FL_SUM_PART + 1, FL_LANES);
-    char *at = fl_alloc(padded * (3 * sizeof(float) + FL_LEVELS * sizeof(fl_candidate) + sizeof(double)) +
+    char *at = fl_alloc(padded * (4 * sizeof(float) + FL_LEVELS * sizeof(fl_candidate) + sizeof(double)) +
                         2 * n_parts * sizeof(float));
     if (!at) return FL_NO_MEMORY;
     fl_free(w->memory);
@@ -54,6 +54,8 @@ fl_status fl_draw_reserve(fl_draw_scratch *scratch, size_t id, size_t vocab, fl_
     w->found[0] = (fl_candidate *)(w->parts + n_parts);
     for (size_t i = 1; i < FL_LEVELS; i++) w->found[i] = w->found[i - 1] + padded;
     w->logs = (double *)(w->found[FL_LEVELS - 1] + padded);
+    w->marks = (uint32_t *)(w->logs + padded);
+    w->order = (uint32_t *)w->found[FL_LEVELS - 1];
     return FL_OK;
 }
 
@@ -171,26 +173,83 @@ double fl_sum_of(const float *p, const double *times, size_t n) {
     return sums[0];
 }
 
+// The first n of w->found[0] are the candidates from now on.
+static fl_cut settle(fl_draw_worker *w, size_t n, fl_candidate last) {
+    float *kept = w->kept;
+    set_level(w, 0, n, 0, 0);
+    for (size_t i = 0; i < n; i++) kept[i] = w->probs[fl_id_in(w->found[0][i])];
+    for (size_t i = n; i < fl_round_up(n, FL_LANES); i++) kept[i] = 0;
+    return (fl_cut){.count = n, .sum = fl_sum_of(kept, NULL, n), .last = last};
+}
+
 fl_cut fl_candidates_keep(fl_draw_worker *w, fl_candidate last) {
     fl_candidate *found = w->found[0];
-    float *kept = w->kept;
     size_t n = 0;
     for (size_t i = 0; i < w->levels[0].set.n; i++) {
         const fl_candidate c = found[i];
         found[n] = c;
         n += c <= last;
     }
+    return settle(w, n, last);
+}
+
+fl_cut fl_candidates_skip(fl_draw_worker *w, fl_candidate first) {
+    fl_candidate *found = w->found[0];
+    size_t n = 0;
+    for (size_t i = 0; i < w->levels[0].set.n; i++) {
+        const fl_candidate c = found[i];
+        found[n] = c;
+        n += c >= first;
+    }
+    return settle(w, n, UINT64_MAX);
+}
+
+fl_cut fl_candidates_keep_logits(fl_draw_worker *w, const float *logits, float least) {
+    fl_candidate *found = w->found[0];
+    size_t n = 0;
+    for (size_t i = 0; i < w->levels[0].set.n; i++) {
+        const fl_candidate c = found[i];
+        found[n] = c;
+        n += logits[fl_id_in(c)] >= least;
+    }
+    return settle(w, n, UINT64_MAX);
+}
+
+void fl_candidates_rank(fl_draw_worker *w) {
+    fl_candidate *c = w->found[0];
+    const size_t n = w->levels[0].set.n;
+    for (size_t i = 0; i < n; i++) c[i] = fl_candidate_of(fl_rank_of(w->probs[fl_id_in(c[i])]), fl_id_in(c[i]));
     set_level(w, 0, n, 0, 0);
-    for (size_t i = 0; i < n; i++) kept[i] = w->probs[fl_id_in(found[i])];
-    for (size_t i = n; i < fl_round_up(n, FL_LANES); i++) kept[i] = 0;
-    return (fl_cut){.count = n, .sum = fl_sum_of(kept, NULL, n), .last = last};
+}
+
+fl_cut fl_candidates_heat(fl_draw_worker *w, const fl_kernels *k, const float *logits, float scale) {
+    const fl_candidate *c = w->found[0];
+    const size_t n = w->levels[0].set.n;
+    size_t best;
+    int finite;
+    for (size_t i = 0; i < n; i++) w->kept[i] = logits[fl_id_in(c[i])];
+    const float max = k->max(w->kept, n, &best, &finite);
+    k->softmax(w->kept, w->sums, w->kept, n, scale, max * scale); // of each element alone: in place
+    for (size_t i = 0; i < n; i++) w->probs[fl_id_in(c[i])] = w->kept[i];
+    fl_candidates_rank(w);
+    return fl_candidates_keep(w, fl_candidate_of(fl_rank_of(0.0f), 0) - 1);
+}
+
+// The expected logarithm of the candidates' probabilities, whose sum is `total`, relative to the largest.
+static double expected_log(fl_draw_worker *w, const fl_kernels *k, double total) {
+    const size_t n = w->levels[0].set.n;
+    k->log(w->logs, w->kept, n);
+    return fl_sum_of(w->kept, w->logs, n) / total;
+}
+
+double fl_candidates_entropy(fl_draw_worker *w, const fl_kernels *k, double total) {
+    return fl_log_of(k, total) - expected_log(w, k, total);
 }
 
 void fl_candidates_rank_typical(fl_draw_worker *w, const fl_kernels *k, double total) {
     fl_candidate *c = w->found[0];
     const size_t n = w->levels[0].set.n;
-    k->log(w->logs, w->kept, n);
-    const double expected = fl_sum_of(w->kept, w->logs, n) / total;
+    const double expected = expected_log(w, k, total);
     for (size_t i = 0; i < n; i++) {
         const float far = (float)fabs(w->logs[i] - expected);
         uint32_t rank; // the bits of positive floats are in their order
@@ -198,6 +257,25 @@ void fl_candidates_rank_typical(fl_draw_worker *w, const fl_kernels *k, double t
         c[i] = fl_candidate_of(rank, fl_id_in(c[i]));
     }
     set_level(w, 0, n, 0, 0);
+}
+
+// ---- logarithms and exponentials ------------------------------------------------------------------------------------
+
+// ln of the nearest float by the kernel, and of the quotient, which is nearer to 1 than 2^-24, by two terms of its
+// series.
+double fl_log_of(const fl_kernels *k, double x) {
+    const float nearest[FL_LANES] = {(float)x};
+    double logs[FL_LANES];
+    k->log(logs, nearest, 1);
+    const double rest = (x - (double)nearest[0]) / (double)nearest[0];
+    return logs[0] + (rest - rest * rest / 2);
+}
+
+float fl_exp_of(const fl_kernels *k, float x) {
+    const float in[FL_LANES] = {x};
+    float out[FL_LANES], sum;
+    k->softmax(out, &sum, in, 1, 1.0f, 0.0f);
+    return out[0];
 }
 
 // ---- collecting ----------------------------------------------------------------------------------------------------

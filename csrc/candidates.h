@@ -55,6 +55,8 @@ typedef struct fl_draw_worker {
     float *probs;                   // of all tokens, relative to the largest, which is 1
     float *kept;                    // of the candidates, once fl_candidates_keep has been called
     double *logs;                   // of kept
+    uint32_t *marks;                // scratch of a number for each token
+    uint32_t *order;                // scratch of a list of tokens, in the memory of found[FL_LEVELS - 1]
     fl_candidate *found[FL_LEVELS]; // what the levels' sets point to
     // One for each part of FL_SUM_PART tokens:
     float *sums;  // of probabilities
@@ -86,6 +88,27 @@ fl_cut fl_candidates_cut(fl_draw_worker *w, size_t most, double mass);
 
 // Drops the candidates behind `last`, and returns how many are left and the sum of their probabilities.
 fl_cut fl_candidates_keep(fl_draw_worker *w, fl_candidate last);
+
+// Drops the candidates before `first`, and returns how many are left and the sum of their probabilities.
+fl_cut fl_candidates_skip(fl_draw_worker *w, fl_candidate first);
+
+// Drops the candidates whose logit is below `least`, and returns how many are left and the sum of their probabilities.
+fl_cut fl_candidates_keep_logits(fl_draw_worker *w, const float *logits, float least);
+
+// Makes probabilities of the candidates' logits times `scale` anew, the largest being 1; those of 0 are dropped. The
+// largest logit times `scale` is finite. Returns what is left.
+fl_cut fl_candidates_heat(fl_draw_worker *w, const fl_kernels *k, const float *logits, float scale);
+
+// Ranks candidates by probability, after w->probs has changed or they had been ranked otherwise.
+void fl_candidates_rank(fl_draw_worker *w);
+
+// The entropy in nats of the candidates' probabilities, whose sum is `total`.
+double fl_candidates_entropy(fl_draw_worker *w, const fl_kernels *k, double total);
+
+// Natural logarithm of a double that is a normal x > 0 as a float, and exponential of x below 88. libm's differ between
+// systems.
+double fl_log_of(const fl_kernels *k, double x);
+float fl_exp_of(const fl_kernels *k, float x);
 
 // Writes the `most` <= n largest of n finite logits to w->found[0] as candidates, the largest first. They are ranked by
 // the logits themselves: as probabilities, different logits may round to one number.

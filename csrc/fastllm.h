@@ -411,6 +411,23 @@ fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, siz
 
 // ---- sampler -------------------------------------------------------------------------------------------------------
 
+// The filters of a draw, in their default order: that of the transformers library, and between them those that it does
+// not have.
+enum fl_filter {
+    FL_TEMPERATURE = 1,
+    FL_TOP_N_SIGMA,
+    FL_TOP_H,
+    FL_TOP_K,
+    FL_TOP_P,
+    FL_MIN_P,
+    FL_TYPICAL_P,
+    FL_EPSILON_CUTOFF,
+    FL_ETA_CUTOFF,
+    FL_XTC,
+    FL_MIROSTAT,
+    FL_FILTERS = FL_MIROSTAT
+};
+
 typedef struct fl_sampling {
     float temperature;        // below 1e-6: the most likely token; else logits are divided by it
     size_t top_k;             // keep the k most likely (Fan et al., 2018); 0: all
@@ -421,21 +438,63 @@ typedef struct fl_sampling {
     float repetition_penalty; // of logits of tokens seen in prompt or text (Keskar et al., 2019); 1: none
     float presence_penalty;   // subtracted once from the logit of a token that was generated
     float frequency_penalty;  // subtracted as often as a token was generated
+    size_t penalty_window;    // these three look at so many last tokens; 0: all
+    size_t no_repeat_ngram_size; // tokens are forbidden that complete so many that are in prompt or text; 0: none
+    // DRY (see history.c): 0: none; llama.cpp's names.
+    float dry_multiplier, dry_base;
+    size_t dry_allowed_length, dry_last_n; // dry_last_n: it looks at so many last tokens; SIZE_MAX: all
+    float dynatemp_range;    // the temperature is as far lower or higher as the entropy says (see filters.c); 0: fixed
+    float dynatemp_exponent; // of the entropy's share of the largest possible one
+    float top_n_sigma;       // keep logits up to so many standard deviations below the best (Tang et al., 2024); 0: all
+    float top_h;             // bounds the entropy of what is kept (Potraghloo et al., 2025); 0: all
+    float epsilon_cutoff;    // keep tokens of at least that probability (Hewitt et al., 2022); outside (0, 1): all
+    float eta_cutoff;        // the same, less where the entropy is large (Hewitt et al., 2022); outside (0, 1): all
+    float xtc_probability, xtc_threshold; // with that chance, exclude all but the last of the tokens that hold at least
+                                          // the threshold each (p-e-w, 2024); 0: never
+    float mirostat_tau, mirostat_eta;     // mirostat 2 (Basu et al., 2021): surprise in bits, learning rate; 0: off
+    uint8_t order[FL_FILTERS];            // fl_filter; zeros behind: these alone; all 0: the default order
 } fl_sampling;
 
-// Draws the tokens of one text. Of the text it keeps the tokens it has seen, each once, and without penalties only how
-// many were generated.
+// Draws the tokens of one text. Of the text it keeps the tokens it has seen, each once; with options that look at their
+// order also all of them; without any, only how many were generated.
 // The same seed and logits give the same tokens. FL_BAD_CONFIG: a vocabulary of none, or of 2^31 or more. FL_NO_MEMORY.
+// What follows up to fl_sampler_watermark is called before the first token is accepted.
 typedef struct fl_sampler fl_sampler;
 fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t seed, fl_sampler **out);
 void fl_sampler_free(fl_sampler *s);
 
-// Adds `bias` to the logit of `token`, for every draw from now on. FL_BAD_TOKEN, FL_NO_MEMORY.
-fl_status fl_sampler_bias(fl_sampler *s, int32_t token, float bias);
+// Adds `bias` to the logit of the last of tokens (n,) wherever the text ends with those before it: for one token, in
+// every draw. FL_BAD_TOKEN, FL_NO_MEMORY.
+fl_status fl_sampler_bias(fl_sampler *s, const int32_t *tokens, size_t n, float bias);
 
-// Bars tokens (n,) until so many tokens have been accepted as generated: they cannot be drawn before. In place of those
-// barred by an earlier call. FL_BAD_TOKEN, FL_NO_MEMORY.
+// Bars tokens (n,) until so many tokens have been accepted as generated: they cannot be drawn before. FL_BAD_TOKEN,
+// FL_NO_MEMORY.
 fl_status fl_sampler_bar(fl_sampler *s, const int32_t *tokens, size_t n, size_t until);
+
+// Of tokens (n,) one is drawn, whatever the logits, when `at` tokens have been generated. FL_BAD_TOKEN, FL_NO_MEMORY.
+fl_status fl_sampler_force(fl_sampler *s, const int32_t *tokens, size_t n, size_t at);
+
+// Raises the logits of tokens (n,) by |logit| (factor^i - 1) in draw i after `start` generated tokens. FL_BAD_TOKEN,
+// FL_NO_MEMORY.
+fl_status fl_sampler_decay(fl_sampler *s, const int32_t *tokens, size_t n, size_t start, float factor);
+
+// DRY takes nothing before tokens (n,) for a repetition of what comes after them. FL_BAD_TOKEN, FL_NO_MEMORY.
+fl_status fl_sampler_break(fl_sampler *s, const int32_t *tokens, size_t n);
+
+// A watermark: after each text some tokens are green, a pseudorandom share `ratio` of all, and their logits are raised
+// by `bias` once the filters are through (Kirchenbauer et al., 2023). The lists are those of the transformers library.
+// They depend on the key and the last of `width` tokens before; with selfhash on width - 1 tokens before and the token
+// itself. FL_BAD_CONFIG: no such vocabulary, ratio or width. FL_NO_MEMORY.
+typedef struct fl_watermark fl_watermark;
+fl_status fl_watermark_new(size_t vocab_size, double ratio, float bias, uint64_t key, int selfhash, size_t width,
+                           fl_watermark **out);
+void fl_watermark_free(fl_watermark *m);
+
+// Whether a token is green after context: (width,) tokens, or with selfhash (width - 1,). FL_BAD_TOKEN, FL_NO_MEMORY.
+fl_status fl_watermark_green(const fl_watermark *m, const int32_t *context, int32_t token, int *green);
+
+// The sampler's vocabulary is the watermark's, which has to live as long as it and its copies.
+void fl_sampler_watermark(fl_sampler *s, const fl_watermark *watermark);
 
 // A sampler in the same state, which goes on as this one would. FL_NO_MEMORY.
 fl_status fl_sampler_copy(const fl_sampler *s, fl_sampler **out);
@@ -444,16 +503,17 @@ fl_status fl_sampler_copy(const fl_sampler *s, fl_sampler **out);
 fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated);
 
 // Working memory of draws by any samplers, one for each call that runs at the same time. It has a part for each worker,
-// which that worker allocates when it first needs it: some 44 bytes for each token of the vocabulary, and 60 KB. It
+// which that worker allocates when it first needs it: some 48 bytes for each token of the vocabulary, and 60 KB. It
 // never shrinks. FL_NO_MEMORY.
 typedef struct fl_draw_scratch fl_draw_scratch;
 fl_status fl_draw_scratch_new(fl_draw_scratch **out);
 void fl_draw_scratch_free(fl_draw_scratch *scratch);
 
-// Draws a token from logits (vocab_size,), readable to the next multiple of 16: biases before penalties, then the
-// filters in the order of fl_sampling. The tokens that these leave are walked by descending probability, or by
-// typicality, lowest id first among equals; without any filter in the order of the vocabulary. Uses one random number,
-// or none if the most likely token is asked for. Sums of probabilities are doubles: exact as long as none is less than
+// Draws a token from logits (vocab_size,), readable to the next multiple of 16: biases, penalties, DRY, n-grams, bars,
+// forced tokens, decay; then the filters in their order, and the watermark. The tokens that these leave are walked by
+// descending probability, or by typicality where that is the last filter, lowest id first among equals; without any
+// filter in the order of the vocabulary. Uses one random number, two with XTC, or none if the most likely token is
+// asked for. Sums of probabilities are doubles: exact as long as none is less than
 // 2^-29 of the sum; else they round in an order that follows from the logits and options alone. FL_BAD_VALUE: a logit
 // is not finite. FL_BAD_TOKEN: after biases and penalties the largest is not, so that there is no token to draw.
 // FL_NO_MEMORY. A draw that fails leaves the sampler as it was.

@@ -4,16 +4,6 @@
 #include "candidates.h"
 #include "fpenv.h"
 
-// ln x of a double x >= 1 below the largest float. libm's differs between systems, so: ln of the nearest float by the
-// kernel, and of the quotient, which is nearer to 1 than 2^-24, by two terms of its series.
-static double natural_log(const fl_kernels *k, double x) {
-    const float nearest[FL_LANES] = {(float)x};
-    double logs[FL_LANES];
-    k->log(logs, nearest, 1);
-    const double rest = (x - (double)nearest[0]) / (double)nearest[0];
-    return logs[0] + (rest - rest * rest / 2);
-}
-
 // ln p[i] = x[i] - max - ln(sum of exp(x[j] - max)), the sum being 1 at least.
 static fl_status logprobs(fl_draw_scratch *scratch, const fl_kernels *k, const float *logits, size_t vocab, size_t top,
                           int32_t *tokens, double *out) {
@@ -25,7 +15,7 @@ static fl_status logprobs(fl_draw_scratch *scratch, const fl_kernels *k, const f
     const float max = k->max(logits, vocab, &best, &finite);
     if (!finite) return FL_BAD_VALUE;
     k->softmax(w->probs, w->sums, logits, vocab, 1, max);
-    const double norm = natural_log(k, fl_sum_of(w->probs, NULL, vocab));
+    const double norm = fl_log_of(k, fl_sum_of(w->probs, NULL, vocab));
     fl_candidates_top(w, k, logits, vocab, top);
     for (size_t i = 0; i < top; i++) tokens[i + 1] = (int32_t)fl_id_in(w->found[0][i]);
     for (size_t i = 0; i <= top; i++) out[i] = (double)logits[tokens[i]] - (double)max - norm;

@@ -1,32 +1,23 @@
-// The sampler: what it knows of a text (its seed, biases, the tokens seen), and the way from logits to a token.
+// The sampler: its options, what it knows of a text (history.h), and the way from logits to a token.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "candidates.h"
+#include "filters.h"
 #include "fpenv.h"
+#include "history.h"
 #include "threads.h"
-
-typedef struct bias {
-    int32_t token;
-    float value;
-} bias;
-
-typedef struct seen {
-    uint32_t name;  // token + 1; 0: this place is free
-    uint32_t count; // how often it was generated
-} seen;
+#include "watermark.h"
 
 struct fl_sampler {
     fl_sampling p;
     size_t vocab;
     uint64_t state;
-    seen *places; // (n_places,) a hash table of the tokens in prompt and text, at most half full
-    size_t n_places, n_seen;
-    bias *biases;
-    size_t n_biases;
-    int32_t *barred; // (n_barred,) tokens that are not drawn before `until` tokens have been generated
-    size_t n_barred, until, n_generated;
+    fl_chain chain;
+    fl_history history;
+    double mu;                     // mirostat's: the largest surprise in bits that it lets through
+    const fl_watermark *watermark; // NULL: none
 };
 
 fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t seed, fl_sampler **out) {
@@ -36,121 +27,104 @@ fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t 
     s->p = *params;
     s->vocab = vocab_size;
     s->state = seed ? seed : 0x9E3779B97F4A7C15u; // from zero, xorshift gives nothing but zeros
+    s->chain = fl_chain_of(params);
+    s->mu = 2.0 * (double)params->mirostat_tau;
+    s->history = fl_history_of(&s->p, vocab_size);
     *out = s;
     return FL_OK;
 }
 
 void fl_sampler_free(fl_sampler *s) {
     if (!s) return;
-    free(s->places);
-    free(s->biases);
-    free(s->barred);
+    fl_history_free(&s->history);
     free(s);
 }
 
-fl_status fl_sampler_bias(fl_sampler *s, int32_t token, float value) {
-    if (token < 0 || (size_t)token >= s->vocab) return FL_BAD_TOKEN;
-    bias *more = realloc(s->biases, (s->n_biases + 1) * sizeof *more);
-    if (!more) return FL_NO_MEMORY;
-    s->biases = more;
-    s->biases[s->n_biases++] = (bias){token, value};
-    return FL_OK;
-}
-
-fl_status fl_sampler_bar(fl_sampler *s, const int32_t *tokens, size_t n, size_t until) {
-    for (size_t i = 0; i < n; i++)
-        if (tokens[i] < 0 || (size_t)tokens[i] >= s->vocab) return FL_BAD_TOKEN;
-    int32_t *barred = malloc((n + 1) * sizeof *barred); // never of no bytes, for which malloc may return NULL
-    if (!barred) return FL_NO_MEMORY;
-    memcpy(barred, tokens, n * sizeof *barred);
-    free(s->barred);
-    s->barred = barred;
-    s->n_barred = n;
-    s->until = until;
-    return FL_OK;
-}
-
-// A copy of n elements, or NULL for none. Notes in *status where there is no memory.
-static void *duplicate(const void *from, size_t n, size_t size, fl_status *status) {
-    if (n == 0) return NULL;
-    void *to = malloc(n * size);
-    if (to) memcpy(to, from, n * size);
-    else *status = FL_NO_MEMORY;
-    return to;
-}
-
 fl_status fl_sampler_copy(const fl_sampler *s, fl_sampler **out) {
-    fl_status status = FL_OK;
-    fl_sampler *copy = duplicate(s, 1, sizeof *s, &status);
-    if (!copy) return status;
-    copy->places = duplicate(s->places, s->n_places, sizeof *s->places, &status);
-    copy->biases = duplicate(s->biases, s->n_biases, sizeof *s->biases, &status);
-    copy->barred = duplicate(s->barred, s->n_barred, sizeof *s->barred, &status);
+    fl_sampler *copy = malloc(sizeof *copy);
+    if (!copy) return FL_NO_MEMORY;
+    *copy = *s;
+    copy->history.p = &copy->p;
+    const fl_status status = fl_history_own(&copy->history);
     if (status == FL_OK) *out = copy;
     else fl_sampler_free(copy);
     return status;
 }
 
-// ---- tokens that were seen -----------------------------------------------------------------------------------------
+// ---- options that are lists -----------------------------------------------------------------------------------------
 
-static int penalizes(const fl_sampling *p) {
-    return p->repetition_penalty != 1.0f || p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f;
+static int are_tokens(const fl_sampler *s, const int32_t *tokens, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || (size_t)tokens[i] >= s->vocab) return 0;
+    return 1;
 }
 
-// A token's place, or the free one that it would take. n_places is a power of two, and some are free.
-static seen *place_of(seen *places, size_t n_places, uint32_t name) {
-    size_t i = (size_t)(name * 0x9E3779B97F4A7C15u >> 32) & (n_places - 1);
-    while (places[i].name != 0 && places[i].name != name) i = (i + 1) & (n_places - 1);
-    return &places[i];
-}
-
-// Makes room for one more token, so that the next fl_sampler_accept does not fail.
-static fl_status reserve_place(fl_sampler *s) {
-    if (!penalizes(&s->p) || 2 * s->n_seen < s->n_places) return FL_OK;
-    const size_t n = s->n_places ? 2 * s->n_places : 16;
-    seen *more = calloc(n, sizeof *more);
-    if (!more) return FL_NO_MEMORY;
-    for (size_t i = 0; i < s->n_places; i++)
-        if (s->places[i].name != 0) *place_of(more, n, s->places[i].name) = s->places[i];
-    free(s->places);
-    s->places = more;
-    s->n_places = n;
+// Puts a copy of tokens (n,) in the place of an array.
+static fl_status replace(const fl_sampler *s, int32_t **array, size_t *count, const int32_t *tokens, size_t n) {
+    if (!are_tokens(s, tokens, n)) return FL_BAD_TOKEN;
+    int32_t *copy = malloc((n + 1) * sizeof *copy); // never of no bytes, for which malloc may return NULL
+    if (!copy) return FL_NO_MEMORY;
+    memcpy(copy, tokens, n * sizeof *copy);
+    free(*array);
+    *array = copy;
+    *count = n;
     return FL_OK;
+}
+
+static fl_status add_phrase(fl_sampler *s, fl_phrases *all, const int32_t *tokens, size_t n, float bias) {
+    if (n == 0 || !are_tokens(s, tokens, n)) return FL_BAD_TOKEN;
+    int32_t *more = realloc(all->tokens, (all->n_tokens + n) * sizeof *more);
+    if (!more) return FL_NO_MEMORY;
+    all->tokens = more;
+    fl_phrase *items = realloc(all->items, (all->n + 1) * sizeof *items);
+    if (!items) return FL_NO_MEMORY;
+    all->items = items;
+    memcpy(more + all->n_tokens, tokens, n * sizeof *more);
+    items[all->n++] = (fl_phrase){all->n_tokens, n, bias};
+    all->n_tokens += n;
+    s->history.remembers |= n > 1 || all == &s->history.breakers;
+    return FL_OK;
+}
+
+fl_status fl_sampler_bias(fl_sampler *s, const int32_t *tokens, size_t n, float bias) {
+    return add_phrase(s, &s->history.biases, tokens, n, bias);
+}
+
+fl_status fl_sampler_break(fl_sampler *s, const int32_t *tokens, size_t n) {
+    return add_phrase(s, &s->history.breakers, tokens, n, 0);
+}
+
+fl_status fl_sampler_bar(fl_sampler *s, const int32_t *tokens, size_t n, size_t until) {
+    fl_history *h = &s->history;
+    if (!are_tokens(s, tokens, n)) return FL_BAD_TOKEN;
+    fl_bar *more = realloc(h->bars, (h->n_bars + n + 1) * sizeof *more);
+    if (!more) return FL_NO_MEMORY;
+    h->bars = more;
+    for (size_t i = 0; i < n; i++) h->bars[h->n_bars++] = (fl_bar){tokens[i], until};
+    return FL_OK;
+}
+
+fl_status fl_sampler_force(fl_sampler *s, const int32_t *tokens, size_t n, size_t at) {
+    s->history.forced_at = at;
+    return replace(s, &s->history.forced, &s->history.n_forced, tokens, n);
+}
+
+fl_status fl_sampler_decay(fl_sampler *s, const int32_t *tokens, size_t n, size_t start, float factor) {
+    s->history.decay_start = start;
+    s->history.decay_factor = (double)factor;
+    return replace(s, &s->history.decaying, &s->history.n_decaying, tokens, n);
+}
+
+void fl_sampler_watermark(fl_sampler *s, const fl_watermark *watermark) {
+    s->watermark = watermark;
+    s->history.remembers = 1;
 }
 
 fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated) {
     if (token < 0 || (size_t)token >= s->vocab) return FL_BAD_TOKEN;
-    const fl_status status = reserve_place(s);
-    if (status != FL_OK) return status;
-    s->n_generated += generated != 0;
-    if (!penalizes(&s->p)) return FL_OK;
-    const uint32_t name = (uint32_t)token + 1;
-    seen *place = place_of(s->places, s->n_places, name);
-    s->n_seen += place->name == 0;
-    place->name = name;
-    place->count += generated != 0;
-    return FL_OK;
-}
-
-static int bars(const fl_sampler *s) { return s->n_barred > 0 && s->n_generated < s->until; }
-
-// Whether logits have to be adjusted at all.
-static int adjusts(const fl_sampler *s) { return s->n_seen > 0 || s->n_biases > 0 || bars(s); }
-
-// Writes logits after biases and penalties, and without the tokens that are barred now.
-static void adjust(const fl_sampler *s, const float *logits, float *out) {
-    const fl_sampling *p = &s->p;
-    memcpy(out, logits, s->vocab * sizeof(float));
-    for (size_t i = 0; i < s->n_biases; i++) out[s->biases[i].token] += s->biases[i].value;
-    for (size_t i = 0; i < s->n_places; i++) {
-        const seen *place = &s->places[i];
-        if (place->name == 0) continue;
-        float *l = &out[place->name - 1];
-        *l = *l > 0 ? *l / p->repetition_penalty : *l * p->repetition_penalty;
-        if (place->count) *l -= p->presence_penalty + (float)place->count * p->frequency_penalty;
-    }
-    if (bars(s))
-        for (size_t i = 0; i < s->n_barred; i++) out[s->barred[i]] = -INFINITY;
+    const fl_status status = fl_history_reserve(&s->history);
+    if (status == FL_OK) fl_history_accept(&s->history, token, generated);
+    return status;
 }
 
 // Whether processed logits that are not all finite are as they may be: -infinity forbids a token.
@@ -169,46 +143,6 @@ static float draw(fl_sampler *s) {
     s->state ^= s->state >> 27;
     const uint32_t high = (uint32_t)((s->state * 0x2545F4914F6CDD1Du) >> 32);
     return (float)(high >> 8) / 16777216.0f;
-}
-
-// ---- filters -------------------------------------------------------------------------------------------------------
-
-static int is_fraction(float p) { return p > 0.0f && p < 1.0f; }
-
-// The candidates that top_k, top_p and min_p leave. `all` is the sum of all probabilities, the largest being 1.
-static fl_cut keep_likely(const fl_sampler *s, fl_draw_worker *w, const fl_kernels *k, double all) {
-    const fl_sampling *p = &s->p;
-    const int top_k = p->top_k && p->top_k < s->vocab, nucleus = is_fraction(p->top_p);
-    const float min_p = p->min_p > 0.0f ? (p->min_p < 1.0f ? p->min_p : 1.0f) : 0.0f;
-    if (top_k) {
-        fl_candidates_collect(w, s->vocab, k, p->top_k, 0, 0);
-    } else {
-        // A lower bound for the nucleus, so that fewer candidates are collected. The tokens before one of the nucleus
-        // hold at most top_p; so it and the tokens after it, vocab - 1 at most, hold at least 1 - top_p. It is the
-        // largest of these, so it has at least (1 - top_p) / (vocab - 1).
-        float least = min_p;
-        if (nucleus && s->vocab > 1) {
-            const float share = (float)((1.0 - (double)p->top_p) / (double)(s->vocab - 1) * all);
-            least = share > least ? share : least;
-        }
-        const double mass = nucleus ? (double)p->top_p * all : INFINITY;
-        fl_candidates_collect(w, s->vocab, k, 0, mass, least < 1.0f ? least : 1.0f);
-    }
-    const fl_candidate worst = fl_candidate_of(fl_rank_of(min_p), UINT32_MAX); // the last that min_p allows
-    fl_cut end = {.last = worst};
-    if (top_k) end = fl_candidates_cut(w, p->top_k, INFINITY);
-    if (nucleus) end = fl_candidates_cut(w, top_k ? end.count : SIZE_MAX, (double)p->top_p * (top_k ? end.sum : all));
-    const int limited = end.last > worst || !(top_k || nucleus);
-    if (limited) end.last = worst;
-    return limited || is_fraction(p->typical_p) ? fl_candidates_keep(w, end.last) : end;
-}
-
-// Of those, the most typical ones that together hold typical_p of the mass or more.
-static fl_cut keep_typical(const fl_sampler *s, fl_draw_worker *w, const fl_kernels *k, fl_cut likely) {
-    fl_candidates_rank_typical(w, k, likely.sum);
-    const double enough = (double)s->p.typical_p * likely.sum;
-    // fl_candidates_cut stops once the sum is larger than a mass; with the next double below `enough`, at `enough`.
-    return fl_candidates_cut(w, likely.count, nextafter(enough, 0.0));
 }
 
 // ---- drawing -------------------------------------------------------------------------------------------------------
@@ -230,7 +164,64 @@ static size_t draw_any(const fl_draw_worker *w, size_t vocab, double target) {
     return last;
 }
 
-// A draw that fails leaves the sampler as it was: nothing fails after the random number is taken.
+// ---- watermark -----------------------------------------------------------------------------------------------------
+
+enum { SELF_HASHED = 40 }; // tokens whose own lists are looked at with selfhash, as in transformers
+
+// Sets w->marks[token] to 1 where a token is green, else 0. best (n,): the most likely tokens; with selfhash no other
+// one is green. Returns whether any may be: a text that is shorter than the watermark's context has no list.
+static int mark_green(const fl_sampler *s, fl_draw_worker *w, const fl_candidate *best, size_t n) {
+    const size_t width = fl_watermark_width(s->watermark), length = s->history.n_prompt + s->history.n_generated;
+    if (length < width) return 0;
+    memset(w->marks, 0, s->vocab * sizeof *w->marks);
+    if (!fl_watermark_is_selfhash(s->watermark)) {
+        const size_t count = fl_watermark_list(s->watermark, s->history.tokens + length - width, width, -1, w->order);
+        for (size_t i = 0; i < count; i++) w->marks[w->order[i]] = 1;
+        return 1;
+    }
+    const int32_t *context = s->history.tokens + length - (width - 1); // and the token itself
+    for (size_t i = 0; i < n; i++) {
+        const size_t id = fl_id_in(best[i]);
+        const size_t count = fl_watermark_list(s->watermark, context, width - 1, (int32_t)id, w->order);
+        for (size_t j = 0; j < count; j++)
+            if (w->order[j] == id) w->marks[id] = 1;
+    }
+    return 1;
+}
+
+// Adds the bias to the logits (vocab,) of green tokens.
+static void raise_green(const fl_sampler *s, fl_draw_worker *w, const fl_kernels *k, float *logits) {
+    const size_t n = s->vocab < SELF_HASHED ? s->vocab : SELF_HASHED;
+    if (fl_watermark_is_selfhash(s->watermark)) fl_candidates_top(w, k, logits, s->vocab, n);
+    if (!mark_green(s, w, w->found[0], n)) return;
+    for (size_t i = 0; i < s->vocab; i++)
+        if (w->marks[i]) logits[i] += fl_watermark_bias(s->watermark);
+}
+
+// The same of probabilities that filters have left: what is not green becomes less likely.
+static void prefer_green(const fl_sampler *s, fl_choice *c) {
+    fl_draw_worker *w = c->w;
+    fl_candidate best[SELF_HASHED];
+    fl_choice_settle(c);
+    size_t n = 0;
+    if (fl_watermark_is_selfhash(s->watermark)) {
+        const fl_candidate last = fl_candidates_cut(w, SELF_HASHED, INFINITY).last;
+        for (size_t i = 0; i < c->end.count; i++)
+            if (w->found[0][i] <= last) best[n++] = w->found[0][i];
+    }
+    if (!mark_green(s, w, best, n)) return;
+    const float bias = fl_watermark_bias(s->watermark), less = fl_exp_of(c->k, -fabsf(bias));
+    for (size_t i = 0; i < c->end.count; i++) {
+        const size_t id = fl_id_in(w->found[0][i]);
+        if (w->marks[id] == (bias < 0)) w->probs[id] *= less;
+    }
+    fl_candidates_rank(w);
+    c->end = fl_candidates_keep(w, UINT64_MAX);
+}
+
+// ---- one draw ------------------------------------------------------------------------------------------------------
+
+// A draw that fails leaves the sampler as it was: nothing fails after the first random number is taken.
 static fl_status draw_token(fl_sampler *s, fl_draw_scratch *scratch, size_t id, const fl_kernels *k,
                             const float *logits, int processed, int32_t *token) {
     const fl_sampling *p = &s->p;
@@ -240,18 +231,20 @@ static fl_status draw_token(fl_sampler *s, fl_draw_scratch *scratch, size_t id, 
     int finite;
     float max = k->max(logits, s->vocab, &best, &finite);
     if (!finite && !(processed && only_forbids(logits, s->vocab))) return FL_BAD_VALUE;
-    if (adjusts(s)) {
+    const int greedy = p->temperature < 1e-6f, adjusts = fl_history_adjusts(&s->history);
+    if (adjusts || (greedy && s->watermark)) {
         const fl_status status = fl_draw_reserve(scratch, id, s->vocab, &w);
         if (status != FL_OK) return status;
-        adjust(s, logits, w->logits);
+        memcpy(w->logits, logits, s->vocab * sizeof(float));
+        if (adjusts) fl_history_adjust(&s->history, w->logits, w->marks);
+        if (greedy && s->watermark) raise_green(s, w, k, w->logits);
         x = w->logits;
         max = k->max(x, s->vocab, &best, &finite); // biases may be -infinity
     }
     if (!isfinite(max)) return FL_BAD_TOKEN;
-    // Where logits divided by the temperature overflow, the best token has all the probability. Multiplying takes half
-    // the time of dividing.
-    const float scale = 1.0f / p->temperature;
-    if (p->temperature < 1e-6f || !isfinite(max * scale)) {
+    // Where logits divided by the temperature overflow, the best token has all the probability.
+    const float scale = s->chain.scale;
+    if (greedy || !isfinite(max * scale)) {
         *token = (int32_t)best;
         return FL_OK;
     }
@@ -260,15 +253,20 @@ static fl_status draw_token(fl_sampler *s, fl_draw_scratch *scratch, size_t id, 
     k->softmax(w->probs, w->sums, x, s->vocab, scale, max * scale);
     double total = 0;
     for (size_t i = 0; i < (s->vocab + FL_SUM_PART - 1) / FL_SUM_PART; i++) total += (double)w->sums[i];
+    fl_choice c = {.p = p, .w = w, .k = k, .logits = x, .vocab = s->vocab, .total = total, .mu = s->mu};
+    if (p->xtc_probability > 0.0f) c.chance = draw(s);
+    fl_choice_filter(&c, &s->chain);
+    if (s->watermark) prefer_green(s, &c);
     const double coin = (double)draw(s);
-    const int typical = is_fraction(p->typical_p);
-    if (!typical && !is_fraction(p->top_p) && p->min_p <= 0.0f && (p->top_k == 0 || p->top_k >= s->vocab)) {
+    if (!c.collected) {
         *token = (int32_t)draw_any(w, s->vocab, coin * total);
         return FL_OK;
     }
-    fl_cut end = keep_likely(s, w, k, total);
-    if (typical) end = keep_typical(s, w, k, end);
-    *token = (int32_t)fl_id_in(fl_candidates_cut(w, end.count, coin * end.sum).last);
+    *token = (int32_t)fl_id_in(fl_candidates_cut(w, c.end.count, coin * c.end.sum).last);
+    if (p->mirostat_tau > 0.0f) { // its surprise, in bits, moves the bound of the next
+        const double surprise = fl_log_of(k, c.end.sum / (double)w->probs[*token]) / 0.69314718055994530942;
+        s->mu -= (double)p->mirostat_eta * (surprise - (double)p->mirostat_tau);
+    }
     return FL_OK;
 }
 
@@ -295,7 +293,7 @@ static void draw_text(const drawing *all, fl_draw *d, size_t id) {
         const float *row = d->logits + d->n_tokens * stride;
         int32_t *token = &d->tokens[d->n_tokens];
         if (d->n_tokens > 0 && (d->n_tokens > d->n_guesses || token[-1] != d->guesses[d->n_tokens - 1])) return;
-        d->status = reserve_place(d->sampler);
+        d->status = fl_history_reserve(&d->sampler->history);
         if (d->status == FL_OK) d->status = draw_token(d->sampler, all->scratch, id, all->k, row, d->processed, token);
         if (d->status == FL_OK) d->status = fl_sampler_accept(d->sampler, *token, 1);
         if (d->status != FL_OK) break;

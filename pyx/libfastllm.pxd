@@ -254,6 +254,8 @@ cdef extern from "fastllm.h" nogil:
 
     # ---- sampler
 
+    enum: FL_FILTERS
+
     ctypedef struct fl_sampling:
         float temperature
         size_t top_k
@@ -263,14 +265,43 @@ cdef extern from "fastllm.h" nogil:
         float repetition_penalty
         float presence_penalty
         float frequency_penalty
+        size_t penalty_window
+        size_t no_repeat_ngram_size
+        float dry_multiplier
+        float dry_base
+        size_t dry_allowed_length
+        size_t dry_last_n
+        float dynatemp_range
+        float dynatemp_exponent
+        float top_n_sigma
+        float top_h
+        float epsilon_cutoff
+        float eta_cutoff
+        float xtc_probability
+        float xtc_threshold
+        float mirostat_tau
+        float mirostat_eta
+        unsigned char order[FL_FILTERS]
+
+    ctypedef struct fl_watermark:
+        pass
+
+    fl_status fl_watermark_new(size_t vocab_size, double ratio, float bias, uint64_t key, int selfhash, size_t width,
+                               fl_watermark **out)
+    void fl_watermark_free(fl_watermark *m)
+    fl_status fl_watermark_green(const fl_watermark *m, const int32_t *context, int32_t token, int *green)
 
     ctypedef struct fl_sampler:
         pass
 
     fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t seed, fl_sampler **out)
     void fl_sampler_free(fl_sampler *s)
-    fl_status fl_sampler_bias(fl_sampler *s, int32_t token, float bias)
+    fl_status fl_sampler_bias(fl_sampler *s, const int32_t *tokens, size_t n, float bias)
     fl_status fl_sampler_bar(fl_sampler *s, const int32_t *tokens, size_t n, size_t until)
+    fl_status fl_sampler_force(fl_sampler *s, const int32_t *tokens, size_t n, size_t at)
+    fl_status fl_sampler_decay(fl_sampler *s, const int32_t *tokens, size_t n, size_t start, float factor)
+    fl_status fl_sampler_break(fl_sampler *s, const int32_t *tokens, size_t n)
+    void fl_sampler_watermark(fl_sampler *s, const fl_watermark *watermark)
     fl_status fl_sampler_copy(const fl_sampler *s, fl_sampler **out)
     fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated)
 

@@ -1,5 +1,9 @@
 # From logits to a token.
 
+# The names of fl_filter, from 1 on: the filters in their default order.
+FILTERS = ("temperature", "top_n_sigma", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff",
+           "eta_cutoff", "xtc", "mirostat")
+
 
 @cython.internal
 cdef class DrawScratch:
@@ -13,14 +17,89 @@ cdef class DrawScratch:
         fl_draw_scratch_free(self.c)
 
 
+@cython.internal
+cdef class Ids:
+    """Token ids as a C array."""
+    cdef int32_t *at
+    cdef size_t n
+
+    def __cinit__(self, tokens, size_t vocab_size, what):
+        cdef list given = list(tokens)
+        cdef size_t i
+        self.n = <size_t>len(given)
+        self.at = <int32_t *>malloc((self.n + 1) * sizeof(int32_t))
+        if self.at is NULL:
+            raise MemoryError(f"{what}: out of memory")
+        for i in range(self.n):
+            self.at[i] = token_id(given[i], vocab_size)
+            if self.at[i] < 0:
+                raise OptionError(f"{what}: no token {given[i]} in a vocabulary of {vocab_size}")
+
+    def __dealloc__(self):
+        free(self.at)
+
+
+cdef class Watermark:
+    """Which tokens of a vocabulary are green: see fl_watermark_new. Several threads may use one.
+
+    Raises OptionError for what is impossible, MemoryError.
+    """
+    cdef fl_watermark *c
+    cdef size_t vocab_size, before  # tokens of a text that `green` needs
+
+    def __cinit__(self, size_t vocab_size, *, double ratio, float bias, uint64_t key, bint selfhash, size_t width):
+        if not 0 < vocab_size <= INT32_MAX or not 0 < ratio < 1 or width < 1:
+            raise OptionError(f"watermark: a share of {ratio:g} of {vocab_size:,} tokens, after {width}")
+        self.vocab_size, self.before = vocab_size, width - selfhash
+        check(fl_watermark_new(vocab_size, ratio, bias, key, selfhash, width, &self.c), "watermark")
+
+    def __dealloc__(self):
+        fl_watermark_free(self.c)
+
+    def green(self, context, token):
+        """Whether a token is green after a context: `width` ids, or with selfhash one less.
+
+        Raises OptionError for another number of ids, or one outside the vocabulary; MemoryError.
+        """
+        cdef Ids ids = Ids(context, self.vocab_size, "watermark")
+        cdef int32_t id = token_id(token, self.vocab_size)
+        cdef int found = 0
+        if ids.n != self.before:
+            raise OptionError(f"watermark: a context of {ids.n} tokens, not {self.before}")
+        check(fl_watermark_green(self.c, ids.at, id, &found), "watermark")
+        return bool(found)
+
+
+cdef fl_sampling sampling_of(params) except *:
+    cdef fl_sampling p
+    memset(&p, 0, sizeof(p))
+    p.temperature, p.top_k, p.top_p, p.min_p = params.temperature, params.top_k, params.top_p, params.min_p
+    p.typical_p, p.repetition_penalty = params.typical_p, params.repetition_penalty
+    p.presence_penalty, p.frequency_penalty = params.presence_penalty, params.frequency_penalty
+    p.penalty_window, p.no_repeat_ngram_size = params.penalty_window, params.no_repeat_ngram_size
+    p.dry_multiplier, p.dry_base = params.dry_multiplier, params.dry_base
+    p.dry_allowed_length = params.dry_allowed_length
+    p.dry_last_n = SIZE_MAX if params.dry_penalty_last_n < 0 else params.dry_penalty_last_n
+    p.dynatemp_range, p.dynatemp_exponent = params.dynatemp_range, params.dynatemp_exponent
+    p.top_n_sigma, p.top_h = params.top_n_sigma, params.top_h
+    p.epsilon_cutoff, p.eta_cutoff = params.epsilon_cutoff, params.eta_cutoff
+    p.xtc_probability, p.xtc_threshold = params.xtc_probability, params.xtc_threshold
+    p.mirostat_tau, p.mirostat_eta = params.mirostat_tau, params.mirostat_eta
+    for i, name in enumerate(params.sampler_order):
+        p.order[i] = FILTERS.index(name) + 1
+    return p
+
+
 cdef class Sampler:
     """Draws the tokens of one text. One call at a time may use it.
 
     vocab_size: 1 to 2^31 - 1. params: any object with the fields of fl_sampling, such as a fastllm.decoding.Sampling,
     which explains them and names their papers. seed: of the random numbers, 64 bits; the same seed and logits give the
-    same tokens. bias: token -> what is added to its logit; -infinity forbids it. barred: tokens that cannot be drawn
-    while fewer than `until` tokens have been accepted as generated. isa: the instruction set of draw, None for the
-    best; all draw the same.
+    same tokens. bias: token -> what is added to its logit; -infinity forbids it. phrases: pairs of ids and what is
+    added to the logit of the last id where a text ends with the others. bars: pairs of ids and a number: they cannot be
+    drawn while fewer tokens have been accepted as generated. forced: ids, of which one is drawn when so many tokens
+    have been generated. decay: ids, a start and a factor, see fl_sampler_decay. breakers: sequences of ids, see
+    fl_sampler_break. isa: the instruction set of draw, None for the best; all draw the same.
 
     It is small: working memory belongs to the call that draws. Raises OptionError for a vocab_size, token, bias or isa
     that is impossible; MemoryError.
@@ -30,47 +109,53 @@ cdef class Sampler:
     cdef size_t vocab_size
     cdef bint busy  # a call has taken it
     cdef object params
+    cdef Watermark watermark
 
-    def __cinit__(self, size_t vocab_size, params, *, uint64_t seed, bias=None, barred=(), size_t until=0, isa=None):
-        cdef fl_sampling p = fl_sampling(
-            params.temperature, params.top_k, params.top_p, params.min_p, params.typical_p,
-            params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
+    def __cinit__(self, size_t vocab_size, params, *, uint64_t seed, bias=None, phrases=(), bars=(), forced=None,
+                  decay=None, breakers=(), Watermark watermark=None, isa=None):
+        cdef fl_sampling p = sampling_of(params)
+        cdef Ids ids
         self.kernels = find_kernels(isa)
         self.vocab_size, self.params = vocab_size, params
         if not 0 < vocab_size <= INT32_MAX:
             raise OptionError(f"sampler: a vocabulary of {vocab_size:,} tokens")
         check(fl_sampler_new(vocab_size, &p, seed, &self.c), "sampler")
         for token, value in (bias or {}).items():
-            self.add_bias(token, value)
-        self.bar(list(barred), until)
+            self.add_bias([token], value, "logit bias")
+        for tokens, value in phrases:
+            self.add_bias(tokens, value, "phrases")
+        for tokens, until in bars:
+            ids = Ids(tokens, vocab_size, "bars")
+            check(fl_sampler_bar(self.c, ids.at, ids.n, until), "bars")
+        if forced is not None:
+            ids = Ids(forced[0], vocab_size, "forced")
+            check(fl_sampler_force(self.c, ids.at, ids.n, forced[1]), "forced")
+        if decay is not None:
+            ids = Ids(decay[0], vocab_size, "decay")
+            check(fl_sampler_decay(self.c, ids.at, ids.n, decay[1], decay[2]), "decay")
+        for tokens in breakers:
+            ids = Ids(tokens, vocab_size, "breakers")
+            check(fl_sampler_break(self.c, ids.at, ids.n), "breakers")
+        if watermark is not None:
+            self.set_watermark(watermark)
 
     def __dealloc__(self):
         fl_sampler_free(self.c)
 
-    cdef int add_bias(self, token, float value) except -1:
-        cdef int32_t id = token_id(token, self.vocab_size)
-        if id < 0:
-            raise OptionError(f"logit bias: no token {token} in a vocabulary of {self.vocab_size}")
+    cdef int add_bias(self, tokens, float value, what) except -1:
+        cdef Ids ids = Ids(tokens, self.vocab_size, what)
+        if ids.n == 0:
+            raise OptionError(f"{what}: no token")
         if not value < INFINITY:
-            raise OptionError(f"logit bias: {value} for token {token}")
-        return check(fl_sampler_bias(self.c, id, value), "logit bias")
+            raise OptionError(f"{what}: {value} for token {', '.join(map(str, tokens))}")
+        return check(fl_sampler_bias(self.c, ids.at, ids.n, value), what)
 
-    cdef int bar(self, list tokens, size_t until) except -1:
-        if not tokens:
-            return 0
-        cdef int32_t *ids = <int32_t *>malloc((<size_t>len(tokens) + 1) * sizeof(int32_t))
-        cdef size_t i = 0
-        if ids is NULL:
-            raise MemoryError("sampler: out of memory")
-        try:
-            for token in tokens:
-                ids[i] = token_id(token, self.vocab_size)
-                if ids[i] < 0:
-                    raise OptionError(f"barred: no token {token} in a vocabulary of {self.vocab_size}")
-                i += 1
-            return check(fl_sampler_bar(self.c, ids, i, until), "barred")
-        finally:
-            free(ids)
+    cdef int set_watermark(self, Watermark watermark) except -1:
+        if watermark.vocab_size != self.vocab_size:
+            raise OptionError("watermark: of another vocabulary")
+        self.watermark = watermark
+        fl_sampler_watermark(self.c, watermark.c)
+        return 0
 
     cdef int take(self) except -1:
         """Takes it for one call, which sets busy to False at its end."""
@@ -94,15 +179,22 @@ cdef class Sampler:
         check(status, "sampler")
 
     def accept_all(self, tokens):
-        """Counts the tokens of a prompt for the penalties. Raises what accept raises."""
-        for token in tokens:
-            self.accept(token, generated=False)
+        """Counts the tokens of a prompt for the penalties. Raises what accept raises, and counts none where one is bad."""
+        cdef Ids ids = Ids(tokens, self.vocab_size, "sampler")
+        cdef fl_status status = FL_OK
+        cdef size_t i = 0
+        self.take()
+        while i < ids.n and status == FL_OK:
+            status = fl_sampler_accept(self.c, ids.at[i], False)
+            i += 1
+        self.busy = False
+        check(status, "sampler")
 
     def draw(self, Buffer logits not None, size_t row=0):
         """The next token's id, drawn from a row of logits, f32 (rows, vocab_size rounded up to 16), as forward writes.
 
         The sampler does not accept the token. Working memory is made for the call alone; Model.draw keeps its own.
-        Raises OptionError if there is no such row, if biases and penalties leave no token, or while another call uses
+        Raises OptionError if there is no such row, if what is forbidden leaves no token, or while another call uses
         the sampler; NumericError if a logit is not finite; MemoryError. The sampler is then as it was.
         """
         cdef size_t stride = fl_round_up(self.vocab_size, FL_LANES)
@@ -133,7 +225,7 @@ cdef class Sampler:
         self.busy = False
         check(status, "sampler")
         fl_sampler_free(twin.c)
-        twin.c, twin.kernels = c, self.kernels
+        twin.c, twin.kernels, twin.watermark = c, self.kernels, self.watermark
         return twin
 
 
@@ -142,7 +234,7 @@ cdef object draw_error(fl_status status, bint processed):
     if status == FL_BAD_VALUE:
         return NumericError("the processed logits hold NaN or infinity" if processed else "the logits are not finite")
     if status == FL_BAD_TOKEN:
-        return OptionError("after biases and penalties there is no token to draw")
+        return OptionError("after biases, penalties and what is forbidden there is no token to draw")
     return MemoryError("logits: out of memory")
 
 

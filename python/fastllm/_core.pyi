@@ -208,6 +208,12 @@ class Cancel:
 
 # ---- sampler.pxi
 
+FILTERS: tuple[str, ...]
+
+class Watermark:
+    def __init__(self, vocab_size: int, *, ratio: float, bias: float, key: int, selfhash: bool, width: int) -> None: ...
+    def green(self, context: _Tokens[int], token: int) -> bool: ...
+
 class Sampler:
     def __init__(
         self,
@@ -216,8 +222,12 @@ class Sampler:
         *,
         seed: int,
         bias: Mapping[int, float] | None = None,
-        barred: Iterable[int] = (),
-        until: int = 0,
+        phrases: Iterable[tuple[_Tokens[int], float]] = (),
+        bars: Iterable[tuple[_Tokens[int], int]] = (),
+        forced: tuple[_Tokens[int], int] | None = None,
+        decay: tuple[_Tokens[int], int, float] | None = None,
+        breakers: Iterable[_Tokens[int]] = (),
+        watermark: Watermark | None = None,
         isa: str | None = None,
     ) -> None: ...
     def accept(self, token: int, *, generated: bool) -> None: ...

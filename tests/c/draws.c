@@ -4,7 +4,7 @@
 
 #include "check.h"
 
-enum { VOCAB = 1003, STRIDE = 1008, TEXTS = 7, ROWS = 4, TOP = 50 };
+enum { VOCAB = 1003, STRIDE = 1008, TEXTS = 14, ROWS = 4, TOP = 50 };
 
 static const fl_sampling params[TEXTS] = {
     {.temperature = 1, .repetition_penalty = 1},
@@ -14,6 +14,15 @@ static const fl_sampling params[TEXTS] = {
     {.temperature = 1, .typical_p = 0.75f, .repetition_penalty = 1},
     {.temperature = 0, .repetition_penalty = 1.5f},
     {.temperature = 0, .repetition_penalty = 1},
+    {.temperature = 1.5f, .top_h = 0.5f, .eta_cutoff = 0.015625f, .repetition_penalty = 1.25f, .penalty_window = 2},
+    {.temperature = 1, .dynatemp_range = 0.5f, .dynatemp_exponent = 1.5f, .top_n_sigma = 2, .repetition_penalty = 1},
+    {.temperature = 1, .xtc_probability = 0.5f, .xtc_threshold = 0.03125f, .repetition_penalty = 1},
+    {.temperature = 1, .mirostat_tau = 3, .mirostat_eta = 0.25f, .repetition_penalty = 1},
+    {.temperature = 0.75f, .top_p = 0.9375f, .typical_p = 0.875f, .min_p = 0.015625f, .repetition_penalty = 1,
+     .order = {FL_TYPICAL_P, FL_TOP_P, FL_MIN_P, FL_TEMPERATURE}},
+    {.temperature = 1, .epsilon_cutoff = 0.0009765625f, .repetition_penalty = 1, .no_repeat_ngram_size = 1},
+    {.temperature = 1, .repetition_penalty = 1, .dry_multiplier = 1, .dry_base = 1.75f, .dry_allowed_length = 1,
+     .dry_last_n = SIZE_MAX},
 };
 
 static fl_sampler *sampler_of(size_t text) {
@@ -21,7 +30,9 @@ static fl_sampler *sampler_of(size_t text) {
     fl_sampler *s = NULL;
     expect(fl_sampler_new(VOCAB, &params[text], 42 + text, &s) == FL_OK, "a sampler");
     if (text % 2) expect(fl_sampler_bar(s, barred, 3, text) == FL_OK, "barred tokens");
-    if (text % 3) expect(fl_sampler_bias(s, (int32_t)(text * 100), -INFINITY) == FL_OK, "a bias");
+    if (text % 3) expect(fl_sampler_bias(s, (int32_t[]){(int32_t)(text * 70)}, 1, -INFINITY) == FL_OK, "a bias");
+    if (text == 13)
+        for (size_t i = 0; i < 8; i++) expect(fl_sampler_accept(s, (int32_t)(i % 3), 0) == FL_OK, "a prompt's token");
     return s;
 }
 

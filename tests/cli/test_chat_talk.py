@@ -105,6 +105,16 @@ def test_settings(talk: Talking, llm: LLM) -> None:
     assert talk.conversation.messages[1]["content"] == expected
 
 
+def test_rare_settings(talk: Talking, llm: LLM) -> None:
+    """They are shown once they are not as they always are; mirostat takes the place of top_p."""
+    _, err = talk.type("/set", "/set mirostat_tau 4", "/set seed 7", "one")
+    first, second, *_ = err.splitlines()
+    assert "mirostat" not in first
+    assert "xtc" not in first + second
+    assert "mirostat_tau 4" in second
+    assert talk.conversation.messages[1]["content"] == written(llm, [user("one")], seed=7, mirostat_tau=4)
+
+
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
@@ -119,6 +129,9 @@ def test_settings(talk: Talking, llm: LLM) -> None:
         ("/set max_tokens x", "max_tokens"),
         ("/set speed 1", "no setting 'speed'"),
         ("/set logit_bias 1", "no setting 'logit_bias'"),
+        ("/set bad_words 1", "no setting 'bad_words'"),
+        ("/set top_k null", "top_k must be a number, not None"),
+        ("/set xtc_probability 2", "xtc_probability must be a number between 0 and 1"),
         ("/set a b c", "/set takes a name and a value"),
         ("/nothing", "there is no command /nothing"),
         ("/", "there is no command /"),

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import fastllm
 from fastllm import cli
+from fastllm.cli.lines import unescaped
 from fastllm.cli.options import BUILT_IN
-from fastllm.cli.run import _unescaped
 from helpers.commands import TINY, one_sentence
 
 PROMPT = "Once upon a time"
@@ -64,6 +64,53 @@ def test_options_are_those_of_generate(
     assert about["text"] == text
     assert about["finish_reason"] == text.finish_reason
     assert run(*words, "-s", "7", capsys=capsys)[0] == f"{PROMPT}{text}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (
+            "--no-repeat-ngram-size 3 --bad-word dog --bad-word cat",
+            {"no_repeat_ngram_size": 3, "bad_words": ["dog", "cat"]},
+        ),
+        ("--sequence-bias he=-5 --sequence-bias a=b=2", {"sequence_bias": {"he": -5, "a=b": 2}}),
+        (
+            "--dry-multiplier 0.8 --dry-base 1.5 --dry-penalty-last-n 50 --dry-sequence-breaker \\n",
+            {"dry_multiplier": 0.8, "dry_base": 1.5, "dry_penalty_last_n": 50, "dry_sequence_breakers": ["\n"]},
+        ),
+        ("--suppress-tokens 5,7 --begin-suppress-tokens 9", {"suppress_tokens": [5, 7], "begin_suppress_tokens": [9]}),
+        ("--forced-eos-token-id 2 --max-tokens 9", {"forced_eos_token_id": 2, "max_tokens": 9}),
+        ("--exponential-decay-length-penalty 5,1.5", {"exponential_decay_length_penalty": (5, 1.5)}),
+        ("--sampler-order top_k,temperature --top-k 9", {"sampler_order": ["top_k", "temperature"], "top_k": 9}),
+        ("--watermark 77", {"watermark": {"hashing_key": 77}}),
+        ("--mirostat-tau 4 --mirostat-eta 0.2", {"mirostat_tau": 4, "mirostat_eta": 0.2}),
+        ("--xtc-probability 0.5 --dynatemp-range 0.3", {"xtc_probability": 0.5, "dynatemp_range": 0.3}),
+        ("--top-h 0.5 --eta-cutoff 0.01 --penalty-window 9", {"top_h": 0.5, "eta_cutoff": 0.01, "penalty_window": 9}),
+    ],
+)
+def test_steering(words: str, options: dict[str, Any], llm: fastllm.LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each option is generate's."""
+    text = llm.generate(PROMPT, **{"seed": 7, "max_tokens": 20} | options)
+    about = json.loads(run("--max-tokens", "20", *words.split(" "), "-s", "7", "--json", capsys=capsys)[0])
+    assert about["tokens"] == text.tokens
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        ("--suppress-tokens x", "--suppress-tokens takes token ids, such as 5,7, not 'x'"),
+        ("--exponential-decay-length-penalty 5", "--exponential-decay-length-penalty must be a start and a factor"),
+        ("--sequence-bias dog", "--sequence-bias takes TEXT=X"),
+        ("--sampler-order heat", "--sampler-order has 'heat': it takes temperature, "),
+        ("--mirostat-tau 4 --top-k 5", "--mirostat-tau takes the place of top_k: leave that out, or 0"),
+        ("--watermark 0.5", "--watermark takes a whole number, not '0.5'"),
+        ("--no-repeat-ngram-size -1", "--no-repeat-ngram-size must be a whole number from 0"),
+    ],
+)
+def test_steering_that_is_none(words: str, cause: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = run(*words.split(" "), capsys=capsys, code=2)
+    assert out == ""
+    assert cause in one_sentence(err)
 
 
 def test_a_long_prompt_is_whole_and_256_tokens_follow(llm: fastllm.LLM, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,10 +205,10 @@ def test_special_tokens_in_a_prompt(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_escapes(text: str, expected: str) -> None:
-    assert _unescaped(text) == expected
+    assert unescaped(text) == expected
 
 
 @given(st.text())
 def test_what_is_escaped_comes_back(text: str) -> None:
     escaped = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
-    assert _unescaped(escaped) == text
+    assert unescaped(escaped) == text

@@ -83,7 +83,7 @@ def test_draws_are_those_one_by_one(vocab, seed, data):
 
     def samplers(isa=None):
         return [
-            _core.Sampler(vocab, o, seed=seed + i, bias=bias if i % 2 else None, barred=barred, until=i, isa=isa)
+            _core.Sampler(vocab, o, seed=seed + i, bias=bias if i % 2 else None, bars=[(barred, i)], isa=isa)
             for i, o in enumerate(options)
         ]
 
@@ -158,7 +158,7 @@ def test_barred_tokens(temperature, until):
     logits = np.zeros((1, 300))
     logits[0, [3, 8]] = 1000, 900
     buffer, _ = rows_of(model, logits)
-    ours = _core.Sampler(300, Sampling(temperature=temperature), seed=1, barred=[3, 8, 3], until=until)
+    ours = _core.Sampler(300, Sampling(temperature=temperature), seed=1, bars=[([3, 8, 3], until)])
     for _ in range(20):
         ours.accept(5, generated=False)
     drawn = [model.draw([(ours, 0, ())], buffer)[0][0] for _ in range(12)]
@@ -169,19 +169,19 @@ def test_barred_tokens(temperature, until):
 def test_all_barred():
     model = MODELS[5, "scalar"]
     buffer, _ = rows_of(model, np.zeros((2, 5)))
-    ours = _core.Sampler(5, GREEDY, seed=1, barred=range(5), until=1)
+    ours = _core.Sampler(5, GREEDY, seed=1, bars=[(range(5), 1)])
     assert "no token to draw" in str(model.draw([(ours, 0, ())], buffer)[0])
     ours.accept(4, generated=True)
     assert model.draw([(ours, 0, [0])], buffer) == [[0, 0]]
-    with pytest.raises(OptionError, match="barred: no token 5"):
-        _core.Sampler(5, GREEDY, seed=1, barred=[1, 5], until=1)
+    with pytest.raises(OptionError, match="bars: no token 5"):
+        _core.Sampler(5, GREEDY, seed=1, bars=[([1, 5], 1)])
 
 
 def test_barred_tokens_leave_penalties_and_biases():
     """What is barred cannot be drawn however large its bias is; a penalty does not bring it back."""
     buffer, _ = rows_of(MODELS[5, "scalar"], [[1, 2, 3, 4, 5]])
     options = Sampling(temperature=0, repetition_penalty=2, presence_penalty=-100)
-    ours = _core.Sampler(5, options, seed=1, bias={4: 1e9}, barred=[4], until=2)
+    ours = _core.Sampler(5, options, seed=1, bias={4: 1e9}, bars=[([4], 2)])
     ours.accept(4, generated=True)
     assert ours.draw(buffer) == 3
     ours.accept(4, generated=True)
@@ -237,7 +237,7 @@ def test_processed_logits_that_are_no_numbers(value, place):
 def test_a_copy_goes_on_as_the_original_would(options, seed, count):
     model = MODELS[300, ISAS[-1]]
     buffer, _ = rows_of(model, np.random.default_rng(seed).standard_normal((1, 300)))
-    ours = _core.Sampler(300, options, seed=seed, bias={1: 2.0, 5: -math.inf}, barred=[3, 4], until=20)
+    ours = _core.Sampler(300, options, seed=seed, bias={1: 2.0, 5: -math.inf}, bars=[([3, 4], 20)])
     draws = lambda s, n: [model.draw([(s, 0, ())], buffer)[0][0] for _ in range(n)]  # noqa: E731
     draws(ours, count)
     twin = ours.copy()
@@ -304,7 +304,7 @@ options, logits = Sampling(temperature=0, repetition_penalty=1.1), model.logits(
 def rss():
     return int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0])
 def write(count):
-    made = [_core.Sampler(262_144, options, seed=i, barred=[1, 2], until=1) for i in range(count)]
+    made = [_core.Sampler(262_144, options, seed=i, bars=[([1, 2], 1)]) for i in range(count)]
     for start in range(0, count, 16):
         some = made[start : start + 16]
         for sampler in some:

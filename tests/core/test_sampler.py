@@ -11,15 +11,9 @@ from hypothesis import strategies as st
 from fastllm import NumericError, OptionError, _core
 from fastllm.decoding import Sampling
 from fastllm.errors import FastLLMError
-from helpers.sampling import adjusted, coins, walk
+from helpers.sampling import adjusted, buffer_of, coins, walk
 
 ISAS = [name for name, supported in _core.isas() if supported]
-
-
-def buffer_of(logits):
-    buffer = _core.Buffer(-(-len(logits) // 16) * 64)
-    np.frombuffer(buffer, np.float32)[: len(logits)] = logits
-    return buffer
 
 
 def sampler(size, seed=1, isa=None, **options):
@@ -36,7 +30,7 @@ def check_draw(token, logits, options, coin):
     if not way.sure:
         return False
     assert token in way.tokens
-    sums = np.cumsum(way.weights) / sum(way.weights)
+    sums = np.cumsum(way.probs)
     if np.abs(sums - coin).min() > 1e-6:
         assert token == way.tokens[int(np.searchsorted(sums, coin, side="right"))]
     return True

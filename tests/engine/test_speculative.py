@@ -26,6 +26,19 @@ SAMPLINGS = {
     "penalties": Sampling(
         temperature=0.9, repetition_penalty=1.4, presence_penalty=0.5, frequency_penalty=0.3, logit_bias={44: 2.0}
     ),
+    "history": Sampling(
+        temperature=0.9,
+        no_repeat_ngram_size=4,
+        dry_multiplier=0.5,
+        dry_sequence_breakers=[[45]],
+        repetition_penalty=1.1,
+        penalty_window=12,
+        bad_words=[[44, 45]],
+        sequence_bias={(40, 41): 3.0},
+        watermark={"context_width": 2},
+    ),
+    "chance": Sampling(temperature=1.1, top_p=0.95, xtc_probability=0.5, xtc_threshold=0.05, dynatemp_range=0.4),
+    "mirostat": Sampling(mirostat_tau=4.0, mirostat_eta=0.3),
 }
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastllm.cli._terminal import Screen, say
-from fastllm.decoding import Sampling
+from fastllm.cli.sampling import RARE
+from fastllm.decoding import DEFAULTS, Sampling
 from fastllm.errors import ContextError, OptionError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 class Answers:
     """Answers conversations, each with what LLM.chat writes for the same messages, seed and settings.
 
-    settings: seed, max_tokens and the fields of Sampling but logit_bias, by name. cached: how many tokens of the last
+    settings: seed, max_tokens and the fields of Sampling that are numbers, by name. cached: how many tokens of the last
     prompt were in the cache.
     """
 
@@ -35,8 +36,7 @@ class Answers:
             raise OptionError(f"--no-think: the chat template of {llm.path} has no variable enable_thinking")
         self.llm, self.cached, self._options = llm, 0, dict(options or {})
         self._variables: dict[str, Any] = {} if think else {"enable_thinking": False}
-        self.settings: dict[str, Any] = {"seed": 0, "max_tokens": None, **llm.defaults._asdict()}
-        del self.settings["logit_bias"]
+        self.settings: dict[str, Any] = {"seed": 0, "max_tokens": None, **_numbers(llm.defaults)}
         self.set(settings)
 
     def set(self, values: Mapping[str, Any]) -> None:
@@ -44,12 +44,21 @@ class Answers:
         for name in values:
             if name not in self.settings:
                 raise OptionError(f"there is no setting {name!r}; settings are {', '.join(self.settings)}")
+            if values[name] is None and name != "max_tokens":
+                raise OptionError(f"{name} must be a number, not None")
         settings = {**self.settings, **values}
         _check_whole("seed", settings["seed"], 0, (1 << 64) - 1)
         if settings["max_tokens"] is not None:
             _check_whole("max_tokens", settings["max_tokens"], -1, (1 << 63) - 1)
-        Sampling(**{name: value for name, value in settings.items() if name not in ("seed", "max_tokens")})
-        self.settings = settings
+        before = Sampling(**{name: self.settings[name] for name in _numbers(DEFAULTS)})
+        sampling = before.updated(**{name: value for name, value in values.items() if name in Sampling._fields})
+        self.settings = {**settings, **_numbers(sampling)}
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """The settings that most talks are about, and those that are not as they always are."""
+        usual = DEFAULTS._asdict()
+        return {name: value for name, value in self.settings.items() if name not in RARE or value != usual[name]}
 
     def count(self, messages: Sequence[Message], *, asking: bool = True) -> int:
         """How many tokens a conversation has. asking: with the beginning of the answer to it."""
@@ -124,3 +133,8 @@ def _check_whole(name: str, value: object, least: int, most: int) -> None:
 def _plain(message: Message) -> dict[str, Any]:
     """A message as plain data: its texts without what LLM.chat tells about them."""
     return {name: str(value) if isinstance(value, str) else value for name, value in message.items()}
+
+
+def _numbers(sampling: Sampling) -> dict[str, float]:
+    """The options that are numbers, which a talk can change."""
+    return {name: value for name, value in sampling._asdict().items() if isinstance(value, (int, float))}

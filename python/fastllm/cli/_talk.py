@@ -126,7 +126,7 @@ class Talk:
             except ValueError:
                 raise OptionError(f"{name} must be a number, not {text!r}") from None
             self._answers.set({name: value})
-        say(f"[{', '.join(f'{name} {value}' for name, value in self._answers.settings.items())}]")
+        say(f"[{', '.join(f'{name} {value}' for name, value in self._answers.shown.items())}]")
 
     def _tokens(self, _: str) -> None:
         messages = self._conversation.messages

@@ -5,17 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from fastllm.cli.options import (
-    bias_of,
-    cache_options,
-    guessing_options,
-    load_draft,
-    load_model,
-    model_options,
-    sampling_of,
-    sampling_options,
-    seed_of,
-)
+from fastllm.cli.options import cache_options, guessing_options, load_draft, load_model, model_options
+from fastllm.cli.sampling import bias_of, sampling_of, sampling_options, seed_of
 from fastllm.errors import OptionError
 
 
@@ -45,8 +36,12 @@ def run(args: argparse.Namespace) -> int:
     from fastllm.cli._answers import Answers
     from fastllm.cli._piped import answer_lines, check_text, message_of
     from fastllm.cli._terminal import Screen, reader, say
+    from fastllm.decoding import DEFAULTS
 
-    settings = {**sampling_of(args), "seed": seed_of(args)}
+    sampling = sampling_of(args)
+    usual = DEFAULTS._asdict()
+    lists = {name: value for name, value in sampling.items() if not isinstance(usual[name], (int, float))}
+    settings = {name: value for name, value in sampling.items() if name not in lists} | {"seed": seed_of(args)}
     if args.max_tokens is not None:
         settings["max_tokens"] = args.max_tokens
     if args.jsonl and args.text:
@@ -55,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     talking = not args.text and not args.jsonl and sys.stdin.isatty()
     message = None if talking or args.jsonl else message_of(args.text)
     llm = load_model(args)
-    fixed = {"logit_bias": bias_of(args, llm), "lookup": args.lookup, "draft": load_draft(args)}
+    fixed = {**lists, "logit_bias": bias_of(args, llm), "lookup": args.lookup, "draft": load_draft(args)}
     answers = Answers(llm, settings, fixed, think=not args.no_think)
     conversation = Conversation()
     conversation.system = args.system

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -23,6 +24,12 @@ def lines() -> list[str]:
         return [without_end(line) for line in sys.stdin]
     except OSError as error:
         raise OptionError(f"stdin cannot be read: {error.strerror}") from None
+
+
+def unescaped(text: str) -> str:
+    """A text in which \\n, \\r, \\t, \\\\, \\xHH and \\uHHHH stand for characters."""
+    escapes = r"\\(?:[nrt\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})"
+    return re.sub(escapes, lambda found: found[0].encode().decode("unicode_escape"), text)
 
 
 def without_end(line: str) -> str:

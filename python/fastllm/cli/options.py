@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastllm.cli.sizes import size
-from fastllm.errors import OptionError
 
 if TYPE_CHECKING:
     from fastllm.llm import LLM
@@ -67,29 +65,6 @@ def cache_options(parser: argparse.ArgumentParser) -> None:
     cache.add_argument("--kv-bytes", type=size, metavar="SIZE", help="of all keys and values (default: see info)")
 
 
-def sampling_options(parser: argparse.ArgumentParser) -> None:
-    """Options whose default is None are the model's own where its files have one, else run.c's."""
-    draw = parser.add_argument_group("sampling", "Defaults are the model's own, else those in parentheses.")
-    draw.add_argument("-t", "--temperature", type=float, metavar="X", help="0 is greedy (1.0; the built-in: 0.6)")
-    draw.add_argument("-p", "--top-p", type=float, metavar="X", help="nucleus of probability X; 1 is all (0.9)")
-    draw.add_argument("--top-k", type=int, metavar="N", help="of the N likeliest; 0 is all (0)")
-    draw.add_argument("--min-p", type=float, metavar="X", help="at least X times the best's probability (0)")
-    draw.add_argument("--typical-p", type=float, metavar="X", help="of the X nearest to what is expected; 1 is all (1)")
-    draw.add_argument(
-        "--repetition-penalty", type=float, metavar="X", help="above 1, tokens so far become less likely (1)"
-    )
-    draw.add_argument("--presence-penalty", type=float, metavar="X", help="the same of tokens in the new text (0)")
-    draw.add_argument("--frequency-penalty", type=float, metavar="X", help="the same, again each time (0)")
-    draw.add_argument(
-        "--logit-bias",
-        action="append",
-        default=[],
-        metavar="ID=X",
-        help="add X to a token's logit, -inf forbids it; ID is a number, or a text of one token; several times",
-    )
-    draw.add_argument("-s", "--seed", type=int, metavar="N", help="the same seed gives the same text (a new one)")
-
-
 def guessing_options(parser: argparse.ArgumentParser) -> None:
     guesses = parser.add_argument_group("guesses").add_mutually_exclusive_group()
     guesses.add_argument(
@@ -129,47 +104,3 @@ def load_draft(args: argparse.Namespace) -> LLM | None:
     from fastllm.llm import load
 
     return None if args.draft is None else load(args.draft, kv=args.kv, threads=args.threads, cache=not args.no_cache)
-
-
-def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The sampling options that were given, checked, as LLM.generate takes them; but logit_bias: see bias_of."""
-    from fastllm.decoding import Sampling
-
-    given = {name: vars(args)[name] for name in Sampling._fields if name != "logit_bias"}
-    given = {name: value for name, value in given.items() if value is not None}
-    if args.model is None:
-        given.setdefault("temperature", 0.6)
-    Sampling(**given)
-    return given
-
-
-def bias_of(args: argparse.Namespace, llm: LLM) -> dict[int, float]:
-    """--logit-bias: token id -> number. Raises OptionError."""
-    bias = {}
-    for pair in args.logit_bias:
-        name, _, value = pair.rpartition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            name = ""
-        if not name:
-            raise OptionError(f"logit_bias takes ID=X, X a number or -inf, not {pair!r}")
-        bias[_token(name, llm)] = number
-    return bias
-
-
-def _token(name: str, llm: LLM) -> int:
-    """The token of an id, or of a text by itself: what the text alone becomes, else the token that is shown so."""
-    if name.isascii() and name.isdigit():
-        return int(name[:19])
-    ids = llm.tokenize(name, bos=False, special=True)
-    if len(ids) != 1:  # SentencePiece puts a space before a text, so that a token with a space of its own is not met
-        ids = [i for i, piece in enumerate(llm.tokenizer.stream().pieces) if piece == name.encode()][-1:]
-    if not ids:
-        raise OptionError(f"logit_bias takes a text of one token, and {name!r} is none")
-    return ids[0]
-
-
-def seed_of(args: argparse.Namespace) -> int:
-    """The seed asked for, or a new one of 32 bits, short enough to be typed again."""
-    return int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed

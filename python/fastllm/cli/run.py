@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastllm.cli.lines import token_texts, write
-from fastllm.cli.options import (
-    bias_of,
-    cache_options,
-    guessing_options,
-    load_draft,
-    load_model,
-    model_options,
-    sampling_of,
-    sampling_options,
-    seed_of,
-)
+from fastllm.cli.lines import token_texts, unescaped, write
+from fastllm.cli.options import cache_options, guessing_options, load_draft, load_model, model_options
 from fastllm.cli.prompt import prompt_of, prompt_options
+from fastllm.cli.sampling import bias_of, sampling_of, sampling_options, seed_of
 from fastllm.errors import OptionError
 
 if TYPE_CHECKING:
@@ -76,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         "max_tokens": max_tokens,
         "min_tokens": args.min_tokens,
         "ignore_eos": args.ignore_eos,
-        "stop": [_unescaped(stop) for stop in args.stop],
+        "stop": [unescaped(stop) for stop in args.stop],
         "logprobs": args.logprobs,
         "lookup": args.lookup,
         "draft": load_draft(args),
@@ -144,12 +134,6 @@ def _prompt(args: argparse.Namespace, llm: LLM, prompt: str) -> tuple[str | list
             return tokens, llm.detokenize(tokens), max_tokens
     # Of special tokens generate knows more than tokenize, and detokenize shows none.
     return (prompt, prompt, max_tokens) if args.special else (tokens, llm.detokenize(tokens), max_tokens)
-
-
-def _unescaped(text: str) -> str:
-    """A text in which \\n, \\r, \\t, \\\\, \\xHH and \\uHHHH stand for characters."""
-    escapes = r"\\(?:[nrt\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})"
-    return re.sub(escapes, lambda found: found[0].encode().decode("unicode_escape"), text)
 
 
 def _write(pieces: TextStream | ChatStream, args: argparse.Namespace) -> int:

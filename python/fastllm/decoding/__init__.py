@@ -2,5 +2,6 @@
 
 from fastllm.decoding.sampling import DEFAULTS, Sampling, checkpoint_defaults
 from fastllm.decoding.stops import Scan, Stops, listed
+from fastllm.decoding.watermark import Detection, Watermark
 
-__all__ = ["DEFAULTS", "Sampling", "Scan", "Stops", "checkpoint_defaults", "listed"]
+__all__ = ["DEFAULTS", "Detection", "Sampling", "Scan", "Stops", "Watermark", "checkpoint_defaults", "listed"]

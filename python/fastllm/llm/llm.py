@@ -16,6 +16,7 @@ from fastllm.llm.arguments import whole
 from fastllm.llm.chatting import Chatting
 from fastllm.llm.embed import Vectors
 from fastllm.llm.labels import Labels
+from fastllm.llm.steering import Phrases
 from fastllm.machine import read_bandwidth
 from fastllm.tokenizer import Tokenizer, stop_tokens
 from fastllm.weights import store
@@ -94,6 +95,7 @@ class LLM(Labels, Vectors, Chatting):
         self._scheduler = Scheduler(self._opened)
         self.context = min(self.context, max(1, self._opened.capacity))
         self._tokenizer = tokenizer
+        self._phrases = Phrases(config.vocab_size, tokenizer)
         self.file_bytes = sum(t.nbytes for t in stored.tensors.values())
         # A token reads one row of the embedding, about nothing, unless the embedding is also the head.
         is_head = config.head and "head" not in tensors

@@ -12,6 +12,7 @@ from fastllm.decoding import Sampling, Stops
 from fastllm.engine import Generation, Scheduler
 from fastllm.errors import FastLLMError, OptionError, TokenizerError, about
 from fastllm.llm.arguments import prompts_in, seeds, several, token_ids, whole
+from fastllm.llm.steering import Phrases
 from fastllm.llm.stream import AsyncTextStream, Background, Pieces, TextStream
 from fastllm.llm.text import Text
 from fastllm.llm.texts import Texts
@@ -32,6 +33,7 @@ class Writing(Texts):
     """The part of an LLM that writes texts."""
 
     _scheduler: Scheduler
+    _phrases: Phrases
     defaults: Sampling
     bytes_per_token: int
 
@@ -68,6 +70,7 @@ class Writing(Texts):
         room = self.context - len(tokens) + 1
         if max_tokens is not None:
             max_tokens = whole("max_tokens", max_tokens, -1)
+        most = room if max_tokens is None or max_tokens < 0 else min(room, max_tokens)
         least = whole("min_tokens", min_tokens, 0)
         if logprobs is not None:
             logprobs = whole("logprobs", logprobs, 0, self.config.vocab_size)
@@ -80,8 +83,12 @@ class Writing(Texts):
         return Generation(
             self._scheduler,
             tokens,
-            self._sampler(sampling, new_seed() if seed is None else whole("seed", seed, 0, _SEEDS - 1), ends, least),
-            max_tokens=room if max_tokens is None or max_tokens < 0 else min(room, max_tokens),
+            self._sampler(
+                sampling,
+                new_seed() if seed is None else whole("seed", seed, 0, _SEEDS - 1),
+                **self._phrases.sampler_options(sampling, ends, min_tokens=least, max_tokens=most),
+            ),
+            max_tokens=most,
             stop=ends,
             proposer=self._proposer(lookup, draft),
             watch=watch,
@@ -92,17 +99,9 @@ class Writing(Texts):
         )
 
     @_core.standard_floats
-    def _sampler(self, sampling: Sampling, seed: int, barred: Sequence[int] = (), until: int = 0) -> _core.Sampler:
-        """barred: the tokens that are not drawn as one of the first `until`."""
-        return _core.Sampler(
-            self.config.vocab_size,
-            sampling,
-            seed=seed,
-            bias=sampling.logit_bias,
-            barred=barred,
-            until=until,
-            isa=self._isa,
-        )
+    def _sampler(self, sampling: Sampling, seed: int, **options: Any) -> _core.Sampler:
+        """options: those that are lists, see Phrases.sampler_options."""
+        return _core.Sampler(self.config.vocab_size, sampling, seed=seed, isa=self._isa, **options)
 
     def _proposer(self, lookup: bool, draft: Writing | None) -> Proposer | None:
         """The proposer that guesses tokens, if one is asked for. Raises OptionError for a draft that does not fit."""
@@ -139,7 +138,7 @@ class Writing(Texts):
     def generate(self, prompt: Ids, *, n: Literal[1] = 1, stream: Literal[False] = False, **options: Any) -> Text: ...
     @overload
     def generate(self, prompt: Ids | Iterable[Ids], **options: Any) -> Any: ...
-    def generate(  # type: ignore[misc]  # the overloads name only what decides the type of the result
+    def generate(
         self,
         prompt: Ids | Iterable[Ids],
         *,
@@ -154,6 +153,8 @@ class Writing(Texts):
         presence_penalty: float | None = None,
         frequency_penalty: float | None = None,
         logit_bias: Mapping[int, float] | None = None,
+        bad_words: Any = None,
+        no_repeat_ngram_size: int | None = None,
         seed: int | Sequence[int] | None = None,
         stop: Any = (),
         min_tokens: int = 0,
@@ -165,6 +166,7 @@ class Writing(Texts):
         lookup: bool = False,
         draft: Writing | None = None,
         stream: bool | Background = False,
+        **more: Any,
     ) -> Any:
         """Continues a prompt and returns the new Text, a str with facts about it; of several prompts, a list.
 
@@ -206,7 +208,12 @@ class Writing(Texts):
             "presence_penalty": presence_penalty,
             "frequency_penalty": frequency_penalty,
             "logit_bias": logit_bias,
+            "bad_words": bad_words,
+            "no_repeat_ngram_size": no_repeat_ngram_size,
+            **more,
         }
+        if unknown := options.keys() - set(Sampling._fields):
+            raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
         sampling = self.defaults.updated(**options)
         stops = Stops(stop, self.config.vocab_size)
         words = None if isinstance(self._tokenizer, TokenizerError) and not stops else self.tokenizer

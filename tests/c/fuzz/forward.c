@@ -271,11 +271,31 @@ static void draw(const fl_model *m, const float *row) {
                             .top_p = (float)pick(4) / 4, .min_p = (float)pick(4) / 8, .typical_p = (float)pick(4) / 4,
                             .repetition_penalty = pick(1) ? 1 : 1.5f, .presence_penalty = pick(1) ? 0 : 0.5f};
     if (!(sampling.temperature >= 0)) sampling.temperature = 1;
+    if (pick(1)) {
+        sampling.dynatemp_range = pick(2) ? 0 : number(2);
+        sampling.dynatemp_exponent = (float)pick(3);
+        sampling.top_n_sigma = (float)pick(3);
+        sampling.top_h = (float)pick(4) / 4;
+        sampling.epsilon_cutoff = (float)pick(3) / 16;
+        sampling.eta_cutoff = (float)pick(3) / 16;
+        sampling.xtc_probability = (float)pick(2) / 2;
+        sampling.xtc_threshold = (float)pick(4) / 8;
+        sampling.mirostat_tau = pick(3) ? 0 : (float)pick(4);
+        sampling.mirostat_eta = 0.5f;
+        for (size_t i = 0; i < FL_FILTERS && pick(8); i++) sampling.order[i] = (uint8_t)(1 + pick(FL_FILTERS - 1));
+        sampling.no_repeat_ngram_size = pick(2);
+        sampling.penalty_window = pick(2);
+        sampling.dry_multiplier = (float)pick(1);
+        sampling.dry_base = 2;
+        sampling.dry_allowed_length = 1 + pick(1);
+        sampling.dry_last_n = pick(1) ? SIZE_MAX : pick(5);
+    }
     fl_sampler *s;
     fl_draw_scratch *work;
     must(fl_draw_scratch_new(&work) == FL_OK, "memory");
     must(fl_sampler_new(vocab, &sampling, 1 + next(), &s) == FL_OK, "memory");
-    if (!pick(3)) must(fl_sampler_bias(s, (int32_t)pick(vocab - 1), pick(1) ? -INFINITY : 1e9f) == FL_OK, "a bias");
+    const int32_t biased = (int32_t)pick(vocab - 1);
+    if (!pick(3)) must(fl_sampler_bias(s, &biased, 1, pick(1) ? -INFINITY : 1e9f) == FL_OK, "a bias");
     for (size_t i = 0; i < 3; i++) {
         int32_t token = -1;
         const fl_status status = fl_sampler_draw(s, work, m->kernels, row, &token);
