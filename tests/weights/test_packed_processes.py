@@ -20,7 +20,7 @@ from helpers import packing
 from helpers.data import names
 from helpers.packing import given
 
-# `fastllm run` that says "packing" before each piece of a matrix and then waits for a line, or for the end of its input:
+# `fastllm run` that says "packing" before each piece of a matrix and then waits for a line or the end of its input:
 # so a test decides how long the packing takes, however slow the machine is.
 SLOW = """
 import sys
