@@ -458,7 +458,7 @@ typedef struct fl_sampling {
 // Draws the tokens of one text. Of the text it keeps the tokens it has seen, each once; with options that look at their
 // order also all of them; without any, only how many were generated.
 // The same seed and logits give the same tokens. FL_BAD_CONFIG: a vocabulary of none, or of 2^31 or more. FL_NO_MEMORY.
-// What follows up to fl_sampler_watermark is called before the first token is accepted.
+// What follows up to fl_sampler_watermark, but for fl_sampler_next, is called before the first token is accepted.
 typedef struct fl_sampler fl_sampler;
 fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t seed, fl_sampler **out);
 void fl_sampler_free(fl_sampler *s);
@@ -473,6 +473,11 @@ fl_status fl_sampler_bar(fl_sampler *s, const int32_t *tokens, size_t n, size_t 
 
 // Of tokens (n,) one is drawn, whatever the logits, when `at` tokens have been generated. FL_BAD_TOKEN, FL_NO_MEMORY.
 fl_status fl_sampler_force(fl_sampler *s, const int32_t *tokens, size_t n, size_t at);
+
+// The next n draws give tokens (n,), whatever the logits and options, and use no random number: as soon as each is
+// accepted as generated, the one after it is next. Takes the place of those that an earlier call has left. It may be
+// called at any time. FL_BAD_TOKEN, FL_NO_MEMORY.
+fl_status fl_sampler_next(fl_sampler *s, const int32_t *tokens, size_t n);
 
 // Raises the logits of tokens (n,) by |logit| (factor^i - 1) in draw i after `start` generated tokens. FL_BAD_TOKEN,
 // FL_NO_MEMORY.

@@ -19,6 +19,7 @@ void fl_history_free(fl_history *h) {
     free(h->breakers.items);
     free(h->bars);
     free(h->forced);
+    free(h->next);
     free(h->decaying);
 }
 
@@ -45,6 +46,7 @@ fl_status fl_history_own(fl_history *h) {
     h->breakers.items = COPIED(h->breakers.items, h->breakers.n, h->breakers.n);
     h->bars = COPIED(h->bars, h->n_bars, h->n_bars);
     h->forced = COPIED(h->forced, h->n_forced, h->n_forced);
+    h->next = COPIED(h->next, h->n_next, h->n_next);
     h->decaying = COPIED(h->decaying, h->n_decaying, h->n_decaying);
     return status;
 }
@@ -125,8 +127,12 @@ void fl_history_accept(fl_history *h, int32_t token, int generated) {
         if (window > 0 && n >= window) // one leaves it
             count(h, h->tokens[n - window], n - window >= h->n_prompt, (uint32_t)-1);
     }
-    if (generated) h->n_generated++;
-    else h->n_prompt++;
+    if (generated) {
+        h->n_generated++;
+        h->next_at += h->next_at < h->n_next;
+    } else {
+        h->n_prompt++;
+    }
     if (!h->remembers) return;
     h->tokens[n] = token;
     for (size_t i = 0; i < h->breakers.n; i++) {

@@ -45,6 +45,8 @@ typedef struct fl_history {
     size_t n_bars;
     int32_t *forced; // (n_forced,) the only tokens that may be drawn when `forced_at` tokens have been generated
     size_t n_forced, forced_at;
+    int32_t *next; // (n_next,) the tokens that are drawn next, whatever the logits; those before next_at have been
+    size_t n_next, next_at;
     int32_t *decaying; // (n_decaying,) whose logits rise exponentially once `decay_start` tokens have been generated
     size_t n_decaying, decay_start;
     double decay_factor;

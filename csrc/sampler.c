@@ -109,6 +109,12 @@ fl_status fl_sampler_force(fl_sampler *s, const int32_t *tokens, size_t n, size_
     return replace(s, &s->history.forced, &s->history.n_forced, tokens, n);
 }
 
+fl_status fl_sampler_next(fl_sampler *s, const int32_t *tokens, size_t n) {
+    const fl_status status = replace(s, &s->history.next, &s->history.n_next, tokens, n);
+    if (status == FL_OK) s->history.next_at = 0;
+    return status;
+}
+
 fl_status fl_sampler_decay(fl_sampler *s, const int32_t *tokens, size_t n, size_t start, float factor) {
     s->history.decay_start = start;
     s->history.decay_factor = (double)factor;
@@ -231,6 +237,10 @@ static fl_status draw_token(fl_sampler *s, fl_draw_scratch *scratch, size_t id, 
     int finite;
     float max = k->max(logits, s->vocab, &best, &finite);
     if (!finite && !(processed && only_forbids(logits, s->vocab))) return FL_BAD_VALUE;
+    if (s->history.next_at < s->history.n_next) {
+        *token = s->history.next[s->history.next_at];
+        return FL_OK;
+    }
     const int greedy = p->temperature < 1e-6f, adjusts = fl_history_adjusts(&s->history);
     if (adjusts || (greedy && s->watermark)) {
         const fl_status status = fl_draw_reserve(scratch, id, s->vocab, &w);

@@ -299,6 +299,7 @@ cdef extern from "fastllm.h" nogil:
     fl_status fl_sampler_bias(fl_sampler *s, const int32_t *tokens, size_t n, float bias)
     fl_status fl_sampler_bar(fl_sampler *s, const int32_t *tokens, size_t n, size_t until)
     fl_status fl_sampler_force(fl_sampler *s, const int32_t *tokens, size_t n, size_t at)
+    fl_status fl_sampler_next(fl_sampler *s, const int32_t *tokens, size_t n)
     fl_status fl_sampler_decay(fl_sampler *s, const int32_t *tokens, size_t n, size_t start, float factor)
     fl_status fl_sampler_break(fl_sampler *s, const int32_t *tokens, size_t n)
     void fl_sampler_watermark(fl_sampler *s, const fl_watermark *watermark)

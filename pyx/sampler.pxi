@@ -190,6 +190,17 @@ cdef class Sampler:
         self.busy = False
         check(status, "sampler")
 
+    def write(self, tokens):
+        """Has the next draws give these tokens, whatever the logits: see fl_sampler_next.
+
+        Raises OptionError for an id outside the vocabulary, or while another call uses the sampler; MemoryError.
+        """
+        cdef Ids ids = Ids(tokens, self.vocab_size, "sampler")
+        self.take()
+        status = fl_sampler_next(self.c, ids.at, ids.n)
+        self.busy = False
+        check(status, "sampler")
+
     def draw(self, Buffer logits not None, size_t row=0):
         """The next token's id, drawn from a row of logits, f32 (rows, vocab_size rounded up to 16), as forward writes.
 

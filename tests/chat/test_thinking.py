@@ -8,21 +8,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastllm.chat import Thinking, markers
+from fastllm.chat import ResponseParser, reply_format
 from fastllm.tokenizer import from_blob
 
-PAIR = ("<think>", "</think>")
+pytest.importorskip("regex")
+
+
+def tokenizer(template=None, added=(), special=(), response_template=None):
+    words = from_blob("letters", b"<unk>\na")
+    return SimpleNamespace(
+        chat_template=template,
+        tool_template=None,
+        added=added,
+        special=[*words.special, *special],
+        response_template=response_template,
+    )
+
+
+THINKS = reply_format(tokenizer("</think>")).template
 replies = st.lists(st.sampled_from(["<think>", "</think>", "<th", "</", "ink>", "a", " b", "\n", "\n\n", "<"])).map(
     "".join
 )
 
 
-def split(pieces, prompt="", said="", pair=PAIR):
-    """The thinking and the text; None for a kind that never came."""
-    thinking = Thinking(pair, prompt, said)
-    parts = [part for piece in pieces for part in thinking.push(piece)] + thinking.end()
-    assert all(text for _, text in parts)
-    return tuple("".join(t for k, t in parts if k == kind) for kind in ("thinking", "text"))
+def split(pieces, prompt="", said=""):
+    """The thinking and the text of a reply."""
+    parser = ResponseParser(THINKS, prompt, said)
+    parts = [part for piece in pieces for part in parser.feed(piece)] + parser.end()
+    assert all(part.text for part in parts)
+    return tuple("".join(part.text for part in parts if part.field == name) for name in ("thinking", "content"))
 
 
 def plain(reply, *, opened):
@@ -30,8 +44,8 @@ def plain(reply, *, opened):
     match = re.fullmatch(r"(?s)\s*<think>\s*(.*)" if not opened else r"(?s)\s*(.*)", reply)
     if match is None:
         return "", reply
-    thoughts, closed, text = match[1].partition("</think>")
-    return (thoughts.rstrip(), text.lstrip()) if closed else (thoughts, "")
+    thoughts, _, text = match[1].partition("</think>")
+    return thoughts.rstrip(), text.lstrip()
 
 
 @given(reply=replies, opened=st.booleans(), places=st.lists(st.integers(0, 60), max_size=6))
@@ -57,13 +71,13 @@ def test_any_pieces_give_the_same(reply, opened, places):
     ],
 )
 def test_where_the_prompt_leaves_off(prompt, said, reply, expected):
-    assert split(list(reply), prompt + said, said) == expected
+    assert split(list(reply), prompt, said) == expected
 
 
 def test_what_is_held_back():
-    thinking = Thinking(PAIR)
+    parser = ResponseParser(THINKS)
     pieces = ["\n<th", "ink>", "\nwell ", "<", "b \n</thi", "nk>", "\n", "ok", " </think>"]
-    found = [thinking.push(piece) for piece in pieces]
+    found = [[(part.field, part.text) for part in parser.feed(piece)] for piece in pieces]
     assert found == [
         [],
         [],
@@ -72,25 +86,18 @@ def test_what_is_held_back():
         [("thinking", " <b")],
         [],
         [],
-        [("text", "ok")],
-        [("text", " </think>")],
+        [("content", "ok")],
+        [("content", " </think>")],
     ]
 
 
 def test_a_model_that_does_not_think():
-    assert split(["<think>", "a", "</think>"], pair=None) == ("", "<think>a</think>")
-
-
-def tokenizer(template=None, added=(), special=()):
-    words = from_blob("letters", b"<unk>\na")
-    return SimpleNamespace(chat_template=template, tool_template=None, added=added, special=[*words.special, *special])
+    assert reply_format(tokenizer()) is None
+    assert reply_format(tokenizer("{{ messages }}", added=["<b>"])) is None
 
 
 def test_markers():
-    assert markers(tokenizer()) is None
-    assert markers(tokenizer("{{ content.split('</think>')[-1] }}")) == PAIR
-    assert markers(tokenizer(added=["<tool_call>", "<seed:think>", "</seed:think>"])) == (
-        "<seed:think>",
-        "</seed:think>",
-    )
-    assert markers(tokenizer("...</think>", special=PAIR)) is None  # special tokens are not shown
+    assert reply_format(tokenizer("{{ content.split('</think>')[-1] }}")).thinking == ("<think>", "</think>")
+    found = reply_format(tokenizer(added=["<seed:think>", "</seed:think>"]))
+    assert found.thinking == ("<seed:think>", "</seed:think>")
+    assert reply_format(tokenizer(special=["[THINK]", "[/THINK]"])).thinking == ("[THINK]", "[/THINK]")

@@ -119,16 +119,16 @@ def test_thinking(tmp_path: Path) -> None:
     options = {"presence_penalty": 50, "logit_bias": {llm.tokenizer.token_id("</think>"): 0.1}, "max_tokens": 40}
     reply = llm.chat([user("so?")], temperature=0, seed=5, **options)
     assert reply["content"]
-    assert reply["reasoning_content"].isalpha()
+    assert reply["reasoning"].isalpha()
     assert command("chat", str(model), "so?", *THOUGHTS) == (reply["content"] + "\n", "")
     answer = json.loads(command("chat", str(model), "--jsonl", *THOUGHTS, stdin='"so?"')[0])
     assert {name: answer[name] for name in reply} == dict(reply)
     later = [user("so?"), reply, user("and?")]
     answer = json.loads(command("chat", str(model), "--jsonl", *THOUGHTS, stdin=json.dumps(later))[0])
     assert answer["content"] == written(llm, later, **options)
-    assert answer["content"] != written(llm, [later[0], {**reply, "reasoning_content": None}, later[2]], **options)
+    assert answer["content"] != written(llm, [later[0], {**reply, "reasoning": None}, later[2]], **options)
     answer = json.loads(command("chat", str(model), "--jsonl", "--no-think", *THOUGHTS, stdin='"so?"')[0])
-    assert "reasoning_content" not in answer
+    assert "reasoning" not in answer
 
 
 def test_llama_2_has_no_template() -> None:

@@ -202,7 +202,7 @@ def test_thinking(tmp_path: Path, hidden: bool) -> None:
         terminal.type("and?\r")
         terminal.ready()
         messages = saved(terminal, tmp_path / "talk.json")
-    thoughts, content = messages[1]["reasoning_content"], messages[1]["content"]
+    thoughts, content = messages[1]["reasoning"], messages[1]["content"]
     assert (f"{thoughts}\n\n" in shown) != hidden
     assert f"\n{content}\n" in shown
     llm = fastllm.load(model)

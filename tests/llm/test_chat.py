@@ -141,7 +141,7 @@ def test_a_message_to_continue(llm):
 # ---- thinking --------------------------------------------------------------------------------------------------------
 
 THOUGHT = "well,\nit is</think>\n\nblue <think>"
-EXPECTED = {"role": "assistant", "reasoning_content": "well,\nit is", "content": "blue <think>"}
+EXPECTED = {"role": "assistant", "reasoning": "well,\nit is", "content": "blue <think>"}
 
 
 @pytest.mark.parametrize(("think", "said"), [(True, THOUGHT), (False, "<think>\n" + THOUGHT)])
@@ -153,7 +153,7 @@ def test_thinking(thinker, think, said):
     with thinker.chat("x", logits_processor=Says(thinker, said), stream=True, **options) as stream:
         pieces = list(stream.pieces())
     assert stream.message == EXPECTED
-    for kind, whole in (("thinking", EXPECTED["reasoning_content"]), ("text", EXPECTED["content"])):
+    for kind, whole in (("thinking", EXPECTED["reasoning"]), ("text", EXPECTED["content"])):
         assert "".join(piece for k, piece in pieces if k == kind) == whole
     assert len(pieces) > 10
     stream = thinker.chat("x", logits_processor=Says(thinker, said), stream=True, **options)
@@ -164,7 +164,7 @@ def test_thinking(thinker, think, said):
 def test_thinking_without_an_end(thinker):
     options = {"chat_template_kwargs": {"think": True}, "max_tokens": 4}
     reply = thinker.chat("x", logits_processor=Says(thinker, "hm and so on"), **options)
-    assert reply == {"role": "assistant", "reasoning_content": "hm a", "content": ""}
+    assert reply == {"role": "assistant", "reasoning": "hm a", "content": ""}
     assert reply["content"].finish_reason == "length"
 
 

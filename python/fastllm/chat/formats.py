@@ -238,11 +238,10 @@ def _template(calls: CallFormat | None, thinking: Thinking | None) -> dict[str, 
         anchor = r"\A.*<\|start\|>assistant"
     elif thinking is not None:
         opens, closes = (re.escape(marker.strip()) for marker in thinking)
-        fields["thinking"] = {
-            "open_pattern": rf"\A\s*{opens}\s*",
-            "close_pattern": rf"\s*{closes}\s*",
-            "content_args": {"strip": False},
-        }
+        fields["thinking"] = {"open_pattern": rf"\A\s*{opens}", "close": thinking.closes}
+        # White space after the thinking ends the content, which has not begun, and so belongs to neither.
+        ends = [rf"(?<={closes})\s+", *([] if calls is None or calls.content is None else [calls.content["close_pattern"]])]
+        fields["content"] = {**_CONTENT, "close_pattern": "|".join(ends)}
         # The prompt may begin the thinking, or begin and end it, which keeps a model from thinking.
         anchor = rf"\A(?:.*(?={opens}\s*(?:{closes}\s*)?\Z)|.*)"
     if calls is not None:
@@ -265,9 +264,7 @@ def _thinking_of(spec: Any, known: Thinking | None) -> Thinking | None:
 
 
 def closing(tokenizer: Tokenizer, thinking: Thinking) -> str:
-    """What ends a thought that has no end yet: the delimiter, with the line breaks that the chat template has around it.
-
-    """
+    """What ends a thought that has no end yet: the delimiter, with the line breaks that the chat template has around it."""
     written = f"{tokenizer.chat_template or ''}{tokenizer.tool_template or ''}"
     breaks = r"((?:\\n|\n){0,4})"
     found = re.findall(breaks + re.escape(thinking.closes) + breaks, written)

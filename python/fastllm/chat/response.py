@@ -55,13 +55,28 @@ class Field(NamedTuple):
     def value(self, text: str, groups: Mapping[str, str]) -> Any:
         """The value of a region. groups: what the named groups of its delimiters matched. Raises ValueError."""
         value = parse(self.kind, text, self.args)
-        if self.transform is None:
-            return value
-        if not self.transform_each:
-            return transformed(self.transform, {**groups, "content": value})
-        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            raise ValueError(f"{self.name} must be a list of objects")
-        return [transformed(self.transform, {**groups, **item}) for item in value]
+        if self.transform is not None and not self.transform_each:
+            value = transformed(self.transform, {**groups, "content": value})
+        elif self.transform_each:
+            if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+                raise ValueError(f"{self.name} must be a list of objects")
+            value = [transformed(self.transform, {**groups, **item}) for item in value]
+        if self.name == "tool_calls":
+            for call in value if isinstance(value, list) else [value]:
+                _check_call(call)
+        return value
+
+
+def _check_call(call: Any) -> None:
+    """Raises ValueError for what is no tool call; arguments that are a text become the object that it is JSON of."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise ValueError("a tool call has a function with a name")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        arguments = function["arguments"] = parse("json", arguments, {})
+    if not isinstance(arguments, dict):
+        raise ValueError("the arguments of a tool call are an object")
 
 
 class ResponseTemplate:
@@ -198,18 +213,25 @@ class ResponseParser:
     Special tokens are pieces of their own: they are part of delimiters and values, but not of texts.
     """
 
-    def __init__(self, template: ResponseTemplate, prompt: str = "") -> None:
-        """prompt: what the reply continues; what it has of the message already gives parts, which are dropped."""
+    def __init__(self, template: ResponseTemplate, prompt: str = "", said: str = "") -> None:
+        """prompt, said: what the reply continues: the prompt may have the beginning of the message after the start
+        anchor, and a beginning that the prompt ends with may be given as `said`. No part has any of them.
+        """
         self._template = template
         self._buffer, self._at = "", 0
         self._hidden: list[tuple[int, int]] = []  # where special tokens are in the buffer
         self._texts: set[str] = set()  # fields that have text already
         self._begin(template.rest, None)
-        self.feed(template.begun(prompt))
+        self.feed(template.begun(prompt), special=True)
+        self.feed(said, special=True)
 
     @property
     def field(self) -> str | None:
-        return None if self._field is None else self._field.name
+        """The field that the next character belongs to, unless it changes a delimiter that is complete; None: to none."""
+        found = self._first(over=True)[0]
+        if found is None or found[2].end < len(self._buffer) or found[2].start == found[2].end:
+            return None if self._field is None else self._field.name
+        return found[1].name if found[3] else self._template.rest and self._template.rest.name
 
     def feed(self, text: str, *, special: bool = False) -> list[Part]:
         """The parts that are certain with a further piece. Raises TokenizerError where a pattern takes too long."""
@@ -226,15 +248,7 @@ class ResponseParser:
         self._parts: list[Part] = []
         going = True
         while going:
-            held, first = len(self._buffer), None
-            for rank, (field, opens) in enumerate(self._watched()):
-                delimiter = field.opens if opens else field.closes
-                assert delimiter is not None
-                found, begun = delimiter.find(self._buffer, self._at, over=over)
-                held = min(held, begun)
-                if found is not None:
-                    one = (found.start, found.start - found.end, rank), field, found, opens
-                    first = one if first is None or one[0] < first[0] else first
+            first, held = self._first(over=over)
             if first is not None and (over or first[2].start < held):
                 going = self._pass(first[1], first[2], opens=first[3])
             else:
@@ -245,6 +259,20 @@ class ResponseParser:
             self._close()
         self._forget()
         return self._parts
+
+    def _first(self, *, over: bool) -> tuple[tuple[tuple[int, int, int], Field, Found, bool] | None, int]:
+        """The delimiter that is next, if any is certain: its rank, field, place, and whether it opens a region of the
+        field. Then the place from which on the text may still become a delimiter."""
+        first, held = None, len(self._buffer)
+        for rank, (field, opens) in enumerate(self._watched()):
+            delimiter = field.opens if opens else field.closes
+            assert delimiter is not None
+            found, begun = delimiter.find(self._buffer, self._at, over=over)
+            held = min(held, begun)
+            if found is not None:
+                one = (found.start, found.start - found.end, rank), field, found, opens
+                first = one if first is None or one[0] < first[0] else first
+        return first, held
 
     def _watched(self) -> list[tuple[Field, bool]]:
         """The delimiters that count now, and whether each opens a region; of two in one place the first one counts."""
@@ -287,6 +315,8 @@ class ResponseParser:
         if self._raw is None:
             self._raw = []
         if field.streams:
+            # What the prompt has said is hidden, but it is text before this.
+            self._said = self._said or (len(shown) < end - start and bool(self._buffer[start:end].strip()))
             self._say(field, shown)
         else:
             self._raw.append(shown)

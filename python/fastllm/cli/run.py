@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         answer = llm.chat(prompt, stream=True, **given)
         code = _write(answer, args)
         texts = [answer.message["content"]]
-        thinking = answer.message.get("reasoning_content")
+        thinking = answer.message.get("reasoning")
     elif args.n == 1:
         stream = llm.generate(asked, stream=True, special=args.special, **given)
         write("" if args.json else shown)
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
         for text in texts:
             about = _about(llm, shown, text, guesses=args.lookup or args.draft is not None)
-            print(json.dumps(about | ({"reasoning_content": thinking} if thinking else {}), ensure_ascii=False))
+            print(json.dumps(about | ({"reasoning": thinking} if thinking else {}), ensure_ascii=False))
         return code
     if args.n == 1:
         _list_logprobs(llm, texts[0].logprobs or ())

@@ -93,6 +93,7 @@ class Generation:
         self.after: ref[Generation] | None = None  # a text that is reading a beginning of this one's prompt now
         self.owner = 0  # the thread that asked for its tokens last
         self.text: list[int] | None = None  # prompt and tokens, for the proposer
+        self.limit: Callable[[], int | None] | None = None  # how many tokens may be guessed; None: any number
 
     # ---- for those who want its tokens
 

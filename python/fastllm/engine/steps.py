@@ -139,7 +139,10 @@ class Steps:
             proposer.begin(text)
         else:
             text += generation.tokens[len(text) - len(generation.prompt) :]
-        return proposer.propose(text, min(most, generation.max_tokens - len(generation.tokens) - 1), others)
+        most = min(most, generation.max_tokens - len(generation.tokens) - 1)
+        if generation.limit is not None and (limit := generation.limit()) is not None:
+            most = min(most, limit)
+        return proposer.propose(text, most, others)
 
     def _pieces(self, readers: list[Generation], at: int) -> list[Row]:
         """Pieces of prompts: each gets the same share of the tokens that fit, and the first what is left over."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastllm.decoding import listed
 from fastllm.errors import OptionError
-from fastllm.llm.reply import AsyncChatStream, ChatMessage, ChatStream, message
-from fastllm.llm.text import Text
-from fastllm.llm.writing import Writing
+from fastllm.llm.arguments import whole
+from fastllm.llm.reply import AsyncChatStream, ChatMessage, ChatStream, Reader, message
+from fastllm.llm.stream import AsyncTextStream, Background, Begin, Pieces, TextStream
+from fastllm.llm.writing import Writing, _all_written, _written
 
 if TYPE_CHECKING:
-    from fastllm.chat import ChatTemplate, Llama2Format, Message, Thinking
+    from fastllm.chat import ChatTemplate, Llama2Format, Message, ResponseParser
+    from fastllm.llm.budget import Budget
 
 # Arguments of their own, here or in transformers' apply_chat_template, which a template would take for variables.
 _NO_VARIABLES = (
@@ -86,6 +89,9 @@ class Chatting(Writing):
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
+        max_thinking_tokens: int | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
         stream: bool = False,
         **options: Any,
     ) -> Any:
@@ -95,12 +101,30 @@ class Chatting(Writing):
         continue_final_message: as there; the content of a continued message is its new part. options: those of
         generate; with n above 1 the result is a list.
 
+        The reply is read back into thinking, text and tool calls by the response template of the checkpoint, or one that
+        is known for the family. max_thinking_tokens: closes the thinking when it has so many tokens; 0 closes it at
+        once. tool_choice: "auto" (None): the model decides whether it calls tools; "none": they are not shown to it;
+        "required", the name of a tool, or OpenAI's {"type": "function", "function": {"name": ...}}: it has to call one,
+        or that one. parallel_tool_calls: whether it may then call several.
+
         Raises what apply_chat_template and generate raise.
         """
-        ids, thinking, options = self._asked(messages, tools, chat_template_kwargs, continue_final_message, options)
+        asked = Asked(
+            self,
+            messages,
+            tools,
+            chat_template_kwargs,
+            continued=_flag("continue_final_message", continue_final_message),
+            max_thinking_tokens=max_thinking_tokens,
+            tool_choice=tool_choice,
+            parallel=_flag("parallel_tool_calls", parallel_tool_calls),
+            options=options,
+        )
         if _flag("stream", stream):
-            return ChatStream(self.generate(ids, stream=True, **options), thinking())
-        return _replies(self.generate(ids, **options), thinking)
+            return ChatStream(self.generate(asked.ids, stream=asked.begin(), **asked.options), asked.reader())
+        begun = self.generate(asked.ids, stream=asked.begin(), **asked.options)
+        self._scheduler.run([text.generation for text in (begun if isinstance(begun, list) else [begun])])
+        return _replies(begun, asked)
 
     @overload
     def achat(self, messages: str | Iterable[Message], *, stream: Literal[True], **options: Any) -> AsyncChatStream: ...
@@ -115,16 +139,31 @@ class Chatting(Writing):
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
+        max_thinking_tokens: int | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
         stream: bool = False,
         **options: Any,
     ) -> Any:
         """chat for asyncio: to be awaited, or with stream=True an AsyncChatStream for `async for`. See agenerate."""
-        ids, thinking, options = self._asked(messages, tools, chat_template_kwargs, continue_final_message, options)
+        asked = Asked(
+            self,
+            messages,
+            tools,
+            chat_template_kwargs,
+            continued=_flag("continue_final_message", continue_final_message),
+            max_thinking_tokens=max_thinking_tokens,
+            tool_choice=tool_choice,
+            parallel=_flag("parallel_tool_calls", parallel_tool_calls),
+            options=options,
+        )
         if _flag("stream", stream):
-            return AsyncChatStream(self.agenerate(ids, stream=True, **options), thinking())
+            background = Background(self._scheduler)
+            begun = self.generate(asked.ids, stream=asked.begin(background), **asked.options)
+            return AsyncChatStream(AsyncTextStream(begun, background), asked.reader())
 
         async def reply() -> Any:
-            return _replies(await self.agenerate(ids, **options), thinking)
+            return _replies(await self._abegun(asked.ids, asked.begin(), asked.options), asked)
 
         return reply()
 
@@ -149,35 +188,126 @@ class Chatting(Writing):
             known["tools"] = list(tools)
         return form, checked(messages), known
 
-    def _asked(
-        self, messages: Any, tools: Any, variables: Any, continued: bool, options: dict[str, Any]
-    ) -> tuple[list[int], Callable[[], Thinking], dict[str, Any]]:
-        """The prompt of a reply, what tells its thinking from its text, and the options of generate."""
-        from fastllm.chat import Thinking, last_text, markers
+    @cached_property
+    def _special(self) -> dict[int, str]:
+        """The texts of the special tokens by id."""
+        words = self.tokenizer
+        return {token: text for text in words.special if (token := words.token_id(text)) is not None}
+
+
+class Asked:
+    """What chat was asked for: the prompt, how replies to it are begun and read, and the options of generate."""
+
+    def __init__(
+        self,
+        llm: Chatting,
+        messages: Any,
+        tools: Any,
+        variables: Any,
+        *,
+        continued: bool,
+        max_thinking_tokens: Any,
+        tool_choice: Any,
+        parallel: bool,
+        options: dict[str, Any],
+    ) -> None:
+        from fastllm.chat import last_text, reply_format
+        from fastllm.chat.calls import chosen, schemas
 
         if not isinstance(variables, Mapping) and variables is not None:
             raise OptionError(f"chat_template_kwargs must be a dict of variables, not {variables!r}"[:200])
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        form, messages, known = self._conversation(messages, tools, variables or {})
-        known["continue_final_message"] = _flag("continue_final_message", continued)
-        ids, pair = form.encode(messages, **known), markers(self.tokenizer)
-        prompt = form.render(messages, **known) if pair else ""
-        said = last_text(messages[-1]) if continued else ""
-        ends = () if options.get("ignore_eos") else self.chat_stop
-        options = {**options, "stop": [*ends, *listed(options.get("stop"))]}
-        return ids, lambda: Thinking(pair, prompt, said), options
+        form, messages, known = llm._conversation(messages, tools, variables or {})
+        self._llm, self._tools = llm, schemas(tools)
+        forced = chosen(tool_choice, self._tools)
+        if tool_choice == "none":
+            known.pop("tools", None)
+        known["continue_final_message"] = continued
+        self.ids, self._format = form.encode(messages, **known), reply_format(llm.tokenizer)
+        self._prompt = form.render(messages, **known) if self._format is not None else ""
+        self._said = last_text(messages[-1]) if continued else ""
+        if self._said:
+            self._prompt = self._prompt.rstrip().removesuffix(self._said.strip())
+        ends = () if options.get("ignore_eos") else llm.chat_stop
+        self.options = {**options, "stop": [*ends, *listed(options.get("stop"))]}
+        if forced:
+            self._force(forced, parallel)
+        self._closing: list[int] | None = None
+        if max_thinking_tokens is not None:
+            self._bound(whole("max_thinking_tokens", max_thinking_tokens, 0))
+
+    def begin(self, background: Background | None = None) -> Begin:
+        """How generate begins a reply."""
+        special = self._llm._special if self._format is not None else None
+        return Begin(background, special, None if self._closing is None else self._budget)
+
+    def reader(self) -> Reader:
+        """What reads one reply."""
+        return Reader(self._parser(), self._tools)
+
+    def _parser(self) -> ResponseParser | None:
+        from fastllm.chat import ResponseParser
+
+        return None if self._format is None else ResponseParser(self._format.template, self._prompt, self._said)
+
+    def _force(self, names: list[str], parallel: bool) -> None:
+        """Has the reply call one of these tools: adds the grammar of that to the options."""
+        from fastllm.chat.calls import grammar
+        from fastllm.chat.formats import THINKING_FIELDS
+
+        if self._said:
+            raise OptionError("tool_choice forces a call, which does not go with continue_final_message")
+        parser, tools = self._parser(), {name: self._tools[name] for name in names}
+        if self._format is None or parser is None:
+            made = None
+        else:
+            thinks = parser.field in THINKING_FIELDS
+            made = grammar(self._format, self._llm.tokenizer, tools, several=parallel, thinks=thinks)
+        if made is None:
+            raise OptionError(f"tool_choice: nothing is known of how {self._llm.path} writes calls, so it forces none")
+        for name in ("grammar", "json_schema", "regex", "choice"):
+            if self.options.get(name) is not None:
+                raise OptionError(f"tool_choice forces a call, which does not go with {name}")
+        self.options["grammar"] = made
+
+    def _bound(self, most: int) -> None:
+        from fastllm.chat.formats import closing
+
+        thinking = None if self._format is None else self._format.thinking
+        if thinking is None:
+            raise OptionError(
+                f"max_thinking_tokens: {self._llm.path} does not think, or nothing is known of how it ends that"
+            )
+        words = self._llm.tokenizer
+        self._closing = words.encode(closing(words, thinking), special=True, start=False)
+        self._most = most
+
+    def _budget(self, pieces: Pieces) -> Budget:
+        from fastllm.chat.formats import THINKING_FIELDS
+        from fastllm.llm.budget import Budget
+
+        parser, llm = self._parser(), self._llm
+        assert parser is not None
+        assert self._closing is not None
+        return Budget(
+            pieces,
+            parser,
+            llm.tokenizer,
+            llm._special,
+            fields=THINKING_FIELDS,
+            closing=self._closing,
+            most=self._most,
+        )
 
 
-def _replies(written: Text | list[Text], thinking: Callable[[], Thinking]) -> ChatMessage | list[ChatMessage]:
-    """The messages of one or several texts."""
-    if isinstance(written, list):
-        return [_reply(text, thinking()) for text in written]
-    return _reply(written, thinking())
-
-
-def _reply(text: Text, thinking: Thinking) -> ChatMessage:
-    return message(text, [*thinking.push(text), *thinking.end()])
+def _replies(begun: TextStream | list[TextStream], asked: Asked) -> ChatMessage | list[ChatMessage]:
+    """The messages of one or several texts that are written. Raises as generate does."""
+    if isinstance(begun, list):
+        _all_written(begun, len(begun))
+        return [message(text, asked.reader()) for text in begun]
+    _written(begun)
+    return message(begun, asked.reader())
 
 
 def _flag(name: str, value: Any) -> bool:

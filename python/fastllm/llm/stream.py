@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from fastllm.decoding import Scan, Stops
 from fastllm.engine import Generation, Scheduler
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 _NONE: deque[str] = deque()  # what a text that has not begun has: it is never added to
 
 
+class Special(str):
+    """A piece that is a special token: no part of the text, but of a reply that is read back into a message."""
+
+    __slots__ = ()
+
+
 class Pieces:
     """Makes text of one Generation's tokens: it is the `watch` that the generation calls with each of them.
 
@@ -28,11 +34,20 @@ class Pieces:
     holds no decoder: both that and `ready` are made at its first token.
     """
 
-    __slots__ = ("_decoder", "_previous", "_scan", "_stops", "_tokenizer", "found", "ready")
+    __slots__ = (
+        *("_decoder", "_marks", "_passed", "_previous", "_pushed", "_scan", "_special", "_stops", "_tokenizer"),
+        *("found", "ready"),
+    )
 
-    def __init__(self, tokenizer: Tokenizer, previous: int, stops: Stops) -> None:
-        """previous: the prompt's last id, on which the first piece may depend."""
+    def __init__(
+        self, tokenizer: Tokenizer, previous: int, stops: Stops, special: Mapping[int, str] | None = None
+    ) -> None:
+        """previous: the prompt's last id, on which the first piece may depend. special: the texts of special tokens, if
+        these become pieces too."""
         self._tokenizer, self._previous, self._stops = tokenizer, previous, stops
+        self._special = special
+        self._pushed = self._passed = 0  # characters that have come, and that are in `ready`
+        self._marks = deque[tuple[int, Special]]()  # special tokens that are not, and how many characters precede each
         self._decoder: Stream | None = None
         self._scan: Scan | None = None  # None: nothing but a token ends the text
         self.ready = _NONE
@@ -43,12 +58,26 @@ class Pieces:
         if (decoder := self._decoder) is None:
             decoder = self._begin()
         if piece := decoder.push(token):
+            self._pushed += len(piece)
             if self._scan is not None:
                 piece = self._scan.push(piece)
                 self.found = self._scan.found
-            if piece:
-                self.ready.append(piece)
+            self._pass(piece)
+        elif self._special is not None and token in self._special:
+            self._marks.append((self._pushed, Special(self._special[token])))
+            self._pass("")
         return self.found
+
+    def _pass(self, piece: str) -> None:
+        """Adds a piece to `ready`, and the special tokens before and in it."""
+        while self._marks and self._marks[0][0] <= self._passed + len(piece):
+            at, mark = self._marks.popleft()
+            before, piece = piece[: at - self._passed], piece[at - self._passed :]
+            self._passed = at
+            self.ready.extend([before, mark] if before else [mark])
+        self._passed += len(piece)
+        if piece:
+            self.ready.append(piece)
 
     def _begin(self) -> Stream:
         self._decoder = self._tokenizer.stream(self._previous)
@@ -64,8 +93,7 @@ class Pieces:
         if self._scan is not None:
             piece = self._scan.push(piece) + self._scan.end()
             self.found = self._scan.found
-        if piece:
-            self.ready.append(piece)
+        self._pass(piece)
         self._decoder = self._scan = None
 
 
@@ -73,7 +101,7 @@ class _Written:
     """What is known so far of a text that is being written: the attributes of a Text, and more.
 
     generation: the tokens as they are drawn. finish_reason: None until all pieces have been taken. text: the pieces
-    taken so far. The other attributes are Text's.
+    taken so far. The other attributes are Text's. taken: those pieces, with special tokens where they were asked for.
     """
 
     def __init__(self, generation: Generation, pieces: Pieces, seed: int) -> None:
@@ -84,7 +112,7 @@ class _Written:
 
     @property
     def text(self) -> Text:
-        text = Text("".join(self._taken))
+        text = Text("".join([piece for piece in self._taken if type(piece) is not Special]))
         for name in Text.__annotations__:
             setattr(text, name, getattr(self, name))
         return text
@@ -92,6 +120,10 @@ class _Written:
     @property
     def tokens(self) -> list[int]:
         return self.generation.tokens.copy()
+
+    @property
+    def taken(self) -> list[str]:
+        return self._taken.copy()
 
     @property
     def prompt_tokens(self) -> int:
@@ -264,3 +296,21 @@ class Background:
             self._rung = False
             if not done():  # what came before the bell was free to ring again
                 await self._bell.wait()
+
+
+class Begin(NamedTuple):
+    """How chat and asyncio have generate begin texts, which they write themselves.
+
+    notify: see Generation. special: see Pieces. watch: makes the `watch` of each text of its pieces.
+    """
+
+    notify: Background | None = None
+    special: Mapping[int, str] | None = None
+    watch: Callable[[Pieces], Watch] | None = None
+
+
+class Watch(Protocol):
+    """A `watch` that may write tokens itself: see Budget."""
+
+    def __call__(self, token: int) -> bool: ...
+    def begin(self, generation: Generation) -> None: ...

@@ -13,7 +13,7 @@ from fastllm.engine import Generation, Scheduler
 from fastllm.errors import FastLLMError, OptionError, TokenizerError, about
 from fastllm.llm.arguments import prompts_in, seeds, several, token_ids, whole
 from fastllm.llm.steering import Phrases
-from fastllm.llm.stream import AsyncTextStream, Background, Pieces, TextStream
+from fastllm.llm.stream import AsyncTextStream, Background, Begin, Pieces, TextStream
 from fastllm.llm.text import Text
 from fastllm.llm.texts import Texts
 
@@ -165,7 +165,7 @@ class Writing(Texts):
         special: bool = False,
         lookup: bool = False,
         draft: Writing | None = None,
-        stream: bool | Background = False,
+        stream: bool | Begin = False,
         **more: Any,
     ) -> Any:
         """Continues a prompt and returns the new Text, a str with facts about it; of several prompts, a list.
@@ -217,6 +217,7 @@ class Writing(Texts):
         sampling = self.defaults.updated(**options)
         stops = Stops(stop, self.config.vocab_size)
         words = None if isinstance(self._tokenizer, TokenizerError) and not stops else self.tokenizer
+        how = stream if isinstance(stream, Begin) else Begin()
         shared: dict[str, Any] = {
             "max_tokens": max_tokens,
             "min_tokens": min_tokens,
@@ -226,7 +227,7 @@ class Writing(Texts):
             "logprobs": logprobs,
             "echo": echo,
             "processors": _callables("logits_processor", logits_processor),
-            "notify": stream if isinstance(stream, Background) else None,
+            "notify": how.notify,
         }
         begun: list[TextStream | Generation] = []
         for i, (one, base) in enumerate(zip(asked, seeds(seed, len(asked), alone=alone), strict=True)):
@@ -234,8 +235,11 @@ class Writing(Texts):
                 tokens = self._prompt(one, "prompt" if alone else f"prompt {i}", special)
                 first = new_seed() if base is None else base
                 for own in range(first, first + count):
-                    pieces = None if words is None else Pieces(words, tokens[-1], stops)
-                    generation = self.start(tokens, sampling, seed=own % _SEEDS, watch=pieces, **shared)
+                    pieces = None if words is None else Pieces(words, tokens[-1], stops, how.special)
+                    watch = pieces if pieces is None or how.watch is None else how.watch(pieces)
+                    generation = self.start(tokens, sampling, seed=own % _SEEDS, watch=watch, **shared)
+                    if watch is not pieces:
+                        watch.begin(generation)
                     begun.append(generation if pieces is None else TextStream(generation, pieces, own % _SEEDS))
         single = alone and count == 1
         if stream:
@@ -269,17 +273,22 @@ class Writing(Texts):
             return self._agenerate(prompt, options)
         self.tokenizer  # noqa: B018  # raises where there is none: a stream of ids is not made here
         background = Background(self._scheduler)
-        begun = self.generate(prompt, stream=background, **options)
+        begun = self.generate(prompt, stream=Begin(background), **options)
         if isinstance(begun, list):
             raise OptionError("stream=True writes one text: it takes one prompt, not a list, and n = 1")
         return AsyncTextStream(begun, background)
 
     async def _agenerate(self, prompt: Any, options: dict[str, Any]) -> Any:
+        begun = await self._abegun(prompt, Begin(), options)
+        return _all_written(begun, options.get("n", 1)) if isinstance(begun, list) else _written(begun)
+
+    async def _abegun(self, prompt: Any, how: Begin, options: dict[str, Any]) -> Any:
+        """What generate begins, once it is written. how: without `notify`."""
         import asyncio
 
         background = Background(self._scheduler)
         begin: Callable[..., Any] = self.generate
-        begun = await asyncio.to_thread(begin, prompt, stream=background, **options)
+        begun = await asyncio.to_thread(begin, prompt, stream=how._replace(notify=background), **options)
         texts = begun if isinstance(begun, list) else [begun]
         generations = [_generation(text) for text in texts]
         try:
@@ -289,7 +298,7 @@ class Writing(Texts):
         finally:
             for generation in generations:
                 generation.close()
-        return _all_written(begun, options.get("n", 1)) if isinstance(begun, list) else _written(begun)
+        return begun
 
     def _prompt(self, prompt: Any, what: str, special: bool) -> list[int]:
         """The ids of a prompt, checked. special: whether special tokens written in a text become their ids."""

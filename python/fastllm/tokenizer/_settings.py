@@ -85,8 +85,9 @@ class Settings:
         self.special = list(both.values())
 
     def describe(self, tokenizer: Tokenizer) -> None:
-        """Sets a tokenizer's roles, ends and chat templates."""
+        """Sets a tokenizer's roles, ends, chat templates and response template."""
         tokenizer.roles = self.roles
+        tokenizer.response_template = self._config.get("response_template")
         tokenizer.chat_template, tokenizer.tool_template = map(self._templates.get, ("default", "tool_use"))
         last = tokenizer.token_id(self.roles["eos_token"]) if "eos_token" in self.roles else None
         tokenizer.ends = self.ends if last is None else (*self.ends, last)

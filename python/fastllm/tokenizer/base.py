@@ -73,6 +73,7 @@ class Tokenizer(Protocol):
     roles: the text of "bos_token", "eos_token" and so on, as far as the files say.
     ends: the ids after which generation stops: those that the files name, and special tokens known to end a text
     (END_TOKENS).
+    response_template: how replies are read back into messages (chat/response.py), as the files have it, unchecked.
     chat_template: the Jinja template of a conversation; tool_template: another one for conversations with tools. None
     where the files have none.
     """
@@ -91,6 +92,7 @@ class Tokenizer(Protocol):
     ends: tuple[int, ...] = ()
     chat_template: str | None = None
     tool_template: str | None = None
+    response_template: object = None
 
     def encode(self, text: str, *, special: bool = False, start: bool = True) -> list[int]:
         """The ids of a text, without prefix and suffix. Raises TokenizerError where the vocabulary has no token for it.

@@ -20,7 +20,8 @@ from fastllm.tokenizer.base import Bytes, Pair, Tokenizer
 _CLASSES = {"LibraryTokenizer": "_library", "PieceTokenizer": "_pieces"}
 _ALIGN = 16
 _TUPLES = ("prefix", "suffix", "ends")
-_COMMON = ("size", "plain", "exact", *_TUPLES, "special", "added", "roles", "chat_template", "tool_template")
+_TEMPLATES = ("chat_template", "tool_template", "response_template")
+_COMMON = ("size", "plain", "exact", *_TUPLES, "special", "added", "roles", *_TEMPLATES)
 
 
 def dump(tokenizer: Tokenizer) -> bytes:

@@ -1,0 +1,202 @@
+"""Tool calls: what tools and tool_choice say, the grammar of a call that is forced, and arguments as their schemas say.
+
+Grammars are Lark as llguidance reads it (guidance-ai/llguidance: docs/syntax.md).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fastllm.chat.formats import CallFormat, Format, Thinking
+from fastllm.errors import OptionError
+from fastllm.tokenizer import Tokenizer
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")
+_CHOICES = '"auto", "none", "required", the name of a tool, or {"type": "function", "function": {"name": ...}}'
+
+
+def schemas(tools: Iterable[Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
+    """The JSON schema of each tool's arguments by the tool's name.
+
+    A tool is a dict as OpenAI's API has it, {"type": "function", "function": {"name", "description", "parameters"}}, or
+    the inner one alone. Raises OptionError for anything else, naming the tool.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for i, tool in enumerate(tools or ()):
+        function = tool.get("function", tool)
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise OptionError(f"tools[{i}] has no name of letters, digits, '_', '-' and '.'")
+        if name in found:
+            raise OptionError(f"tools[{i}] has the name {name}, as has one before it")
+        schema = function.get("parameters")
+        schema = {"type": "object", "properties": {}} if schema is None else schema
+        if not isinstance(schema, Mapping) or schema.get("type", "object") != "object":
+            raise OptionError(f"tools[{i}] ({name}): parameters must be the JSON schema of an object")
+        if not isinstance(schema.get("properties", {}), Mapping):
+            raise OptionError(f"tools[{i}] ({name}): properties must be an object of JSON schemas")
+        found[name] = dict(schema)
+    return found
+
+
+def chosen(choice: Any, tools: Mapping[str, Any]) -> list[str]:
+    """The tools of which one has to be called: none for "auto" and "none". Raises OptionError."""
+    if choice in (None, "auto", "none"):
+        return []
+    if not tools:
+        raise OptionError(f"tool_choice is {choice!r}, but there are no tools"[:200])
+    if choice == "required":
+        return list(tools)
+    function = choice.get("function") if isinstance(choice, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else choice
+    if not isinstance(name, str):
+        raise OptionError(f"tool_choice must be {_CHOICES}, not {choice!r}"[:250])
+    if name not in tools:
+        raise OptionError(f"tool_choice is {name!r}, but the tools are {', '.join(tools)}"[:250])
+    return [name]
+
+
+# ---- the grammar of a call -------------------------------------------------------------------------------------------
+
+
+def grammar(
+    known: Format, tokenizer: Tokenizer, tools: Mapping[str, Any], *, several: bool, thinks: bool
+) -> str | None:
+    """The grammar of a reply that calls one of `tools`, as the model writes calls; None where that is not known.
+
+    several: whether it may call more than one. thinks: whether the prompt has begun the model's thinking. A reply may
+    think before it calls.
+    """
+    form = known.calls
+    if form is None or not form.written:
+        return None
+    rules: list[str] = []
+    names = []
+    for name, schema in tools.items():
+        names.append(f"call_{len(names)}")
+        parts = _call(form, tokenizer, name, schema, f"{names[-1]}_value", rules)
+        rules.append(f"{names[-1]}: {' '.join(parts)}")
+    more = "" if form.between is None or not several else f" ({_text(tokenizer, form.between)} call)*"
+    begin, end = (_text(tokenizer, text) for text in form.around)
+    rules.insert(0, f"calls: {begin} call{more} {end}")
+    rules.insert(1, f"call: {' | '.join(names)}")
+    thought = known.thinking
+    if thought is None:
+        return "\n".join(["start: calls", *rules])
+    closes = thought.closes if form.thinking is None or thought != form.thinking else _end_of(thought)
+    ending = f"thought {_text(tokenizer, closes)} SPACE"
+    begun = ending if thinks else f"({_text(tokenizer, thought.opens)} {ending})?"
+    return "\n".join([f"start: {begun} calls", "thought: /(?s:.*)/", r"SPACE: /\s*/", *rules])
+
+
+def _end_of(thought: Thinking) -> str:
+    """The end of a thought, without the beginning of the answer that some formats write at once (gpt-oss)."""
+    return thought.closes.partition("<|channel|>")[0]
+
+
+def _call(
+    form: CallFormat, tokenizer: Tokenizer, name: str, schema: Mapping[str, Any], value: str, rules: list[str]
+) -> list[str]:
+    """What a call consists of. value: begins the names of rules for arguments, which are added to `rules`."""
+    parts = []
+    for text in re.split(r"(\$arguments|\$tags)", form.written.replace("$name", name)):
+        if text == "$arguments":
+            parts.append(f"%json {json.dumps(schema)}")
+        elif text == "$tags":
+            required = schema.get("required") or ()
+            for i, (key, about) in enumerate(schema.get("properties", {}).items()):
+                begin, _, end = form.tag.replace("$key", key).partition("$value")
+                rules.append(f"{value}_{i}: {_tag_value(about, end)}")
+                tag = f"{_text(tokenizer, begin)} {value}_{i} {_text(tokenizer, end)}"
+                parts.append(tag if key in required else f"({tag})?")
+        elif text:
+            parts.append(_text(tokenizer, text))
+    return parts
+
+
+def _tag_value(schema: Any, end: str) -> str:
+    """The value of an argument between tags: a string as it is, anything else as JSON."""
+    if types_of(schema) in ([], ["string"]):
+        return "/[^<]*/" if not isinstance(schema, Mapping) or "enum" not in schema else _one_of(schema["enum"])
+    return f"%json {json.dumps(schema)}"
+
+
+def _one_of(values: Any) -> str:
+    return " | ".join(json.dumps(str(value)) for value in values)
+
+
+def _text(tokenizer: Tokenizer, text: str) -> str:
+    """A text as a grammar has it: special tokens, which have no text there, by their ids."""
+    special = [token for token in tokenizer.special if token and token in text]
+    if not special:
+        return json.dumps(text) if text else '""'
+    parts = re.split(f"({'|'.join(map(re.escape, sorted(special, key=len, reverse=True)))})", text)
+    ids = [f"<[{tokenizer.token_id(part)}]>" if i % 2 else json.dumps(part) for i, part in enumerate(parts) if part]
+    return " ".join(ids)
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def typed(arguments: Mapping[str, Any], schema: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The arguments of a call, sound as Unicode, and those that the model wrote as text of the type that a tool's schema
+    says, where they can be read as such (as transformers does it).
+    """
+    out: dict[str, Any] = {}
+    properties = (schema or {}).get("properties", {})
+    for name, value in arguments.items():
+        types = types_of(properties.get(name))
+        if isinstance(value, str):
+            value = _typed(value, types)
+        elif isinstance(value, list) and types and "array" not in types:
+            value = [_typed(item, types) if isinstance(item, str) else item for item in value]
+        out[_sound(name)] = _sound(value)
+    return out
+
+
+def types_of(schema: Any) -> list[str]:
+    """The JSON types that a schema names."""
+    if not isinstance(schema, Mapping):
+        return []
+    given = schema.get("type")
+    types = [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, str)]
+    for key in ("anyOf", "oneOf"):
+        choices = schema.get(key)
+        for choice in choices if isinstance(choices, list) else ():
+            types += types_of(choice)
+    return [*types, "null"] if schema.get("nullable") and "null" not in types else types
+
+
+def _typed(text: str, types: Iterable[str]) -> Any:
+    for kind in types:
+        try:
+            if kind in ("integer", "number"):
+                number = float(text)
+                if kind == "integer" and number.is_integer():
+                    return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else int(number)
+                if kind == "number" and math.isfinite(number):
+                    return int(number) if number.is_integer() and "." not in text else number
+            elif kind == "boolean" and text.strip().lower() in ("true", "1", "false", "0"):
+                return text.strip().lower() in ("true", "1")
+            elif kind == "null" and text.strip() in ("null", "None"):
+                return None
+            elif kind in ("object", "array"):
+                value = json.loads(text)
+                if isinstance(value, dict if kind == "object" else list):
+                    return value
+        except (ValueError, OverflowError, RecursionError):
+            continue
+    return text
+
+
+def _sound(value: Any) -> Any:
+    """Plain data with U+FFFD in place of halves of surrogate pairs, which no file or terminal takes."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_sound(key): _sound(item) for key, item in value.items()}
+    return [_sound(item) for item in value] if isinstance(value, list) else value
