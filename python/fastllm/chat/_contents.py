@@ -72,8 +72,11 @@ def _valued(text: str, args: Mapping[str, Any]) -> Any:
 
 
 def _xml(text: str, args: Mapping[str, Any]) -> dict[str, Any]:
-    """An object of the tags in a text. args: tag_pattern, a Pattern with the groups "key" and "value"; merge_duplicates:
-    whether the values of a tag that comes again become a list, else the last one counts."""
+    """An object of the tags in a text.
+
+    args: tag_pattern, a Pattern with the groups "key" and "value"; merge_duplicates: whether the values of a tag that
+    comes again become a list, else the last one counts.
+    """
     out: dict[str, Any] = {}
     lists: set[str] = set()
     for found in args["tag_pattern"].finditer(text):
@@ -262,7 +265,7 @@ def is_placeholder(text: str) -> bool:
 
 
 def transformed(transform: Any, scope: Mapping[str, Any]) -> Any:
-    """A copy of plain data with each placeholder replaced by its value of `scope`. Raises ValueError where it has none."""
+    """A copy of plain data with each placeholder replaced by its value in `scope`. Raises ValueError if it has none."""
     if isinstance(transform, dict):
         return {key: transformed(value, scope) for key, value in transform.items()}
     if isinstance(transform, list):

@@ -130,4 +130,6 @@ class Literals:
 
 
 def _found(match: Any) -> Found:
-    return Found(match.start(), match.end(), {name: text for name, text in match.groupdict().items() if text is not None})
+    return Found(
+        match.start(), match.end(), {name: text for name, text in match.groupdict().items() if text is not None}
+    )

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from fastllm.chat.formats import CallFormat, Format, Thinking
@@ -75,15 +76,13 @@ def grammar(
     if form is None or not form.written:
         return None
     rules: list[str] = []
-    names = []
-    for name, schema in tools.items():
-        names.append(f"call_{len(names)}")
-        parts = _call(form, tokenizer, name, schema, f"{names[-1]}_value", rules)
-        rules.append(f"{names[-1]}: {' '.join(parts)}")
+    names = [f"call_{i}" for i in range(len(tools))]
+    for rule, (name, schema) in zip(names, tools.items(), strict=True):
+        parts, values = _call(form, tokenizer, name, schema)
+        rules += [f"{rule}: {parts.replace('@', f'{rule}_')}", *(f"{rule}_{i}: {one}" for i, one in values.items())]
     more = "" if form.between is None or not several else f" ({_text(tokenizer, form.between)} call)*"
     begin, end = (_text(tokenizer, text) for text in form.around)
-    rules.insert(0, f"calls: {begin} call{more} {end}")
-    rules.insert(1, f"call: {' | '.join(names)}")
+    rules = [f"calls: {begin} call{more} {end}", f"call: {' | '.join(names)}", *rules]
     thought = known.thinking
     if thought is None:
         return "\n".join(["start: calls", *rules])
@@ -98,11 +97,9 @@ def _end_of(thought: Thinking) -> str:
     return thought.closes.partition("<|channel|>")[0]
 
 
-def _call(
-    form: CallFormat, tokenizer: Tokenizer, name: str, schema: Mapping[str, Any], value: str, rules: list[str]
-) -> list[str]:
-    """What a call consists of. value: begins the names of rules for arguments, which are added to `rules`."""
-    parts = []
+def _call(form: CallFormat, tokenizer: Tokenizer, name: str, schema: Mapping[str, Any]) -> tuple[str, dict[int, str]]:
+    """What a call of a function consists of, and the rules for values between tags, which it names "@0", "@1", ..."""
+    parts, values = [], dict[int, str]()
     for text in re.split(r"(\$arguments|\$tags)", form.written.replace("$name", name)):
         if text == "$arguments":
             parts.append(f"%json {json.dumps(schema)}")
@@ -110,15 +107,15 @@ def _call(
             required = schema.get("required") or ()
             for i, (key, about) in enumerate(schema.get("properties", {}).items()):
                 begin, _, end = form.tag.replace("$key", key).partition("$value")
-                rules.append(f"{value}_{i}: {_tag_value(about, end)}")
-                tag = f"{_text(tokenizer, begin)} {value}_{i} {_text(tokenizer, end)}"
+                values[i] = _tag_value(about)
+                tag = f"{_text(tokenizer, begin)} @{i} {_text(tokenizer, end)}"
                 parts.append(tag if key in required else f"({tag})?")
         elif text:
             parts.append(_text(tokenizer, text))
-    return parts
+    return " ".join(parts), values
 
 
-def _tag_value(schema: Any, end: str) -> str:
+def _tag_value(schema: Any) -> str:
     """The value of an argument between tags: a string as it is, anything else as JSON."""
     if types_of(schema) in ([], ["string"]):
         return "/[^<]*/" if not isinstance(schema, Mapping) or "enum" not in schema else _one_of(schema["enum"])
@@ -143,19 +140,20 @@ def _text(tokenizer: Tokenizer, text: str) -> str:
 
 
 def typed(arguments: Mapping[str, Any], schema: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The arguments of a call, sound as Unicode, and those that the model wrote as text of the type that a tool's schema
-    says, where they can be read as such (as transformers does it).
+    """The arguments of a call as a tool's schema says, as far as the text that the model wrote can be read as such.
+
+    That is transformers' rule for models that write all values as text. Strings become sound Unicode.
     """
-    out: dict[str, Any] = {}
     properties = (schema or {}).get("properties", {})
-    for name, value in arguments.items():
-        types = types_of(properties.get(name))
-        if isinstance(value, str):
-            value = _typed(value, types)
-        elif isinstance(value, list) and types and "array" not in types:
-            value = [_typed(item, types) if isinstance(item, str) else item for item in value]
-        out[_sound(name)] = _sound(value)
-    return out
+    return {_sound(name): _sound(_as_said(value, types_of(properties.get(name)))) for name, value in arguments.items()}
+
+
+def _as_said(value: Any, types: list[str]) -> Any:
+    if isinstance(value, str):
+        return _typed(value, types)
+    if isinstance(value, list) and types and "array" not in types:
+        return [_typed(item, types) if isinstance(item, str) else item for item in value]
+    return value
 
 
 def types_of(schema: Any) -> list[str]:
@@ -173,24 +171,30 @@ def types_of(schema: Any) -> list[str]:
 
 def _typed(text: str, types: Iterable[str]) -> Any:
     for kind in types:
-        try:
-            if kind in ("integer", "number"):
-                number = float(text)
-                if kind == "integer" and number.is_integer():
-                    return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else int(number)
-                if kind == "number" and math.isfinite(number):
-                    return int(number) if number.is_integer() and "." not in text else number
-            elif kind == "boolean" and text.strip().lower() in ("true", "1", "false", "0"):
-                return text.strip().lower() in ("true", "1")
-            elif kind == "null" and text.strip() in ("null", "None"):
-                return None
-            elif kind in ("object", "array"):
-                value = json.loads(text)
-                if isinstance(value, dict if kind == "object" else list):
-                    return value
-        except (ValueError, OverflowError, RecursionError):
-            continue
+        with suppress(ValueError, OverflowError, RecursionError):
+            value = _read(text, kind)
+            if value is not text:
+                return value
     return text
+
+
+def _read(text: str, kind: str) -> Any:
+    """The value of a JSON type that a text is, or the text. Raises ValueError, OverflowError, RecursionError."""
+    bare = text.strip()
+    value: Any = text
+    if kind == "integer" and re.fullmatch(r"[+-]?\d+", bare):
+        value = int(bare)
+    elif kind in ("integer", "number") and math.isfinite(number := float(bare)):
+        whole = number.is_integer() and (kind == "integer" or "." not in bare)
+        value = int(number) if whole else number if kind == "number" else text
+    elif kind == "boolean" and bare.lower() in ("true", "1", "false", "0"):
+        value = bare.lower() in ("true", "1")
+    elif kind == "null" and bare in ("null", "None"):
+        value = None
+    elif kind in ("object", "array"):
+        found = json.loads(text)
+        value = found if isinstance(found, dict if kind == "object" else list) else text
+    return value
 
 
 def _sound(value: Any) -> Any:

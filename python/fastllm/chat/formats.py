@@ -13,7 +13,6 @@ import re
 from typing import Any, NamedTuple
 
 from fastllm.chat.response import ResponseTemplate
-from fastllm.errors import TokenizerError
 from fastllm.tokenizer import Tokenizer
 
 
@@ -43,7 +42,7 @@ class CallFormat(NamedTuple):
 
 
 class Format(NamedTuple):
-    """How a model writes its replies. thinking: None: it does not, or nobody knows how it ends. calls: None: unknown."""
+    """How a model writes its replies. thinking: None: not, or in an unknown way. calls: None: in an unknown way."""
 
     template: ResponseTemplate
     thinking: Thinking | None
@@ -75,10 +74,15 @@ def _tags(opens: str, closes: str, tag: str) -> dict[str, Any]:
     return _json(opens, closes, _call(), content="xml-inline", content_args={"tag_pattern": tag})
 
 
+# DeepSeek's special tokens, which have a full-width bar and a block for a space in their names.
+_CALLS, _BEGIN, _SEP, _END, _ENDS = (
+    f"<\uff5ctool\u2581{name}\uff5c>"
+    for name in ("calls\u2581begin", "call\u2581begin", "sep", "call\u2581end", "calls\u2581end")
+)
 _NAME = r"(?P<name>[^\s<>\[\]{}()]+)"
 _START, _CONTENT = r"(?:<\|start\|>assistant)?", {"content_args": {"strip": False}, "repeats": True, "join": "\n\n"}
-# gpt-oss: a header "<|start|>assistant<|channel|>NAME<|message|>" before each message, where NAME is analysis, commentary
-# or final, and a function that is called stands after the role or the channel.
+# gpt-oss: a header "<|start|>assistant<|channel|>NAME<|message|>" before each message, where NAME is analysis,
+# commentary or final, and a function that is called stands after the role or the channel.
 _HARMONY = CallFormat(
     ("<|channel|>", "<|message|>"),
     _json(
@@ -91,7 +95,8 @@ _HARMONY = CallFormat(
     thinking=Thinking("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
     content={
         **_CONTENT,
-        "close_pattern": rf"{_START}<\|channel\|>(?:final|commentary)(?! to=)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
+        "close_pattern": rf"{_START}<\|channel\|>(?:final|commentary)(?! to=)[^<]*(?:<\|constrain\|>[^<]*)?"
+        r"<\|message\|>"
         r"|<\|(?:end|return)\|>",
     },
 )
@@ -120,26 +125,26 @@ _FORMATS = (
         content={**_CONTENT, "close_pattern": r"\s*<\|(?:START|END)_RESPONSE\|>\s*"},
     ),
     CallFormat(  # DeepSeek V3, R1
-        ("<｜tool▁call▁begin｜>", "```json"),
+        (_BEGIN, "```json"),
         _json(
-            r"\s*(?:<｜tool▁calls▁begin｜>\s*)?<｜tool▁call▁begin｜>\w+<｜tool▁sep｜>(?P<name>[^\n]+)\n```json\n",
-            r"\n?```\s*<｜tool▁call▁end｜>(?:\s*<｜tool▁calls▁end｜>)?\s*",
+            rf"\s*(?:{_CALLS}\s*)?{_BEGIN}\w+{_SEP}(?P<name>[^\n]+)\n```json\n",
+            rf"\n?```\s*{_END}(?:\s*{_ENDS})?\s*",
             _call(),
         ),
-        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>$name\n```json\n$arguments\n```<｜tool▁call▁end｜>",
+        f"{_BEGIN}function{_SEP}$name\n```json\n$arguments\n```{_END}",
         "\n",
-        ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+        (_CALLS, _ENDS),
     ),
     CallFormat(  # DeepSeek V3.1 and later
-        ("<｜tool▁call▁begin｜>",),
+        (_BEGIN,),
         _json(
-            r"\s*(?:<｜tool▁calls▁begin｜>\s*)?<｜tool▁call▁begin｜>(?P<name>[^\s<]+)<｜tool▁sep｜>",
-            r"<｜tool▁call▁end｜>(?:\s*<｜tool▁calls▁end｜>)?\s*",
+            rf"\s*(?:{_CALLS}\s*)?{_BEGIN}(?P<name>[^\s<]+){_SEP}",
+            rf"{_END}(?:\s*{_ENDS})?\s*",
             _call(),
         ),
-        "<｜tool▁call▁begin｜>$name<｜tool▁sep｜>$arguments<｜tool▁call▁end｜>",
+        f"{_BEGIN}$name{_SEP}$arguments{_END}",
         "",
-        ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+        (_CALLS, _ENDS),
     ),
     CallFormat(  # GLM-4.5 and later
         ("<arg_key>", "<arg_value>"),
@@ -181,9 +186,7 @@ _FORMATS = (
     ),
     CallFormat(  # Mistral until then
         ("[TOOL_CALLS]",),
-        _json(
-            r"\s*\[TOOL_CALLS\]\s*(?=\[)", None, _call("{arguments}"), transform_each=True
-        ),
+        _json(r"\s*\[TOOL_CALLS\]\s*(?=\[)", None, _call("{arguments}"), transform_each=True),
         '{"name": "$name", "arguments": $arguments}',
         ", ",
         ("[TOOL_CALLS] [", "]"),
@@ -240,7 +243,10 @@ def _template(calls: CallFormat | None, thinking: Thinking | None) -> dict[str, 
         opens, closes = (re.escape(marker.strip()) for marker in thinking)
         fields["thinking"] = {"open_pattern": rf"\A\s*{opens}", "close": thinking.closes}
         # White space after the thinking ends the content, which has not begun, and so belongs to neither.
-        ends = [rf"(?<={closes})\s+", *([] if calls is None or calls.content is None else [calls.content["close_pattern"]])]
+        ends = [
+            rf"(?<={closes})\s+",
+            *([] if calls is None or calls.content is None else [calls.content["close_pattern"]]),
+        ]
         fields["content"] = {**_CONTENT, "close_pattern": "|".join(ends)}
         # The prompt may begin the thinking, or begin and end it, which keeps a model from thinking.
         anchor = rf"\A(?:.*(?={opens}\s*(?:{closes}\s*)?\Z)|.*)"
@@ -264,7 +270,7 @@ def _thinking_of(spec: Any, known: Thinking | None) -> Thinking | None:
 
 
 def closing(tokenizer: Tokenizer, thinking: Thinking) -> str:
-    """What ends a thought that has no end yet: the delimiter, with the line breaks that the chat template has around it."""
+    """What ends a thought that has no end yet: the delimiter, with the line breaks around it in the chat template."""
     written = f"{tokenizer.chat_template or ''}{tokenizer.tool_template or ''}"
     breaks = r"((?:\\n|\n){0,4})"
     found = re.findall(breaks + re.escape(thinking.closes) + breaks, written)

@@ -159,7 +159,9 @@ def _field(what: str, name: str, about: Any) -> Field:
 
 
 def _check_transform(transform: Any) -> None:
-    for value in transform.values() if isinstance(transform, dict) else transform if isinstance(transform, list) else ():
+    for value in (
+        transform.values() if isinstance(transform, dict) else transform if isinstance(transform, list) else ()
+    ):
         _check_transform(value)
     if isinstance(transform, str):
         is_placeholder(transform)
@@ -207,8 +209,8 @@ class ResponseParser:
     """Takes a reply piece by piece and tells what of its message is certain. field: that which it writes now, or None.
 
     Cut into whatever pieces, a reply gives the same message. Text that may still become a delimiter is held back. A
-    region that is not what its field says, such as JSON that has no end, is text as the model wrote it. Texts of several
-    regions of a field are put together, with `join` between; else the last value counts, or all with `repeats`.
+    region that is not what its field says, such as JSON that has no end, is text as the model wrote it. Texts of
+    several regions of a field are put together, with `join` between; of values the last counts, or all with `repeats`.
 
     Special tokens are pieces of their own: they are part of delimiters and values, but not of texts.
     """
@@ -227,7 +229,7 @@ class ResponseParser:
 
     @property
     def field(self) -> str | None:
-        """The field that the next character belongs to, unless it changes a delimiter that is complete; None: to none."""
+        """The field of the next character, unless that makes a delimiter at the end longer; None: it has none."""
         found = self._first(over=True)[0]
         if found is None or found[2].end < len(self._buffer) or found[2].start == found[2].end:
             return None if self._field is None else self._field.name

@@ -7,8 +7,9 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from fastllm.cli.lines import shown
 from fastllm.errors import LibraryError, import_error
 
 if TYPE_CHECKING:
@@ -151,10 +152,11 @@ class Screen:
         self._dim, self._bright = ("\x1b[2m", "\x1b[0m") if dim else ("", "")
         self._part = ""  # the kind of what was shown last, in this answer
 
-    def show(self, kind: str, piece: str) -> None:
-        """kind: "thinking" or "text"."""
+    def show(self, kind: str, piece: Any) -> None:
+        """kind: "thinking", "text" or "tool_call"."""
         if kind == "thinking" and not self._thinking:
             return
+        piece = piece if kind == "thinking" else shown(kind, piece)
         if kind != self._part:
             self._end_thinking("\n\n")
             sys.stdout.write(self._dim if kind == "thinking" else "")

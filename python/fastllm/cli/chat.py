@@ -18,6 +18,9 @@ def options(chat: argparse.ArgumentParser) -> None:
         "-n", "--max-tokens", type=int, metavar="N", help="write at most N new tokens an answer (-1: no limit)"
     )
     chat.add_argument("--no-think", action="store_true", help="answer at once, where the chat template can say so")
+    chat.add_argument(
+        "--max-thinking-tokens", type=int, metavar="N", help="end the thinking of each answer after N tokens"
+    )
     chat.add_argument("--hide-thinking", action="store_true", help="do not show thinking, which is dim at a terminal")
     chat.add_argument("--no-history", action="store_true", help="keep no file of what is typed")
     chat.add_argument(
@@ -51,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
     message = None if talking or args.jsonl else message_of(args.text)
     llm = load_model(args)
     fixed = {**lists, "logit_bias": bias_of(args, llm), "lookup": args.lookup, "draft": load_draft(args)}
+    if args.max_thinking_tokens is not None:
+        fixed["max_thinking_tokens"] = args.max_thinking_tokens
     answers = Answers(llm, settings, fixed, think=not args.no_think)
     conversation = Conversation()
     conversation.system = args.system

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastllm.errors import FastLLMError, OptionError
 
@@ -63,3 +63,12 @@ def token_texts(llm: LLM, ids: Iterable[int]) -> list[str]:
 
 def in_line(text: str) -> str:
     return text.replace("\n", "\\n").replace("\r", "\\r")
+
+
+def shown(kind: str, piece: Any) -> str:
+    """A piece of a reply as people see it: text as it is, a tool call as JSON in a line, and no thinking."""
+    if kind == "tool_call":
+        import json
+
+        return f"{json.dumps(piece['function'], ensure_ascii=False)}\n"
+    return str(piece) if kind == "text" else ""

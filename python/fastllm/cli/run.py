@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastllm.cli.lines import token_texts, unescaped, write
+from fastllm.cli.lines import shown, token_texts, unescaped, write
 from fastllm.cli.options import cache_options, guessing_options, load_draft, load_model, model_options
 from fastllm.cli.prompt import prompt_of, prompt_options
 from fastllm.cli.sampling import bias_of, sampling_of, sampling_options, seed_of
@@ -39,6 +39,9 @@ def options(run: argparse.ArgumentParser) -> None:
     )
     length.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; \\n is a line end"
+    )
+    length.add_argument(
+        "--max-thinking-tokens", type=int, metavar="N", help="with --chat, end the thinking after N tokens"
     )
     length.add_argument("--min-tokens", type=int, default=0, metavar="N", help="no end before N new tokens")
     length.add_argument("--ignore-eos", action="store_true", help="go on where the model ends its text")
@@ -71,12 +74,12 @@ def run(args: argparse.Namespace) -> int:
         "lookup": args.lookup,
         "draft": load_draft(args),
     }
-    code, thinking = 0, None
+    code, more = 0, dict[str, object]()
     if args.chat:
-        answer = llm.chat(prompt, stream=True, **given)
+        answer = llm.chat(prompt, stream=True, max_thinking_tokens=args.max_thinking_tokens, **given)
         code = _write(answer, args)
         texts = [answer.message["content"]]
-        thinking = answer.message.get("reasoning")
+        more = {name: value for name, value in answer.message.items() if name not in ("role", "content")}
     elif args.n == 1:
         stream = llm.generate(asked, stream=True, special=args.special, **given)
         write("" if args.json else shown)
@@ -92,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
         for text in texts:
             about = _about(llm, shown, text, guesses=args.lookup or args.draft is not None)
-            print(json.dumps(about | ({"reasoning": thinking} if thinking else {}), ensure_ascii=False))
+            print(json.dumps(about | more, ensure_ascii=False))
         return code
     if args.n == 1:
         _list_logprobs(llm, texts[0].logprobs or ())
@@ -108,6 +111,8 @@ def _check(args: argparse.Namespace) -> None:
     for name, used in (("-n", args.steps is not None), ("--n", args.n != 1), ("--special", args.special)):
         if args.chat and used:
             raise OptionError(f"{name} does not go with --chat")
+    if args.max_thinking_tokens is not None and not args.chat:
+        raise OptionError("--max-thinking-tokens needs --chat")
     if "" in args.stop:
         raise OptionError("--stop takes a text, which is not empty")
     if args.model is not None and " " in args.model and not args.text and not Path(args.model).exists():
@@ -136,15 +141,16 @@ def _prompt(args: argparse.Namespace, llm: LLM, prompt: str) -> tuple[str | list
     return (prompt, prompt, max_tokens) if args.special else (tokens, llm.detokenize(tokens), max_tokens)
 
 
-def _write(pieces: TextStream | ChatStream, args: argparse.Namespace) -> int:
+def _write(stream: TextStream | ChatStream, args: argparse.Namespace) -> int:
     """Writes a text as its pieces come, unless JSON is asked for; returns the exit code. Ctrl-C ends the text."""
     code = 0
+    pieces = getattr(stream, "pieces", None)  # of a reply, which is more than text
     try:
-        for piece in pieces:
+        for kind, piece in (("text", piece) for piece in stream) if pieces is None else pieces():
             if not args.json:
-                write(piece)
+                write(shown(kind, piece))
     except KeyboardInterrupt:
-        pieces.close()
+        stream.close()
         code = 130
     if not args.json:
         write("\n")

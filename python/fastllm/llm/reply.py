@@ -161,9 +161,7 @@ class _Reply(Generic[_Stream]):
     def _add(self, piece: str | None) -> None:
         """Takes a piece of the text, None at its end."""
         self._over = piece is None
-        self._ready.extend(
-            self._reader.end(self.stream) if piece is None else self._reader.push(piece, self.stream)
-        )
+        self._ready.extend(self._reader.end(self.stream) if piece is None else self._reader.push(piece, self.stream))
 
     def _take(self) -> Piece:
         part = self._ready.popleft()
@@ -190,7 +188,7 @@ class ChatStream(_Reply[TextStream]):
         return self
 
     def __next__(self) -> str:
-        return next(piece for kind, piece in self.pieces() if kind == "text")
+        return str(next(piece for kind, piece in self.pieces() if kind == "text"))
 
     def __enter__(self) -> ChatStream:
         return self

@@ -236,10 +236,11 @@ class Writing(Texts):
                 first = new_seed() if base is None else base
                 for own in range(first, first + count):
                     pieces = None if words is None else Pieces(words, tokens[-1], stops, how.special)
-                    watch = pieces if pieces is None or how.watch is None else how.watch(pieces)
+                    budget = None if pieces is None or how.watch is None else how.watch(pieces)
+                    watch = pieces if budget is None else budget
                     generation = self.start(tokens, sampling, seed=own % _SEEDS, watch=watch, **shared)
-                    if watch is not pieces:
-                        watch.begin(generation)
+                    if budget is not None:
+                        budget.begin(generation)
                     begun.append(generation if pieces is None else TextStream(generation, pieces, own % _SEEDS))
         single = alone and count == 1
         if stream:
