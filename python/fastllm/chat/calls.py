@@ -17,6 +17,7 @@ from fastllm.errors import OptionError
 from fastllm.tokenizer import Tokenizer
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")
+_SAID = {"description", "title", "default", "examples", "$comment"}
 _CHOICES = '"auto", "none", "required", the name of a tool, or {"type": "function", "function": {"name": ...}}'
 
 
@@ -78,8 +79,7 @@ def grammar(
     rules: list[str] = []
     names = [f"call_{i}" for i in range(len(tools))]
     for rule, (name, schema) in zip(names, tools.items(), strict=True):
-        parts, values = _call(form, tokenizer, name, schema)
-        rules += [f"{rule}: {parts.replace('@', f'{rule}_')}", *(f"{rule}_{i}: {one}" for i, one in values.items())]
+        rules += [one.replace("@", rule) for one in _call(form, tokenizer, name, schema)]
     more = "" if form.between is None or not several else f" ({_text(tokenizer, form.between)} call)*"
     begin, end = (_text(tokenizer, text) for text in form.around)
     rules = [f"calls: {begin} call{more} {end}", f"call: {' | '.join(names)}", *rules]
@@ -87,9 +87,9 @@ def grammar(
     if thought is None:
         return "\n".join(["start: calls", *rules])
     closes = thought.closes if form.thinking is None or thought != form.thinking else _end_of(thought)
-    ending = f"thought {_text(tokenizer, closes)} SPACE"
-    begun = ending if thinks else f"({_text(tokenizer, thought.opens)} {ending})?"
-    return "\n".join([f"start: {begun} calls", "thought: /(?s:.*)/", r"SPACE: /\s*/", *rules])
+    rule, ending = _until(tokenizer, "thought", closes)
+    begun = f"{ending} SPACE" if thinks else f"({_text(tokenizer, thought.opens)} {ending} SPACE)?"
+    return "\n".join([f"start: {begun} calls", rule, r"SPACE: /\s*/", *rules])
 
 
 def _end_of(thought: Thinking) -> str:
@@ -97,33 +97,56 @@ def _end_of(thought: Thinking) -> str:
     return thought.closes.partition("<|channel|>")[0]
 
 
-def _call(form: CallFormat, tokenizer: Tokenizer, name: str, schema: Mapping[str, Any]) -> tuple[str, dict[int, str]]:
-    """What a call of a function consists of, and the rules for values between tags, which it names "@0", "@1", ..."""
-    parts, values = [], dict[int, str]()
+def _call(form: CallFormat, tokenizer: Tokenizer, name: str, schema: Mapping[str, Any]) -> list[str]:
+    """The rules of a call of a function: "@", and "@0", "@1", ... for values between tags."""
+    parts, rules = [], list[str]()
     for text in re.split(r"(\$arguments|\$tags)", form.written.replace("$name", name)):
         if text == "$arguments":
-            parts.append(f"%json {json.dumps(schema)}")
+            parts.append(_json(schema))
         elif text == "$tags":
             required = schema.get("required") or ()
             for i, (key, about) in enumerate(schema.get("properties", {}).items()):
                 begin, _, end = form.tag.replace("$key", key).partition("$value")
-                values[i] = _tag_value(about)
-                tag = f"{_text(tokenizer, begin)} @{i} {_text(tokenizer, end)}"
+                rule, value = _tag_value(tokenizer, f"@{i}", about, end)
+                rules.append(rule)
+                tag = f"{_text(tokenizer, begin)} {value}"
                 parts.append(tag if key in required else f"({tag})?")
         elif text:
             parts.append(_text(tokenizer, text))
-    return " ".join(parts), values
+    return [f"@: {' '.join(parts)}", *rules]
 
 
-def _tag_value(schema: Any) -> str:
-    """The value of an argument between tags: a string as it is, anything else as JSON."""
-    if types_of(schema) in ([], ["string"]):
-        return "/[^<]*/" if not isinstance(schema, Mapping) or "enum" not in schema else _one_of(schema["enum"])
-    return f"%json {json.dumps(schema)}"
+def _tag_value(tokenizer: Tokenizer, rule: str, schema: Any, end: str) -> tuple[str, str]:
+    """A rule for an argument between tags, a string as it is and anything else as JSON; and it with what follows."""
+    if types_of(schema) not in ([], ["string"]):
+        return f"{rule}: {_json(schema)}", f"{rule} {_text(tokenizer, end)}"
+    if isinstance(schema, Mapping) and isinstance(schema.get("enum"), list):
+        return (
+            f"{rule}: {' | '.join(json.dumps(str(one)) for one in schema['enum'])}",
+            f"{rule} {_text(tokenizer, end)}",
+        )
+    return _until(tokenizer, rule, end)
 
 
-def _one_of(values: Any) -> str:
-    return " | ".join(json.dumps(str(value)) for value in values)
+def _until(tokenizer: Tokenizer, rule: str, end: str) -> tuple[str, str]:
+    """A rule for any text up to `end`, and it with what follows, which is `end` if the rule does not have that."""
+    if any(token and token in end for token in tokenizer.special):
+        return f"{rule}: /(?s:.*)/", f"{rule} {_text(tokenizer, end)}"
+    return f"{rule}[suffix={json.dumps(end)}]: /(?s:.*)/", rule
+
+
+def _json(schema: Any) -> str:
+    """JSON of a schema, in a grammar; what a schema only says to people is left out."""
+    return f"%json {json.dumps(_plain(schema))}"
+
+
+def _plain(schema: Any, *, names: bool = False) -> Any:
+    """names: whether the keys of this object are names of properties."""
+    if isinstance(schema, Mapping):
+        own = {key: value for key, value in schema.items() if names or key not in _SAID}
+        inner = ("properties", "$defs", "definitions", "patternProperties")
+        return {key: _plain(value, names=not names and key in inner) for key, value in own.items()}
+    return [_plain(one) for one in schema] if isinstance(schema, list) else schema
 
 
 def _text(tokenizer: Tokenizer, text: str) -> str:

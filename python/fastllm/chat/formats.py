@@ -251,7 +251,10 @@ def _template(calls: CallFormat | None, thinking: Thinking | None) -> dict[str, 
         # The prompt may begin the thinking, or begin and end it, which keeps a model from thinking.
         anchor = rf"\A(?:.*(?={opens}\s*(?:{closes}\s*)?\Z)|.*)"
     if calls is not None:
-        fields["tool_calls"] = calls.field
+        fields["tool_calls"] = dict(calls.field)
+        if thinking is not None:  # what is at the start of a reply may be after its thinking
+            start = rf"(?:\A|(?<={re.escape(thinking.closes)}))"
+            fields["tool_calls"]["open_pattern"] = calls.field["open_pattern"].replace(r"\A", start)
     return {"start_anchor_pattern": anchor, "defaults": {"role": "assistant"}, "fields": fields}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from fastllm.errors import OptionError, TokenizerError, import_error
+from fastllm.errors import FastLLMError, OptionError, TokenizerError, import_error
 from fastllm.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -109,7 +111,15 @@ class ChatTemplate:
             add_generation_prompt = False
         known = {"add_generation_prompt": add_generation_prompt, "tools": None, "documents": None, **variables}
         source = self._source if known["tools"] is None else self._with_tools
-        text = render(source, {**self._tokenizer.roles, **known, "messages": [_completed(m) for m in messages]})
+        inputs = {**self._tokenizer.roles, **known}
+        said = [_completed(message) for message in messages]
+        try:
+            text = render(source, {**inputs, "messages": [_called(message, as_text=False) for message in said]})
+        except FastLLMError:
+            written = [_called(message, as_text=True) for message in said]
+            if written == said:
+                raise
+            text = render(source, {**inputs, "messages": written})
         return _cut(text, last) if continue_final_message else text
 
     def _marked_message(self, message: Message) -> Message:
@@ -182,6 +192,31 @@ def _completed(message: Message) -> Message:
     given = {key: value for key, value in message.items() if value is not None}
     thoughts = next((given[name] for name in ("reasoning_content", "thinking", "reasoning") if name in given), None)
     return given if thoughts is None else {"thinking": thoughts, **given, "reasoning_content": thoughts}
+
+
+def _called(message: Message, *, as_text: bool) -> Message:
+    """A message whose tool calls have their arguments as objects, which most templates take, or as JSON text.
+
+    OpenAI's API has text, replies have objects; transformers hands on what it is given. What is neither stays.
+    """
+    calls = message.get("tool_calls")
+    if not isinstance(calls, (list, tuple)):
+        return message
+    return {**message, "tool_calls": [_with_arguments(call, as_text=as_text) for call in calls]}
+
+
+def _with_arguments(call: Any, *, as_text: bool) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        return call
+    arguments = function.get("arguments")
+    if as_text and isinstance(arguments, Mapping):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    elif not as_text and isinstance(arguments, str):
+        with suppress(ValueError, RecursionError):
+            read = json.loads(arguments)
+            arguments = read if isinstance(read, dict) else arguments
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _plain(value: Any, text: Callable[[str], str] = str.__str__) -> Any:

@@ -101,11 +101,11 @@ class Chatting(Writing):
         continue_final_message: as there; the content of a continued message is its new part. options: those of
         generate; with n above 1 the result is a list.
 
-        tool_choice: "auto" (None): the model decides whether it calls tools; "none": it sees none; "required", the name
-        of a tool, or OpenAI's {"type": "function", "function": {"name": ...}}: it has to call one, or that one.
-        tool_choice: "auto" (None): the model decides whether it calls tools; "none": it does not see them; "required",
-        the name of a tool, or OpenAI's {"type": "function", "function": {"name": ...}}: it has to call one, or that
-        one. parallel_tool_calls: whether it may then call several.
+        The reply is read back into thinking, text and tool calls by the checkpoint's response template, or by that of
+        its family. max_thinking_tokens: closes the thinking when it has so many tokens; 0: at once. tool_choice: "auto"
+        (None): the model decides whether it calls tools; "none": it sees none; "required", the name of a tool, or
+        OpenAI's {"type": "function", "function": {"name": ...}}: it has to call one, or that one. parallel_tool_calls:
+        whether it may then call several.
 
         Raises what apply_chat_template and generate raise.
         """
