@@ -137,7 +137,7 @@ def _field(what: str, name: str, about: Any) -> Field:
         raise TokenizerError(f"{what} must be an object")
     _known(what, about, _FIELD_KEYS)
     kind, join, transform = about.get("content", "text"), about.get("join"), about.get("transform")
-    if kind not in PARSERS:
+    if not isinstance(kind, str) or kind not in PARSERS:
         raise TokenizerError(f"{what}: unknown content {kind!r}; known are {', '.join(PARSERS)}"[:300])
     for key in ("repeats", "optional", "transform_each"):
         if not isinstance(about.get(key, False), bool):
@@ -188,7 +188,7 @@ def _args(what: str, kind: str, args: Any) -> dict[str, Any]:
             raise TokenizerError(f'{what}: tag_pattern needs a group named "key"')
     if known.get("value_parser") is not None:
         inner = known["value_parser"]
-        if not isinstance(inner, dict) or inner.get("name", "text") not in PARSERS:
+        if not isinstance(inner, dict) or inner.get("name", "text") not in list(PARSERS):
             raise TokenizerError(f"{what}: value_parser must be an object with the name of a parser")
         try:
             known["value_parser"] = {**inner, "args": _args(what, inner.get("name", "text"), inner.get("args", {}))}
@@ -340,17 +340,16 @@ class ResponseParser:
 
     def _close(self, delimiter: str = "") -> None:
         """Ends the region, with what closes it."""
-        field, raw = self._field, self._raw
+        field, raw, rest, failed = self._field, self._raw, self._template.rest, False
         if field is not None and raw is not None and not field.streams:
             try:
-                value = field.value("".join(self._body), self._groups)
-                self._parts.append(Part(field.name, None, value))
+                self._parts.append(Part(field.name, None, field.value("".join(self._body), self._groups)))
             except ValueError:
-                self._begin(self._template.rest, None)
-                name = self._template.rest.name if self._template.rest else "content"
+                name, failed = "content" if rest is None else rest.name, True
                 self._parts.append(Part(name, "".join(raw) + delimiter))
                 self._texts.add(name)
-        self._begin(self._template.rest, None)
+        self._begin(rest, None)
+        self._said = failed  # what comes next continues that text
 
     def _shown(self, start: int, end: int) -> str:
         """The buffer from start to end, without special tokens."""

@@ -116,10 +116,10 @@ class ChatTemplate:
         try:
             text = render(source, {**inputs, "messages": [_called(message, as_text=False) for message in said]})
         except FastLLMError:
-            written = [_called(message, as_text=True) for message in said]
-            if written == said:
+            as_text = [_called(message, as_text=True) for message in said]
+            if as_text == said:  # nothing that could be at fault
                 raise
-            text = render(source, {**inputs, "messages": written})
+            text = render(source, {**inputs, "messages": as_text})
         return _cut(text, last) if continue_final_message else text
 
     def _marked_message(self, message: Message) -> Message:
