@@ -13,6 +13,7 @@ from fastllm import _core
 from fastllm.engine.costs import MOST
 from fastllm.engine.engine import CHUNK, Engine, Span
 from fastllm.engine.generation import Generation, Logprob
+from fastllm.engine.masks import Found, Masks
 from fastllm.engine.places import Places
 from fastllm.engine.prefix import PAGE
 from fastllm.errors import CacheFullError, FastLLMError, NumericError
@@ -65,6 +66,11 @@ class Steps:
         if self._logits.nbytes < n_rows * self._engine.model.logits_stride * 4:
             self._logits = self._engine.model.logits(1 << (n_rows - 1).bit_length())
         start = perf_counter()
+        masks = Masks(
+            (generation, generation.matcher, [] if row.reads else row.tokens[1:])
+            for row in rows
+            if (generation := row.generation).matcher is not None and row.wanted
+        )
         try:
             ran = self._forward(rows)
         except CacheFullError as error:
@@ -75,12 +81,14 @@ class Steps:
             for row in rows:
                 row.generation.fail(error)
             return
+        finally:
+            found = masks.take()
         if not ran:
             return
         self._note(rows, perf_counter() - start)
         self._raw.clear()
-        drawing = [row for row in rows if self._looks_at(row)]
-        self._draw(drawing)
+        drawing = [row for row in rows if self._looks_at(row, found)]
+        self._draw(drawing, found)
         seconds = perf_counter() - start
         for row in rows:
             self._finish(row, seconds)
@@ -123,6 +131,8 @@ class Steps:
                 others = at + len(writers) - i - 1
                 try:
                     guesses = self._guess(generation, min(MOST, self._most_rows - others - 1), others)
+                    if generation.matcher is not None:
+                        guesses = guesses[: generation.matcher.allowed(generation.tokens, guesses)]
                 except Exception as error:  # such as a draft's file that has changed
                     generation.fail(error)
                     continue
@@ -181,7 +191,7 @@ class Steps:
         else:
             self._engine.costs.note_prompt(others, tokens, seconds)
 
-    def _looks_at(self, row: Row) -> bool:
+    def _looks_at(self, row: Row, masks: Found) -> bool:
         """Whether a token is drawn from a row's logits, after what else is wanted of them."""
         generation = row.generation
         if generation.finish_reason is not None or not row.wanted:
@@ -194,6 +204,8 @@ class Steps:
             if generation.max_tokens == 0:
                 generation.end("length")
                 return False
+            if isinstance(error := masks.get(generation), Exception):
+                raise error
             if generation.processors:
                 self._process(row)
         except NumericError:
@@ -229,13 +241,14 @@ class Steps:
         if raw is not None:
             self._raw[row.at] = logits, raw
 
-    def _draw(self, rows: list[Row]) -> None:
+    def _draw(self, rows: list[Row], masks: Found) -> None:
         """Draws each text's tokens: one, and those after it that were guessed right."""
         model, threads = self._engine.model, self._engine.threads
         first = [row.at + row.wanted - 1 if row.reads else row.at for row in rows]
-        draws = [
-            (row.generation.sampler, at, () if row.reads else row.tokens[1:], bool(row.generation.processors))
+        draws: list[Any] = [
+            (g.sampler, at, () if row.reads else row.tokens[1:], bool(g.processors), masks.get(g))
             for row, at in zip(rows, first, strict=True)
+            if (g := row.generation)
         ]
         for row, at, drawn in zip(rows, first, model.draw(draws, self._logits, threads=threads), strict=True):
             generation = row.generation
@@ -282,7 +295,8 @@ class Steps:
         if len(rows) != 1 or len(self.places.running) != 1 or self.places.waiting or rows[0].reads:
             return False
         g = rows[0].generation
-        plain = g.proposer is None and not g.processors and g.logprobs is None and g.notify is None
+        plain = g.proposer is None and not g.processors and g.matcher is None and g.logprobs is None
+        plain = plain and g.notify is None
         return plain and g.finish_reason is None
 
     def _step_alone(self) -> bool:

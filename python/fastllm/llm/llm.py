@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastllm import _core
 from fastllm.config import Config
 from fastllm.decoding import checkpoint_defaults
+from fastllm.decoding.grammar import Grammars
 from fastllm.engine import Engine, Scheduler
 from fastllm.errors import OptionError, TokenizerError
 from fastllm.llm.arguments import whole
@@ -96,6 +97,7 @@ class LLM(Labels, Vectors, Chatting):
         self.context = min(self.context, max(1, self._opened.capacity))
         self._tokenizer = tokenizer
         self._phrases = Phrases(config.vocab_size, tokenizer)
+        self._grammars = Grammars(config.vocab_size, tokenizer)
         self.file_bytes = sum(t.nbytes for t in stored.tensors.values())
         # A token reads one row of the embedding, about nothing, unless the embedding is also the head.
         is_head = config.head and "head" not in tensors
