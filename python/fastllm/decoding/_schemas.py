@@ -105,8 +105,8 @@ def _subschemas(schema: Any) -> Iterator[dict[str, Any]]:
 
 def _check(schema: dict[str, Any]) -> None:
     """Raises OptionError for keywords of a schema that would be ignored, or cost too much."""
-    for name in schema:
-        if name in _IGNORED and schema[name] is not False:
+    for name, value in schema.items():
+        if name in _IGNORED and value is not False:
             raise OptionError(f"json_schema has {name}, which is not supported")
         meant = _MEANT.get(name.replace("_", "").lower())
         if meant is not None and name != meant:

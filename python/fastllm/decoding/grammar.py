@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastllm.decoding._schemas import schema_text
-from fastllm.errors import LibraryError, OptionError, TokenizerError, import_error
+from fastllm.errors import OptionError, TokenizerError, import_error
 
 if TYPE_CHECKING:
     import llguidance
@@ -79,6 +79,12 @@ class Matcher:
             self._follow(tokens)
             return self._grammar.validate_tokens(list(guesses))
 
+    def forced(self, tokens: Sequence[int]) -> list[int]:
+        """Tokens of what must follow a text, which other tokens may stand for too. Raises what follow raises."""
+        with self._lock:
+            self._follow(tokens)
+            return self._grammar.compute_ff_tokens()
+
     def masks(self, tokens: Sequence[int], guesses: Sequence[int] = ()) -> list[bytes]:
         """What may follow a text, and then each of the guesses, which are allowed: bit i % 8 of byte i // 8 is token i.
 
@@ -140,16 +146,14 @@ class Grammars:
         self._cached: OrderedDict[tuple[str, str], Grammar] = OrderedDict()
         self._lock = allocate_lock()
 
-    def compile(self, *, json_schema: Any = None, regex: Any = None, choice: Any = None, grammar: Any = None) -> Any:
-        """The Grammar of the one option that is not None; None if all are.
+    def compile(
+        self, *, json_schema: Any = None, regex: Any = None, choice: Any = None, grammar: Any = None
+    ) -> Grammar | None:
+        """The Grammar of the option that is not None; None if all are. LLM.grammar says what they are.
 
-        json_schema: a schema as a dict or JSON text, a pydantic model, or True for any JSON. regex: a regular
-        expression that the whole text matches. choice: texts, of which the text is one. grammar: a grammar in Lark's
-        or, recognized by "::=", in llama.cpp's form (GBNF), or a Grammar of the same model.
-
-        Raises OptionError for two of them, for what is no grammar, or has parts that are not supported, or is beyond
-        limits (_limits and _schemas.py), and where no text can satisfy it; TokenizerError for a model without a
-        tokenizer; LibraryError for a broken llguidance.
+        Raises OptionError for two of them, for what is no grammar, uses what is not supported, exceeds limits (of
+        characters here, of schemas in _schemas.py, of automata in llguidance.LLParserLimits), or is satisfied by no
+        text; TokenizerError; LibraryError for a broken llguidance.
         """
         options = {"json_schema": json_schema, "regex": regex, "choice": choice, "grammar": grammar}
         given = {name: value for name, value in options.items() if value is not None}

@@ -41,12 +41,13 @@ class Generation:
     It is its own iterator: a second loop goes on where the first one stopped. Texts that several threads iterate over
     are written together. A text is then up to AHEAD tokens ahead of its loop, in `tokens` too.
 
-    prompt, tokens: the ids of the prompt, and the new ones so far. finish_reason: "stop" at a stop token, or where
-    `watch` says so, or a grammar allows no more; "length" at max_tokens or the end of the context; "cancelled" after close(); "error" where the text
-    failed, which an iterator raises and `error` keeps; None until then. prompt_seconds, decode_seconds: time of the
-    forwards that it took part in, while its prompt was read and after. cached: prompt tokens whose keys and values were
-    known already. proposed, accepted: how many tokens the proposer guessed, and how many of them became part of the
-    text. logprobs, prompt_logprobs: of the tokens, where they were asked for; the first of a prompt has none.
+    prompt, tokens: the ids of the prompt, and the new ones so far. finish_reason: "stop" at a stop token, where
+    `watch` says so, or where its grammar allows no more; "length" at max_tokens or the end of the context; "cancelled"
+    after close(); "error" where the text failed, which an iterator raises and `error` keeps; None until then.
+    prompt_seconds, decode_seconds: time of the forwards that it took part in, while its prompt was read and after.
+    cached: prompt tokens whose keys and values were known already. proposed, accepted: how many tokens were guessed,
+    and how many of them became part of the text. logprobs, prompt_logprobs: of the tokens, where they were asked for;
+    the first of a prompt has none.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class Generation:
     ) -> None:
         """watch: called with each new token by the thread that writes; True ends the text. What it raises fails this
         text alone. processors: called with the ids so far and the float32 logits [vocabulary], which they change or
-        replace, before biases and penalties. matcher: of the grammar that the text follows. logprobs: for each new token so many of the likeliest; None: no logprobs.
-        echo: those of the prompt too. notify: called after new tokens and at the end, by the thread that writes.
+        replace, before biases and penalties. matcher: of the grammar that the text follows. logprobs: for each new
+        token so many of the likeliest; None: no logprobs. echo: those of the prompt too. notify: called after new
+        tokens and at the end, by the thread that writes.
         """
         self.prompt, self.tokens = list(prompt), list[int]()
         self.finish_reason: str | None = None if max_tokens or echo else "length"

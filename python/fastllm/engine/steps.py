@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from fastllm import _core
 from fastllm.engine.costs import MOST
@@ -17,6 +17,9 @@ from fastllm.engine.masks import Found, Masks
 from fastllm.engine.places import Places
 from fastllm.engine.prefix import PAGE
 from fastllm.errors import CacheFullError, FastLLMError, NumericError
+
+if TYPE_CHECKING:
+    from fastllm.engine.guesses import Proposer
 
 TOGETHER = 16  # texts written at once; from about here on a forward is bound by arithmetic, no longer by memory
 _ROWS_BYTES = 64 << 20  # of the rows of logits of a forward, where texts want more than one: a row may take a megabyte
@@ -50,6 +53,7 @@ class Steps:
         self.alone = False  # whether the next step is that of one plain text
         self.reading: list[Generation] = []  # the texts whose prompts are read in the forward that runs
         self.cancel = _core.Cancel()  # of the forward that runs
+        self.masks = Masks()
         self._logits = engine.model.logits(1)
         # First row of a text -> the row that its callables have changed, and what it was before, for its logprobs.
         self._raw: dict[int, tuple[Any, Any]] = {}
@@ -66,7 +70,7 @@ class Steps:
         if self._logits.nbytes < n_rows * self._engine.model.logits_stride * 4:
             self._logits = self._engine.model.logits(1 << (n_rows - 1).bit_length())
         start = perf_counter()
-        masks = Masks(
+        self.masks.start(
             (generation, generation.matcher, [] if row.reads else row.tokens[1:])
             for row in rows
             if (generation := row.generation).matcher is not None and row.wanted
@@ -82,7 +86,7 @@ class Steps:
                 row.generation.fail(error)
             return
         finally:
-            found = masks.take()
+            found = self.masks.take()
         if not ran:
             return
         self._note(rows, perf_counter() - start)
@@ -127,12 +131,10 @@ class Steps:
         for i, generation in enumerate(writers):
             assert generation.sequence is not None
             guesses = list[int]()
-            if generation.proposer is not None and not generation.processors:
+            if (generation.proposer or generation.matcher) is not None and not generation.processors:
                 others = at + len(writers) - i - 1
                 try:
                     guesses = self._guess(generation, min(MOST, self._most_rows - others - 1), others)
-                    if generation.matcher is not None:
-                        guesses = guesses[: generation.matcher.allowed(generation.tokens, guesses)]
                 except Exception as error:  # such as a draft's file that has changed
                     generation.fail(error)
                     continue
@@ -142,14 +144,21 @@ class Steps:
         return rows
 
     def _guess(self, generation: Generation, most: int, others: int) -> list[int]:
-        text, proposer = generation.text, generation.proposer
-        assert proposer is not None
+        """What may follow a text: of a grammar's text what must follow it, else the proposer's guesses."""
+        matcher, most = generation.matcher, min(most, generation.max_tokens - len(generation.tokens) - 1)
+        if matcher is not None and (forced := matcher.forced(generation.tokens)):
+            return forced[:most]
+        guesses = [] if generation.proposer is None else self._propose(generation, generation.proposer, most, others)
+        return guesses[: matcher.allowed(generation.tokens, guesses)] if matcher is not None and guesses else guesses
+
+    def _propose(self, generation: Generation, proposer: Proposer, most: int, others: int) -> list[int]:
+        text = generation.text
         if text is None:
             text = generation.text = generation.prompt + generation.tokens
             proposer.begin(text)
         else:
             text += generation.tokens[len(text) - len(generation.prompt) :]
-        return proposer.propose(text, min(most, generation.max_tokens - len(generation.tokens) - 1), others)
+        return proposer.propose(text, most, others)
 
     def _pieces(self, readers: list[Generation], at: int) -> list[Row]:
         """Pieces of prompts: each gets the same share of the tokens that fit, and the first what is left over."""

@@ -228,7 +228,7 @@ class Writing(Texts):
             raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
         sampling = self.defaults.updated(**options)
         stops = Stops(stop, self.config.vocab_size)
-        rules = self.grammar(json_schema=json_schema, regex=regex, choice=choice, grammar=grammar)
+        rules = self._grammars.compile(json_schema=json_schema, regex=regex, choice=choice, grammar=grammar)
         words = None if isinstance(self._tokenizer, TokenizerError) and not stops else self.tokenizer
         shared: dict[str, Any] = {
             "max_tokens": max_tokens,
@@ -257,28 +257,6 @@ class Writing(Texts):
             return begun[0] if single else begun
         self._scheduler.run([_generation(text) for text in begun])
         return _written(begun[0]) if single else _all_written(begun, count)
-
-    def grammar(
-        self,
-        *,
-        json_schema: Any = None,
-        regex: str | None = None,
-        choice: Sequence[str] | None = None,
-        grammar: str | Grammar | None = None,
-    ) -> Grammar | None:
-        """The Grammar of the option that is given, for generate's `grammar`: compiled once, for many texts.
-
-        json_schema: a schema as a dict or JSON text, a pydantic model, or True for any JSON. regex: a regular
-        expression that the whole text matches. choice: texts, of which the text is one. grammar: the text of a grammar
-        in the form of Lark or, recognized by "::=", of llama.cpp (GBNF). None where none is given. Needs llguidance:
-        pip install 'fastllm[grammar]'.
-
-        Raises OptionError for two of them, for what is no grammar or no schema, uses what is not supported, exceeds
-        limits or is satisfied by no text; TokenizerError; LibraryError.
-        """
-        given = {"json_schema": json_schema, "regex": regex, "choice": choice, "grammar": grammar}
-        given = {name: value for name, value in given.items() if value is not None}
-        return self._grammars.compile(**given) if given else None
 
     def generate_batch(self, prompts: Iterable[Ids], **options: Any) -> list[Any]:
         """generate of a list of prompts: the new texts in order. Takes its options, and raises what it raises."""

@@ -37,7 +37,9 @@ class Decoder:
         decoder = tokenizer.decoder
         self._library, self._word = library, word
         # Without a decoder the library puts a space between any two tokens.
-        self._settings = [{"type": "Join"}] if decoder is None else _flat(json.loads(decoder.__getstate__()))
+        self._settings: list[Json] = (
+            [{"type": "Join"}] if decoder is None else _flat(json.loads(decoder.__getstate__()))
+        )
         self._bytes = [step["type"] for step in self._settings] == ["ByteLevel"]
         to_bytes = _from_alphabet if self._bytes else self._piece
         # In CLIP's vocabulary "</w>" marks the end of a word; transformers shows a space there. "\0\0" is in no token.
@@ -54,7 +56,7 @@ class Decoder:
     def _piece(self, text: str) -> bytes:
         """The bytes that a token stands for, as far as they depend on it alone."""
         for settings in self._settings:
-            name = settings["type"]
+            name: str = settings["type"]
             if name == "ByteFallback" and (byte := byte_or(text.encode(), b"")):
                 return byte
             if name == "Replace" and (old := settings["pattern"].get("String")):
