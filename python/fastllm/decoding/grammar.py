@@ -268,6 +268,10 @@ def _text(name: str, value: Any, what: str) -> str:
         raise OptionError(f"{name} is an empty text")
     if len(value) > LONGEST_TEXT:
         raise OptionError(f"{name} has {len(value):,} characters: it may have {LONGEST_TEXT:,}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise OptionError(f"{name} is not UTF-8: it has half a surrogate pair") from None
     return str(value)
 
 

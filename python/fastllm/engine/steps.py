@@ -144,11 +144,11 @@ class Steps:
         return rows
 
     def _guess(self, generation: Generation, most: int, others: int) -> list[int]:
-        """What may follow a text: of a grammar's text what must follow it, else the proposer's guesses."""
-        matcher, most = generation.matcher, min(most, generation.max_tokens - len(generation.tokens) - 1)
-        if matcher is not None and (forced := matcher.forced(generation.tokens)):
-            return forced[:most]
-        guesses = [] if generation.proposer is None else self._propose(generation, generation.proposer, most, others)
+        """What may follow a text: of one with a grammar what must follow, if anything; else the proposer's guesses."""
+        matcher, most = generation.matcher, max(0, min(most, generation.max_tokens - len(generation.tokens) - 1))
+        guesses = [] if matcher is None else matcher.forced(generation.tokens)[:most]
+        if not guesses and generation.proposer is not None:
+            guesses = self._propose(generation, generation.proposer, most, others)
         return guesses[: matcher.allowed(generation.tokens, guesses)] if matcher is not None and guesses else guesses
 
     def _propose(self, generation: Generation, proposer: Proposer, most: int, others: int) -> list[int]:
