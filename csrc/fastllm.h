@@ -515,7 +515,7 @@ fl_status fl_draw_scratch_new(fl_draw_scratch **out);
 void fl_draw_scratch_free(fl_draw_scratch *scratch);
 
 // Draws a token from logits (vocab_size,), readable to the next multiple of 16: biases, penalties, DRY, n-grams, bars,
-// forced tokens, decay; then the filters in their order, and the watermark. The tokens that these leave are walked by
+// forced tokens, decay, the mask of an fl_draw; then the filters in their order, and the watermark. The tokens that these leave are walked by
 // descending probability, or by typicality where that is the last filter, lowest id first among equals; without any
 // filter in the order of the vocabulary. Uses one random number, two with XTC, or none if the most likely token is
 // asked for. Sums of probabilities are doubles: exact as long as none is less than
@@ -535,6 +535,8 @@ typedef struct fl_draw {
     fl_sampler *sampler;    // in one draw of a call only
     const float *logits;    // (n_guesses + 1, vocab_size rounded up to 16)
     int processed;          // the caller has changed the logits: in these, -infinity forbids a token
+    const uint32_t *const *masks; // NULL, or for each row NULL or ((vocab_size + 31) / 32,): bit i & 31 of word i / 32
+                                  // allows token i; where one alone is allowed, it takes no random number
     const int32_t *guesses; // (n_guesses,)
     size_t n_guesses;
     int32_t *tokens;  // (n_guesses + 1,) written

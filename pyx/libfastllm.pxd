@@ -318,6 +318,7 @@ cdef extern from "fastllm.h" nogil:
         fl_sampler *sampler
         const float *logits
         bint processed
+        const uint32_t *const *masks
         const int32_t *guesses
         size_t n_guesses
         int32_t *tokens

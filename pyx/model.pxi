@@ -241,7 +241,7 @@ cdef class Model:
                 self.run(&span, 1, threads, None, &outputs)
                 self.expect_same_files(glance=True)
                 sequence.length += 1
-                draw = fl_draw(sampler.c, outputs.logits, False, NULL, 0, &id, 0, FL_OK)
+                draw = fl_draw(sampler.c, outputs.logits, False, NULL, NULL, 0, &id, 0, FL_OK)
                 self.run_draws(&draw, 1, 1)
                 if draw.status != FL_OK:
                     raise draw_error(draw.status, False)
@@ -259,6 +259,8 @@ cdef class Model:
         Sampler.draw gives one by one, whatever `threads` is.
         A fourth element, if true, says that the rows have been processed: changed after the forward, by writing to
         memoryview(logits). Then -infinity forbids a token. Whoever processes a row must check before that it is finite.
+        A fifth element is None, or the masks of the rows: len(guesses) + 1 bytes objects, in which bit i of the
+        little-endian number allows token i.
 
         Returns for each text the list of its tokens, or the exception that its first row's draw ends in: NumericError
         if a logit is not finite (NaN or +infinity, of a changed row); OptionError if biases and penalties leave no

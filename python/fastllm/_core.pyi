@@ -155,7 +155,11 @@ class Model:
     def step(self, sequence: Sequence, token: int, sampler: Sampler, logits: Buffer, *, threads: int = 1) -> int: ...
     def draw(
         self,
-        draws: Iterable[tuple[Sampler, int, _Tokens[int]] | tuple[Sampler, int, _Tokens[int], bool]],
+        draws: Iterable[
+            tuple[Sampler, int, _Tokens[int]]
+            | tuple[Sampler, int, _Tokens[int], bool]
+            | tuple[Sampler, int, _Tokens[int], bool, _Tokens[bytes] | None]
+        ],
         logits: Buffer,
         *,
         threads: int = 1,

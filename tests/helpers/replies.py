@@ -51,7 +51,8 @@ FAMILIES = {
         "{% if m.reasoning_content %}<|channel|>analysis<|message|>{{ m.reasoning_content }}<|end|><|start|>assistant"
         "{% endif %}{% for c in m.tool_calls or [] %}{% set f = c.function %}<|channel|>commentary to=functions."
         "{{ f.name }} <|constrain|>json<|message|>{{ f.arguments | tojson }}<|call|>{% if not loop.last %}<|start|>"
-        "assistant{% endif %}{% endfor %}{% if not m.tool_calls %}<|channel|>final<|message|>{{ m.content }}{% endif %}",
+        "assistant{% endif %}{% endfor %}"
+        "{% if not m.tool_calls %}<|channel|>final<|message|>{{ m.content }}{% endif %}",
         "<|return|>",
         ("<|channel|>", "<|message|>", "<|end|>", "<|start|>", "<|constrain|>", "<|call|>", "<|return|>"),
     ),

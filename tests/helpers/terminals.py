@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fastllm
 from fastllm import LLM
 from helpers import writers
 
@@ -76,6 +77,32 @@ def talker(folder: Path, *, context: int = 100_000, thinks: bool = False) -> Pat
     path = folder / "talker.bin"
     path.write_bytes(writers.v1(cfg, weights))
     return path
+
+
+def with_template(folder: Path, template: str, **more: Any) -> LLM:
+    """A talker of this template. more: other entries of tokenizer_config.json."""
+    path = talker(folder)
+    state = json.loads((folder / "tokenizer.json").read_text())
+    words = state["model"]["vocab"]
+    for mark, other in ('"', "\u0100"), ("#", "\u0101"):  # the ids 1 and 2 end texts in llama2.c's files
+        words[mark], words[other] = words[other], words[mark]
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template, **more}))
+    return fastllm.load(path, threads=1)
+
+
+class Says:
+    """A logits_processor that has the model write a text."""
+
+    def __init__(self, llm: LLM, text: str) -> None:
+        self.ids: list[Any] = [*llm.tokenize(text, bos=False, special=True), llm.tokenizer.token_id("<|im_end|>")]
+        self.at = 0
+
+    def __call__(self, ids: list[int], logits: Any) -> None:
+        logits[:] = 0
+        logits[self.ids[self.at]] = 100
+        self.at += 1
 
 
 def user(text: str) -> dict[str, Any]:

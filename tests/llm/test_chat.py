@@ -11,7 +11,7 @@ import pytest
 import fastllm
 from fastllm import ChatMessage, ContextError, OptionError, Text, TokenizerError
 from fastllm.chat import ChatTemplate
-from helpers.terminals import talker, user
+from helpers.terminals import Says, talker, user, with_template
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
@@ -26,18 +26,6 @@ MESSAGES = [{"role": "system", "content": "s"}, user("hi"), {"role": "assistant"
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
-def with_template(folder, template):
-    """A talker of this template whose <think> is no special token, so that it is shown."""
-    path = talker(folder)
-    state = json.loads((folder / "tokenizer.json").read_text())
-    for token in state["added_tokens"]:
-        token["special"] = token["content"].startswith("<|")
-    (folder / "tokenizer.json").write_text(json.dumps(state))
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
-    return fastllm.load(path, threads=1)
-
-
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory):
     return fastllm.load(talker(tmp_path_factory.mktemp("talker")), threads=1)
@@ -46,18 +34,6 @@ def llm(tmp_path_factory):
 @pytest.fixture(scope="module")
 def thinker(tmp_path_factory):
     return with_template(tmp_path_factory.mktemp("thinker"), THINKER)
-
-
-class Says:
-    """A logits_processor that has the model write a text."""
-
-    def __init__(self, llm, text):
-        self.ids, self.at = [*llm.tokenize(text, bos=False, special=True), llm.tokenizer.token_id("<|im_end|>")], 0
-
-    def __call__(self, ids, logits):
-        logits[:] = 0
-        logits[self.ids[self.at]] = 100
-        self.at += 1
 
 
 # ---- the prompt ------------------------------------------------------------------------------------------------------

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from fastllm import _core
 from fastllm.engine.costs import MOST
 from fastllm.engine.engine import CHUNK, Engine, Span
 from fastllm.engine.generation import Generation, Logprob
+from fastllm.engine.masks import Found, Masks
 from fastllm.engine.places import Places
 from fastllm.engine.prefix import PAGE
 from fastllm.errors import CacheFullError, FastLLMError, NumericError
+
+if TYPE_CHECKING:
+    from fastllm.engine.guesses import Proposer
 
 TOGETHER = 16  # texts written at once; from about here on a forward is bound by arithmetic, no longer by memory
 _ROWS_BYTES = 64 << 20  # of the rows of logits of a forward, where texts want more than one: a row may take a megabyte
@@ -49,6 +53,7 @@ class Steps:
         self.alone = False  # whether the next step is that of one plain text
         self.reading: list[Generation] = []  # the texts whose prompts are read in the forward that runs
         self.cancel = _core.Cancel()  # of the forward that runs
+        self.masks = Masks()
         self._logits = engine.model.logits(1)
         # First row of a text -> the row that its callables have changed, and what it was before, for its logprobs.
         self._raw: dict[int, tuple[Any, Any]] = {}
@@ -65,6 +70,11 @@ class Steps:
         if self._logits.nbytes < n_rows * self._engine.model.logits_stride * 4:
             self._logits = self._engine.model.logits(1 << (n_rows - 1).bit_length())
         start = perf_counter()
+        self.masks.start(
+            (generation, generation.matcher, [] if row.reads else row.tokens[1:])
+            for row in rows
+            if (generation := row.generation).matcher is not None and row.wanted
+        )
         try:
             ran = self._forward(rows)
         except CacheFullError as error:
@@ -75,12 +85,14 @@ class Steps:
             for row in rows:
                 row.generation.fail(error)
             return
+        finally:
+            found = self.masks.take()
         if not ran:
             return
         self._note(rows, perf_counter() - start)
         self._raw.clear()
-        drawing = [row for row in rows if self._looks_at(row)]
-        self._draw(drawing)
+        drawing = [row for row in rows if self._looks_at(row, found)]
+        self._draw(drawing, found)
         seconds = perf_counter() - start
         for row in rows:
             self._finish(row, seconds)
@@ -119,7 +131,7 @@ class Steps:
         for i, generation in enumerate(writers):
             assert generation.sequence is not None
             guesses = list[int]()
-            if generation.proposer is not None and not generation.processors:
+            if (generation.proposer or generation.matcher) is not None and not generation.processors:
                 others = at + len(writers) - i - 1
                 try:
                     guesses = self._guess(generation, min(MOST, self._most_rows - others - 1), others)
@@ -132,16 +144,22 @@ class Steps:
         return rows
 
     def _guess(self, generation: Generation, most: int, others: int) -> list[int]:
-        text, proposer = generation.text, generation.proposer
-        assert proposer is not None
+        """What may follow a text: of one with a grammar what must follow, if anything; else the proposer's guesses."""
+        matcher, most = generation.matcher, max(0, min(most, generation.max_tokens - len(generation.tokens) - 1))
+        if generation.limit is not None and (limit := generation.limit()) is not None:
+            most = min(most, limit)
+        guesses = [] if matcher is None else matcher.forced(generation.tokens)[:most]
+        if not guesses and generation.proposer is not None:
+            guesses = self._propose(generation, generation.proposer, most, others)
+        return guesses[: matcher.allowed(generation.tokens, guesses)] if matcher is not None and guesses else guesses
+
+    def _propose(self, generation: Generation, proposer: Proposer, most: int, others: int) -> list[int]:
+        text = generation.text
         if text is None:
             text = generation.text = generation.prompt + generation.tokens
             proposer.begin(text)
         else:
             text += generation.tokens[len(text) - len(generation.prompt) :]
-        most = min(most, generation.max_tokens - len(generation.tokens) - 1)
-        if generation.limit is not None and (limit := generation.limit()) is not None:
-            most = min(most, limit)
         return proposer.propose(text, most, others)
 
     def _pieces(self, readers: list[Generation], at: int) -> list[Row]:
@@ -184,7 +202,7 @@ class Steps:
         else:
             self._engine.costs.note_prompt(others, tokens, seconds)
 
-    def _looks_at(self, row: Row) -> bool:
+    def _looks_at(self, row: Row, masks: Found) -> bool:
         """Whether a token is drawn from a row's logits, after what else is wanted of them."""
         generation = row.generation
         if generation.finish_reason is not None or not row.wanted:
@@ -197,6 +215,8 @@ class Steps:
             if generation.max_tokens == 0:
                 generation.end("length")
                 return False
+            if isinstance(error := masks.get(generation), Exception):
+                raise error
             if generation.processors:
                 self._process(row)
         except NumericError:
@@ -232,13 +252,14 @@ class Steps:
         if raw is not None:
             self._raw[row.at] = logits, raw
 
-    def _draw(self, rows: list[Row]) -> None:
+    def _draw(self, rows: list[Row], masks: Found) -> None:
         """Draws each text's tokens: one, and those after it that were guessed right."""
         model, threads = self._engine.model, self._engine.threads
         first = [row.at + row.wanted - 1 if row.reads else row.at for row in rows]
-        draws = [
-            (row.generation.sampler, at, () if row.reads else row.tokens[1:], bool(row.generation.processors))
+        draws: list[Any] = [
+            (g.sampler, at, () if row.reads else row.tokens[1:], bool(g.processors), masks.get(g))
             for row, at in zip(rows, first, strict=True)
+            if (g := row.generation)
         ]
         for row, at, drawn in zip(rows, first, model.draw(draws, self._logits, threads=threads), strict=True):
             generation = row.generation
@@ -285,7 +306,8 @@ class Steps:
         if len(rows) != 1 or len(self.places.running) != 1 or self.places.waiting or rows[0].reads:
             return False
         g = rows[0].generation
-        plain = g.proposer is None and not g.processors and g.logprobs is None and g.notify is None
+        plain = g.proposer is None and not g.processors and g.matcher is None and g.logprobs is None
+        plain = plain and g.notify is None
         return plain and g.finish_reason is None
 
     def _step_alone(self) -> bool:

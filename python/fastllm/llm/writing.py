@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fastllm.decoding.grammar import Grammar, Grammars
     from fastllm.engine.guesses import Proposer
     from fastllm.llm.texts import Ids
 
@@ -34,6 +35,7 @@ class Writing(Texts):
 
     _scheduler: Scheduler
     _phrases: Phrases
+    _grammars: Grammars
     defaults: Sampling
     bytes_per_token: int
 
@@ -52,6 +54,7 @@ class Writing(Texts):
         logprobs: int | None = None,
         echo: bool = False,
         processors: Sequence[Processor] = (),
+        grammar: Grammar | None = None,
         watch: Callable[[int], bool] | None = None,
         notify: Callable[[], None] | None = None,
     ) -> Generation:
@@ -80,6 +83,8 @@ class Writing(Texts):
             stop = () if ignore_eos else self.stop
         ends = token_ids(stop, "stop")
         self._check_tokens(ends, "stop")
+        if grammar is not None and sampling.forced_eos_token_id:
+            raise OptionError("forced_eos_token_id ends a text anywhere, so it does not go with a grammar")
         return Generation(
             self._scheduler,
             tokens,
@@ -93,6 +98,7 @@ class Writing(Texts):
             proposer=self._proposer(lookup, draft),
             watch=watch,
             processors=processors,
+            matcher=None if grammar is None else grammar.matcher(ends),
             logprobs=logprobs,
             echo=echo,
             notify=notify,
@@ -162,6 +168,10 @@ class Writing(Texts):
         logprobs: int | None = None,
         echo: bool = False,
         logits_processor: Processor | Sequence[Processor] | None = None,
+        json_schema: Any = None,
+        regex: str | None = None,
+        choice: Sequence[str] | None = None,
+        grammar: str | Grammar | None = None,
         special: bool = False,
         lookup: bool = False,
         draft: Writing | None = None,
@@ -183,6 +193,8 @@ class Writing(Texts):
         logprobs: natural log probabilities of each new token, and of so many likeliest ones, before biases, penalties
         and temperature; echo: of the prompt's tokens too. logits_processor: callables that are given the ids (prompt
         and new) and the logits, float32 [vocabulary], before each draw, and change these in place or return others.
+        json_schema, regex, choice, grammar: the text follows one of these, see LLM.grammar. It ends where it is
+        complete, and is complete unless finish_reason is "length" or something of `stop` ended it.
         special: special tokens written in the prompt, such as "<|fim_prefix|>", become their ids; else they are text.
         lookup, draft: the same text, sooner (speculative decoding): lookup guesses tokens from the prompt and the text
         so far, which pays where these repeat; draft is a smaller model with the same vocabulary that guesses. The other
@@ -216,6 +228,7 @@ class Writing(Texts):
             raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
         sampling = self.defaults.updated(**options)
         stops = Stops(stop, self.config.vocab_size)
+        rules = self._grammars.compile(json_schema=json_schema, regex=regex, choice=choice, grammar=grammar)
         words = None if isinstance(self._tokenizer, TokenizerError) and not stops else self.tokenizer
         how = stream if isinstance(stream, Begin) else Begin()
         shared: dict[str, Any] = {
@@ -227,6 +240,7 @@ class Writing(Texts):
             "logprobs": logprobs,
             "echo": echo,
             "processors": _callables("logits_processor", logits_processor),
+            "grammar": rules,
             "notify": how.notify,
         }
         begun: list[TextStream | Generation] = []
@@ -235,7 +249,8 @@ class Writing(Texts):
                 tokens = self._prompt(one, "prompt" if alone else f"prompt {i}", special)
                 first = new_seed() if base is None else base
                 for own in range(first, first + count):
-                    pieces = None if words is None else Pieces(words, tokens[-1], stops, how.special)
+                    previous = tokens[-1] if rules is None else rules.previous
+                    pieces = None if words is None else Pieces(words, previous, stops, how.special)
                     budget = None if pieces is None or how.watch is None else how.watch(pieces)
                     watch = pieces if budget is None else budget
                     generation = self.start(tokens, sampling, seed=own % _SEEDS, watch=watch, **shared)
