@@ -102,6 +102,8 @@ def test_options_that_do_not_fit(model: Path) -> None:
         ((str(model), "so?", "-n", "-2"), "max-tokens must be"),
         ((str(TINY), "so?", "--no-think"), "enable_thinking"),
         ((str(model), "a" * 500), "context of 400"),
+        ((str(model), "so?", "--max-thinking-tokens", "-1"), "max-thinking-tokens must be 0 or more, not -1"),
+        ((str(TINY), "so?", "--max-thinking-tokens", "1"), "does not think"),
     ):
         assert cause in one_sentence(command("chat", *words, code=2)[1])
 
@@ -129,6 +131,17 @@ def test_thinking(tmp_path: Path) -> None:
     assert answer["content"] != written(llm, [later[0], {**reply, "reasoning": None}, later[2]], **options)
     answer = json.loads(command("chat", str(model), "--jsonl", "--no-think", *THOUGHTS, stdin='"so?"')[0])
     assert "reasoning" not in answer
+
+
+def test_thinking_is_bounded(tmp_path: Path) -> None:
+    model = talker(tmp_path, thinks=True)
+    reply = fastllm.load(model).chat([user("so?")], temperature=0, seed=5, max_tokens=9, max_thinking_tokens=4)
+    assert len(reply["reasoning"]) == 4
+    few = ("-t", "0", "-s", "5", "--max-thinking-tokens", "4")
+    answer = json.loads(command("chat", str(model), "--jsonl", *few, "-n", "9", stdin='"so?"')[0])
+    assert (answer["reasoning"], answer["content"]) == (reply["reasoning"], reply["content"])
+    about = json.loads(command("run", str(model), "so?", "--chat", "--json", *few, "--max-tokens", "9")[0])
+    assert (about["reasoning"], about["text"]) == (reply["reasoning"], reply["content"])
 
 
 def test_llama_2_has_no_template() -> None:
