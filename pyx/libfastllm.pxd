@@ -346,8 +346,6 @@ cdef extern from "fastllm.h" nogil:
         fl_follower *best
         size_t n_best
         float *sums
-        float max
-        double weight
         fl_status status
 
     ctypedef struct fl_scoring:

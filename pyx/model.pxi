@@ -156,10 +156,7 @@ cdef class Model:
 
     def stream(self, size_t rows):
         """A new Buffer for `rows` tokens of the stream, f32 (rows, dim). Raises MemoryError."""
-        cdef size_t row = self.c.config.dim * sizeof(float)
-        if rows > SIZE_MAX // row:
-            raise MemoryError(f"cannot allocate the stream of {rows:,} tokens")
-        return Buffer(rows * row)
+        return Buffer(int(rows) * self.c.config.dim * sizeof(float))
 
     def check_files(self):
         """Raises CheckpointError if a mapped file of its weights has changed since it was loaded.
