@@ -151,7 +151,7 @@ def compare(pair, seeds, tables, share, change=lambda options, rng: options, **m
     for seed in seeds:
         rng = np.random.default_rng(seed)
         options = change(configuration(rng, tables, share), rng)
-        prompt = rng.integers(12, VOCAB, rng.integers(1, 9)).tolist()
+        prompt = rng.integers(60, VOCAB, rng.integers(1, 9)).tolist()  # no forced word, which would count there
         expected, scores, closest = theirs(model, prompt, options, seed, **more)
         found = ours(llm, prompt, options, seed)
         same = found == expected
@@ -205,16 +205,28 @@ def test_groups(pair):
 
 @OLDER
 def test_forced_words(pair, monkeypatch):
-    """60 random configurations of each model. Beams that have all words go on: there, by an option that is never on."""
-    scorer = transformers.ConstrainedBeamSearchScorer
-    step = scorer.step_sentence_constraint
+    """60 random configurations of each model.
+
+    Beams that have all words go on: there by an option that is never on, and has no effect, since a state that begins
+    anew stays complete.
+    """
+    scorer, state = (
+        transformers.ConstrainedBeamSearchScorer,
+        transformers.generation.beam_constraints.ConstraintListState,
+    )
+    step, begin = scorer.step_sentence_constraint, state.init_state
 
     def pushes(self, batch, ids, scores, *rest):
         scores = scores.clone()
         scores[:, ENDS] = -np.inf  # such a beam does not go on with an end
         return step(self, batch, ids, scores, *rest, push_progress=True)
 
+    def begins(self):
+        self.completed = False
+        begin(self)
+
     monkeypatch.setattr(scorer, "step_sentence_constraint", pushes)
+    monkeypatch.setattr(state, "init_state", begins)
 
     def forced(options, rng):
         words = [(21, 22), (31,), [(41, 42), (43, 44, 45)], (51, 52, 53)]
