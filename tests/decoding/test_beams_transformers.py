@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import fastllm
-from fastllm.errors import OptionError
 from helpers.sampling import coins
 
 torch = pytest.importorskip("torch")
@@ -56,6 +55,10 @@ FILTERS = {
     "epsilon_cutoff": [3e-3],
     "eta_cutoff": [3e-3],
 }
+
+
+OLDER = pytest.mark.skipif(not hasattr(transformers, "BeamSearchScorer"), reason="of transformers before 5")
+NEWER = pytest.mark.skipif(hasattr(transformers, "BeamSearchScorer"), reason="of transformers 5")
 
 
 @pytest.fixture(scope="module", params=SHAPES)
@@ -152,7 +155,7 @@ def compare(pair, seeds, tables, share, change=lambda options, rng: options, **m
         rng = np.random.default_rng(seed)
         options = change(configuration(rng, tables, share), rng)
         prompt = rng.integers(60, VOCAB, rng.integers(1, 9)).tolist()  # no forced word, which would count there
-        expected, scores, closest = theirs(model, prompt, options, seed, **more)
+        expected, _, closest = theirs(model, prompt, options, seed, **more)
         found = ours(llm, prompt, options, seed)
         same = found == expected
         equal += same
@@ -160,11 +163,13 @@ def compare(pair, seeds, tables, share, change=lambda options, rng: options, **m
     return equal
 
 
+@NEWER
 def test_beam_search(pair):
     """80 random configurations of each model."""
     assert compare(pair, range(80), [PROCESSORS], 0.25) >= 76
 
 
+@NEWER
 def test_beam_sampling(pair):
     def warm(options, rng):
         return {"temperature": float(rng.choice([0.7, 1.0, 1.6])), **options}
@@ -172,6 +177,7 @@ def test_beam_sampling(pair):
     assert compare(pair, range(1, 61), [PROCESSORS, FILTERS], 0.15, warm) >= 57
 
 
+@NEWER
 def test_the_course(pair):
     """Five beams, drawn, with the options of a course on controlled text generation."""
     options = {"num_beams": 5, "temperature": 1.1, "top_p": 0.9, "no_repeat_ngram_size": 3, "suppress_tokens": (PAD,)}
@@ -182,9 +188,6 @@ def test_the_course(pair):
         assert same or closest < CLOSE
         equal += same
     assert equal >= 19
-
-
-OLDER = pytest.mark.skipif(not hasattr(transformers, "BeamSearchScorer"), reason="of transformers before 5")
 
 
 @OLDER
@@ -230,6 +233,7 @@ def test_forced_words(pair, monkeypatch):
 
     def forced(options, rng):
         words = [(21, 22), (31,), [(41, 42), (43, 44, 45)], (51, 52, 53)]
+        options.pop("no_repeat_ngram_size", None)  # there, forced words that it forbids take the place of others
         chosen = [words[i] for i in rng.permutation(4)[: rng.integers(1, 3)]]
         return options | {"force_words": chosen, "num_beams": int(rng.choice([3, 6])), "num_return_sequences": 1}
 
