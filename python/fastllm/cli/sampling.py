@@ -89,7 +89,7 @@ def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
     for name, parse in _PARSERS.items():
         if name in given:
             given[name] = parse(name, given[name])
-    if args.model is None:
+    if args.model is None and not vars(args).get("num_beams"):
         given.setdefault("temperature", 0.6)
     Sampling(**given)
     return given

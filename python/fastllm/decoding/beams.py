@@ -56,7 +56,7 @@ class BeamOptions(_Fields):
         if beams > _MOST:
             raise OptionError(f"num_beams must be {_MOST} or less, not {beams}")
         if given["num_return_sequences"] > beams > 1:
-            raise OptionError(f"num_return_sequences is {given['num_return_sequences']}, but num_beams only {beams}")
+            raise OptionError(f"num_beams is {beams}, which does not give {given['num_return_sequences']} texts")
         if beams % groups:
             raise OptionError(f"num_beam_groups must divide num_beams, and {groups} does not divide {beams}")
         if groups > 1 and given["force_words"]:
