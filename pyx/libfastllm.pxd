@@ -317,6 +317,7 @@ cdef extern from "fastllm.h" nogil:
         fl_sampler *sampler
         const float *logits
         bint processed
+        const uint32_t *const *masks
         const int32_t *guesses
         size_t n_guesses
         int32_t *tokens
@@ -330,8 +331,6 @@ cdef extern from "fastllm.h" nogil:
     fl_status fl_logprobs(fl_draw_scratch *scratch, const fl_kernels *k, const float *logits, size_t vocab, size_t top,
                           int32_t *tokens, double *out)
 
-    # ---- beams
-
     ctypedef struct fl_follower:
         size_t beam
         int32_t token
@@ -343,6 +342,7 @@ cdef extern from "fastllm.h" nogil:
         float *scores
         float score
         bint processed
+        const uint32_t *mask
         fl_follower *best
         size_t n_best
         float *sums

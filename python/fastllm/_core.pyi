@@ -156,7 +156,11 @@ class Model:
     def step(self, sequence: Sequence, token: int, sampler: Sampler, logits: Buffer, *, threads: int = 1) -> int: ...
     def draw(
         self,
-        draws: Iterable[tuple[Sampler, int, _Tokens[int]] | tuple[Sampler, int, _Tokens[int], bool]],
+        draws: Iterable[
+            tuple[Sampler, int, _Tokens[int]]
+            | tuple[Sampler, int, _Tokens[int], bool]
+            | tuple[Sampler, int, _Tokens[int], bool, _Tokens[bytes] | None]
+        ],
         logits: Buffer,
         *,
         threads: int = 1,
@@ -246,7 +250,7 @@ class BeamScores:
     def best(self, beam: int) -> list[tuple[int, float]]: ...
     def follow(
         self,
-        beams: list[tuple[Sampler, int, float]],
+        beams: list[tuple[Sampler, int, float, bytes | None]],
         logits: Buffer,
         *,
         keep: int = 0,

@@ -38,6 +38,9 @@ class Sums:
         row = [Follower(beam, token, self.score(beam, token)) for token in range(self._table.vocab)]
         return sorted(row, key=lambda one: -one.score)
 
+    def ends(self, beam, token):
+        return False
+
 
 def search(table, rules):
     """The texts that a search with a table in place of a model finds."""

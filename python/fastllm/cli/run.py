@@ -12,7 +12,7 @@ from fastllm.cli.beams import beam_options, beams_of
 from fastllm.cli.lines import token_texts, unescaped, write
 from fastllm.cli.options import cache_options, guessing_options, load_draft, load_model, model_options
 from fastllm.cli.prompt import prompt_of, prompt_options
-from fastllm.cli.sampling import bias_of, sampling_of, sampling_options, seed_of
+from fastllm.cli.sampling import bias_of, grammar_of, grammar_options, sampling_of, sampling_options, seed_of
 from fastllm.errors import OptionError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def options(run: argparse.ArgumentParser) -> None:
     length.add_argument("--ignore-eos", action="store_true", help="go on where the model ends its text")
     sampling_options(run)
     beam_options(run)
+    grammar_options(run)
     output = run.add_argument_group("output")
     output.add_argument("--n", type=int, default=1, metavar="N", help="write N texts, of seeds from -s on")
     output.add_argument("--json", action="store_true", help="print a JSON object for each text, in a line at its end")
@@ -56,7 +57,8 @@ def options(run: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
-    sampling, beams, prompt = sampling_of(args), beams_of(args), prompt_of(args) or ""
+    sampling, grammar, beams = sampling_of(args), grammar_of(args), beams_of(args)
+    prompt = prompt_of(args) or ""
     if args.chat and not prompt:
         raise OptionError("--chat needs a message: TEXT, -i, --file or stdin")
     llm = load_model(args)
@@ -64,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     given: dict[str, Any] = {
         **sampling,
         **beams,
+        **grammar,
         "logit_bias": bias_of(args, llm),
         "seed": seed_of(args),
         "max_tokens": max_tokens,
