@@ -84,9 +84,7 @@ def sampling_options(parser: argparse.ArgumentParser) -> None:
 def grammar_options(parser: argparse.ArgumentParser) -> None:
     rules = parser.add_argument_group("grammar", "The text follows one of these. Needs pip install 'fastllm[grammar]'.")
     one = rules.add_mutually_exclusive_group()
-    one.add_argument(
-        "--json-schema", metavar="FILE", help="a JSON schema; itself if it begins with {, so {} is any JSON"
-    )
+    one.add_argument("--json-schema", metavar="FILE", help="a JSON schema, or its text: {} is any JSON")
     one.add_argument("--regex", metavar="R", help="a regular expression that all of the text matches")
     one.add_argument("--choice", action="append", metavar="TEXT", help="one of these texts; several times")
     one.add_argument("--grammar", metavar="FILE", help="a grammar in the form of Lark or of llama.cpp (GBNF)")
@@ -114,7 +112,7 @@ def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
     for name, parse in _PARSERS.items():
         if name in given:
             given[name] = parse(name, given[name])
-    if args.model is None:
+    if args.model is None and not vars(args).get("num_beams"):
         given.setdefault("temperature", 0.6)
     Sampling(**given)
     return given

@@ -127,8 +127,8 @@ class Matcher:
         grammar = self._grammar
         if not grammar.is_stopped() or (reason := grammar.stop_reason()) in ("NoExtension", "EndOfSentence"):
             return grammar.is_stopped()
-        said = grammar.get_error() or reason
-        raise OptionError(f"{self._name}: {_STUCK if said in ('NoExtensionBias', 'InternalError') else _said(said)}")
+        said = _said(grammar.get_error() or reason)
+        raise OptionError(f"{self._name}: {_STUCK if said in ('NoExtensionBias', 'InternalError') else said}")
 
 
 _STUCK = "a text can be begun that can never be completed"
@@ -228,12 +228,32 @@ class _Words:
                 self.tokens[token] = text.encode()
                 self.special_token_ids.append(token)
         self._tokenizer = tokenizer
+        self._ids: dict[bytes, int] | None = None
 
     def __call__(self, text: bytes) -> list[int]:
+        """Tokens that stand for exactly these bytes, which are forced: the tokenizer's own, else the longest first.
+
+        A tokenizer may change a text, such as spaces at its start. No tokens where the vocabulary lacks a byte; then
+        the text fails where it comes to it.
+        """
         try:
-            return self._tokenizer.encode(text.decode("utf-8", "replace"), start=False)
-        except TokenizerError:  # a character that it has no token for
-            return []
+            ids = self._tokenizer.encode(text.decode(), start=False)
+        except (TokenizerError, UnicodeDecodeError):
+            ids = []
+        return ids if b"".join(self.tokens[i] for i in ids) == text else self._longest(text)
+
+    def _longest(self, text: bytes) -> list[int]:
+        if self._ids is None:
+            self._ids = {piece: i for i, piece in enumerate(self.tokens) if piece and i not in self.special_token_ids}
+        found, at, most = [], 0, max(map(len, self._ids))
+        while at < len(text):
+            ends = range(min(len(text), at + most), at, -1)
+            end = next((end for end in ends if text[at:end] in self._ids), None)
+            if end is None:
+                return []
+            found.append(self._ids[text[at:end]])
+            at = end
+        return found
 
     def previous(self) -> int:
         """Grammar.previous. Raises TokenizerError where what tokens are shown as depends on their neighbours."""

@@ -6,38 +6,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fastllm import _core
-from fastllm.engine.costs import MOST
-from fastllm.engine.engine import CHUNK, Engine, Span
-from fastllm.engine.generation import Generation, Logprob
+from fastllm.engine.engine import Engine, Span
+from fastllm.engine.generation import Generation, Logprob, Written
 from fastllm.engine.masks import Found, Masks
 from fastllm.engine.places import Places
-from fastllm.engine.prefix import PAGE
+from fastllm.engine.plan import Plan, Row, end_of
 from fastllm.errors import CacheFullError, FastLLMError, NumericError
 
 if TYPE_CHECKING:
-    from fastllm.engine.guesses import Proposer
+    pass
 
 TOGETHER = 16  # texts written at once; from about here on a forward is bound by arithmetic, no longer by memory
-_ROWS_BYTES = 64 << 20  # of the rows of logits of a forward, where texts want more than one: a row may take a megabyte
 
 
 # Takes the ids of a text so far and its float32 logits [vocabulary], which it changes or replaces.
 Processor: TypeAlias = Callable[[list[int], Any], Any]
-
-
-class Row(NamedTuple):
-    """What a text does in a forward: appends `tokens`, of which the last `wanted` get logits, from row `at` on."""
-
-    generation: Generation
-    sequence: _core.Sequence
-    tokens: list[int]
-    wanted: int
-    at: int
-    reads: bool  # its prompt, or after a preemption the text so far
 
 
 class Steps:
@@ -55,31 +43,34 @@ class Steps:
         self.cancel = _core.Cancel()  # of the forward that runs
         self.masks = Masks()
         self._logits = engine.model.logits(1)
+        self._hidden: dict[int, _core.Buffer] = {}  # layers that searches need, of the forward that ran last
         # First row of a text -> the row that its callables have changed, and what it was before, for its logprobs.
         self._raw: dict[int, tuple[Any, Any]] = {}
-        self._most_rows = max(2 * most, _ROWS_BYTES // (4 * engine.model.logits_stride))
+        self._plan = Plan(engine, most)
 
     def step(self) -> None:
         """Runs one forward, and takes its tokens to the texts."""
         if self.alone and self._step_alone():
             return
-        rows = self._plan()
+        running = [generation for generation in self.places.live() if not generation.pauses()]
+        running += self.places.admit(running)
+        rows = self._plan.rows(running)
         if not rows:
             return
-        n_rows = rows[-1].at + rows[-1].wanted
+        n_rows = end_of(rows)
         if self._logits.nbytes < n_rows * self._engine.model.logits_stride * 4:
             self._logits = self._engine.model.logits(1 << (n_rows - 1).bit_length())
         start = perf_counter()
         self.masks.start(
             (generation, generation.matcher, [] if row.reads else row.tokens[1:])
             for row in rows
-            if (generation := row.generation).matcher is not None and row.wanted
+            if (generation := row.generation).matcher is not None and generation.search is None and row.wanted
         )
         try:
             ran = self._forward(rows)
         except CacheFullError as error:
-            if not self.places.preempt([row.generation for row in rows]):
-                rows[0].generation.fail(error)
+            if not self.places.preempt(list(dict.fromkeys(row.generation for row in rows))):
+                rows[0].generation.fail(error.with_traceback(None))  # whose frames hold rows, and so pages
             return
         except Exception as error:  # such as a file of weights that has changed: it is the same for all
             for row in rows:
@@ -91,12 +82,29 @@ class Steps:
             return
         self._note(rows, perf_counter() - start)
         self._raw.clear()
-        drawing = [row for row in rows if self._looks_at(row, found)]
-        self._draw(drawing, found)
+        self._take(rows, found, start)
+        self.alone = self._is_alone(rows)
+
+    def _take(self, rows: list[Row], masks: Found, start: float) -> None:
+        """Takes to the texts what a forward, begun at `start`, has computed."""
+        searching = dict[Generation, list[Row]]()
+        drawing = list[Row]()
+        for row in rows:
+            if row.generation.searching:
+                searching.setdefault(row.generation, []).append(row)
+            elif self._looks_at(row, rows, masks):
+                drawing.append(row)
+        for own in searching.values():
+            self._search(own, rows)
+        self._draw(drawing, masks)
         seconds = perf_counter() - start
         for row in rows:
-            self._finish(row, seconds)
-        self.alone = self._is_alone(rows)
+            if row.generation not in searching:
+                self._finish(row, seconds)
+        for generation in searching:
+            generation.decode_seconds += seconds
+            if generation.notify is not None:
+                generation.notify()
 
     def _forward(self, rows: list[Row]) -> bool:
         self.reading = [row.generation for row in rows if row.reads]
@@ -105,92 +113,12 @@ class Steps:
             if any(generation.finish_reason is not None for generation in self.reading):
                 return False
             spans: list[Span] = [(row.sequence, row.tokens, row.wanted) for row in rows]
-            return self._engine.forward(spans, self._logits, cancel=self.cancel)
+            layers = {layer for row in rows if row.generation.search for layer in row.generation.search.hidden}
+            count = sum(len(row.tokens) for row in rows) if layers else 0
+            self._hidden = {layer: self._engine.model.stream(count) for layer in layers}
+            return self._engine.forward(spans, self._logits, cancel=self.cancel, hidden=self._hidden)
         finally:
             self.reading = []
-
-    def _plan(self) -> list[Row]:
-        """What the texts do in the next forward: all that are written, and pieces of prompts."""
-        running = [generation for generation in self.places.live() if not generation.pauses()]
-        running += self.places.admit(running)
-        writers, readers = list[Generation](), list[Generation]()
-        for generation in running:
-            sequence, position = generation.sequence, generation.position()
-            assert sequence is not None
-            if sequence.length >= position:  # a step was interrupted before it could drop wrong guesses
-                sequence.truncate(position - 1)
-            (writers if generation.tokens and sequence.length == position - 1 else readers).append(generation)
-        rows = self._writing(writers)
-        at = rows[-1].at + rows[-1].wanted if rows else 0
-        return rows + self._pieces(readers, at)
-
-    def _writing(self, writers: list[Generation]) -> list[Row]:
-        """Each text's last token, and guesses of what follows it."""
-        rows = list[Row]()
-        at = 0
-        for i, generation in enumerate(writers):
-            assert generation.sequence is not None
-            guesses = list[int]()
-            if (generation.proposer or generation.matcher) is not None and not generation.processors:
-                others = at + len(writers) - i - 1
-                try:
-                    guesses = self._guess(generation, min(MOST, self._most_rows - others - 1), others)
-                except Exception as error:  # such as a draft's file that has changed
-                    generation.fail(error)
-                    continue
-            tokens = [generation.tokens[-1], *guesses]
-            rows.append(Row(generation, generation.sequence, tokens, len(tokens), at, False))
-            at += len(tokens)
-        return rows
-
-    def _guess(self, generation: Generation, most: int, others: int) -> list[int]:
-        """What may follow a text: of one with a grammar what must follow, if anything; else the proposer's guesses."""
-        matcher, most = generation.matcher, max(0, min(most, generation.max_tokens - len(generation.tokens) - 1))
-        if generation.limit is not None and (limit := generation.limit()) is not None:
-            most = min(most, limit)
-        guesses = [] if matcher is None else matcher.forced(generation.tokens)[:most]
-        if not guesses and generation.proposer is not None:
-            guesses = self._propose(generation, generation.proposer, most, others)
-        return guesses[: matcher.allowed(generation.tokens, guesses)] if matcher is not None and guesses else guesses
-
-    def _propose(self, generation: Generation, proposer: Proposer, most: int, others: int) -> list[int]:
-        text = generation.text
-        if text is None:
-            text = generation.text = generation.prompt + generation.tokens
-            proposer.begin(text)
-        else:
-            text += generation.tokens[len(text) - len(generation.prompt) :]
-        return proposer.propose(text, most, others)
-
-    def _pieces(self, readers: list[Generation], at: int) -> list[Row]:
-        """Pieces of prompts: each gets the same share of the tokens that fit, and the first what is left over."""
-        rows = list[Row]()
-        room = min(CHUNK, self._engine.costs.room(at)) if at else CHUNK
-        shares = dict.fromkeys(readers, 0)
-        left = {generation: generation.unread() for generation in readers}
-        while room > 0 and any(left.values()):
-            hungry = [generation for generation in readers if left[generation]]
-            share = max(1, room // len(hungry))
-            for generation in hungry:
-                some = min(share, left[generation], room)
-                shares[generation] += some
-                left[generation] -= some
-                room -= some
-        for generation, count in shares.items():
-            sequence = generation.sequence
-            assert sequence is not None
-            start, rest = sequence.length, generation.position() - sequence.length
-            echo = generation.prompt_logprobs is not None and not generation.tokens
-            some = min([count, *(mark - start for mark in generation.marks if mark > start)])
-            if echo:  # the logits of all its tokens are wanted
-                some = min(some, self._most_rows - at)
-            if PAGE < some < rest:
-                some = (start + some) // PAGE * PAGE - start  # up to the end of a page
-            if some > 0:
-                wanted = some if echo else int(some == rest)
-                rows.append(Row(generation, sequence, generation.part(start, some), wanted, at, True))
-                at += wanted
-        return rows
 
     # ---- what a forward has computed
 
@@ -202,12 +130,16 @@ class Steps:
         else:
             self._engine.costs.note_prompt(others, tokens, seconds)
 
-    def _looks_at(self, row: Row, masks: Found) -> bool:
-        """Whether a token is drawn from a row's logits, after what else is wanted of them."""
-        generation = row.generation
-        if generation.finish_reason is not None or not row.wanted:
+    def _looks_at(self, row: Row, rows: list[Row], masks: Found) -> bool:
+        """Whether a token is drawn from a row's logits, after what else is wanted of them. A search begins here."""
+        generation, search = row.generation, row.generation.search
+        if generation.finish_reason is not None:
             return False
         try:
+            if search is not None and search.reads_all:
+                search.read(generation, self._written([row], rows))
+            if not row.wanted:
+                return False
             if row.reads and generation.prompt_logprobs is not None and not generation.tokens:
                 self._echo(row, generation.prompt_logprobs)
             if row.sequence.length < generation.position():
@@ -215,15 +147,39 @@ class Steps:
             if generation.max_tokens == 0:
                 generation.end("length")
                 return False
+            if search is not None:
+                search.begin(generation, row.sequence, self._written([row], rows))
+                generation.sequence, generation.searching = None, True
+                return False
             if isinstance(error := masks.get(generation), Exception):
                 raise error
             if generation.processors:
                 self._process(row)
-        except NumericError:
-            self._fail_numeric(row)
+        except NumericError as error:
+            self._fail_numeric([row], error)
         except Exception as error:
             generation.fail(error)
         return generation.finish_reason is None
+
+    def _search(self, own: list[Row], rows: list[Row]) -> None:
+        """Has a search choose. own: its rows."""
+        generation = own[0].generation
+        assert generation.search is not None
+        if generation.finish_reason is not None:
+            return
+        try:
+            generation.search.take(generation, self._written(own, rows))
+            generation.take()
+        except NumericError as error:
+            self._fail_numeric(own, error)
+        except Exception as error:
+            generation.fail(error)
+
+    def _written(self, own: list[Row], rows: list[Row]) -> Written:
+        """What the forward has written for the rows of one text."""
+        token = sum(len(row.tokens) for row in rows[: rows.index(own[0])]) if self._hidden else 0
+        row = own[0].at + own[0].wanted - 1 if own[0].reads else own[0].at
+        return Written(self._logits, row, self._hidden, token, sum(len(one.tokens) for one in own))
 
     def _echo(self, row: Row, logprobs: list[Logprob | None]) -> None:
         """The logprobs of a prompt's tokens that follow those of a piece."""
@@ -264,7 +220,7 @@ class Steps:
         for row, at, drawn in zip(rows, first, model.draw(draws, self._logits, threads=threads), strict=True):
             generation = row.generation
             if isinstance(drawn, NumericError) and not generation.processors:
-                self._fail_numeric(row)
+                self._fail_numeric([row], drawn)
                 continue
             if isinstance(drawn, Exception):
                 generation.fail(drawn)
@@ -280,18 +236,30 @@ class Steps:
                 generation.proposed += len(row.tokens) - 1
                 generation.accepted += min(len(drawn) - 1, generation.taken - before)
 
-    def _fail_numeric(self, row: Row) -> None:
-        """Ends a text whose logits are not finite."""
-        generation = row.generation
-        generation.fail(self._engine.broken(row.sequence, generation.prompt + generation.tokens))
+    def _fail_numeric(self, own: list[Row], error: NumericError) -> None:
+        """Ends a text whose logits are not finite, with an error that names the place. own: its rows.
+
+        Where all are finite, its callables have made this error.
+        """
+        generation, stride = own[0].generation, 4 * self._engine.model.logits_stride
+        for row in own:
+            for i in range(row.wanted):
+                at = (row.at + i) * stride
+                logits = memoryview(self._logits)[at : at + 4 * self._engine.vocab_size].cast("f")
+                if not all(map(isfinite, logits)):
+                    position = row.sequence.length - row.wanted + i
+                    generation.fail(self._engine.broken(row.sequence, position, row.tokens[i - row.wanted]))
+                    return
+        generation.fail(error)
 
     def _finish(self, row: Row, seconds: float) -> None:
         """After the draws: drops wrong guesses, keeps the pages of prompts that were read, and tells of new tokens."""
         generation, sequence = row.generation, row.sequence
         if row.reads:
             generation.prompt_seconds += seconds
-            if generation.tokens or sequence.length in generation.marks:
-                self._engine.keep(generation.prompt, sequence, prompt=bool(generation.tokens))
+            read = bool(generation.tokens) or generation.searching
+            if read or sequence.length in generation.marks:
+                self._engine.keep(generation.prompt, sequence, prompt=read)
         else:
             generation.decode_seconds += seconds
             if sequence.length >= generation.position() and generation.finish_reason is None:
@@ -306,8 +274,8 @@ class Steps:
         if len(rows) != 1 or len(self.places.running) != 1 or self.places.waiting or rows[0].reads:
             return False
         g = rows[0].generation
-        plain = g.proposer is None and not g.processors and g.matcher is None and g.logprobs is None
-        plain = plain and g.notify is None
+        plain = g.proposer is None and g.search is None and g.matcher is None
+        plain = plain and not g.processors and g.logprobs is None and g.notify is None
         return plain and g.finish_reason is None
 
     def _step_alone(self) -> bool:

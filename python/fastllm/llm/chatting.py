@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from fastllm.decoding import listed
 from fastllm.errors import OptionError
 from fastllm.llm.arguments import whole
+from fastllm.llm.begun import Begun, generation_of
 from fastllm.llm.reply import AsyncChatStream, ChatMessage, ChatStream, Reader, message
-from fastllm.llm.stream import AsyncTextStream, Background, Begin, Pieces, TextStream
-from fastllm.llm.writing import Writing, _all_written, _written
+from fastllm.llm.stream import AsyncTextStream, Background, Begin, Pieces
+from fastllm.llm.writing import Writing
 
 if TYPE_CHECKING:
     from fastllm.chat import ChatTemplate, Llama2Format, Message, ResponseParser
@@ -121,9 +122,9 @@ class Chatting(Writing):
             options=options,
         )
         if _flag("stream", stream):
-            return ChatStream(self.generate(asked.ids, stream=asked.begin(), **asked.options), asked.reader())
-        begun = self.generate(asked.ids, stream=asked.begin(), **asked.options)
-        self._scheduler.run([text.generation for text in (begun if isinstance(begun, list) else [begun])])
+            return ChatStream(self._begin(asked).stream(), asked.reader())
+        begun = self._begin(asked)
+        self._scheduler.run([generation_of(text) for text in begun.texts])
         return _replies(begun, asked)
 
     @overload
@@ -159,8 +160,8 @@ class Chatting(Writing):
         )
         if _flag("stream", stream):
             background = Background(self._scheduler)
-            begun = self.generate(asked.ids, stream=asked.begin(background), **asked.options)
-            return AsyncChatStream(AsyncTextStream(begun, background), asked.reader())
+            stream_of = self._begin(asked, background).stream()
+            return AsyncChatStream(AsyncTextStream(stream_of, background), asked.reader())
 
         async def reply() -> Any:
             return _replies(await self._abegun(asked.ids, asked.begin(), asked.options), asked)
@@ -187,6 +188,10 @@ class Chatting(Writing):
                 raise OptionError(f"the chat template of {self.path} takes no tools")
             known["tools"] = list(tools)
         return form, checked(messages), known
+
+    def _begin(self, asked: Asked, background: Background | None = None) -> Begun:
+        begun: Begun = self.generate(asked.ids, stream=asked.begin(background), **asked.options)
+        return begun
 
     @cached_property
     def _special(self) -> dict[int, str]:
@@ -235,7 +240,7 @@ class Asked:
             self._force(forced, parallel)
         self._closing: list[int] | None = None
         if max_thinking_tokens is not None:
-            self._bound(whole("max_thinking_tokens", max_thinking_tokens, 0))
+            self._bound(whole("max_thinking_tokens", max_thinking_tokens, 0), forced=bool(forced))
 
     def begin(self, background: Background | None = None) -> Begin:
         """How generate begins a reply."""
@@ -271,7 +276,7 @@ class Asked:
                 raise OptionError(f"tool_choice forces a call, which does not go with {name}")
         self.options["grammar"] = made
 
-    def _bound(self, most: int) -> None:
+    def _bound(self, most: int, *, forced: bool) -> None:
         from fastllm.chat.formats import closing
 
         thinking = None if self._format is None else self._format.thinking
@@ -280,7 +285,10 @@ class Asked:
                 f"max_thinking_tokens: {self._llm.path} does not think, or nothing is known of how it ends that"
             )
         words = self._llm.tokenizer
-        self._closing = words.encode(closing(words, thinking), special=True, start=False)
+        end = closing(words, thinking)
+        if forced:
+            end = end.partition("<|channel|>")[0]  # gpt-oss's goes on with the answer, in place of which a call comes
+        self._closing = words.encode(end, special=True, start=False)
         self._most = most
 
     def _budget(self, pieces: Pieces) -> Budget:
@@ -301,13 +309,12 @@ class Asked:
         )
 
 
-def _replies(begun: TextStream | list[TextStream], asked: Asked) -> ChatMessage | list[ChatMessage]:
-    """The messages of one or several texts that are written. Raises as generate does."""
-    if isinstance(begun, list):
-        _all_written(begun, len(begun))
-        return [message(text, asked.reader()) for text in begun]
-    _written(begun)
-    return message(begun, asked.reader())
+def _replies(begun: Begun, asked: Asked) -> ChatMessage | list[ChatMessage]:
+    """The messages of texts that are written. Raises as generate does."""
+    written = begun.written()
+    if isinstance(written, list):
+        return [message(text, asked.reader()) for text in written]
+    return message(written, asked.reader())
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -63,25 +63,25 @@ class Reader:
         self.more: dict[str, Any] = {}  # other fields of the message
         self._calls = 0
 
-    def push(self, piece: str, stream: TextStream | AsyncTextStream) -> list[Piece]:
-        """What is certain with a further piece of a stream."""
+    def push(self, piece: str, of: Text | TextStream | AsyncTextStream) -> list[Piece]:
+        """What is certain with a further piece. of: the text or stream that it is of."""
         special = type(piece) is Special
         if self._parser is None:
             return [] if special else [("text", piece)]
-        return self._pieces(self._parser.feed(piece, special=special), stream)
+        return self._pieces(self._parser.feed(piece, special=special), of)
 
-    def end(self, stream: TextStream | AsyncTextStream) -> list[Piece]:
+    def end(self, of: Text | TextStream | AsyncTextStream) -> list[Piece]:
         """The rest, when the reply is over."""
-        return [] if self._parser is None else self._pieces(self._parser.end(), stream)
+        return [] if self._parser is None else self._pieces(self._parser.end(), of)
 
-    def _pieces(self, parts: list[Part], stream: TextStream | AsyncTextStream) -> list[Piece]:
+    def _pieces(self, parts: list[Part], of: Text | TextStream | AsyncTextStream) -> list[Piece]:
         from fastllm.chat.formats import THINKING_FIELDS
 
         pieces = list[Piece]()
         for name, text, value in parts:
             if name == "tool_calls":
                 calls = value if isinstance(value, list) else [value]
-                pieces += [("tool_call", self._call(call, stream)) for call in calls]
+                pieces += [("tool_call", self._call(call, of)) for call in calls]
             elif name == "content" or name in THINKING_FIELDS:
                 pieces.append(("text" if name == "content" else "thinking", _as_text(text, value)))
             elif text is not None:
@@ -90,13 +90,13 @@ class Reader:
                 self.more[name] = value
         return pieces
 
-    def _call(self, call: Mapping[str, Any], stream: TextStream | AsyncTextStream) -> ToolCall:
+    def _call(self, call: Mapping[str, Any], of: Text | TextStream | AsyncTextStream) -> ToolCall:
         from fastllm.chat.calls import typed
 
         name, arguments = call["function"]["name"], call["function"]["arguments"]
         self._calls += 1
         known = call.get("id")
-        id_ = known if isinstance(known, str) and known else _id(stream.seed, stream.prompt_tokens, self._calls)
+        id_ = known if isinstance(known, str) and known else _id(of.seed, of.prompt_tokens, self._calls)
         return {
             "id": id_,
             "type": "function",
@@ -120,10 +120,11 @@ def _id(*of: int) -> str:
     return "".join(_ALPHABET[digest // len(_ALPHABET) ** i % len(_ALPHABET)] for i in range(9))
 
 
-def message(stream: TextStream, reader: Reader) -> ChatMessage:
-    """The message of a reply that is written."""
-    pieces = [piece for taken in stream.taken for piece in reader.push(taken, stream)]
-    return _message(stream.text, [*pieces, *reader.end(stream)], reader.more)
+def message(text: Text, reader: Reader) -> ChatMessage:
+    """The message of a reply that is written. text: as TextStream.rest gives it."""
+    said = vars(text).pop("pieces", [text])
+    pieces = [piece for one in said for piece in reader.push(one, text)]
+    return _message(text, [*pieces, *reader.end(text)], reader.more)
 
 
 def _message(text: Text, pieces: list[Piece], more: Mapping[str, Any]) -> ChatMessage:

@@ -35,8 +35,8 @@ class Pieces:
     """
 
     __slots__ = (
-        *("_decoder", "_marks", "_passed", "_previous", "_pushed", "_scan", "_special", "_stops", "_tokenizer"),
-        *("found", "ready"),
+        *("_decoder", "_marks", "_passed", "_previous", "_pushed", "_scan", "_stops", "_tokenizer"),
+        *("found", "ready", "special"),
     )
 
     def __init__(
@@ -45,7 +45,7 @@ class Pieces:
         """previous: the prompt's last id, on which the first piece may depend. special: the texts of special tokens, if
         these become pieces too."""
         self._tokenizer, self._previous, self._stops = tokenizer, previous, stops
-        self._special = special
+        self.special = special
         self._pushed = self._passed = 0  # characters that have come, and that are in `ready`
         self._marks = deque[tuple[int, Special]]()  # special tokens that are not, and how many characters precede each
         self._decoder: Stream | None = None
@@ -63,8 +63,8 @@ class Pieces:
                 piece = self._scan.push(piece)
                 self.found = self._scan.found
             self._pass(piece)
-        elif self._special is not None and token in self._special:
-            self._marks.append((self._pushed, Special(self._special[token])))
+        elif self.special is not None and token in self.special:
+            self._marks.append((self._pushed, Special(self.special[token])))
             self._pass("")
         return self.found
 
@@ -101,7 +101,7 @@ class _Written:
     """What is known so far of a text that is being written: the attributes of a Text, and more.
 
     generation: the tokens as they are drawn. finish_reason: None until all pieces have been taken. text: the pieces
-    taken so far. The other attributes are Text's. taken: those pieces, with special tokens where they were asked for.
+    taken so far. The other attributes are Text's.
     """
 
     def __init__(self, generation: Generation, pieces: Pieces, seed: int) -> None:
@@ -122,10 +122,6 @@ class _Written:
         return self.generation.tokens.copy()
 
     @property
-    def taken(self) -> list[str]:
-        return self._taken.copy()
-
-    @property
     def prompt_tokens(self) -> int:
         return len(self.generation.prompt)
 
@@ -142,6 +138,10 @@ class _Written:
     def prompt_logprobs(self) -> list[Logprob | None] | None:
         found = self.generation.prompt_logprobs
         return None if found is None else found.copy()
+
+    @property
+    def score(self) -> float | None:
+        return None
 
     @property
     def prompt_seconds(self) -> float:
@@ -216,7 +216,10 @@ class TextStream(_Written):
         self._end()
         self._taken.extend(self._pieces.ready)
         self._pieces.ready.clear()
-        return self.text
+        text = self.text
+        if self._pieces.special is not None:  # for the message that chat makes of it
+            vars(text)["pieces"] = self._taken
+        return text
 
 
 class AsyncTextStream(_Written):

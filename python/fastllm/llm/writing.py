@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from fastllm import _core
 from fastllm.decoding import Sampling, Stops
 from fastllm.engine import Generation, Scheduler
-from fastllm.errors import FastLLMError, OptionError, TokenizerError, about
+from fastllm.errors import OptionError, TokenizerError, about
 from fastllm.llm.arguments import prompts_in, seeds, several, token_ids, whole
+from fastllm.llm.beams import BeamTexts, Ends
+from fastllm.llm.begun import Begun, generation_of
+from fastllm.llm.options import beam_search, beams_of, check_beams, count_of
 from fastllm.llm.steering import Phrases
 from fastllm.llm.stream import AsyncTextStream, Background, Begin, Pieces, TextStream
 from fastllm.llm.text import Text
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fastllm.decoding.beams import BeamOptions
     from fastllm.decoding.grammar import Grammar, Grammars
     from fastllm.engine.guesses import Proposer
     from fastllm.llm.texts import Ids
@@ -57,13 +61,16 @@ class Writing(Texts):
         grammar: Grammar | None = None,
         watch: Callable[[int], bool] | None = None,
         notify: Callable[[], None] | None = None,
+        beams: BeamOptions | None = None,
+        ends: Callable[[list[int]], bool] | None = None,
     ) -> Generation:
         """The new token ids of a text, as a Generation to iterate over: the level below generate.
 
         A prompt of ids needs no tokenizer. stop: ids that end the text; None: the model's own, or none with ignore_eos.
         max_tokens: None or -1: to the end of the context. watch: called with each new token; True ends the text.
-        notify: called after new tokens and at the end. Both run in the thread that writes. The other options are
-        generate's. Raises OptionError, ContextError, TokenizerError.
+        notify: called after new tokens and at the end. beams: searches with these, and `ends` takes the place of watch:
+        called with all new tokens of a beam. These run in the thread that writes. The other options are generate's.
+        Raises OptionError, ContextError, TokenizerError.
         """
         self._check_head()
         if not self.config.causal:
@@ -81,24 +88,29 @@ class Writing(Texts):
             raise OptionError("echo gives the log probabilities of the prompt's tokens: it needs logprobs, such as 0")
         if stop is None:
             stop = () if ignore_eos else self.stop
-        ends = token_ids(stop, "stop")
-        self._check_tokens(ends, "stop")
+        stop = token_ids(stop, "stop")
+        self._check_tokens(stop, "stop")
+        seed = new_seed() if seed is None else whole("seed", seed, 0, _SEEDS - 1)
         if grammar is not None and sampling.forced_eos_token_id:
             raise OptionError("forced_eos_token_id ends a text anywhere, so it does not go with a grammar")
+        search = None
+        if beams is not None:
+            search = beam_search(
+                self._engine, self._phrases, beams, sampling, seed=seed, stop=stop, ends=ends, max_tokens=most
+            )
         return Generation(
             self._scheduler,
             tokens,
             self._sampler(
-                sampling,
-                new_seed() if seed is None else whole("seed", seed, 0, _SEEDS - 1),
-                **self._phrases.sampler_options(sampling, ends, min_tokens=least, max_tokens=most),
+                sampling, seed, **self._phrases.sampler_options(sampling, stop, min_tokens=least, max_tokens=most)
             ),
             max_tokens=most,
-            stop=ends,
+            stop=stop,
             proposer=self._proposer(lookup, draft),
+            search=search,
             watch=watch,
             processors=processors,
-            matcher=None if grammar is None else grammar.matcher(ends),
+            matcher=None if grammar is None else grammar.matcher(stop),
             logprobs=logprobs,
             echo=echo,
             notify=notify,
@@ -149,6 +161,7 @@ class Writing(Texts):
         prompt: Ids | Iterable[Ids],
         *,
         n: int = 1,
+        num_return_sequences: int | None = None,
         max_tokens: int | None = 256,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -207,11 +220,12 @@ class Writing(Texts):
         written all the same: the error of the first has them in its `texts`, with None for each that failed.
         """
         asked, alone = prompts_in(prompt)
-        count = whole("n", n, 1)
+        count = count_of(n, num_return_sequences)
+        beams = beams_of(more, count)
         if stream is True and (not alone or count > 1):
             raise OptionError("stream=True writes one text: it takes one prompt, not a list, and n = 1")
         options = {
-            "temperature": temperature,
+            "temperature": 0.0 if beams is not None and temperature is None else temperature,
             "top_p": top_p,
             "top_k": top_k,
             "min_p": min_p,
@@ -227,6 +241,9 @@ class Writing(Texts):
         if unknown := options.keys() - set(Sampling._fields):
             raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
         sampling = self.defaults.updated(**options)
+        if beams is not None:
+            check_beams(beams, sampling, {"stream": stream is True, "lookup": lookup, "draft": draft is not None})
+            count = 1
         stops = Stops(stop, self.config.vocab_size)
         rules = self._grammars.compile(json_schema=json_schema, regex=regex, choice=choice, grammar=grammar)
         words = None if isinstance(self._tokenizer, TokenizerError) and not stops else self.tokenizer
@@ -243,25 +260,37 @@ class Writing(Texts):
             "grammar": rules,
             "notify": how.notify,
         }
-        begun: list[TextStream | Generation] = []
+        begun: list[TextStream | Generation | BeamTexts] = []
         for i, (one, base) in enumerate(zip(asked, seeds(seed, len(asked), alone=alone), strict=True)):
             with nullcontext() if alone else about(i):
                 tokens = self._prompt(one, "prompt" if alone else f"prompt {i}", special)
                 first = new_seed() if base is None else base
                 for own in range(first, first + count):
+                    seed_of = own % _SEEDS
                     previous = tokens[-1] if rules is None else rules.previous
+                    if beams is not None:
+                        if how.watch is not None:
+                            raise OptionError(
+                                "max_thinking_tokens does not go with num_beams: a beam is no single text"
+                            )
+                        ends = None if words is None or not stops else Ends(words, previous, stops)
+                        generation = self.start(tokens, sampling, seed=seed_of, beams=beams, ends=ends, **shared)
+                        begun.append(BeamTexts(generation, words, previous, stops, seed_of, special=how.special))
+                        continue
                     pieces = None if words is None else Pieces(words, previous, stops, how.special)
                     budget = None if pieces is None or how.watch is None else how.watch(pieces)
                     watch = pieces if budget is None else budget
-                    generation = self.start(tokens, sampling, seed=own % _SEEDS, watch=watch, **shared)
+                    generation = self.start(tokens, sampling, seed=seed_of, watch=watch, **shared)
                     if budget is not None:
                         budget.begin(generation)
-                    begun.append(generation if pieces is None else TextStream(generation, pieces, own % _SEEDS))
-        single = alone and count == 1
+                    begun.append(generation if pieces is None else TextStream(generation, pieces, seed_of))
+        single = alone and num_return_sequences is None and n == 1
+        if stream is True:
+            return begun[0]
         if stream:
-            return begun[0] if single else begun
-        self._scheduler.run([_generation(text) for text in begun])
-        return _written(begun[0]) if single else _all_written(begun, count)
+            return Begun(begun, count, single)
+        self._scheduler.run([generation_of(text) for text in begun])
+        return Begun(begun, count, single).written()
 
     def generate_batch(self, prompts: Iterable[Ids], **options: Any) -> list[Any]:
         """generate of a list of prompts: the new texts in order. Takes its options, and raises what it raises."""
@@ -290,23 +319,19 @@ class Writing(Texts):
         self.tokenizer  # noqa: B018  # raises where there is none: a stream of ids is not made here
         background = Background(self._scheduler)
         begun = self.generate(prompt, stream=Begin(background), **options)
-        if isinstance(begun, list):
-            raise OptionError("stream=True writes one text: it takes one prompt, not a list, and n = 1")
-        return AsyncTextStream(begun, background)
+        return AsyncTextStream(begun.stream(), background)
 
     async def _agenerate(self, prompt: Any, options: dict[str, Any]) -> Any:
-        begun = await self._abegun(prompt, Begin(), options)
-        return _all_written(begun, options.get("n", 1)) if isinstance(begun, list) else _written(begun)
+        return (await self._abegun(prompt, Begin(), options)).written()
 
-    async def _abegun(self, prompt: Any, how: Begin, options: dict[str, Any]) -> Any:
+    async def _abegun(self, prompt: Any, how: Begin, options: dict[str, Any]) -> Begun:
         """What generate begins, once it is written. how: without `notify`."""
         import asyncio
 
         background = Background(self._scheduler)
         begin: Callable[..., Any] = self.generate
-        begun = await asyncio.to_thread(begin, prompt, stream=how._replace(notify=background), **options)
-        texts = begun if isinstance(begun, list) else [begun]
-        generations = [_generation(text) for text in texts]
+        begun: Begun = await asyncio.to_thread(begin, prompt, stream=how._replace(notify=background), **options)
+        generations = [generation_of(text) for text in begun.texts]
         try:
             background.write(generations)
             for generation in generations:
@@ -339,32 +364,3 @@ def _callables(name: str, value: Any) -> list[Any]:
         if not callable(one):
             raise OptionError(f"{name} must be a callable or a list of these, not {one!r}")
     return found
-
-
-def _generation(text: TextStream | Generation) -> Generation:
-    return text.generation if isinstance(text, TextStream) else text
-
-
-def _written(text: TextStream | Generation) -> Text | list[int]:
-    """What has been written, once its generation has ended. Raises the generation's error if it has one."""
-    if isinstance(text, TextStream):
-        return text.rest()
-    if text.error is not None:
-        raise text.error
-    return text.tokens
-
-
-def _all_written(begun: Sequence[TextStream | Generation], count: int) -> list[Any]:
-    """What has been written of several texts, `count` of each prompt.
-
-    If any has failed, raises the error of the first, which has the others' texts as `texts`.
-    """
-    errors = {i: error for i, text in enumerate(begun) if (error := _generation(text).error) is not None}
-    texts = [None if i in errors else _written(text) for i, text in enumerate(begun)]
-    if not errors:
-        return texts
-    first, cause = next(iter(errors.items()))
-    others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    error = type(cause)(f"prompt {first // count}{others}: {cause}") if isinstance(cause, FastLLMError) else cause
-    vars(error).update(text=first, texts=texts)
-    raise error
