@@ -276,3 +276,18 @@ def test_guesses_never_pass_the_end_of_thinking(llm, most):
     assert guessed == plain
     assert guessed["content"].tokens == plain["content"].tokens
     assert len(plain.get("reasoning", "")) == most
+
+
+def test_beams_give_messages(llm):
+    options = {"num_beams": 3, "max_tokens": 12, **THINK}
+    best = llm.chat("x", **options)
+    several = llm.chat("x", num_return_sequences=2, **options)
+    assert several[0] == best == {"role": "assistant", "reasoning": best["reasoning"], "content": ""}
+    assert len(best["reasoning"]) == 12
+    assert asyncio.run(llm.achat("x", **options)) == best
+    for more, cause in (
+        ({"stream": True}, "stream does not go"),
+        ({"max_thinking_tokens": 3}, "max_thinking_tokens does"),
+    ):
+        with pytest.raises(OptionError, match=cause):
+            llm.chat("x", **options, **more)
