@@ -71,7 +71,7 @@ def main() -> int:
             f"a vocabulary of {llm.config.vocab_size:,}, made ready in {perf_counter() - start:.2f} s\n"
         )
         print(
-            "| grammar | compiled, ms | plain, tokens/s | masked | with what is forced | masks, of the time | slowest, ms |"
+            "| grammar | compiled, ms | plain, tokens/s | masked | and guessed | masks, of the time | slowest, ms |"
         )
         print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
         for name, options in GRAMMARS.items():
