@@ -5,7 +5,6 @@ import json
 import os
 import re
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -17,6 +16,7 @@ from fastllm import OptionError, TokenizerError
 from fastllm.decoding.grammar import Matcher
 from fastllm.engine.generation import Generation
 from helpers import writers
+from helpers.data import ROOT
 from helpers.schemas import schemas
 
 SCHEMA = {
@@ -252,7 +252,7 @@ def test_any_json(model):
 
 
 def test_the_example_of_the_readme():
-    text = (Path(fastllm.__file__).parent / "decoding" / "README.md").read_text("utf-8")
+    text = (ROOT / "python" / "fastllm" / "decoding" / "README.md").read_text("utf-8")
     (code,) = [code for code in re.findall("```python\n(.*?)```", text, re.S) if "json_schema=True" in code]
     lines = [
         f"texts.append({line})" if line.startswith("llm.g") else line for line in re.sub(" +#.*", "", code).split("\n")
