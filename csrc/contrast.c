@@ -180,7 +180,8 @@ fl_status fl_degeneration(const fl_kernels *k, const fl_matrix *context, size_t 
     for (size_t i = 0; status == FL_OK && i < n; i++) {
         size_t best;
         int finite;
-        out[i] = k->max(cosines + i * stride, count, &best, &finite);
+        const float largest = k->max(cosines + i * stride, count, &best, &finite);
+        out[i] = finite ? largest : NAN;
     }
     fl_fpenv_restore(before);
     fl_free(units);

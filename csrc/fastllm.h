@@ -582,7 +582,8 @@ fl_status fl_dola(fl_draw_scratch *scratch, const fl_kernels *k, const float *lo
 void fl_unit_row(float *panels, size_t n, size_t r, const float *x);
 
 // The degeneration penalties of contrastive search (Su et al., 2022): out[i] is the largest cosine of row i of x (n,
-// context->n) and any of the first `count` >= 1 rows of an FL_F32 matrix, which fl_unit_row wrote. FL_NO_MEMORY.
+// context->n) and any of the first `count` >= 1 rows of an FL_F32 matrix, which fl_unit_row wrote; NaN where one of
+// these is not finite. FL_NO_MEMORY.
 fl_status fl_degeneration(const fl_kernels *k, const fl_matrix *context, size_t count, const float *x, size_t n,
                           size_t threads, float *out);
 

@@ -35,31 +35,33 @@ cdef float *logits_row(Model model, Buffer logits, size_t row, str what) except 
     return <float *>logits.data + row * stride
 
 
-def guide(Model model not None, Buffer logits not None, size_t row, size_t other, float scale):
-    """Row `row` of logits becomes the scores of guidance against row `other`: scale (ln p - ln q) + ln q.
+def guide(Model model not None, Buffer logits not None, size_t row, size_t other, float scale, Buffer out not None):
+    """Row 0 of `out` becomes the scores of guidance of a row of logits against another: scale (ln p - ln q) + ln q.
 
     Raises OptionError for a row that there is not, NumericError if a logit is not finite, MemoryError.
     """
-    cdef float *x = logits_row(model, logits, row, "guide")
+    cdef const float *x = logits_row(model, logits, row, "guide")
     cdef const float *y = logits_row(model, logits, other, "guide")
+    cdef float *to = logits_row(model, out, 0, "guide")
     cdef DrawScratch scratch = model.idle_draws.pop() if model.idle_draws else DrawScratch()
     cdef fl_status status
     with nogil:
-        status = fl_guide(scratch.c, model.c.kernels, x, y, model.c.config.vocab_size, scale, x)
+        status = fl_guide(scratch.c, model.c.kernels, x, y, model.c.config.vocab_size, scale, to)
     model.idle_draws.append(scratch)
     if status != FL_OK:
         raise draw_error(status, False)
 
 
-def dola(Model model not None, Buffer logits not None, size_t row, Buffer exits not None, size_t n, *,
-         size_t threads=1):
-    """Row `row` of logits becomes the scores of DoLa against the farthest of n rows of `exits`, as head writes them.
+def dola(Model model not None, Buffer logits not None, size_t row, Buffer exits not None, size_t n,
+         Buffer out not None, *, size_t threads=1):
+    """Row 0 of `out` becomes the scores of DoLa: of a row of logits against the farthest of the first n of `exits`.
 
     Tokens of less than a tenth of the largest probability get -infinity. Raises OptionError for rows that there are
     not, NumericError if a logit is not finite, MemoryError.
     """
-    cdef float *x = logits_row(model, logits, row, "dola")
+    cdef const float *x = logits_row(model, logits, row, "dola")
     cdef const float *y = <const float *>exits.data
+    cdef float *to = logits_row(model, out, 0, "dola")
     cdef DrawScratch scratch
     cdef fl_status status
     if n == 0 or n > exits.rows(fl_logits_stride(&model.c)):
@@ -68,7 +70,7 @@ def dola(Model model not None, Buffer logits not None, size_t row, Buffer exits 
     try:
         scratch = model.idle_draws.pop() if model.idle_draws else DrawScratch()
         with nogil:
-            status = fl_dola(scratch.c, model.c.kernels, x, y, n, model.c.config.vocab_size, threads, x)
+            status = fl_dola(scratch.c, model.c.kernels, x, y, n, model.c.config.vocab_size, threads, to)
         model.idle_draws.append(scratch)
     finally:
         give_cores(taken)
@@ -110,9 +112,16 @@ cdef class Directions:
                 fl_unit_row(<float *>self.panels.data, dim, self.count + i, x + i * dim)
         self.count += n
 
+    def truncate(self, size_t count):
+        """Forgets all but the first `count` positions. Raises OptionError if there are fewer."""
+        if count > self.count:
+            raise OptionError(f"directions: {self.count:,} positions cannot be cut to {count:,}")
+        self.count = count
+
     def degeneration(self, Buffer rows not None, size_t first, size_t n, *, size_t threads=1):
         """The degeneration penalties of n rows: of each, the largest cosine with any of the positions, of which there
-        must be one. Raises OptionError for rows that there are not, MemoryError."""
+        must be one; NaN where a row or a position is not finite. Raises OptionError for rows that there are not,
+        MemoryError."""
         cdef const float *x = self.rows(rows, first, n)
         cdef float *out
         cdef fl_matrix context

@@ -101,10 +101,13 @@ def test_guidance(scale):
     for isa in ISAS:
         logits, other = random_rows(1, 2)
         buffer, rows = rows_of(small(isa), other, logits)
-        _core.guide(small(isa), buffer, 1, 0, scale)
-        np.testing.assert_allclose(rows[1], contrasts.guided(logits, other, scale), rtol=1e-5, atol=1e-4)
-        assert (rows[0] == other).all()
-        found.add(rows[1].tobytes())
+        out, found_scores = rows_of(small(isa), np.zeros(SMALL.vocab_size))
+        _core.guide(small(isa), buffer, 1, 0, scale, out)
+        np.testing.assert_allclose(found_scores[0], contrasts.guided(logits, other, scale), rtol=1e-5, atol=1e-4)
+        assert (rows == [other, logits]).all()
+        found.add(found_scores.tobytes())
+        _core.guide(small(isa), buffer, 1, 0, scale, buffer)  # in place of one of the two
+        assert (rows[0] == found_scores[0]).all()
     assert len(found) == 1
 
 
@@ -118,7 +121,7 @@ def test_dola(n, spread):
             model = small(isa)
             buffer, rows = rows_of(model, logits)
             early, _ = rows_of(model, *exits)
-            _core.dola(model, buffer, 0, early, n, threads=threads)
+            _core.dola(model, buffer, 0, early, n, buffer, threads=threads)
             expected = contrasts.dola_scores(logits, exits)
             assert ((rows[0] == -math.inf) == (expected == -math.inf)).all()
             np.testing.assert_allclose(rows[0], expected, rtol=1e-5, atol=1e-4)
@@ -127,12 +130,12 @@ def test_dola(n, spread):
 
 
 def test_dola_takes_the_first_of_equal_exits():
-    logits, exit = random_rows(3, 2)
+    logits, early = random_rows(3, 2)
     model = small()
     alone, expected = rows_of(model, logits)
-    _core.dola(model, alone, 0, rows_of(model, exit)[0], 1)
+    _core.dola(model, alone, 0, rows_of(model, early)[0], 1, alone)
     buffer, rows = rows_of(model, logits)
-    _core.dola(model, buffer, 0, rows_of(model, exit, exit, logits)[0], 3)
+    _core.dola(model, buffer, 0, rows_of(model, early, early, logits)[0], 3, buffer)
     assert (rows == expected).all()
 
 
@@ -143,22 +146,22 @@ def test_scores_of_what_is_not_finite(model):
             pair[place, 7] = bad
             buffer, rows = rows_of(model, *pair)
             with pytest.raises(NumericError, match="not finite"):
-                _core.guide(model, buffer, 0, 1, 1.5)
+                _core.guide(model, buffer, 0, 1, 1.5, buffer)
             exits, _ = rows_of(model, pair[1], pair[1])
             with pytest.raises(NumericError, match="not finite"):
-                _core.dola(model, buffer, 0, exits, 2, threads=2)
+                _core.dola(model, buffer, 0, exits, 2, buffer, threads=2)
             np.testing.assert_array_equal(rows, pair)
 
 
 def test_scores_refuse_rows_that_there_are_not(model):
     buffer, _ = rows_of(model, *random_rows(4, 2))
     with pytest.raises(OptionError, match="guide: no row 2"):
-        _core.guide(model, buffer, 0, 2, 1.5)
+        _core.guide(model, buffer, 0, 2, 1.5, buffer)
     with pytest.raises(OptionError, match="dola: no row 2"):
-        _core.dola(model, buffer, 2, buffer, 1)
+        _core.dola(model, buffer, 2, buffer, 1, buffer)
     for n in (0, 3):
         with pytest.raises(OptionError, match=f"dola: no {n} rows"):
-            _core.dola(model, buffer, 0, buffer, n)
+            _core.dola(model, buffer, 0, buffer, n, buffer)
 
 
 # ---- degeneration
@@ -194,5 +197,13 @@ def test_degeneration_refuses(model):
     for first, n in ((0, 4), (4, 0), (2, 2), (3, 1)):
         with pytest.raises(OptionError, match=f"no {n} rows from {first} on in 3"):
             directions.append(buffer, first, n)
+    with pytest.raises(OptionError, match="0 positions cannot be cut to 1"):
+        directions.truncate(1)
     directions.append(buffer, 0, 3)  # zeros have no direction: they are like nothing
     assert directions.degeneration(buffer, 0, 2) == [0, 0]
+    np.frombuffer(memoryview(buffer), np.float32)[3] = math.nan
+    assert str(directions.degeneration(buffer, 0, 2)) == "[nan, 0.0]"
+    directions.append(buffer, 0, 1)
+    assert str(directions.degeneration(buffer, 1, 1)) == "[nan]"
+    directions.truncate(3)
+    assert directions.degeneration(buffer, 1, 1) == [0]
