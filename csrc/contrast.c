@@ -3,9 +3,11 @@
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "candidates.h"
 #include "fpenv.h"
+#include "sampler.h"
 
 // ---- logarithms of probabilities -----------------------------------------------------------------------------------
 
@@ -144,7 +146,42 @@ fl_status fl_dola(fl_draw_scratch *scratch, const fl_kernels *k, const float *lo
     return status;
 }
 
-// ---- degeneration --------------------------------------------------------------------------------------------------
+// ---- contrastive search --------------------------------------------------------------------------------------------------
+
+static fl_status likeliest(const fl_sampler *s, fl_draw_worker *w, const fl_kernels *k, const float *logits,
+                           int processed, size_t most, int32_t *tokens, double *probs, size_t *n) {
+    size_t best;
+    int finite;
+    k->max(logits, s->vocab, &best, &finite);
+    if (!finite && !(processed && fl_only_forbids(logits, s->vocab))) return FL_BAD_VALUE;
+    memcpy(w->logits, logits, s->vocab * sizeof(float));
+    if (fl_history_adjusts(&s->history)) fl_history_adjust(&s->history, w->logits, w->marks);
+    if (s->watermark) fl_raise_green(s, w, k, w->logits);
+    const float max = k->max(w->logits, s->vocab, &best, &finite);
+    if (!isfinite(max)) return FL_BAD_TOKEN;
+    k->softmax(w->probs, w->sums, w->logits, s->vocab, 1, max);
+    const double sum = fl_sum_of(w->probs, NULL, s->vocab);
+    if (most > s->vocab) most = s->vocab;
+    fl_candidates_top(w, k, w->logits, s->vocab, most);
+    for (*n = 0; *n < most; ++*n) {
+        const size_t id = fl_id_in(w->found[0][*n]);
+        if (w->logits[id] == -INFINITY) break;
+        tokens[*n] = (int32_t)id;
+        probs[*n] = (double)w->probs[id] / sum;
+    }
+    return FL_OK;
+}
+
+fl_status fl_likeliest(const fl_sampler *s, fl_draw_scratch *scratch, const fl_kernels *k, const float *logits,
+                       int processed, size_t most, int32_t *tokens, double *probs, size_t *n) {
+    fl_draw_worker *w;
+    fl_status status = fl_draw_reserve(scratch, 0, s->vocab, &w);
+    if (status != FL_OK) return status;
+    const fl_fpenv before = fl_fpenv_set();
+    status = likeliest(s, w, k, logits, processed, most, tokens, probs, n);
+    fl_fpenv_restore(before);
+    return status;
+}
 
 // 1 / the length of x (n,), or 0 of zeros.
 static float unit_of(const float *x, size_t n) {

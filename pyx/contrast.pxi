@@ -78,6 +78,39 @@ def dola(Model model not None, Buffer logits not None, size_t row, Buffer exits 
         raise draw_error(status, False)
 
 
+def likeliest(Model model not None, Sampler sampler not None, Buffer logits not None, size_t row, size_t most, *,
+              bint processed=False):
+    """The up to `most` likeliest tokens after a row of logits, the likeliest first: a list of (token, probability).
+
+    Logits are changed before by what the sampler knows of its text, which stays as it is; what is forbidden is not in
+    the list. processed: the caller has changed them, see Model.draw. Raises NumericError if a logit is not finite;
+    OptionError for what is impossible, or where no token is allowed; MemoryError.
+    """
+    cdef const float *x = logits_row(model, logits, row, "likeliest")
+    cdef size_t n = 0, i, room = min(most, model.c.config.vocab_size)
+    cdef DrawScratch scratch
+    cdef fl_status status
+    if sampler.vocab_size != model.c.config.vocab_size:
+        raise OptionError("likeliest: a sampler of another vocabulary")
+    cdef int32_t *tokens = <int32_t *>malloc((room + 1) * sizeof(int32_t))
+    cdef double *probs = <double *>malloc((room + 1) * sizeof(double))
+    try:
+        if tokens is NULL or probs is NULL:
+            raise MemoryError("likeliest: out of memory")
+        scratch = model.idle_draws.pop() if model.idle_draws else DrawScratch()
+        sampler.take()
+        with nogil:
+            status = fl_likeliest(sampler.c, scratch.c, model.c.kernels, x, processed, room, tokens, probs, &n)
+        sampler.busy = False
+        model.idle_draws.append(scratch)
+        if status != FL_OK:
+            raise draw_error(status, processed)
+        return [(tokens[i], probs[i]) for i in range(n)]
+    finally:
+        free(tokens)
+        free(probs)
+
+
 cdef class Directions:
     """The directions of a text's hidden states, position after position: rows of unit length. One call at a time.
 

@@ -68,7 +68,7 @@ class Contrastive:
             changed = model.logits(1)
             memoryview(changed)[:] = memoryview(own)
             scores.process(self._engine, generation, changed)
-        followers = _core.followers(
+        followers = _core.likeliest(
             model, generation.sampler, changed, 0, self.width, processed=bool(generation.processors)
         )
         return _State(sequence, followers, own)

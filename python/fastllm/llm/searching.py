@@ -1,0 +1,76 @@
+"""Searches that generate is asked for: their options checked against each other and the model, and made into searches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastllm.errors import OptionError
+
+if TYPE_CHECKING:
+    from fastllm.config import Config
+    from fastllm.decoding import Sampling
+    from fastllm.decoding.search import SearchOptions
+    from fastllm.engine import Engine
+    from fastllm.engine.search import Search
+
+_NAMES = ("penalty_alpha", "dola_layers", "guidance_scale", "negative_prompt")
+
+
+def search_of(options: dict[str, Any]) -> SearchOptions | None:
+    """Takes the options of a search out of those of generate; None where none is on.
+
+    Contrastive search is greedy, and chooses among a number of tokens that the caller has to say: the temperature
+    becomes 0 unless it is given. Raises OptionError.
+    """
+    given = {name: value for name in _NAMES if (value := options.pop(name, None)) is not None}
+    if not given:
+        return None
+    from fastllm.decoding.search import SearchOptions
+
+    search = SearchOptions(**given)
+    if search.name == "penalty_alpha":
+        if options.get("top_k") is None:
+            raise OptionError("penalty_alpha needs top_k, among how many tokens it chooses, such as 4")
+        if options.get("temperature") is None:
+            options["temperature"] = 0.0
+    return search if search.name is not None else None
+
+
+def check_search(search: SearchOptions, sampling: Sampling, others: dict[str, Any]) -> None:
+    """Raises OptionError for options that do not go with a search. others: name -> value of further options."""
+    for name, value in others.items():
+        if value:
+            raise OptionError(f"{name} does not go with {search.name}")
+    if search.name == "penalty_alpha":
+        if sampling.temperature >= 1e-6:
+            raise OptionError(
+                f"penalty_alpha goes with temperature 0 only, not {sampling.temperature:g}: contrastive search draws nothing"
+            )
+        if sampling.top_k < 2:
+            raise OptionError("penalty_alpha needs a top_k of 2 or more: it chooses among so many tokens")
+
+
+def made(
+    engine: Engine, config: Config, search: SearchOptions, sampling: Sampling, negative: Sequence[int], *, tied: bool
+) -> Search:
+    """The search of one text. negative: the ids of the negative prompt, or of what stands for it. tied: whether the
+    model's embedding is its head too. Raises OptionError for layers that the model has not."""
+    if search.name == "penalty_alpha":
+        from fastllm.engine.contrastive import Contrastive
+
+        return Contrastive(engine, search.penalty_alpha, min(sampling.top_k, config.vocab_size), config.n_layers)
+    if search.name == "guidance_scale":
+        from fastllm.engine.guidance import Guidance
+
+        return Guidance(engine, search.guidance_scale, negative)
+    from fastllm.engine.dola import Dola, layers_of
+
+    layers = search.dola_layers
+    if layers is None or isinstance(layers, str):
+        return Dola(engine, layers_of(layers or "high", config.n_layers, tied=tied))
+    if max(layers) >= config.n_layers:
+        raise OptionError(
+            f"dola_layers has layer {max(layers)}: it takes those before the last, 0 to {config.n_layers - 1}"
+        )
+    return Dola(engine, layers)
