@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastllm import _core
 from fastllm.engine import scores
 from fastllm.engine.engine import CHUNK
+from fastllm.engine.generation import Search
 from fastllm.errors import NumericError
 
 if TYPE_CHECKING:
     from fastllm.engine.engine import Engine, Span
-    from fastllm.engine.generation import Generation
-    from fastllm.engine.search import Written
+    from fastllm.engine.generation import Generation, Written
 
 
 class _State(NamedTuple):
@@ -27,7 +27,7 @@ class _State(NamedTuple):
     logits: _core.Buffer
 
 
-class Contrastive:
+class Contrastive(Search):
     """Takes of the k likeliest tokens the one of largest (1 - alpha) p - alpha s, the likelier one among equals.
 
     p is a token's probability, after what the sampler's history does to logits; s the largest cosine of the token's
@@ -51,10 +51,10 @@ class Contrastive:
 
     def _note(self, sequence: _core.Sequence, written: Written) -> None:
         """Keeps the directions of the tokens that a forward has appended to a sequence; not after a gap, see spans."""
-        first = sequence.length - written.count
+        first = sequence.length - written.tokens
         if first <= self._directions.count:
             self._directions.truncate(first)
-            self._directions.append(written.hidden[self.hidden[0]], written.token, written.count)
+            self._directions.append(written.hidden[self.hidden[0]], written.token, written.tokens)
 
     def begin(self, generation: Generation, sequence: _core.Sequence, written: Written) -> None:
         self._state = self._after(generation, sequence, written.logits, written.row)
@@ -95,7 +95,7 @@ class Contrastive:
                 self._state = self._after(generation, sequence, written.logits, written.row)
             return
         hidden, forks = written.hidden[self.hidden[0]], self._forks
-        alike = self._directions.degeneration(hidden, written.token, written.count, threads=self._engine.threads)
+        alike = self._directions.degeneration(hidden, written.token, written.tokens, threads=self._engine.threads)
         if any(map(isnan, alike)):
             raise NumericError("the hidden states are not finite")
         worth = [(1 - self._alpha) * p - self._alpha * s for (_, p), s in zip(followers, alike, strict=True)]

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from fastllm import _core
 from fastllm.engine import scores
+from fastllm.engine.generation import Search
 
 if TYPE_CHECKING:
     from fastllm.engine.engine import Engine, Span
-    from fastllm.engine.generation import Generation
-    from fastllm.engine.search import Written
+    from fastllm.engine.generation import Generation, Written
 
 
 def layers_of(which: str, n_layers: int, *, tied: bool) -> list[int]:
@@ -26,7 +26,7 @@ def layers_of(which: str, n_layers: int, *, tied: bool) -> list[int]:
     return list(range(first, 20 if deep else middle, 2)) or [first]
 
 
-class Dola:
+class Dola(Search):
     """Draws each token from ln p - ln q: p the model's prediction, q that of an earlier layer.
 
     Of the layers given it is the one whose prediction differs most from p. Their predictions are early exits: the head
@@ -34,16 +34,12 @@ class Dola:
     """
 
     width = 1
-    reads_all = False
 
     def __init__(self, engine: Engine, layers: Sequence[int]) -> None:
         """layers: 0 is the input of the first layer, i the output of the i-th; the last one's is p's own."""
         self.hidden = tuple(dict.fromkeys(layers))
         self._engine = engine
         self._sequence: _core.Sequence | None = None
-
-    def read(self, generation: Generation, written: Written) -> None:
-        pass
 
     def begin(self, generation: Generation, sequence: _core.Sequence, written: Written) -> None:
         self._sequence = sequence
@@ -59,7 +55,7 @@ class Dola:
         model, threads = self._engine.model, self._engine.threads
         rows, exits = model.stream(len(self.hidden)), model.logits(len(self.hidden))
         to, size = memoryview(rows), rows.nbytes // len(self.hidden)
-        last = (written.token + written.count - 1) * size
+        last = (written.token + written.tokens - 1) * size
         for i, layer in enumerate(self.hidden):
             to[i * size : (i + 1) * size] = memoryview(written.hidden[layer])[last : last + size]
         _core.head(model, rows, len(self.hidden), exits, norm=False, threads=threads)

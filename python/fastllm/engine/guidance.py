@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from fastllm import _core
 from fastllm.engine import scores
 from fastllm.engine.engine import CHUNK
+from fastllm.engine.generation import Search
 
 if TYPE_CHECKING:
     from fastllm.engine.engine import Engine, Span
-    from fastllm.engine.generation import Generation
-    from fastllm.engine.search import Written
+    from fastllm.engine.generation import Generation, Written
 
 
-class Guidance:
+class Guidance(Search):
     """Draws each token from scale (ln p - ln q) + ln q: p after the prompt, q after another prompt in its place.
 
     Both texts go on with the same tokens, each in a sequence of its own, and take their steps in one forward. The other
@@ -23,16 +23,11 @@ class Guidance:
     """
 
     width = 2
-    hidden = ()
-    reads_all = False
 
     def __init__(self, engine: Engine, scale: float, other: Sequence[int]) -> None:
         """other: the ids of the other prompt, at least one."""
         self._engine, self._scale, self._prompt = engine, scale, list(other)
         self._pair: tuple[_core.Sequence, _core.Sequence] | None = None
-
-    def read(self, generation: Generation, written: Written) -> None:
-        pass
 
     def begin(self, generation: Generation, sequence: _core.Sequence, written: Written) -> None:
         other, _ = self._engine.open(self._prompt + generation.tokens)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fastllm.decoding import Sampling
     from fastllm.decoding.search import SearchOptions
     from fastllm.engine import Engine
-    from fastllm.engine.search import Search
+    from fastllm.engine.generation import Search
 
 _NAMES = ("penalty_alpha", "dola_layers", "guidance_scale", "negative_prompt")
 
