@@ -593,6 +593,58 @@ void fl_unit_row(float *panels, size_t n, size_t r, const float *x);
 // these is not finite. FL_NO_MEMORY.
 fl_status fl_degeneration(const fl_kernels *k, const fl_matrix *context, size_t count, const float *x, size_t n,
                           size_t threads, float *out);
+// ---- beams ---------------------------------------------------------------------------------------------------------
+
+// A token that may follow a beam, and the score of the text with it.
+typedef struct fl_follower {
+    size_t beam;
+    int32_t token;
+    float score;
+} fl_follower;
+
+// One of several texts that a search goes on with.
+typedef struct fl_beam {
+    fl_sampler *sampler; // of this beam alone; it is not changed, but for scratch of its own
+    const float *logits; // (vocab_size,) readable to the next multiple of 16
+    float *scores;       // (vocab_size rounded up to 16,) FL_ALIGN-ed, written: of the text with each token
+    float score;         // of the text so far
+    int processed;       // scores are log probabilities that the caller has changed; logits are not read
+    fl_follower *best;   // (most,) written, unless tokens are drawn: the n_best best, lowest id first among equals
+    size_t n_best;
+    float *sums; // (vocab_size / 256 + 1,) written, where tokens are drawn: of exp(score - max), 256 tokens each
+    float max;   // the largest score
+    double weight;
+    fl_status status; // written: FL_BAD_VALUE: a logit is not finite. FL_NO_MEMORY
+} fl_beam;
+
+typedef struct fl_scoring {
+    size_t most;          // followers wanted of all beams together
+    int samples;          // they are drawn, by fl_beams_draw; else they are the best, by fl_beams_best
+    size_t keep;          // where they are drawn: tokens that filters leave each beam at least
+    const int32_t *taken; // (n_taken,) tokens that lose `penalty`, as often as they are here
+    size_t n_taken;
+    float penalty;
+} fl_scoring;
+
+// The scores of what may follow beams: the log softmax of logits, less `taken`; what the sampler does to logits; where
+// tokens are drawn its filters, which may forbid tokens, and the temperature; then the watermark and the score so far.
+// Forbidden tokens have -infinity. Mirostat and XTC are off. Runs on up to `threads` threads, on as many as pay off.
+void fl_beams_score(fl_draw_scratch *scratch, const fl_kernels *k, fl_beam *beams, size_t n, const fl_scoring *how,
+                    size_t threads, fl_pace *pace);
+
+// Writes the up to `most` best followers of scored beams to out (most,), the best first; of equals those of the first
+// beam, lowest id first. Returns how many there are.
+size_t fl_beams_best(const fl_beam *beams, size_t n, size_t most, fl_follower *out);
+
+// The same, drawn without replacement: each with probabilities in proportion to exp(score) of those that are left. The
+// best first; of equals the one that was drawn first. state: of random numbers, a seed at first, never 0; it moves on
+// by one for each. Scores of those that were drawn become -infinity.
+size_t fl_beams_draw(const fl_kernels *k, fl_beam *beams, size_t n, size_t vocab, size_t most, uint64_t *state,
+                     fl_follower *out);
+
+// out (vocab,) = the log softmax of logits, readable to the next multiple of 16. FL_BAD_VALUE: a logit is not finite.
+// FL_NO_MEMORY.
+fl_status fl_log_softmax(fl_draw_scratch *scratch, const fl_kernels *k, const float *logits, size_t vocab, float *out);
 
 // ---- the machine ---------------------------------------------------------------------------------------------------
 

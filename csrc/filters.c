@@ -75,14 +75,34 @@ void fl_choice_settle(fl_choice *c) {
     c->typical = 0;
 }
 
+// A cut, or where that leaves too few tokens, the one that leaves c->keep.
+static fl_cut no_less(const fl_choice *c, fl_cut end) {
+    return end.count < c->keep ? fl_candidates_cut(c->w, c->keep, INFINITY) : end;
+}
+
+// The last candidate that a bound of ranks lets through: `worst`, or one behind it, so that c->keep are left.
+static fl_candidate no_earlier(const fl_choice *c, fl_candidate worst) {
+    if (c->keep < 2) return worst;
+    const fl_candidate last = fl_candidates_cut(c->w, c->keep, INFINITY).last;
+    return last > worst ? last : worst;
+}
+
+// Collects more candidates where a bound has left out some of the first c->keep.
+static void collect_enough(fl_choice *c) {
+    if (c->w->levels[0].set.n < c->keep) fl_candidates_collect(c->w, c->vocab, c->k, c->keep, 0, EVERY);
+}
+
 // Keeps tokens of at least that probability, on the scale of w->probs; the most likely one in any case.
 static void keep_least(fl_choice *c, double least) {
     const double best = best_of(c);
     if (least > best) least = best;
     float bound = (float)least;
     if ((double)bound < least) bound = nextafterf(bound, 1.0f);
-    if (!c->collected) fl_candidates_collect(c->w, c->vocab, c->k, 0, INFINITY, bound);
-    set(c, fl_candidates_keep(c->w, last_of(bound)), 1);
+    if (!c->collected) {
+        fl_candidates_collect(c->w, c->vocab, c->k, 0, INFINITY, bound);
+        collect_enough(c);
+    }
+    set(c, fl_candidates_keep(c->w, no_earlier(c, last_of(bound))), 1);
 }
 
 // The candidates that top_k, top_p and min_p leave, where they are the first filters and in this order: one search for
@@ -92,6 +112,7 @@ static void keep_likely(fl_choice *c, size_t top_k, float top_p, float min_p) {
     const int nucleus = top_p < 1.0f;
     const double all = c->total;
     if (top_k) {
+        top_k = top_k < c->keep ? c->keep : top_k;
         fl_candidates_collect(w, c->vocab, c->k, top_k, 0, 0);
     } else {
         // A lower bound for the nucleus, so that fewer candidates are collected. The tokens before one of the nucleus
@@ -104,11 +125,13 @@ static void keep_likely(fl_choice *c, size_t top_k, float top_p, float min_p) {
         }
         const double mass = nucleus ? (double)top_p * all : INFINITY;
         fl_candidates_collect(w, c->vocab, c->k, 0, mass, least < 1.0f ? least : 1.0f);
+        collect_enough(c);
     }
-    const fl_candidate worst = last_of(min_p < 1.0f ? min_p : 1.0f); // the last that min_p allows
+    const fl_candidate worst = no_earlier(c, last_of(min_p < 1.0f ? min_p : 1.0f)); // the last that min_p allows
     fl_cut end = {.last = worst};
     if (top_k) end = fl_candidates_cut(w, top_k, INFINITY);
-    if (nucleus) end = fl_candidates_cut(w, top_k ? end.count : SIZE_MAX, (double)top_p * (top_k ? end.sum : all));
+    if (nucleus)
+        end = no_less(c, fl_candidates_cut(w, top_k ? end.count : SIZE_MAX, (double)top_p * (top_k ? end.sum : all)));
     const int limited = end.last > worst || !(top_k || nucleus);
     set(c, limited ? fl_candidates_keep(w, worst) : end, limited);
 }
@@ -116,7 +139,7 @@ static void keep_likely(fl_choice *c, size_t top_k, float top_p, float min_p) {
 // Cuts behind the first tokens that are `most`, or hold more than that share.
 static void keep_first(fl_choice *c, size_t most, double share) {
     fl_choice_settle(c);
-    set(c, fl_candidates_cut(c->w, most, share * c->end.sum), 0);
+    set(c, no_less(c, fl_candidates_cut(c->w, most, share * c->end.sum)), 0);
 }
 
 // The most typical tokens that together hold typical_p of the mass or more.
@@ -125,7 +148,7 @@ static void keep_typical(fl_choice *c) {
     fl_candidates_rank_typical(c->w, c->k, c->end.sum);
     const double enough = (double)c->p->typical_p * c->end.sum;
     // fl_candidates_cut stops once the sum is larger than a mass; with the next double below `enough`, at `enough`.
-    set(c, fl_candidates_cut(c->w, c->end.count, nextafter(enough, 0.0)), 0);
+    set(c, no_less(c, fl_candidates_cut(c->w, c->end.count, nextafter(enough, 0.0))), 0);
     c->typical = 1;
 }
 
@@ -216,7 +239,8 @@ static void heat(fl_choice *c) {
         largest = size > largest ? size : largest;
     }
     const float limit = largest > 1.0f ? 0x1p126f / largest : 0x1p126f; // so that products are finite
-    set(c, fl_candidates_heat(c->w, c->k, c->logits, scale < limit ? scale : limit), 1);
+    c->scale = scale < limit ? scale : limit;
+    set(c, fl_candidates_heat(c->w, c->k, c->logits, c->scale), 1);
 }
 
 // Whether the i-th step is this one; then i is the next.

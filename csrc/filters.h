@@ -22,6 +22,8 @@ typedef struct fl_choice {
     const float *logits;
     size_t vocab;
     double total;  // of all probabilities
+    float scale;   // what logits have been multiplied by so far
+    size_t keep;   // what top_k, top_p, min_p, typical_p and both cutoffs leave at least; 0 and 1: one token
     float chance;  // a random number in [0, 1), for XTC
     double mu;     // mirostat's: the largest surprise, in bits
     int collected; // whether the tokens are the worker's candidates; until then they are all

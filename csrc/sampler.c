@@ -3,22 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "candidates.h"
-#include "filters.h"
 #include "fpenv.h"
-#include "history.h"
+#include "sampler.h"
 #include "threads.h"
-#include "watermark.h"
-
-struct fl_sampler {
-    fl_sampling p;
-    size_t vocab;
-    uint64_t state;
-    fl_chain chain;
-    fl_history history;
-    double mu;                     // mirostat's: the largest surprise in bits that it lets through
-    const fl_watermark *watermark; // NULL: none
-};
 
 fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t seed, fl_sampler **out) {
     if (vocab_size == 0 || vocab_size > INT32_MAX) return FL_BAD_CONFIG;
@@ -26,7 +13,7 @@ fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t 
     if (!s) return FL_NO_MEMORY;
     s->p = *params;
     s->vocab = vocab_size;
-    s->state = seed ? seed : 0x9E3779B97F4A7C15u; // from zero, xorshift gives nothing but zeros
+    s->state = fl_coin_state(seed);
     s->chain = fl_chain_of(params);
     s->mu = 2.0 * (double)params->mirostat_tau;
     s->history = fl_history_of(&s->p, vocab_size);
@@ -127,22 +114,10 @@ fl_status fl_sampler_accept(fl_sampler *s, int32_t token, int generated) {
     return status;
 }
 
-// Whether processed logits that are not all finite are as they may be: -infinity forbids a token.
-static int only_forbids(const float *logits, size_t n) {
+int fl_only_forbids(const float *logits, size_t n) {
     int ok = 1;
     for (size_t i = 0; i < n; i++) ok &= logits[i] < INFINITY; // false for NaN too
     return ok;
-}
-
-// ---- random numbers ------------------------------------------------------------------------------------------------
-
-// xorshift64* (Marsaglia, 2003; Vigna, 2016), as in llama2.c: a multiple of 2^-24 in [0, 1).
-static float draw(fl_sampler *s) {
-    s->state ^= s->state >> 12;
-    s->state ^= s->state << 25;
-    s->state ^= s->state >> 27;
-    const uint32_t high = (uint32_t)((s->state * 0x2545F4914F6CDD1Du) >> 32);
-    return (float)(high >> 8) / 16777216.0f;
 }
 
 // ---- drawing -------------------------------------------------------------------------------------------------------
@@ -189,8 +164,7 @@ static int mark_green(const fl_sampler *s, fl_draw_worker *w, const fl_candidate
     return 1;
 }
 
-// Adds the bias to the logits (vocab,) of green tokens.
-static void raise_green(const fl_sampler *s, fl_draw_worker *w, const fl_kernels *k, float *logits) {
+void fl_raise_green(const fl_sampler *s, fl_draw_worker *w, const fl_kernels *k, float *logits) {
     const size_t n = s->vocab < SELF_HASHED ? s->vocab : SELF_HASHED;
     if (fl_watermark_is_selfhash(s->watermark)) fl_candidates_top(w, k, logits, s->vocab, n);
     if (!mark_green(s, w, w->found[0], n)) return;
@@ -230,14 +204,14 @@ static fl_status draw_token(fl_sampler *s, fl_draw_scratch *scratch, size_t id, 
     size_t best;
     int finite;
     float max = k->max(logits, s->vocab, &best, &finite);
-    if (!finite && !(processed && only_forbids(logits, s->vocab))) return FL_BAD_VALUE;
+    if (!finite && !(processed && fl_only_forbids(logits, s->vocab))) return FL_BAD_VALUE;
     const int greedy = p->temperature < 1e-6f, adjusts = fl_history_adjusts(&s->history);
     if (adjusts || (greedy && s->watermark)) {
         const fl_status status = fl_draw_reserve(scratch, id, s->vocab, &w);
         if (status != FL_OK) return status;
         memcpy(w->logits, logits, s->vocab * sizeof(float));
         if (adjusts) fl_history_adjust(&s->history, w->logits, w->marks);
-        if (greedy && s->watermark) raise_green(s, w, k, w->logits);
+        if (greedy && s->watermark) fl_raise_green(s, w, k, w->logits);
         x = w->logits;
         max = k->max(x, s->vocab, &best, &finite); // biases may be -infinity
     }
@@ -254,10 +228,10 @@ static fl_status draw_token(fl_sampler *s, fl_draw_scratch *scratch, size_t id, 
     double total = 0;
     for (size_t i = 0; i < (s->vocab + FL_SUM_PART - 1) / FL_SUM_PART; i++) total += (double)w->sums[i];
     fl_choice c = {.p = p, .w = w, .k = k, .logits = x, .vocab = s->vocab, .total = total, .mu = s->mu};
-    if (p->xtc_probability > 0.0f) c.chance = draw(s);
+    if (p->xtc_probability > 0.0f) c.chance = fl_coin(&s->state);
     fl_choice_filter(&c, &s->chain);
     if (s->watermark) prefer_green(s, &c);
-    const double coin = (double)draw(s);
+    const double coin = (double)fl_coin(&s->state);
     if (!c.collected) {
         *token = (int32_t)draw_any(w, s->vocab, coin * total);
         return FL_OK;

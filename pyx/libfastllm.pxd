@@ -343,6 +343,39 @@ cdef extern from "fastllm.h" nogil:
     void fl_unit_row(float *panels, size_t n, size_t r, const float *x)
     fl_status fl_degeneration(const fl_kernels *k, const fl_matrix *context, size_t count, const float *x, size_t n,
                               size_t threads, float *out)
+    # ---- beams
+
+    ctypedef struct fl_follower:
+        size_t beam
+        int32_t token
+        float score
+
+    ctypedef struct fl_beam:
+        fl_sampler *sampler
+        const float *logits
+        float *scores
+        float score
+        bint processed
+        fl_follower *best
+        size_t n_best
+        float *sums
+        fl_status status
+
+    ctypedef struct fl_scoring:
+        size_t most
+        bint samples
+        size_t keep
+        const int32_t *taken
+        size_t n_taken
+        float penalty
+
+    void fl_beams_score(fl_draw_scratch *scratch, const fl_kernels *k, fl_beam *beams, size_t n, const fl_scoring *how,
+                        size_t threads, fl_pace *pace)
+    size_t fl_beams_best(const fl_beam *beams, size_t n, size_t most, fl_follower *out)
+    size_t fl_beams_draw(const fl_kernels *k, fl_beam *beams, size_t n, size_t vocab, size_t most, uint64_t *state,
+                         fl_follower *out)
+    fl_status fl_log_softmax(fl_draw_scratch *scratch, const fl_kernels *k, const float *logits, size_t vocab,
+                             float *out)
 
     # ---- the machine
 

@@ -154,6 +154,10 @@ cdef class Model:
             raise MemoryError(f"cannot allocate {rows:,} rows of logits")
         return Buffer(rows * row)
 
+    def stream(self, size_t rows):
+        """A new Buffer for `rows` tokens of the stream, f32 (rows, dim). Raises MemoryError."""
+        return Buffer(int(rows) * self.c.config.dim * sizeof(float))
+
     def check_files(self):
         """Raises CheckpointError if a mapped file of its weights has changed since it was loaded.
 

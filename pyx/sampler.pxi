@@ -179,7 +179,7 @@ cdef class Sampler:
         check(status, "sampler")
 
     def accept_all(self, tokens):
-        """Counts the tokens of a prompt for the penalties. Raises what accept raises, and counts none where one is bad."""
+        """Counts the tokens of a prompt for the penalties. Raises what accept raises; counts none where one is bad."""
         cdef Ids ids = Ids(tokens, self.vocab_size, "sampler")
         cdef fl_status status = FL_OK
         cdef size_t i = 0

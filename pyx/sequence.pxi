@@ -200,8 +200,19 @@ cdef class Sequence:
 
         Raises OptionError if a forward uses it; MemoryError.
         """
+        cdef Sequence twin = Sequence(self.cache)
+        cdef size_t kind, i
         self.expect_idle()
-        return self.cache.sequence([self.page(i) for i in range(self.n_pages)], self.length)
+        twin.grow(self.n_pages)
+        for kind in range(self.kinds):
+            twin.first[kind] = self.first[kind]
+            for i in range(self.n_pages):
+                twin.pages[kind][i] = self.pages[kind][i]
+                if self.pages[kind][i] is not NULL:
+                    twin.ids[kind][i] = self.ids[kind][i]
+                    fl_pool_hold(self.cache.pool, self.ids[kind][i])
+        twin.n_pages, twin.length = self.n_pages, self.length
+        return twin
 
     def truncate(self, size_t length):
         """Forgets all but the first `length` tokens.

@@ -69,6 +69,24 @@ def phrases(value: Any, name: str) -> tuple[str | tuple[int, ...], ...]:
     return tuple(phrase(one, name) for one in value)
 
 
+def forced(value: Any) -> tuple[tuple[str | tuple[int, ...], ...], ...]:
+    """force_words: for each phrase its alternatives. Raises OptionError for anything else than a list of phrases."""
+    if value is None:
+        return ()
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise OptionError(f"force_words must be a list of texts, or of lists of texts or token ids, not {shown(value)}")
+    found = list[tuple[str | tuple[int, ...], ...]]()
+    for one in value:
+        many = [one] if isinstance(one, (str, bytes, Mapping)) or not isinstance(one, Iterable) else list(one)
+        if isinstance(one, str) or (many and all(map(is_whole, many))):  # a text, or the ids of one phrase
+            found.append((phrase(one, "force_words"),))
+        elif not many:
+            raise OptionError("force_words has an empty list, in which there is no phrase")
+        else:
+            found.append(phrases(many, "force_words"))
+    return tuple(found)
+
+
 def bias(value: Any, name: str, of: str) -> float:
     """What is added to a logit: finite, or -infinity. of: what has it, for the error."""
     found = as_float(value)

@@ -74,11 +74,11 @@ class Engine:
             low, high = (middle, high) if self._bytes_for(middle) <= self.kv_bytes else (low, middle - 1)
         return low * PAGE
 
-    def has_room(self, tokens: int, sequence: _core.Sequence) -> bool:
-        """Whether there are pages for a text of so many tokens, of which a sequence holds some. Forgets old texts for
-        it."""
+    def has_room(self, tokens: int, sequence: _core.Sequence, forks: int = 1) -> bool:
+        """Whether there are pages for a text of so many tokens, of which a sequence holds some, and of whose last page
+        each of its `forks` has one of its own. Forgets old texts for it."""
         pages = (tokens + PAGE - 1) // PAGE
-        need = self._bytes_for(pages) - self._bytes_for(sequence.length // PAGE)
+        need = self._bytes_for(pages) - self._bytes_for(sequence.length // PAGE) + (forks - 1) * self._bytes_for(1)
         while self.cache.used + need > self.kv_bytes:
             if not self.prefixes.evict():
                 return False
@@ -130,14 +130,14 @@ class Engine:
             last = start + CHUNK >= len(tokens)
             self.forward([(sequence, part, int(last))], logits)
 
-    def broken(self, sequence: _core.Sequence, text: Sequence[int]) -> NumericError:
-        """The error to raise where the logits after `text` are not finite; it names the first layer that is not.
+    def broken(self, sequence: _core.Sequence, position: int, token: int) -> NumericError:
+        """The error to raise where the logits after the token at a position are not finite; it names the first layer
+        that is not.
 
-        The sequence holds the text, and maybe more: it is cut, and its last token computed again layer by layer.
+        The sequence holds the token, and maybe more: it is cut, and the token computed again layer by layer.
         """
-        position = len(text) - 1
         sequence.truncate(position)
-        layer = self.model.broken_layer(sequence, text[-1], threads=self.step_threads)
+        layer = self.model.broken_layer(sequence, token, threads=self.step_threads)
         first = "only they" if layer is None else f"the first is the output of layer {layer}"
         if layer == 0:
             first += " (0 is the embedding)"
@@ -162,7 +162,7 @@ class Engine:
         self.prefill(sequence, tokens[sequence.length :], rows)
         logits = numpy.frombuffer(memoryview(rows), numpy.float32)
         if not numpy.isfinite(logits).all():
-            raise self.broken(sequence, tokens)
+            raise self.broken(sequence, len(tokens) - 1, tokens[-1])
         self.keep(tokens, sequence)
         return logits
 

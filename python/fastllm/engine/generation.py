@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from _thread import allocate_lock
 from _weakref import ref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fastllm import _core
 from fastllm.errors import OptionError
 
 if TYPE_CHECKING:
+    from fastllm.engine.engine import Span
     from fastllm.engine.guesses import Proposer
 
 AHEAD = 16  # tokens that a text may be ahead of what was asked for, where it is written together with others
@@ -32,6 +33,58 @@ class Writer(Protocol):
 
     def dropped(self, generation: Generation) -> None:
         """A text was closed, or is about to be freed: what it holds can be freed. It never waits."""
+
+
+class Written(NamedTuple):
+    """What a forward wrote for the spans of one text.
+
+    logits: rows of the whole forward; the text's own, those that its spans wanted, begin with `row`. hidden: layer ->
+    the stream of all tokens of the forward, float32 [tokens, dim]; the text's own are `tokens` rows from `token` on.
+    """
+
+    logits: _core.Buffer
+    row: int
+    hidden: Mapping[int, _core.Buffer]
+    token: int
+    tokens: int
+
+
+class Search(Protocol):
+    """Chooses the tokens of one text, from as many sequences as it likes.
+
+        prompt    the text's sequence, as without a search      read() after each piece, where reads_all
+        begin     the search takes that sequence over, and chooses from the logits after its last token
+        step      spans() -> forward, together with all other texts -> take()
+        close     preempted, or ended: it gives up its sequences; after a preemption it begins again, see there
+
+    A step may be interrupted anywhere (Ctrl-C), and is then tried again from `spans`: so `begin` and `take` change what
+    they know by one assignment at their end, and `spans` cuts off what a forward has appended in vain. What a method
+    raises ends this text alone; NumericError says that logits are not finite.
+
+    width: rows of logits that a forward of its takes at most, for which room is kept. hidden: layers whose stream it
+    needs (numbered as in Model.forward). reads_all: whether it needs that of all of the prompt's tokens, so that
+    nothing is taken from earlier texts.
+    """
+
+    width: int
+    hidden: tuple[int, ...] = ()
+    reads_all: bool = False
+
+    def read(self, generation: Generation, written: Written) -> None:
+        """A piece of the prompt was read (or, after a preemption, of prompt and tokens): the last one too."""
+        return
+
+    def begin(self, generation: Generation, sequence: _core.Sequence, written: Written) -> None:
+        """The prompt is in `sequence`, with the tokens so far, and the logits after it in row written.row."""
+
+    def spans(self, generation: Generation) -> list[Span]:
+        """What its next forward takes: at least one span."""
+
+    def take(self, generation: Generation, written: Written) -> None:
+        """After the forward of these spans: adds to generation.tokens, or ends the text by generation.end or .found."""
+
+    def close(self) -> None:
+        """Gives up all sequences."""
 
 
 class Generation:
@@ -57,16 +110,18 @@ class Generation:
         max_tokens: int,
         stop: Sequence[int],
         proposer: Proposer | None = None,
+        search: Search | None = None,
         watch: Callable[[int], bool] | None = None,
         processors: Sequence[Callable[[list[int], Any], Any]] = (),
         logprobs: int | None = None,
         echo: bool = False,
         notify: Callable[[], None] | None = None,
     ) -> None:
-        """watch: called with each new token by the thread that writes; True ends the text. What it raises fails this
-        text alone. processors: called with the ids so far and the float32 logits [vocabulary], which they change or
-        replace, before biases and penalties. logprobs: for each new token so many of the likeliest; None: no logprobs.
-        echo: those of the prompt too. notify: called after new tokens and at the end, by the thread that writes.
+        """search: chooses the tokens in place of the sampler. watch: called with each new token by the thread that
+        writes; True ends the text. What it raises fails this text alone. processors: called with the ids so far and the
+        float32 logits [vocabulary], which they change or replace, before biases and penalties. logprobs: for each new
+        token so many of the likeliest; None: no logprobs. echo: those of the prompt too. notify: called after new
+        tokens and at the end, by the thread that writes.
         """
         self.prompt, self.tokens = list(prompt), list[int]()
         self.finish_reason: str | None = None if max_tokens or echo else "length"
@@ -83,7 +138,8 @@ class Generation:
         # The rest is the scheduler's.
         self.sampler, self.max_tokens, self.stop = sampler, max_tokens, stop
         self.watch, self.processors, self.top, self.notify = watch, processors, logprobs or 0, notify
-        self.proposer = proposer
+        self.proposer, self.search = proposer, search
+        self.searching = False  # whether the search has begun: the sequences are its own then
         self.sequence: _core.Sequence | None = None  # None: it has no keys and values yet, or none any more
         self.joined = False  # whether the scheduler knows it
         self.begun = False  # whether the sampler has been given the prompt, for its penalties
@@ -139,6 +195,19 @@ class Generation:
 
     # ---- for the scheduler
 
+    @property
+    def width(self) -> int:
+        """How many rows of logits a step of its takes at most, guesses aside."""
+        return 1 if self.search is None else self.search.width
+
+    def release(self) -> None:
+        """Gives up keys and values; they are computed again, to the same bits, when it goes on."""
+        self.sequence = None
+        self.pause_guesses()
+        if self.search is not None:
+            self.searching = False
+            self.search.close()
+
     def pauses(self) -> bool:
         """Whether it has as many tokens as were asked for."""
         return len(self.tokens) >= self.ahead
@@ -190,6 +259,12 @@ class Generation:
     def end_guesses(self) -> None:
         self.pause_guesses()
         self.proposer = None
+
+    def found(self, tokens: list[int], reason: str, logprobs: list[Logprob] | None) -> None:
+        """Ends the text with tokens that are known only now."""
+        if self.finish_reason is None:
+            self.tokens, self.taken, self.logprobs = tokens, len(tokens), logprobs
+            self.finish_reason = reason
 
     def end(self, reason: str) -> None:
         if self.finish_reason is None:

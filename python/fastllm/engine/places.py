@@ -47,6 +47,8 @@ class Places:
 
     def _retire(self, generation: Generation) -> None:
         """Keeps what an ended text has computed for later ones."""
+        if generation.search is not None:
+            generation.search.close()
         sequence, generation.sequence = generation.sequence, None
         text = generation.prompt + generation.tokens
         if sequence is not None:
@@ -57,8 +59,7 @@ class Places:
         """Has all texts that run compute what they hold anew: a forward may have been writing it. Returns them."""
         texts = self.live()
         for generation in reversed(texts):
-            generation.sequence = None
-            generation.pause_guesses()
+            generation.release()
             self.waiting.appendleft(ref(generation))
         self.running = []
         return texts
@@ -68,18 +69,22 @@ class Places:
     def admit(self, running: list[Generation]) -> list[Generation]:
         """Gives free places to the texts that have waited longest, and returns those."""
         new, i = list[Generation](), 0
+        width = sum(generation.width for generation in running)
         if not running:
             self._full = False
-        while i < len(self.waiting) and not self._full and len(running) + len(new) < self._most:
+        while i < len(self.waiting) and not self._full and width < self._most:
             generation = self.waiting[i]()
             if generation is not None and generation.finish_reason is None:
                 if generation.pauses():
                     i += 1
                     continue
+                if width and width + generation.width > self._most:  # a search that is wider than that runs alone
+                    break
                 if not self._begin(generation, running + new):
                     break
                 self.running.append(ref(generation))
                 new.append(generation)
+                width += generation.width
             del self.waiting[i]
         return new
 
@@ -88,17 +93,19 @@ class Places:
         if self._waits_for_another(generation, others):
             return False
         generation.after = None
-        tokens = generation.prompt + generation.tokens
+        tokens, search = generation.prompt + generation.tokens, generation.search
         if generation.prompt_logprobs is not None and not generation.tokens:
             sequence, known = self._engine.sequence(), 0  # logits of all its tokens are wanted
             generation.prompt_logprobs = [None]
+        elif search is not None and search.reads_all:
+            sequence, known = self._engine.sequence(), 0
         else:
             sequence, known = self._engine.open(tokens)
             if sequence.length < len(tokens) - 1 and self._shares(generation, tokens, sequence.length, others):
                 if generation.after is not None:
                     return False
                 sequence, known = self._engine.open(tokens)
-        if not self._engine.has_room(len(tokens) + 1, sequence) and others:
+        if not self._engine.has_room(len(tokens) + 1, sequence, generation.width) and others:
             return False
         if known > sequence.length:
             generation.marks.add(known)
@@ -145,8 +152,7 @@ class Places:
             stepping[0].end_guesses()  # a draft's keys and values may be in this very cache
             return guesses
         generation = paused[-1] if paused else max(stepping, key=lambda generation: self.running.index(ref(generation)))
-        generation.sequence = None
-        generation.pause_guesses()
+        generation.release()
         self.running.remove(ref(generation))
         self.waiting.appendleft(ref(generation))
         self._full = True

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
 
 from fastllm import _core
 from fastllm.engine.costs import MOST
 from fastllm.engine.engine import CHUNK, Engine, Span
-from fastllm.engine.generation import Generation, Logprob
+from fastllm.engine.generation import Generation, Logprob, Written
 from fastllm.engine.places import Places
 from fastllm.engine.prefix import PAGE
 from fastllm.errors import CacheFullError, FastLLMError, NumericError
@@ -26,7 +27,10 @@ Processor: TypeAlias = Callable[[list[int], Any], Any]
 
 
 class Row(NamedTuple):
-    """What a text does in a forward: appends `tokens`, of which the last `wanted` get logits, from row `at` on."""
+    """What a text does in a forward: appends `tokens`, of which the last `wanted` get logits, from row `at` on.
+
+    A text that searches may have several.
+    """
 
     generation: Generation
     sequence: _core.Sequence
@@ -50,6 +54,7 @@ class Steps:
         self.reading: list[Generation] = []  # the texts whose prompts are read in the forward that runs
         self.cancel = _core.Cancel()  # of the forward that runs
         self._logits = engine.model.logits(1)
+        self._hidden: dict[int, _core.Buffer] = {}  # layers that searches need, of the forward that ran last
         # First row of a text -> the row that its callables have changed, and what it was before, for its logprobs.
         self._raw: dict[int, tuple[Any, Any]] = {}
         self._most_rows = max(2 * most, _ROWS_BYTES // (4 * engine.model.logits_stride))
@@ -61,14 +66,14 @@ class Steps:
         rows = self._plan()
         if not rows:
             return
-        n_rows = rows[-1].at + rows[-1].wanted
+        n_rows = _end(rows)
         if self._logits.nbytes < n_rows * self._engine.model.logits_stride * 4:
             self._logits = self._engine.model.logits(1 << (n_rows - 1).bit_length())
         start = perf_counter()
         try:
             ran = self._forward(rows)
         except CacheFullError as error:
-            if not self.places.preempt([row.generation for row in rows]):
+            if not self.places.preempt(list(dict.fromkeys(row.generation for row in rows))):
                 rows[0].generation.fail(error)
             return
         except Exception as error:  # such as a file of weights that has changed: it is the same for all
@@ -79,12 +84,29 @@ class Steps:
             return
         self._note(rows, perf_counter() - start)
         self._raw.clear()
-        drawing = [row for row in rows if self._looks_at(row)]
+        self._take(rows, start)
+        self.alone = self._is_alone(rows)
+
+    def _take(self, rows: list[Row], start: float) -> None:
+        """Takes to the texts what a forward, begun at `start`, has computed."""
+        searching = dict[Generation, list[Row]]()
+        drawing = list[Row]()
+        for row in rows:
+            if row.generation.searching:
+                searching.setdefault(row.generation, []).append(row)
+            elif self._looks_at(row, rows):
+                drawing.append(row)
+        for own in searching.values():
+            self._search(own, rows)
         self._draw(drawing)
         seconds = perf_counter() - start
         for row in rows:
-            self._finish(row, seconds)
-        self.alone = self._is_alone(rows)
+            if row.generation not in searching:
+                self._finish(row, seconds)
+        for generation in searching:
+            generation.decode_seconds += seconds
+            if generation.notify is not None:
+                generation.notify()
 
     def _forward(self, rows: list[Row]) -> bool:
         self.reading = [row.generation for row in rows if row.reads]
@@ -93,7 +115,10 @@ class Steps:
             if any(generation.finish_reason is not None for generation in self.reading):
                 return False
             spans: list[Span] = [(row.sequence, row.tokens, row.wanted) for row in rows]
-            return self._engine.forward(spans, self._logits, cancel=self.cancel)
+            layers = {layer for row in rows if row.generation.search for layer in row.generation.search.hidden}
+            count = sum(len(row.tokens) for row in rows) if layers else 0
+            self._hidden = {layer: self._engine.model.stream(count) for layer in layers}
+            return self._engine.forward(spans, self._logits, cancel=self.cancel, hidden=self._hidden)
         finally:
             self.reading = []
 
@@ -101,21 +126,36 @@ class Steps:
         """What the texts do in the next forward: all that are written, and pieces of prompts."""
         running = [generation for generation in self.places.live() if not generation.pauses()]
         running += self.places.admit(running)
-        writers, readers = list[Generation](), list[Generation]()
+        writers, readers, searchers = list[Generation](), list[Generation](), list[Generation]()
         for generation in running:
+            if generation.searching:
+                searchers.append(generation)
+                continue
             sequence, position = generation.sequence, generation.position()
             assert sequence is not None
             if sequence.length >= position:  # a step was interrupted before it could drop wrong guesses
                 sequence.truncate(position - 1)
             (writers if generation.tokens and sequence.length == position - 1 else readers).append(generation)
-        rows = self._writing(writers)
-        at = rows[-1].at + rows[-1].wanted if rows else 0
-        return rows + self._pieces(readers, at)
+        rows = self._searching(searchers)
+        rows += self._writing(writers, _end(rows))
+        return rows + self._pieces(readers, _end(rows))
 
-    def _writing(self, writers: list[Generation]) -> list[Row]:
+    def _searching(self, searchers: list[Generation]) -> list[Row]:
+        """The spans of searches."""
+        rows = list[Row]()
+        for generation in searchers:
+            assert generation.search is not None
+            try:
+                for sequence, tokens, wanted in generation.search.spans(generation):
+                    rows.append(Row(generation, sequence, list(tokens), wanted, _end(rows), False))
+            except Exception as error:
+                generation.fail(error)
+                rows = [row for row in rows if row.generation is not generation]
+        return rows
+
+    def _writing(self, writers: list[Generation], at: int) -> list[Row]:
         """Each text's last token, and guesses of what follows it."""
         rows = list[Row]()
-        at = 0
         for i, generation in enumerate(writers):
             assert generation.sequence is not None
             guesses = list[int]()
@@ -181,12 +221,16 @@ class Steps:
         else:
             self._engine.costs.note_prompt(others, tokens, seconds)
 
-    def _looks_at(self, row: Row) -> bool:
-        """Whether a token is drawn from a row's logits, after what else is wanted of them."""
-        generation = row.generation
-        if generation.finish_reason is not None or not row.wanted:
+    def _looks_at(self, row: Row, rows: list[Row]) -> bool:
+        """Whether a token is drawn from a row's logits, after what else is wanted of them. A search begins here."""
+        generation, search = row.generation, row.generation.search
+        if generation.finish_reason is not None:
             return False
         try:
+            if search is not None and search.reads_all:
+                search.read(generation, self._written([row], rows))
+            if not row.wanted:
+                return False
             if row.reads and generation.prompt_logprobs is not None and not generation.tokens:
                 self._echo(row, generation.prompt_logprobs)
             if row.sequence.length < generation.position():
@@ -194,13 +238,37 @@ class Steps:
             if generation.max_tokens == 0:
                 generation.end("length")
                 return False
+            if search is not None:
+                search.begin(generation, row.sequence, self._written([row], rows))
+                generation.sequence, generation.searching = None, True
+                return False
             if generation.processors:
                 self._process(row)
-        except NumericError:
-            self._fail_numeric(row)
+        except NumericError as error:
+            self._fail_numeric([row], error)
         except Exception as error:
             generation.fail(error)
         return generation.finish_reason is None
+
+    def _search(self, own: list[Row], rows: list[Row]) -> None:
+        """Has a search choose. own: its rows."""
+        generation = own[0].generation
+        assert generation.search is not None
+        if generation.finish_reason is not None:
+            return
+        try:
+            generation.search.take(generation, self._written(own, rows))
+            generation.take()
+        except NumericError as error:
+            self._fail_numeric(own, error)
+        except Exception as error:
+            generation.fail(error)
+
+    def _written(self, own: list[Row], rows: list[Row]) -> Written:
+        """What the forward has written for the rows of one text."""
+        token = sum(len(row.tokens) for row in rows[: rows.index(own[0])]) if self._hidden else 0
+        row = own[0].at + own[0].wanted - 1 if own[0].reads else own[0].at
+        return Written(self._logits, row, self._hidden, token, sum(len(one.tokens) for one in own))
 
     def _echo(self, row: Row, logprobs: list[Logprob | None]) -> None:
         """The logprobs of a prompt's tokens that follow those of a piece."""
@@ -240,7 +308,7 @@ class Steps:
         for row, at, drawn in zip(rows, first, model.draw(draws, self._logits, threads=threads), strict=True):
             generation = row.generation
             if isinstance(drawn, NumericError) and not generation.processors:
-                self._fail_numeric(row)
+                self._fail_numeric([row], drawn)
                 continue
             if isinstance(drawn, Exception):
                 generation.fail(drawn)
@@ -256,18 +324,30 @@ class Steps:
                 generation.proposed += len(row.tokens) - 1
                 generation.accepted += min(len(drawn) - 1, generation.taken - before)
 
-    def _fail_numeric(self, row: Row) -> None:
-        """Ends a text whose logits are not finite."""
-        generation = row.generation
-        generation.fail(self._engine.broken(row.sequence, generation.prompt + generation.tokens))
+    def _fail_numeric(self, own: list[Row], error: NumericError) -> None:
+        """Ends a text whose logits are not finite, with an error that names the place. own: its rows.
+
+        Where all are finite, its callables have made this error.
+        """
+        generation, stride = own[0].generation, 4 * self._engine.model.logits_stride
+        for row in own:
+            for i in range(row.wanted):
+                at = (row.at + i) * stride
+                logits = memoryview(self._logits)[at : at + 4 * self._engine.vocab_size].cast("f")
+                if not all(map(isfinite, logits)):
+                    position = row.sequence.length - row.wanted + i
+                    generation.fail(self._engine.broken(row.sequence, position, row.tokens[i - row.wanted]))
+                    return
+        generation.fail(error)
 
     def _finish(self, row: Row, seconds: float) -> None:
         """After the draws: drops wrong guesses, keeps the pages of prompts that were read, and tells of new tokens."""
         generation, sequence = row.generation, row.sequence
         if row.reads:
             generation.prompt_seconds += seconds
-            if generation.tokens or sequence.length in generation.marks:
-                self._engine.keep(generation.prompt, sequence, prompt=bool(generation.tokens))
+            read = bool(generation.tokens) or generation.searching
+            if read or sequence.length in generation.marks:
+                self._engine.keep(generation.prompt, sequence, prompt=read)
         else:
             generation.decode_seconds += seconds
             if sequence.length >= generation.position() and generation.finish_reason is None:
@@ -282,7 +362,8 @@ class Steps:
         if len(rows) != 1 or len(self.places.running) != 1 or self.places.waiting or rows[0].reads:
             return False
         g = rows[0].generation
-        plain = g.proposer is None and not g.processors and g.logprobs is None and g.notify is None
+        plain = g.proposer is None and g.search is None
+        plain = plain and not g.processors and g.logprobs is None and g.notify is None
         return plain and g.finish_reason is None
 
     def _step_alone(self) -> bool:
@@ -306,3 +387,8 @@ class Steps:
             self.alone = False
             self.places.live()
         return True
+
+
+def _end(rows: list[Row]) -> int:
+    """The first row of logits that no row of these takes."""
+    return rows[-1].at + rows[-1].wanted if rows else 0

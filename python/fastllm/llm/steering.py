@@ -53,6 +53,16 @@ class Phrases:
             options["watermark"] = sampling.watermark.lists(self._vocab_size)
         return options
 
+    def forced(
+        self, words: Sequence[Sequence[str | tuple[int, ...]]], ends: Sequence[int]
+    ) -> list[list[tuple[int, ...]]]:
+        """The ids of force_words: for each phrase its alternatives. Raises OptionError for one that ends the text."""
+        found = [[ids for way in ways for ids in self._all(way, "force_words")] for ways in words]
+        for ids in (ids for ways in found for ids in ways):
+            if last := set(ids) & set(ends):
+                raise OptionError(f"force_words has token {min(last)}, which ends the text")
+        return found
+
     def checked(self, ids: tuple[int, ...], name: str) -> tuple[int, ...]:
         for token in ids:
             if token >= self._vocab_size:

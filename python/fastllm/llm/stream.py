@@ -112,6 +112,10 @@ class _Written:
         return None if found is None else found.copy()
 
     @property
+    def score(self) -> float | None:
+        return None
+
+    @property
     def prompt_seconds(self) -> float:
         return self.generation.prompt_seconds
 

@@ -18,6 +18,7 @@ class Text(str):
     far. prompt_tokens: how many ids the prompt has; cached_tokens: for how many of them keys and values were there
     already. logprobs: where they were asked for, one for each of `tokens`: its id, its natural log probability, and the
     likeliest (id, logprob) in order; prompt_logprobs: the same of the prompt's tokens, None of the first; else None.
+    score: of a text that beams have found, the sum of its log probabilities, by its length: what they are ranked by.
     seed: the same prompt, options and seed give the same text again. prompt_seconds, decode_seconds: time spent on the
     prompt, and on the new tokens. proposed_tokens, accepted_tokens: how many tokens were guessed (lookup, draft), and
     how many of them became part of the text.
@@ -29,6 +30,7 @@ class Text(str):
     cached_tokens: int
     logprobs: list[Logprob] | None
     prompt_logprobs: list[Logprob | None] | None
+    score: float | None
     seed: int
     prompt_seconds: float
     decode_seconds: float

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from fastllm import _core
 from fastllm.decoding import Sampling, Stops
 from fastllm.engine import Generation, Scheduler
 from fastllm.errors import FastLLMError, OptionError, TokenizerError, about
 from fastllm.llm.arguments import prompts_in, seeds, several, token_ids, whole
+from fastllm.llm.beams import BeamTexts, Ends
+from fastllm.llm.options import beam_search, beams_of, check_beams, count_of
 from fastllm.llm.steering import Phrases
 from fastllm.llm.stream import AsyncTextStream, Background, Pieces, TextStream
 from fastllm.llm.text import Text
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fastllm.decoding.beams import BeamOptions
     from fastllm.engine.guesses import Proposer
     from fastllm.llm.texts import Ids
 
@@ -54,13 +57,16 @@ class Writing(Texts):
         processors: Sequence[Processor] = (),
         watch: Callable[[int], bool] | None = None,
         notify: Callable[[], None] | None = None,
+        beams: BeamOptions | None = None,
+        ends: Callable[[list[int]], bool] | None = None,
     ) -> Generation:
         """The new token ids of a text, as a Generation to iterate over: the level below generate.
 
         A prompt of ids needs no tokenizer. stop: ids that end the text; None: the model's own, or none with ignore_eos.
         max_tokens: None or -1: to the end of the context. watch: called with each new token; True ends the text.
-        notify: called after new tokens and at the end. Both run in the thread that writes. The other options are
-        generate's. Raises OptionError, ContextError, TokenizerError.
+        notify: called after new tokens and at the end. beams: searches with these, and `ends` takes the place of watch:
+        called with all new tokens of a beam. These run in the thread that writes. The other options are generate's.
+        Raises OptionError, ContextError, TokenizerError.
         """
         self._check_head()
         if not self.config.causal:
@@ -78,19 +84,24 @@ class Writing(Texts):
             raise OptionError("echo gives the log probabilities of the prompt's tokens: it needs logprobs, such as 0")
         if stop is None:
             stop = () if ignore_eos else self.stop
-        ends = token_ids(stop, "stop")
-        self._check_tokens(ends, "stop")
+        stop = token_ids(stop, "stop")
+        self._check_tokens(stop, "stop")
+        seed = new_seed() if seed is None else whole("seed", seed, 0, _SEEDS - 1)
+        search = None
+        if beams is not None:
+            search = beam_search(
+                self._engine, self._phrases, beams, sampling, seed=seed, stop=stop, ends=ends, max_tokens=most
+            )
         return Generation(
             self._scheduler,
             tokens,
             self._sampler(
-                sampling,
-                new_seed() if seed is None else whole("seed", seed, 0, _SEEDS - 1),
-                **self._phrases.sampler_options(sampling, ends, min_tokens=least, max_tokens=most),
+                sampling, seed, **self._phrases.sampler_options(sampling, stop, min_tokens=least, max_tokens=most)
             ),
             max_tokens=most,
-            stop=ends,
+            stop=stop,
             proposer=self._proposer(lookup, draft),
+            search=search,
             watch=watch,
             processors=processors,
             logprobs=logprobs,
@@ -143,6 +154,7 @@ class Writing(Texts):
         prompt: Ids | Iterable[Ids],
         *,
         n: int = 1,
+        num_return_sequences: int | None = None,
         max_tokens: int | None = 256,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -195,11 +207,12 @@ class Writing(Texts):
         written all the same: the error of the first has them in its `texts`, with None for each that failed.
         """
         asked, alone = prompts_in(prompt)
-        count = whole("n", n, 1)
+        count = count_of(n, num_return_sequences)
+        beams = beams_of(more, count)
         if stream is True and (not alone or count > 1):
             raise OptionError("stream=True writes one text: it takes one prompt, not a list, and n = 1")
         options = {
-            "temperature": temperature,
+            "temperature": 0.0 if beams is not None and temperature is None else temperature,
             "top_p": top_p,
             "top_k": top_k,
             "min_p": min_p,
@@ -215,6 +228,9 @@ class Writing(Texts):
         if unknown := options.keys() - set(Sampling._fields):
             raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
         sampling = self.defaults.updated(**options)
+        if beams is not None:
+            check_beams(beams, sampling, {"stream": stream is True, "lookup": lookup, "draft": draft is not None})
+            count = 1
         stops = Stops(stop, self.config.vocab_size)
         words = None if isinstance(self._tokenizer, TokenizerError) and not stops else self.tokenizer
         shared: dict[str, Any] = {
@@ -228,20 +244,28 @@ class Writing(Texts):
             "processors": _callables("logits_processor", logits_processor),
             "notify": stream if isinstance(stream, Background) else None,
         }
-        begun: list[TextStream | Generation] = []
+        begun: list[TextStream | Generation | BeamTexts] = []
         for i, (one, base) in enumerate(zip(asked, seeds(seed, len(asked), alone=alone), strict=True)):
             with nullcontext() if alone else about(i):
                 tokens = self._prompt(one, "prompt" if alone else f"prompt {i}", special)
                 first = new_seed() if base is None else base
                 for own in range(first, first + count):
+                    seed_of = own % _SEEDS
+                    if beams is not None:
+                        ends = None if words is None or not stops else Ends(words, tokens[-1], stops)
+                        generation = self.start(tokens, sampling, seed=seed_of, beams=beams, ends=ends, **shared)
+                        begun.append(BeamTexts(generation, words, stops, seed_of))
+                        continue
                     pieces = None if words is None else Pieces(words, tokens[-1], stops)
-                    generation = self.start(tokens, sampling, seed=own % _SEEDS, watch=pieces, **shared)
-                    begun.append(generation if pieces is None else TextStream(generation, pieces, own % _SEEDS))
-        single = alone and count == 1
+                    generation = self.start(tokens, sampling, seed=seed_of, watch=pieces, **shared)
+                    begun.append(generation if pieces is None else TextStream(generation, pieces, seed_of))
+        single = alone and num_return_sequences is None and n == 1
+        if stream is True:
+            return begun[0]
         if stream:
-            return begun[0] if single else begun
+            return Begun(begun, count, single)
         self._scheduler.run([_generation(text) for text in begun])
-        return _written(begun[0]) if single else _all_written(begun, count)
+        return Begun(begun, count, single).written()
 
     def generate_batch(self, prompts: Iterable[Ids], **options: Any) -> list[Any]:
         """generate of a list of prompts: the new texts in order. Takes its options, and raises what it raises."""
@@ -270,9 +294,11 @@ class Writing(Texts):
         self.tokenizer  # noqa: B018  # raises where there is none: a stream of ids is not made here
         background = Background(self._scheduler)
         begun = self.generate(prompt, stream=background, **options)
-        if isinstance(begun, list):
+        if not begun.single:
             raise OptionError("stream=True writes one text: it takes one prompt, not a list, and n = 1")
-        return AsyncTextStream(begun, background)
+        if not isinstance(begun.texts[0], TextStream):
+            raise OptionError("stream does not go with num_beams: the best text is known only at the end")
+        return AsyncTextStream(begun.texts[0], background)
 
     async def _agenerate(self, prompt: Any, options: dict[str, Any]) -> Any:
         import asyncio
@@ -280,8 +306,7 @@ class Writing(Texts):
         background = Background(self._scheduler)
         begin: Callable[..., Any] = self.generate
         begun = await asyncio.to_thread(begin, prompt, stream=background, **options)
-        texts = begun if isinstance(begun, list) else [begun]
-        generations = [_generation(text) for text in texts]
+        generations = [_generation(text) for text in begun.texts]
         try:
             background.write(generations)
             for generation in generations:
@@ -289,7 +314,7 @@ class Writing(Texts):
         finally:
             for generation in generations:
                 generation.close()
-        return _all_written(begun, options.get("n", 1)) if isinstance(begun, list) else _written(begun)
+        return begun.written()
 
     def _prompt(self, prompt: Any, what: str, special: bool) -> list[int]:
         """The ids of a prompt, checked. special: whether special tokens written in a text become their ids."""
@@ -316,30 +341,46 @@ def _callables(name: str, value: Any) -> list[Any]:
     return found
 
 
-def _generation(text: TextStream | Generation) -> Generation:
-    return text.generation if isinstance(text, TextStream) else text
+class Begun(NamedTuple):
+    """Texts that generate has begun. each: how many of `texts` a prompt has. single: one text is the result, not a
+    list."""
+
+    texts: list[TextStream | Generation | BeamTexts]
+    each: int
+    single: bool
+
+    def written(self) -> Any:
+        """What has been written, once all generations have ended.
+
+        If any has failed, raises its error; of several texts the error of the first, which has the others' texts as
+        `texts`.
+        """
+        if self.single:
+            return _written(self.texts[0])[0]
+        errors = {i: error for i, text in enumerate(self.texts) if (error := _generation(text).error) is not None}
+        found = [[None] if i in errors else _written(text) for i, text in enumerate(self.texts)]
+        texts = [text for some in found for text in some]
+        if not errors:
+            return texts
+        first, cause = next(iter(errors.items()))
+        others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        error = cause
+        if isinstance(cause, FastLLMError):
+            error = type(cause)(f"prompt {first // self.each}{others}: {cause}")
+        vars(error).update(text=first, texts=texts)
+        raise error
 
 
-def _written(text: TextStream | Generation) -> Text | list[int]:
-    """What has been written, once its generation has ended. Raises the generation's error if it has one."""
+def _generation(text: TextStream | Generation | BeamTexts) -> Generation:
+    return text if isinstance(text, Generation) else text.generation
+
+
+def _written(text: TextStream | Generation | BeamTexts) -> list[Any]:
+    """What has been written of a prompt, once its generation has ended. Raises the generation's error if it has one."""
     if isinstance(text, TextStream):
-        return text.rest()
+        return [text.rest()]
+    if isinstance(text, BeamTexts):
+        return text.texts()
     if text.error is not None:
         raise text.error
-    return text.tokens
-
-
-def _all_written(begun: Sequence[TextStream | Generation], count: int) -> list[Any]:
-    """What has been written of several texts, `count` of each prompt.
-
-    If any has failed, raises the error of the first, which has the others' texts as `texts`.
-    """
-    errors = {i: error for i, text in enumerate(begun) if (error := _generation(text).error) is not None}
-    texts = [None if i in errors else _written(text) for i, text in enumerate(begun)]
-    if not errors:
-        return texts
-    first, cause = next(iter(errors.items()))
-    others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    error = type(cause)(f"prompt {first // count}{others}: {cause}") if isinstance(cause, FastLLMError) else cause
-    vars(error).update(text=first, texts=texts)
-    raise error
+    return [text.tokens]
