@@ -74,7 +74,7 @@ def history(rng, llm):
     if rng.random() < 0.5:
         options["repetition_penalty"] = rng.choice([1.2, 1.5, 0.9])
     if rng.random() < 0.4:
-        options["no_repeat_ngram_size"] = rng.choice([1, 2, 3])
+        options["no_repeat_ngram_size"] = rng.choice([2, 3, 4])
     if rng.random() < 0.3:
         options["suppress_tokens"] = [rng.randrange(llm.config.vocab_size) for _ in range(3)]
     return options
@@ -82,19 +82,27 @@ def history(rng, llm):
 
 def compare(model, llm, prompt, ours, theirs, ends):
     ids = torch.tensor([prompt])
-    expected = model.generate(
+    out = model.generate(
         ids,
+        return_dict_in_generate=True,
+        output_scores=True,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=MOST,
         do_sample=False,
         pad_token_id=0,
         eos_token_id=ends or None,
         **theirs,
-    )[0, len(prompt) :].tolist()
-    if ends and expected[-1] in ends:
+    )
+    expected = out.sequences[0, len(prompt) :].tolist()
+    # Where all tokens are forbidden transformers takes the first one all the same.
+    possible = [bool(scores.isfinite().any()) for scores in out.scores]
+    if not all(possible):
+        expected = expected[: possible.index(False)]
+    elif ends and expected[-1] in ends:
         expected.pop()  # fastllm's texts are without the token that ends them
     found = list(llm.generate(prompt, max_tokens=MOST, temperature=0, ignore_eos=True, stop=ends, **ours))
-    assert found == expected
+    assert found == expected if all(possible) else found[: len(expected)] == expected
+    return len(expected)
 
 
 def random_ends(rng, llm):
@@ -119,7 +127,8 @@ def test_dola(case):
     model, llm, rng, prompt = case
     n = llm.config.n_layers
     some = sorted(rng.sample(range(n), rng.randint(1, n)))
-    options = {"dola_layers": rng.choice(["low", "high", some])} | history(rng, llm)
+    low = "high" if n == 3 else "low"  # of a tied model of 3 layers transformers finds none, and fails
+    options = {"dola_layers": rng.choice([low, "high", some])} | history(rng, llm)
     compare(model, llm, prompt, options, options, random_ends(rng, llm))
 
 

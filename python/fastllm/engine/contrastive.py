@@ -61,12 +61,11 @@ class Contrastive(Search):
 
     def _after(self, generation: Generation, sequence: _core.Sequence, logits: _core.Buffer, row: int) -> _State:
         model = self._engine.model
-        own, size = model.logits(1), 4 * model.logits_stride
-        memoryview(own)[:] = memoryview(logits)[row * size : (row + 1) * size]
-        changed = own
+        own = changed = model.logits(1)
+        scores.copy(self._engine, logits, row, own)
         if generation.processors:
             changed = model.logits(1)
-            memoryview(changed)[:] = memoryview(own)
+            scores.copy(self._engine, own, 0, changed)
             scores.process(self._engine, generation, changed)
         followers = _core.likeliest(
             model, generation.sampler, changed, 0, self.width, processed=bool(generation.processors)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fastllm import _core
 from fastllm.engine import scores
 from fastllm.engine.generation import Search
+from fastllm.errors import OptionError
 
 if TYPE_CHECKING:
     from fastllm.engine.engine import Engine, Span
@@ -30,7 +31,8 @@ class Dola(Search):
     """Draws each token from ln p - ln q: p the model's prediction, q that of an earlier layer.
 
     Of the layers given it is the one whose prediction differs most from p. Their predictions are early exits: the head
-    without the final norm, as in transformers.
+    without the final norm, as in transformers. Only tokens of a tenth of the largest p are left; where all of these are
+    forbidden, the next one is drawn from ln p alone.
     """
 
     width = 1
@@ -61,7 +63,11 @@ class Dola(Search):
         _core.head(model, rows, len(self.hidden), exits, norm=False, threads=threads)
         own = model.logits(1)
         _core.dola(model, written.logits, written.row, exits, len(self.hidden), own, threads=threads)
-        token = scores.draw(self._engine, generation, own)
+        try:
+            token = scores.draw(self._engine, generation, own)
+        except OptionError:  # all tokens that DoLa leaves are forbidden
+            scores.copy(self._engine, written.logits, written.row, own)
+            token = scores.draw(self._engine, generation, own)
         scores.write(self._engine, generation, token, written.logits, written.row)
 
     def close(self) -> None:

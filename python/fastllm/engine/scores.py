@@ -12,13 +12,18 @@ if TYPE_CHECKING:
     from fastllm.engine.generation import Generation
 
 
-def process(engine: Engine, generation: Generation, scores: _core.Buffer, row: int = 0) -> None:
-    """Has a text's callables change a row of scores."""
+def copy(engine: Engine, logits: _core.Buffer, row: int, scores: _core.Buffer) -> None:
+    """Row 0 of scores becomes a row of logits."""
+    size = 4 * engine.model.logits_stride
+    memoryview(scores)[:size] = memoryview(logits)[row * size : (row + 1) * size]
+
+
+def process(engine: Engine, generation: Generation, scores: _core.Buffer) -> None:
+    """Has a text's callables change row 0 of scores."""
     if generation.processors:
         import numpy
 
-        at = row * engine.model.logits_stride
-        own = numpy.frombuffer(memoryview(scores), numpy.float32)[at : at + engine.vocab_size]
+        own = numpy.frombuffer(memoryview(scores), numpy.float32)[: engine.vocab_size]
         for change in generation.processors:
             changed = change(generation.prompt + generation.tokens, own)
             if changed is not None and changed is not own:

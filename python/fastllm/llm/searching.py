@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _NAMES = ("penalty_alpha", "dola_layers", "guidance_scale", "negative_prompt")
 
 
-def search_of(options: dict[str, Any]) -> SearchOptions | None:
+def search_options(options: dict[str, Any]) -> SearchOptions | None:
     """Takes the options of a search out of those of generate; None where none is on.
 
     Contrastive search is greedy, and chooses among a number of tokens that the caller has to say: the temperature
@@ -51,7 +51,7 @@ def check_search(search: SearchOptions, sampling: Sampling, others: dict[str, An
             raise OptionError("penalty_alpha needs a top_k of 2 or more: it chooses among so many tokens")
 
 
-def made(
+def search_of(
     engine: Engine, config: Config, search: SearchOptions, sampling: Sampling, negative: Sequence[int], *, tied: bool
 ) -> Search:
     """The search of one text. negative: the ids of the negative prompt, or of what stands for it. tied: whether the

@@ -14,6 +14,7 @@ from fastllm.errors import FastLLMError, OptionError, TokenizerError, about
 from fastllm.llm.arguments import prompts_in, seeds, several, token_ids, whole
 from fastllm.llm.beams import BeamTexts, Ends
 from fastllm.llm.options import beam_search, beams_of, check_beams, count_of
+from fastllm.llm.searching import check_search, search_of, search_options
 from fastllm.llm.steering import Phrases
 from fastllm.llm.stream import AsyncTextStream, Background, Pieces, TextStream
 from fastllm.llm.text import Text
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastllm.decoding.beams import BeamOptions
+    from fastllm.decoding.search import SearchOptions
+    from fastllm.engine.generation import Search
     from fastllm.engine.guesses import Proposer
     from fastllm.llm.texts import Ids
 
@@ -37,6 +40,7 @@ class Writing(Texts):
 
     _scheduler: Scheduler
     _phrases: Phrases
+    _tied: bool  # whether the embedding is the head too
     defaults: Sampling
     bytes_per_token: int
 
@@ -59,13 +63,15 @@ class Writing(Texts):
         notify: Callable[[], None] | None = None,
         beams: BeamOptions | None = None,
         ends: Callable[[list[int]], bool] | None = None,
+        search: SearchOptions | None = None,
     ) -> Generation:
         """The new token ids of a text, as a Generation to iterate over: the level below generate.
 
         A prompt of ids needs no tokenizer. stop: ids that end the text; None: the model's own, or none with ignore_eos.
         max_tokens: None or -1: to the end of the context. watch: called with each new token; True ends the text.
         notify: called after new tokens and at the end. beams: searches with these, and `ends` takes the place of watch:
-        called with all new tokens of a beam. These run in the thread that writes. The other options are generate's.
+        called with all new tokens of a beam. These run in the thread that writes. search: chooses tokens by these
+        options. The other options are generate's.
         Raises OptionError, ContextError, TokenizerError.
         """
         self._check_head()
@@ -87,9 +93,13 @@ class Writing(Texts):
         stop = token_ids(stop, "stop")
         self._check_tokens(stop, "stop")
         seed = new_seed() if seed is None else whole("seed", seed, 0, _SEEDS - 1)
-        search = None
+        chosen = None
+        if search is not None:
+            check_search(search, sampling, {"num_beams": beams, "lookup": lookup, "draft": draft})
+            chosen, longest = self._searched(search, sampling, tokens)
+            most = min(most, self.context - longest + 1)
         if beams is not None:
-            search = beam_search(
+            chosen = beam_search(
                 self._engine, self._phrases, beams, sampling, seed=seed, stop=stop, ends=ends, max_tokens=most
             )
         return Generation(
@@ -101,13 +111,21 @@ class Writing(Texts):
             max_tokens=most,
             stop=stop,
             proposer=self._proposer(lookup, draft),
-            search=search,
+            search=chosen,
             watch=watch,
             processors=processors,
             logprobs=logprobs,
             echo=echo,
             notify=notify,
         )
+
+    def _searched(self, search: SearchOptions, sampling: Sampling, prompt: list[int]) -> tuple[Search, int]:
+        """The search of one text, and how long its longest prompt is."""
+        other = prompt[-1:]
+        if search.negative_prompt is not None:
+            other = self._ids(search.negative_prompt, "negative_prompt")
+        made = search_of(self._engine, self.config, search, sampling, other, tied=self._tied)
+        return made, max(len(prompt), len(other) if search.name == "guidance_scale" else 0)
 
     @_core.standard_floats
     def _sampler(self, sampling: Sampling, seed: int, **options: Any) -> _core.Sampler:
@@ -198,7 +216,7 @@ class Writing(Texts):
         special: special tokens written in the prompt, such as "<|fim_prefix|>", become their ids; else they are text.
         lookup, draft: the same text, sooner (speculative decoding): lookup guesses tokens from the prompt and the text
         so far, which pays where these repeat; draft is a smaller model with the same vocabulary that guesses. The other
-        options are those of fastllm.decoding.Sampling; None takes the model's `defaults`.
+        options are those of fastllm.decoding: Sampling, where None takes the model's `defaults`, and SearchOptions.
 
         A model without a tokenizer takes ids and returns lists of ids, or a Generation as its stream.
 
@@ -225,6 +243,7 @@ class Writing(Texts):
             "no_repeat_ngram_size": no_repeat_ngram_size,
             **more,
         }
+        search = search_options(options)
         if unknown := options.keys() - set(Sampling._fields):
             raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
         sampling = self.defaults.updated(**options)
@@ -243,7 +262,11 @@ class Writing(Texts):
             "echo": echo,
             "processors": _callables("logits_processor", logits_processor),
             "notify": stream if isinstance(stream, Background) else None,
+            "search": search,
         }
+        if search is not None and search.negative_prompt is not None:
+            negative = self._prompt(search.negative_prompt, "negative_prompt", special)
+            shared["search"] = search._replace(negative_prompt=negative)
         begun: list[TextStream | Generation | BeamTexts] = []
         for i, (one, base) in enumerate(zip(asked, seeds(seed, len(asked), alone=alone), strict=True)):
             with nullcontext() if alone else about(i):
