@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from helpers.sampling import buffer_of
+
 
 def log_softmax(x):
     x = np.asarray(x, np.float64)
@@ -47,3 +49,58 @@ def degeneration(context, rows):
     a, b = (np.asarray(x, np.float64) for x in (context, rows))
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
     return (b @ a.T).max(axis=1)
+
+
+# ---- whole texts, the plainest way: every step computes all of its text anew
+
+
+class _Plain:
+    """A text and its sampler. Scores are numpy's; a sampler then draws from them as from logits."""
+
+    def __init__(self, llm, prompt, sampling, seed):
+        self.llm, self.text, self.tokens = llm, list(prompt), []
+        self.sampler = llm._sampler(sampling, seed)
+        for token in prompt:
+            self.sampler.accept(token, generated=False)
+
+    def logits(self, text):
+        return self.llm.logits(text)[-1].astype(np.float64)
+
+    def take(self, token):
+        self.sampler.accept(token, generated=True)
+        self.tokens.append(token)
+        self.text.append(token)
+
+    def draw(self, scores):
+        self.take(self.sampler.draw(buffer_of(np.maximum(scores, -1e30))))
+
+
+def plain_guidance(llm, prompt, sampling, scale, negative, count, seed):
+    plain, other = _Plain(llm, prompt, sampling, seed), negative or prompt[-1:]
+    for _ in range(count):
+        plain.draw(guided(plain.logits(plain.text), plain.logits(other + plain.tokens), scale))
+    return plain.tokens
+
+
+def plain_dola(llm, prompt, sampling, layers, head, bias, count, seed):
+    """head, bias: the model's [vocabulary, dim] and [vocabulary]."""
+    plain = _Plain(llm, prompt, sampling, seed)
+    for _ in range(count):
+        exits = [head @ llm.hidden_states(plain.text, layer)[-1] + bias for layer in layers]
+        plain.draw(dola_scores(plain.logits(plain.text), exits))
+    return plain.tokens
+
+
+def plain_contrastive(llm, prompt, alpha, k, count, penalty=1.0):
+    """With a repetition penalty (Keskar et al., 2019) on logits. Greedy."""
+    text = list(prompt)
+    for _ in range(count):
+        logits = llm.logits(text)[-1].astype(np.float64)
+        seen = sorted(set(text))
+        logits[seen] = np.where(logits[seen] < 0, logits[seen] * penalty, logits[seen] / penalty)
+        p = np.exp(log_softmax(logits))
+        best = np.argsort(-p, kind="stable")[:k]
+        hidden = [llm.hidden_states([*text, int(token)]) for token in best]
+        worth = [(1 - alpha) * p[t] - alpha * degeneration(h[:-1], h[-1:])[0] for t, h in zip(best, hidden, strict=True)]
+        text.append(int(best[int(np.argmax(worth))]))
+    return text[len(prompt) :]

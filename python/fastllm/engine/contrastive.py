@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 class _State(NamedTuple):
     """A sequence with all of a text, and what may follow: (token, probability), the likeliest first.
 
-    logits: a row of its own, which the probabilities were made of.
+    length: of the text. logits: a row of its own, which the probabilities were made of.
     """
 
     sequence: _core.Sequence
+    length: int
     followers: list[tuple[int, float]]
     logits: _core.Buffer
 
@@ -70,12 +71,12 @@ class Contrastive(Search):
         followers = _core.likeliest(
             model, generation.sampler, changed, 0, self.width, processed=bool(generation.processors)
         )
-        return _State(sequence, followers, own)
+        return _State(sequence, sequence.length, followers, own)
 
     def spans(self, generation: Generation) -> list[Span]:
         assert self._state is not None
-        sequence, followers, _ = self._state
-        if sequence.length == self._directions.count == generation.position():
+        sequence, length, followers, _ = self._state
+        if length == sequence.length == self._directions.count == generation.position():
             self._forks = [sequence.fork() for _ in followers]
             return [(fork, [token], 1) for fork, (token, _) in zip(self._forks, followers, strict=True)]
         # A step was interrupted before its end: what it has lost is computed again.
@@ -87,7 +88,7 @@ class Contrastive(Search):
 
     def take(self, generation: Generation, written: Written) -> None:
         assert self._state is not None
-        sequence, followers, logits = self._state
+        sequence, _, followers, logits = self._state
         if not self._forks:
             self._note(sequence, written)
             if sequence.length == generation.position():
