@@ -12,6 +12,7 @@ from fastllm.cli.lines import token_texts, unescaped, write
 from fastllm.cli.options import cache_options, guessing_options, load_draft, load_model, model_options
 from fastllm.cli.prompt import prompt_of, prompt_options
 from fastllm.cli.sampling import bias_of, sampling_of, sampling_options, seed_of
+from fastllm.cli.searching import search_of, search_options
 from fastllm.errors import OptionError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def options(run: argparse.ArgumentParser) -> None:
     length.add_argument("--min-tokens", type=int, default=0, metavar="N", help="no end before N new tokens")
     length.add_argument("--ignore-eos", action="store_true", help="go on where the model ends its text")
     sampling_options(run)
+    search_options(run)
     output = run.add_argument_group("output")
     output.add_argument("--n", type=int, default=1, metavar="N", help="write N texts, of seeds from -s on")
     output.add_argument("--json", action="store_true", help="print a JSON object for each text, in a line at its end")
@@ -54,13 +56,17 @@ def options(run: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
+    search = search_of(args)
     sampling, prompt = sampling_of(args), prompt_of(args) or ""
+    if args.temperature is None and "penalty_alpha" in search:
+        sampling.pop("temperature", None)  # the built-in model's: contrastive search is greedy
     if args.chat and not prompt:
         raise OptionError("--chat needs a message: TEXT, -i, --file or stdin")
     llm = load_model(args)
     asked, shown, max_tokens = _prompt(args, llm, prompt)
     given: dict[str, Any] = {
         **sampling,
+        **search,
         "logit_bias": bias_of(args, llm),
         "seed": seed_of(args),
         "max_tokens": max_tokens,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastllm.engine import Engine
     from fastllm.engine.generation import Search
 
+_MOST = 1000  # tokens that contrastive search chooses among: each takes a row of a forward
 _NAMES = ("penalty_alpha", "dola_layers", "guidance_scale", "negative_prompt")
 
 
@@ -47,8 +48,8 @@ def check_search(search: SearchOptions, sampling: Sampling, others: dict[str, An
             raise OptionError(
                 f"penalty_alpha goes with temperature 0 only, not {sampling.temperature:g}: contrastive search draws nothing"
             )
-        if sampling.top_k < 2:
-            raise OptionError("penalty_alpha needs a top_k of 2 or more: it chooses among so many tokens")
+        if not 2 <= sampling.top_k <= _MOST:
+            raise OptionError(f"penalty_alpha takes a top_k between 2 and {_MOST:,}, not {sampling.top_k}")
 
 
 def search_of(
