@@ -112,7 +112,7 @@ static size_t farthest(const exits *e) {
     return best;
 }
 
-static fl_status dola(exits *e, fl_draw_worker *w, const float *logits, size_t threads, float *out) {
+static fl_status dola(exits *e, fl_draw_worker *w, const float *logits, size_t threads, fl_pace *pace, float *out) {
     fl_status status = predict(w, e->k, logits, e->vocab, &e->last);
     if (status != FL_OK) return status;
     size_t exit = 0;
@@ -120,7 +120,7 @@ static fl_status dola(exits *e, fl_draw_worker *w, const float *logits, size_t t
         const float share = (float)(1 / e->last.sum);
         for (size_t i = 0; i < e->vocab; i++) w->logits[i] = w->probs[i] * share;
         e->probs = w->logits; // which predict leaves alone
-        fl_parallel(threads < e->n ? threads : e->n, diverge_share, e);
+        fl_paced(pace, fl_apart(e->n), threads < e->n ? threads : e->n, diverge_share, e, NULL);
         status = (fl_status)atomic_load(&e->status);
         exit = farthest(e);
     }
@@ -131,7 +131,7 @@ static fl_status dola(exits *e, fl_draw_worker *w, const float *logits, size_t t
 }
 
 fl_status fl_dola(fl_draw_scratch *scratch, const fl_kernels *k, const float *logits, const float *rows, size_t n,
-                  size_t vocab, size_t threads, float *out) {
+                  size_t vocab, size_t threads, fl_pace *pace, float *out) {
     exits e = {.scratch = scratch, .k = k, .rows = rows, .n = n, .vocab = vocab,
                .stride = fl_round_up(vocab, FL_LANES), .divergence = malloc(n * sizeof(double))};
     fl_draw_worker *w;
@@ -139,7 +139,7 @@ fl_status fl_dola(fl_draw_scratch *scratch, const fl_kernels *k, const float *lo
     atomic_init(&e.status, FL_OK);
     if (status == FL_OK) {
         const fl_fpenv before = fl_fpenv_set();
-        status = dola(&e, w, logits, threads, out);
+        status = dola(&e, w, logits, threads, pace, out);
         fl_fpenv_restore(before);
     }
     free(e.divergence);
@@ -183,6 +183,8 @@ fl_status fl_likeliest(const fl_sampler *s, fl_draw_scratch *scratch, const fl_k
     return status;
 }
 
+enum { WORTH = 4 << 20 }; // floats of a context from which one more thread pays: a millisecond's reading
+
 // 1 / the length of x (n,), or 0 of zeros.
 static float unit_of(const float *x, size_t n) {
     double sums[FL_LANES] = {0};
@@ -205,7 +207,7 @@ fl_status fl_degeneration(const fl_kernels *k, const fl_matrix *context, size_t 
     fl_matrix rows = *context;
     rows.d = count;
     rows.bias = NULL;
-    const size_t dim = rows.n, stride = fl_round_up(count, FL_LANES);
+    const size_t dim = rows.n, stride = fl_round_up(count, FL_LANES), worth = 1 + count * dim / WORTH;
     float *units = fl_alloc(n * dim * sizeof(float)), *cosines = fl_alloc(n * stride * sizeof(float));
     fl_status status = units && cosines ? FL_OK : FL_NO_MEMORY;
     const fl_fpenv before = fl_fpenv_set();
@@ -213,7 +215,7 @@ fl_status fl_degeneration(const fl_kernels *k, const fl_matrix *context, size_t 
         const float unit = unit_of(x + i * dim, dim);
         for (size_t j = 0; j < dim; j++) units[i * dim + j] = x[i * dim + j] * unit;
     }
-    if (status == FL_OK) status = fl_multiply(k, &rows, units, n, threads, cosines);
+    if (status == FL_OK) status = fl_multiply(k, &rows, units, n, worth < threads ? worth : threads, cosines);
     for (size_t i = 0; status == FL_OK && i < n; i++) {
         size_t best;
         int finite;

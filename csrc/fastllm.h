@@ -574,9 +574,9 @@ fl_status fl_guide(fl_draw_scratch *scratch, const fl_kernels *k, const float *l
 // DoLa (Chuang et al., 2023), as the transformers library has it: of n >= 1 rows of `exits`, logits of early exits, it
 // takes the one whose probabilities q differ most from p, those of `logits`, by Jensen-Shannon divergence, the first
 // among equals. out = ln p - ln q where p is at least a tenth of the largest, else -infinity. `out` may be `logits`.
-// FL_BAD_VALUE: a logit is not finite. FL_NO_MEMORY.
+// pace: as of fl_draw_all. FL_BAD_VALUE: a logit is not finite. FL_NO_MEMORY.
 fl_status fl_dola(fl_draw_scratch *scratch, const fl_kernels *k, const float *logits, const float *exits, size_t n,
-                  size_t vocab, size_t threads, float *out);
+                  size_t vocab, size_t threads, fl_pace *pace, float *out);
 
 // The up to `most` likeliest tokens after logits, likeliest first, lowest id first among equals, and their probabilities
 // after all that the sampler's history does to logits, and its watermark: tokens and probs (most,), *n of them. What is
@@ -590,9 +590,10 @@ void fl_unit_row(float *panels, size_t n, size_t r, const float *x);
 
 // The degeneration penalties of contrastive search (Su et al., 2022): out[i] is the largest cosine of row i of x (n,
 // context->n) and any of the first `count` >= 1 rows of an FL_F32 matrix, which fl_unit_row wrote; NaN where one of
-// these is not finite. FL_NO_MEMORY.
+// these is not finite. Runs on fewer than `threads` threads where there is little to read. FL_NO_MEMORY.
 fl_status fl_degeneration(const fl_kernels *k, const fl_matrix *context, size_t count, const float *x, size_t n,
                           size_t threads, float *out);
+
 // ---- beams ---------------------------------------------------------------------------------------------------------
 
 // A token that may follow a beam, and the score of the text with it.

@@ -299,7 +299,7 @@ fl_status fl_head(const fl_model *m, fl_scratch *s, const float *rows, size_t n,
     }
     const fl_outputs out = {.logits = logits};
     fl_forward_call f = {.m = m, .s = s, .tokens = n, .n_logits = n, .out = &out, .bare = !norm};
-    fl_parallel(threads, run_head, &f);
+    fl_paced(m->pace, fl_apart(n), threads, run_head, &f, NULL);
     return FL_OK;
 }
 

@@ -70,7 +70,8 @@ def dola(Model model not None, Buffer logits not None, size_t row, Buffer exits 
     try:
         scratch = model.idle_draws.pop() if model.idle_draws else DrawScratch()
         with nogil:
-            status = fl_dola(scratch.c, model.c.kernels, x, y, n, model.c.config.vocab_size, threads, to)
+            status = fl_dola(scratch.c, model.c.kernels, x, y, n, model.c.config.vocab_size, threads, model.draw_pace,
+                             to)
         model.idle_draws.append(scratch)
     finally:
         give_cores(taken)

@@ -63,4 +63,7 @@ def _layers(value: Any) -> str | tuple[int, ...] | None:
     found = tuple(value)
     if not found:
         raise OptionError("dola_layers is an empty list: it needs a layer")
-    return tuple(checks.whole(layer, "each of dola_layers", 0) for layer in found)
+    for layer in found:
+        if not checks.is_whole(layer) or not 0 <= layer < 1 << 31:
+            raise OptionError(f"dola_layers has {checks.shown(layer)}, which is no layer")
+    return tuple(map(int, found))
