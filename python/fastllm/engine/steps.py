@@ -74,7 +74,7 @@ class Steps:
             ran = self._forward(rows)
         except CacheFullError as error:
             if not self.places.preempt(list(dict.fromkeys(row.generation for row in rows))):
-                rows[0].generation.fail(error)
+                rows[0].generation.fail(error.with_traceback(None))  # whose frames hold rows, and so pages
             return
         except Exception as error:  # such as a file of weights that has changed: it is the same for all
             for row in rows:
