@@ -49,6 +49,14 @@ def run(*words: str, capsys: pytest.CaptureFixture[str], code: int = 0) -> tuple
         (["--stop", ".", "--stop", "\\n"], {"stop": [".", "\n"]}),
         (["--logit-bias", "5=-inf", "--logit-bias", " a=-100"], {"logit_bias": {5: float("-inf"), " a": -100.0}}),
         (["--lookup"], {"lookup": True}),
+        (["--penalty-alpha", "0.6", "--top-k", "4"], {"penalty_alpha": 0.6, "top_k": 4}),
+        (["--dola-layers", "high"], {"dola_layers": "high"}),
+        (["--dola-layers", "0,2"], {"dola_layers": [0, 2]}),
+        (["--guidance-scale", "1.5"], {"guidance_scale": 1.5}),
+        (
+            ["--guidance-scale", "2", "--negative-prompt", "A dog\\n"],
+            {"guidance_scale": 2, "negative_prompt": "A dog\n"},
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -80,7 +80,7 @@ def history(rng, llm):
     return options
 
 
-def compare(model, llm, prompt, ours, theirs, ends):
+def compare(model, llm, prompt, *, ours, theirs, ends):
     ids = torch.tensor([prompt])
     out = model.generate(
         ids,
@@ -118,7 +118,7 @@ def test_contrastive(case):
     model, llm, rng, prompt = case
     options = {"penalty_alpha": rng.choice([0.1, 0.4, 0.6, 0.8]), "top_k": rng.choice([2, 4, 5, 8])}
     options |= history(rng, llm)
-    compare(model, llm, prompt, options, options, random_ends(rng, llm))
+    compare(model, llm, prompt, ours=options, theirs=options, ends=random_ends(rng, llm))
 
 
 @BEFORE_5
@@ -129,7 +129,7 @@ def test_dola(case):
     some = sorted(rng.sample(range(n), rng.randint(1, n)))
     low = "high" if n == 3 else "low"  # of a tied model of 3 layers transformers finds none, and fails
     options = {"dola_layers": rng.choice([low, "high", some])} | history(rng, llm)
-    compare(model, llm, prompt, options, options, random_ends(rng, llm))
+    compare(model, llm, prompt, ours=options, theirs=options, ends=random_ends(rng, llm))
 
 
 @BEFORE_5
@@ -139,7 +139,8 @@ def test_dola_of_a_deep_model(tmp_path, family, tied, which):
     model = reference(family, 40, 44, tied, 3)
     model.save_pretrained(tmp_path)
     llm = fastllm.load(tmp_path, dtype="f32", threads=1)
-    compare(model, llm, [5, 9, 31], {"dola_layers": which}, {"dola_layers": which}, [])
+    options = {"dola_layers": which}
+    compare(model, llm, [5, 9, 31], ours=options, theirs=options, ends=[])
 
 
 @CASES
@@ -151,4 +152,4 @@ def test_guidance(case):
         negative = some_ids(rng, llm)
         ours["negative_prompt"] = negative
         theirs["negative_prompt_ids"] = torch.tensor([negative])
-    compare(model, llm, prompt, ours, theirs, random_ends(rng, llm))
+    compare(model, llm, prompt, ours=ours, theirs=theirs, ends=random_ends(rng, llm))

@@ -75,14 +75,14 @@ class _Plain:
         self.take(self.sampler.draw(buffer_of(np.maximum(scores, -1e30))))
 
 
-def plain_guidance(llm, prompt, sampling, scale, negative, count, seed):
+def plain_guidance(llm, prompt, sampling, *, scale, negative, count, seed):
     plain, other = _Plain(llm, prompt, sampling, seed), negative or prompt[-1:]
     for _ in range(count):
         plain.draw(guided(plain.logits(plain.text), plain.logits(other + plain.tokens), scale))
     return plain.tokens
 
 
-def plain_dola(llm, prompt, sampling, layers, head, bias, count, seed):
+def plain_dola(llm, prompt, sampling, *, layers, head, bias, count, seed):
     """head, bias: the model's [vocabulary, dim] and [vocabulary]."""
     plain = _Plain(llm, prompt, sampling, seed)
     for _ in range(count):
@@ -91,7 +91,7 @@ def plain_dola(llm, prompt, sampling, layers, head, bias, count, seed):
     return plain.tokens
 
 
-def plain_contrastive(llm, prompt, alpha, k, count, penalty=1.0):
+def plain_contrastive(llm, prompt, *, alpha, k, count, penalty=1.0):
     """With a repetition penalty (Keskar et al., 2019) on logits. Greedy."""
     text = list(prompt)
     for _ in range(count):
@@ -101,6 +101,8 @@ def plain_contrastive(llm, prompt, alpha, k, count, penalty=1.0):
         p = np.exp(log_softmax(logits))
         best = np.argsort(-p, kind="stable")[:k]
         hidden = [llm.hidden_states([*text, int(token)]) for token in best]
-        worth = [(1 - alpha) * p[t] - alpha * degeneration(h[:-1], h[-1:])[0] for t, h in zip(best, hidden, strict=True)]
+        worth = [
+            (1 - alpha) * p[t] - alpha * degeneration(h[:-1], h[-1:])[0] for t, h in zip(best, hidden, strict=True)
+        ]
         text.append(int(best[int(np.argmax(worth))]))
     return text[len(prompt) :]

@@ -54,8 +54,8 @@ SEARCHES = ("penalty_alpha", "dola_layers", "guidance_scale")
 
 
 def _layers(value: Any) -> str | tuple[int, ...] | None:
-    if value is None or value in ("low", "high"):
-        return value  # type: ignore[no-any-return]
+    if value is None or (isinstance(value, str) and value in ("low", "high")):
+        return value
     if (tolist := getattr(value, "tolist", None)) is not None:
         value = tolist()
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):

@@ -1,18 +1,16 @@
-"""Searches that generate is asked for: their options checked against each other and the model, and made into searches."""
+"""Searches that generate is asked for: options checked against each other and the model, and made into searches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastllm.errors import OptionError
 
 if TYPE_CHECKING:
-    from fastllm.config import Config
     from fastllm.decoding import Sampling
     from fastllm.decoding.search import SearchOptions
-    from fastllm.engine import Engine
     from fastllm.engine.generation import Search
+    from fastllm.llm.texts import Texts
 
 _MOST = 1000  # tokens that contrastive search chooses among: each takes a row of a forward
 _NAMES = ("penalty_alpha", "dola_layers", "guidance_scale", "negative_prompt")
@@ -45,33 +43,35 @@ def check_search(search: SearchOptions, sampling: Sampling, others: dict[str, An
             raise OptionError(f"{name} does not go with {search.name}")
     if search.name == "penalty_alpha":
         if sampling.temperature >= 1e-6:
-            raise OptionError(
-                f"penalty_alpha goes with temperature 0 only, not {sampling.temperature:g}: contrastive search draws nothing"
-            )
+            why = "contrastive search draws nothing"
+            raise OptionError(f"penalty_alpha goes with temperature 0 only, not {sampling.temperature:g}: {why}")
         if not 2 <= sampling.top_k <= _MOST:
             raise OptionError(f"penalty_alpha takes a top_k between 2 and {_MOST:,}, not {sampling.top_k}")
 
 
-def search_of(
-    engine: Engine, config: Config, search: SearchOptions, sampling: Sampling, negative: Sequence[int], *, tied: bool
-) -> Search:
-    """The search of one text. negative: the ids of the negative prompt, or of what stands for it. tied: whether the
-    model's embedding is its head too. Raises OptionError for layers that the model has not."""
+def search_of(llm: Texts, search: SearchOptions, sampling: Sampling, prompt: list[int]) -> tuple[Search, int]:
+    """The search of one text, and how long its longest prompt is. Raises OptionError for layers that a model has not,
+    and what a negative prompt may raise."""
+    engine, config, longest = llm._engine, llm.config, len(prompt)
     if search.name == "penalty_alpha":
         from fastllm.engine.contrastive import Contrastive
 
-        return Contrastive(engine, search.penalty_alpha, min(sampling.top_k, config.vocab_size), config.n_layers)
+        k = min(sampling.top_k, config.vocab_size)
+        return Contrastive(engine, search.penalty_alpha, k, config.n_layers), longest
     if search.name == "guidance_scale":
         from fastllm.engine.guidance import Guidance
 
-        return Guidance(engine, search.guidance_scale, negative)
+        negative, ids = search.negative_prompt, prompt[-1:]
+        if negative is not None:
+            ids = llm._ids(negative, "negative_prompt")
+        return Guidance(engine, search.guidance_scale, ids), max(longest, len(ids))
     from fastllm.engine.dola import Dola, layers_of
 
     layers = search.dola_layers
     if layers is None or isinstance(layers, str):
-        return Dola(engine, layers_of(layers or "high", config.n_layers, tied=tied))
+        return Dola(engine, layers_of(layers or "high", config.n_layers, tied=llm._tied)), longest
     if max(layers) >= config.n_layers:
         raise OptionError(
             f"dola_layers has layer {max(layers)}: it takes those before the last, 0 to {config.n_layers - 1}"
         )
-    return Dola(engine, layers)
+    return Dola(engine, layers), longest

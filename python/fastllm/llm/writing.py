@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from fastllm.decoding.beams import BeamOptions
     from fastllm.decoding.search import SearchOptions
-    from fastllm.engine.generation import Search
     from fastllm.engine.guesses import Proposer
     from fastllm.llm.texts import Ids
 
@@ -40,7 +39,6 @@ class Writing(Texts):
 
     _scheduler: Scheduler
     _phrases: Phrases
-    _tied: bool  # whether the embedding is the head too
     defaults: Sampling
     bytes_per_token: int
 
@@ -96,7 +94,7 @@ class Writing(Texts):
         chosen = None
         if search is not None:
             check_search(search, sampling, {"num_beams": beams, "lookup": lookup, "draft": draft})
-            chosen, longest = self._searched(search, sampling, tokens)
+            chosen, longest = search_of(self, search, sampling, tokens)
             most = min(most, self.context - longest + 1)
         if beams is not None:
             chosen = beam_search(
@@ -118,14 +116,6 @@ class Writing(Texts):
             echo=echo,
             notify=notify,
         )
-
-    def _searched(self, search: SearchOptions, sampling: Sampling, prompt: list[int]) -> tuple[Search, int]:
-        """The search of one text, and how long its longest prompt is."""
-        other = prompt[-1:]
-        if search.negative_prompt is not None:
-            other = self._ids(search.negative_prompt, "negative_prompt")
-        made = search_of(self._engine, self.config, search, sampling, other, tied=self._tied)
-        return made, max(len(prompt), len(other) if search.name == "guidance_scale" else 0)
 
     @_core.standard_floats
     def _sampler(self, sampling: Sampling, seed: int, **options: Any) -> _core.Sampler:
