@@ -42,6 +42,8 @@ class Dola(Search):
         self.hidden = tuple(dict.fromkeys(layers))
         self._engine = engine
         self._sequence: _core.Sequence | None = None
+        # The layers' outputs, their predictions, and the scores: made when they are needed.
+        self._room: tuple[_core.Buffer, _core.Buffer, _core.Buffer] | None = None
 
     def begin(self, generation: Generation, sequence: _core.Sequence, written: Written) -> None:
         self._sequence = sequence
@@ -55,13 +57,14 @@ class Dola(Search):
 
     def take(self, generation: Generation, written: Written) -> None:
         model, threads = self._engine.model, self._engine.threads
-        rows, exits = model.stream(len(self.hidden)), model.logits(len(self.hidden))
+        if self._room is None:
+            self._room = model.stream(len(self.hidden)), model.logits(len(self.hidden)), model.logits(1)
+        rows, exits, own = self._room
         to, size = memoryview(rows), rows.nbytes // len(self.hidden)
         last = (written.token + written.tokens - 1) * size
         for i, layer in enumerate(self.hidden):
             to[i * size : (i + 1) * size] = memoryview(written.hidden[layer])[last : last + size]
         _core.head(model, rows, len(self.hidden), exits, norm=False, threads=threads)
-        own = model.logits(1)
         _core.dola(model, written.logits, written.row, exits, len(self.hidden), own, threads=threads)
         try:
             token = scores.draw(self._engine, generation, own)
@@ -71,4 +74,4 @@ class Dola(Search):
         scores.write(self._engine, generation, token, written.logits, written.row)
 
     def close(self) -> None:
-        self._sequence = None
+        self._sequence = self._room = None
