@@ -409,6 +409,13 @@ typedef struct fl_watch {
 fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t threads,
                      const fl_watch *watch, const fl_outputs *out);
 
+// The logits of n rows (n, dim) of the stream, as a forward wrote them to its outputs: logits (n, fl_logits_stride),
+// FL_ALIGN-ed. With `norm` they are those that a forward gives after the last layer: final norm, head, scale and cap.
+// Without it they are the head's matrix and bias alone, as DoLa's early exits are. A row that is not finite gives
+// logits that are not. FL_BAD_TENSOR: the model has no head. FL_NO_MEMORY.
+fl_status fl_head(const fl_model *m, fl_scratch *s, const float *rows, size_t n, int norm, size_t threads,
+                  float *logits);
+
 // ---- sampler -------------------------------------------------------------------------------------------------------
 
 // The filters of a draw, in their default order: that of the transformers library, and between them those that it does
@@ -560,6 +567,39 @@ size_t fl_draw_threads(const fl_draw *draws, size_t n, size_t threads);
 // the token is not below vocab, or `top` exceeds it. FL_BAD_VALUE: a logit is not finite. FL_NO_MEMORY.
 fl_status fl_logprobs(fl_draw_scratch *scratch, const fl_kernels *k, const float *logits, size_t vocab, size_t top,
                       int32_t *tokens, double *out);
+
+// ---- contrasts -----------------------------------------------------------------------------------------------------
+//
+// What weighs the predictions of a model against each other. Rows of logits are (vocab rounded up to 16,). Of bits the
+// same holds as of draws: they are the same on every instruction set and any number of threads.
+
+// Classifier-free guidance (Sanchez et al., 2023): out = scale (ln p - ln q) + ln q, p and q being the probabilities of
+// logits and `other`. `out` may be one of them. FL_BAD_VALUE: a logit is not finite. FL_NO_MEMORY.
+fl_status fl_guide(fl_draw_scratch *scratch, const fl_kernels *k, const float *logits, const float *other,
+                   size_t vocab, float scale, float *out);
+
+// DoLa (Chuang et al., 2023), as the transformers library has it: of n >= 1 rows of `exits`, logits of early exits, it
+// takes the one whose probabilities q differ most from p, those of `logits`, by Jensen-Shannon divergence, the first
+// among equals. out = ln p - ln q where p is at least a tenth of the largest, else -infinity. `out` may be `logits`.
+// pace: as of fl_draw_all. FL_BAD_VALUE: a logit is not finite. FL_NO_MEMORY.
+fl_status fl_dola(fl_draw_scratch *scratch, const fl_kernels *k, const float *logits, const float *exits, size_t n,
+                  size_t vocab, size_t threads, fl_pace *pace, float *out);
+
+// The up to `most` likeliest tokens after logits, likeliest first, lowest id first among equals, and their probabilities
+// after all that the sampler's history does to logits, and its watermark: tokens and probs (most,), *n of them. What is
+// forbidden is not among them. processed: as of a draw. FL_BAD_VALUE: a logit is not finite. FL_BAD_TOKEN: there is no
+// token. FL_NO_MEMORY.
+fl_status fl_likeliest(const fl_sampler *s, fl_draw_scratch *scratch, const fl_kernels *k, const float *logits,
+                       int processed, size_t most, int32_t *tokens, double *probs, size_t *n);
+
+// Row r of an FL_F32 matrix of n columns, whose panels these are, becomes x (n,) divided by its length; zeros stay so.
+void fl_unit_row(float *panels, size_t n, size_t r, const float *x);
+
+// The degeneration penalties of contrastive search (Su et al., 2022): out[i] is the largest cosine of row i of x (n,
+// context->n) and any of the first `count` >= 1 rows of an FL_F32 matrix, which fl_unit_row wrote; NaN where one of
+// these is not finite. Runs on fewer than `threads` threads where there is little to read. FL_NO_MEMORY.
+fl_status fl_degeneration(const fl_kernels *k, const fl_matrix *context, size_t count, const float *x, size_t n,
+                          size_t threads, float *out);
 
 // ---- beams ---------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ typedef struct fl_forward_call {
     size_t tokens;   // of all spans
     size_t n_logits; // rows of logits, of all spans
     const fl_outputs *out;
+    int bare;              // logits are the head's matrix and bias alone
     const fl_watch *watch; // or NULL
     int *leave;            // (2,) by branch: whether the workers leave after it
     int *cancelled;        // whether the forward has ended early

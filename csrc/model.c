@@ -250,6 +250,7 @@ static fl_inputs head_inputs(const fl_worker *w) {
     const fl_scratch *s = w->f->s;
     const size_t rows = w->f->n_logits;
     const int quantize = fl_is_int8(m->head.type);
+    if (w->f->bare) return fl_prepare(w, s->x, s->dim, s->wanted, rows, NULL, quantize);
     if (!m->head_dense.data) return fl_prepare(w, s->x, s->dim, s->wanted, rows, &m->final_norm, quantize);
     const int dense = fl_is_int8(m->head_dense.type);
     const fl_inputs in = fl_prepare(w, s->x, s->dim, s->wanted, rows, &m->final_norm, dense);
@@ -266,7 +267,7 @@ static void head(const fl_worker *w) {
     fl_deal deal = fl_deal_panels(w, panels);
     for (size_t begin, end; fl_next_panels(&deal, panels, &begin, &end);) {
         fl_multiply_panels(w, &m->head, begin, end, &in, rows, w->f->out->logits, stride, 0);
-        for (size_t t = 0; t < rows; t++) {
+        for (size_t t = 0; t < rows && !w->f->bare; t++) {
             float *logits = w->f->out->logits + t * stride + begin * FL_LANES;
             const size_t n = (end - begin) * FL_LANES;
             if (c->logit_scale != 1.0f)
@@ -274,6 +275,32 @@ static void head(const fl_worker *w) {
             if (c->logit_softcap > 0) m->kernels->softcap(logits, n, c->logit_softcap);
         }
     }
+}
+
+static void run_head(void *arg, fl_team *team, size_t id) {
+    const fl_forward_call *f = arg;
+    const fl_worker w = {.f = f, .team = team, .id = id, .own = &f->s->workers[id]};
+    head(&w);
+}
+
+fl_status fl_head(const fl_model *m, fl_scratch *s, const float *rows, size_t n, int norm, size_t threads,
+                  float *logits) {
+    const size_t dim = m->config.dim;
+    if (!m->head.data) return FL_BAD_TENSOR;
+    if (n == 0) return FL_OK;
+    threads = threads == 0 ? 1 : threads < FL_TEAM ? threads : FL_TEAM;
+    const fl_status status = fl_scratch_reserve(s, m, n, threads);
+    if (status != FL_OK) return status;
+    for (size_t t = 0; t < n; t++) {
+        float *x = s->x + t * s->dim;
+        memcpy(x, rows + t * dim, dim * sizeof(float));
+        memset(x + dim, 0, (s->dim - dim) * sizeof(float));
+        s->wanted[t] = t;
+    }
+    const fl_outputs out = {.logits = logits};
+    fl_forward_call f = {.m = m, .s = s, .tokens = n, .n_logits = n, .out = &out, .bare = !norm};
+    fl_paced(m->pace, fl_apart(n), threads, run_head, &f, NULL);
+    return FL_OK;
 }
 
 size_t fl_logits_stride(const fl_model *m) { return fl_round_up(m->config.vocab_size, FL_LANES); }

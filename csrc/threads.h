@@ -88,4 +88,8 @@ int fl_deal_next(fl_deal *deal, size_t *begin, size_t *end);
 // learns from it, unless *left is then not 0: it was left early. With a pace of NULL, on `threads`. `left` may be NULL.
 void fl_paced(fl_pace *pace, size_t tokens, size_t threads, fl_work *work, void *arg, const int *left);
 
+// The `tokens` of fl_paced for other work on so many rows than the pace's forwards or draws: more than those have, so
+// that it has kinds of its own.
+static inline size_t fl_apart(size_t rows) { return (rows < 1024 ? rows : 1024) << 20; }
+
 #endif

@@ -47,6 +47,7 @@ include "sequence.pxi"  # the pages of a text, for forwards
 include "cancel.pxi"  # what ends a forward early
 include "forward.pxi"  # the spans and outputs of one forward as C arrays
 include "sampler.pxi"  # from logits to a token
+include "contrast.pxi"  # predictions weighed against each other
 include "beams.pxi"  # from logits to the tokens that may follow several beams
 include "attention.pxi"  # the attention kernel on its own
 include "pieces.pxi"  # vocabularies of SentencePiece and llama2.c

@@ -251,6 +251,8 @@ cdef extern from "fastllm.h" nogil:
 
     fl_status fl_forward(const fl_model *m, fl_scratch *s, const fl_span *spans, size_t n_spans, size_t threads,
                          const fl_watch *watch, const fl_outputs *out)
+    fl_status fl_head(const fl_model *m, fl_scratch *s, const float *rows, size_t n, int norm, size_t threads,
+                      float *logits)
 
     # ---- sampler
 
@@ -331,6 +333,19 @@ cdef extern from "fastllm.h" nogil:
 
     fl_status fl_logprobs(fl_draw_scratch *scratch, const fl_kernels *k, const float *logits, size_t vocab, size_t top,
                           int32_t *tokens, double *out)
+
+    # ---- contrasts
+
+    fl_status fl_guide(fl_draw_scratch *scratch, const fl_kernels *k, const float *logits, const float *other,
+                       size_t vocab, float scale, float *out)
+    fl_status fl_dola(fl_draw_scratch *scratch, const fl_kernels *k, const float *logits, const float *exits, size_t n,
+                      size_t vocab, size_t threads, fl_pace *pace, float *out)
+    fl_status fl_likeliest(const fl_sampler *s, fl_draw_scratch *scratch, const fl_kernels *k, const float *logits,
+                           bint processed, size_t most, int32_t *tokens, double *probs, size_t *n)
+    void fl_unit_row(float *panels, size_t n, size_t r, const float *x)
+    fl_status fl_degeneration(const fl_kernels *k, const fl_matrix *context, size_t count, const float *x, size_t n,
+                              size_t threads, float *out)
+    # ---- beams
 
     ctypedef struct fl_follower:
         size_t beam

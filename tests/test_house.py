@@ -20,6 +20,7 @@ _MOST_LINES = 400
 _LONGER: dict[str, str] = {
     "bench/storyteller/grammar.py": "a table of words and plots",
     "csrc/fastllm.h": "the whole public interface, half of it text",
+    "pyx/libfastllm.pxd": "the same interface",
 }
 
 pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="needs the repository")

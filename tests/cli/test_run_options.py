@@ -49,6 +49,14 @@ def run(*words: str, capsys: pytest.CaptureFixture[str], code: int = 0) -> tuple
         (["--stop", ".", "--stop", "\\n"], {"stop": [".", "\n"]}),
         (["--logit-bias", "5=-inf", "--logit-bias", " a=-100"], {"logit_bias": {5: float("-inf"), " a": -100.0}}),
         (["--lookup"], {"lookup": True}),
+        (["--penalty-alpha", "0.6", "--top-k", "4"], {"penalty_alpha": 0.6, "top_k": 4}),
+        (["--dola-layers", "high"], {"dola_layers": "high"}),
+        (["--dola-layers", "0,2"], {"dola_layers": [0, 2]}),
+        (["--guidance-scale", "1.5"], {"guidance_scale": 1.5}),
+        (
+            ["--guidance-scale", "2", "--negative-prompt", "A dog\\n"],
+            {"guidance_scale": 2, "negative_prompt": "A dog\n"},
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -104,6 +112,11 @@ def test_steering(words: str, options: dict[str, Any], llm: fastllm.LLM, capsys:
         ("--sampler-order heat", "--sampler-order has 'heat': it takes temperature, "),
         ("--mirostat-tau 4 --top-k 5", "--mirostat-tau takes the place of top_k: leave that out, or 0"),
         ("--watermark 0.5", "--watermark takes a whole number, not '0.5'"),
+        ("--dola-layers 1,x", "--dola-layers takes low, high or layers, such as 0,2,4, not '1,x'"),
+        ("--dola-layers 0,99", "--dola-layers has layer 99: it takes those before the last"),
+        ("--penalty-alpha 0.6", "--penalty-alpha needs top_k"),
+        ("--penalty-alpha 0.6 --top-k 4 -t 1", "--penalty-alpha goes with temperature 0 only"),
+        ("--negative-prompt dog", "--negative-prompt needs guidance_scale"),
         ("--no-repeat-ngram-size -1", "--no-repeat-ngram-size must be a whole number from 0"),
     ],
 )

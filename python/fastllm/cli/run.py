@@ -13,6 +13,7 @@ from fastllm.cli.lines import shown, token_texts, unescaped, write
 from fastllm.cli.options import cache_options, guessing_options, load_draft, load_model, model_options
 from fastllm.cli.prompt import prompt_of, prompt_options
 from fastllm.cli.sampling import bias_of, grammar_of, grammar_options, sampling_of, sampling_options, seed_of
+from fastllm.cli.searching import search_of, search_options
 from fastllm.errors import OptionError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def options(run: argparse.ArgumentParser) -> None:
     length.add_argument("--ignore-eos", action="store_true", help="go on where the model ends its text")
     sampling_options(run)
     beam_options(run)
+    search_options(run)
     grammar_options(run)
     output = run.add_argument_group("output")
     output.add_argument("--n", type=int, default=1, metavar="N", help="write N texts, of seeds from -s on")
@@ -60,8 +62,10 @@ def options(run: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
-    sampling, grammar, beams = sampling_of(args), grammar_of(args), beams_of(args)
+    sampling, grammar, beams, search = sampling_of(args), grammar_of(args), beams_of(args), search_of(args)
     prompt = prompt_of(args) or ""
+    if args.temperature is None and (beams or "penalty_alpha" in search):
+        sampling.pop("temperature", None)  # the built-in model's: these searches draw nothing unless they are asked to
     if args.chat and not prompt:
         raise OptionError("--chat needs a message: TEXT, -i, --file or stdin")
     llm = load_model(args)
@@ -69,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     given: dict[str, Any] = {
         **sampling,
         **beams,
+        **search,
         **grammar,
         "logit_bias": bias_of(args, llm),
         "seed": seed_of(args),

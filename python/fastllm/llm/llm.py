@@ -100,8 +100,8 @@ class LLM(Labels, Vectors, Chatting):
         self._grammars = Grammars(config.vocab_size, tokenizer)
         self.file_bytes = sum(t.nbytes for t in stored.tensors.values())
         # A token reads one row of the embedding, about nothing, unless the embedding is also the head.
-        is_head = config.head and "head" not in tensors
-        self.bytes_per_token = sum(read.values()) - (0 if is_head else read["embed"])
+        self._tied = config.head and "head" not in tensors
+        self.bytes_per_token = sum(read.values()) - (0 if self._tied else read["embed"])
 
     @property
     def threads(self) -> int:

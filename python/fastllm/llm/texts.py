@@ -36,6 +36,7 @@ class Texts:
     _opened: Engine | None  # None once the model is closed
     _tokenizer: Tokenizer | TokenizerError
     _isa: str | None
+    _tied: bool  # whether the embedding is the head too
 
     @property
     def _engine(self) -> Engine:

@@ -15,6 +15,7 @@ from fastllm.llm.arguments import prompts_in, seeds, several, token_ids, whole
 from fastllm.llm.beams import BeamTexts, Ends
 from fastllm.llm.begun import Begun, generation_of
 from fastllm.llm.options import beam_search, beams_of, check_beams, count_of
+from fastllm.llm.searching import check_search, search_of, search_options
 from fastllm.llm.steering import Phrases
 from fastllm.llm.stream import AsyncTextStream, Background, Begin, Pieces, TextStream
 from fastllm.llm.text import Text
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from fastllm.decoding.beams import BeamOptions
     from fastllm.decoding.grammar import Grammar, Grammars
+    from fastllm.decoding.search import SearchOptions
     from fastllm.engine.guesses import Proposer
     from fastllm.llm.texts import Ids
 
@@ -63,13 +65,15 @@ class Writing(Texts):
         notify: Callable[[], None] | None = None,
         beams: BeamOptions | None = None,
         ends: Callable[[list[int]], bool] | None = None,
+        search: SearchOptions | None = None,
     ) -> Generation:
         """The new token ids of a text, as a Generation to iterate over: the level below generate.
 
         A prompt of ids needs no tokenizer. stop: ids that end the text; None: the model's own, or none with ignore_eos.
         max_tokens: None or -1: to the end of the context. watch: called with each new token; True ends the text.
         notify: called after new tokens and at the end. beams: searches with these, and `ends` takes the place of watch:
-        called with all new tokens of a beam. These run in the thread that writes. The other options are generate's.
+        called with all new tokens of a beam. These run in the thread that writes. search: chooses tokens by these
+        options. The other options are generate's.
         Raises OptionError, ContextError, TokenizerError.
         """
         self._check_head()
@@ -93,9 +97,13 @@ class Writing(Texts):
         seed = new_seed() if seed is None else whole("seed", seed, 0, _SEEDS - 1)
         if grammar is not None and sampling.forced_eos_token_id:
             raise OptionError("forced_eos_token_id ends a text anywhere, so it does not go with a grammar")
-        search = None
+        chosen = None
+        if search is not None:
+            check_search(search, sampling, {"num_beams": beams, "lookup": lookup, "draft": draft})
+            chosen, longest = search_of(self, search, sampling, tokens)
+            most = min(most, self.context - longest + 1)
         if beams is not None:
-            search = beam_search(
+            chosen = beam_search(
                 self._engine, self._phrases, beams, sampling, seed=seed, stop=stop, ends=ends, max_tokens=most
             )
         return Generation(
@@ -107,7 +115,7 @@ class Writing(Texts):
             max_tokens=most,
             stop=stop,
             proposer=self._proposer(lookup, draft),
-            search=search,
+            search=chosen,
             watch=watch,
             processors=processors,
             matcher=None if grammar is None else grammar.matcher(stop),
@@ -214,8 +222,9 @@ class Writing(Texts):
 
         num_beams and the other options of fastllm.decoding.beams.BeamOptions search with beams, which are drawn only
         where a temperature is given. num_return_sequences: the same as n, and the result is always a list; of beams,
-        the best texts, the best first, each with its Text.score. The other options are those of
-        fastllm.decoding.Sampling; None takes the model's `defaults`.
+        the best texts, the best first, each with its Text.score. Those of fastllm.decoding.SearchOptions choose tokens
+        by more than a prediction. The other options are those of fastllm.decoding.Sampling; None takes the model's
+        `defaults`.
 
         A model without a tokenizer takes ids and returns lists of ids, or a Generation as its stream.
 
@@ -242,6 +251,7 @@ class Writing(Texts):
             "no_repeat_ngram_size": no_repeat_ngram_size,
             **more,
         }
+        search = search_options(options)
         if unknown := options.keys() - set(Sampling._fields):
             raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
         sampling = self.defaults.updated(**options)
@@ -263,7 +273,11 @@ class Writing(Texts):
             "processors": _callables("logits_processor", logits_processor),
             "grammar": rules,
             "notify": how.notify,
+            "search": search,
         }
+        if search is not None and search.negative_prompt is not None:
+            negative = self._prompt(search.negative_prompt, "negative_prompt", special)
+            shared["search"] = search._replace(negative_prompt=negative)
         begun: list[TextStream | Generation | BeamTexts] = []
         for i, (one, base) in enumerate(zip(asked, seeds(seed, len(asked), alone=alone), strict=True)):
             with nullcontext() if alone else about(i):

@@ -1,0 +1,47 @@
+"""Scores that take the place of a model's logits: what searches do with them before the next token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastllm.engine.generation import Logprob
+
+if TYPE_CHECKING:
+    from fastllm import _core
+    from fastllm.engine.engine import Engine
+    from fastllm.engine.generation import Generation
+
+
+def copy(engine: Engine, logits: _core.Buffer, row: int, scores: _core.Buffer) -> None:
+    """Row 0 of scores becomes a row of logits."""
+    size = 4 * engine.model.logits_stride
+    memoryview(scores)[:size] = memoryview(logits)[row * size : (row + 1) * size]
+
+
+def process(engine: Engine, generation: Generation, scores: _core.Buffer) -> None:
+    """Has a text's callables change row 0 of scores."""
+    if generation.processors:
+        import numpy
+
+        own = numpy.frombuffer(memoryview(scores), numpy.float32)[: engine.vocab_size]
+        for change in generation.processors:
+            changed = change(generation.prompt + generation.tokens, own)
+            if changed is not None and changed is not own:
+                own[:] = changed
+
+
+def draw(engine: Engine, generation: Generation, scores: _core.Buffer) -> int:
+    """The next token of a text, drawn from row 0 of scores as another text's is from logits."""
+    process(engine, generation, scores)
+    drawn = engine.model.draw([(generation.sampler, 0, (), True)], scores)[0]
+    if isinstance(drawn, Exception):
+        raise drawn
+    return drawn[0]
+
+
+def write(engine: Engine, generation: Generation, token: int, logits: _core.Buffer, row: int) -> None:
+    """Adds a token to a text, with its logprobs by the row of logits that the model predicted it with."""
+    if generation.logprobs is not None:
+        logprob, likeliest = engine.model.logprobs(logits, row, token, generation.top)
+        generation.logprobs.append(Logprob(token, logprob, tuple(likeliest)))
+    generation.tokens.append(token)
