@@ -64,13 +64,12 @@ class Contrastive(Search):
         model = self._engine.model
         own = changed = model.logits(1)
         scores.copy(self._engine, logits, row, own)
-        if generation.processors:
+        if generation.processors or generation.matcher is not None:
             changed = model.logits(1)
             scores.copy(self._engine, own, 0, changed)
             scores.process(self._engine, generation, changed)
-        followers = _core.likeliest(
-            model, generation.sampler, changed, 0, self.width, processed=bool(generation.processors)
-        )
+            scores.forbid(self._engine, generation, changed)
+        followers = _core.likeliest(model, generation.sampler, changed, 0, self.width, processed=changed is not own)
         return _State(sequence, sequence.length, followers, own)
 
     def spans(self, generation: Generation) -> list[Span]:
