@@ -585,7 +585,7 @@ fl_status fl_guide(fl_draw_scratch *scratch, const fl_kernels *k, const float *l
 fl_status fl_dola(fl_draw_scratch *scratch, const fl_kernels *k, const float *logits, const float *exits, size_t n,
                   size_t vocab, size_t threads, fl_pace *pace, float *out);
 
-// The up to `most` likeliest tokens after logits, likeliest first, lowest id first among equals, and their probabilities
+// The up to `most` likeliest tokens after logits, likeliest first, lowest id first among equals, with probabilities
 // after all that the sampler's history does to logits, and its watermark: tokens and probs (most,), *n of them. What is
 // forbidden is not among them. processed: as of a draw. FL_BAD_VALUE: a logit is not finite. FL_BAD_TOKEN: there is no
 // token. FL_NO_MEMORY.
