@@ -516,12 +516,12 @@ void fl_draw_scratch_free(fl_draw_scratch *scratch);
 
 // Draws a token from logits (vocab_size,), readable to the next multiple of 16: biases, penalties, DRY, n-grams, bars,
 // forced tokens, decay, the mask of an fl_draw; then the filters in their order, and the watermark. The tokens that
-// these leave are walked by descending probability, or by typicality where that is the last filter, lowest id first among equals; without any
-// filter in the order of the vocabulary. Uses one random number, two with XTC, or none if the most likely token is
-// asked for. Sums of probabilities are doubles: exact as long as none is less than
-// 2^-29 of the sum; else they round in an order that follows from the logits and options alone. FL_BAD_VALUE: a logit
-// is not finite. FL_BAD_TOKEN: after biases and penalties the largest is not, so that there is no token to draw.
-// FL_NO_MEMORY. A draw that fails leaves the sampler as it was.
+// these leave are walked by descending probability, or by typicality where that is the last filter, lowest id first
+// among equals; without any filter in the order of the vocabulary. Uses one random number, two with XTC, or none if the
+// most likely token is asked for. Sums of probabilities are doubles: exact as long as none is less than 2^-29 of the
+// sum; else they round in an order that follows from the logits and options alone. FL_BAD_VALUE: a logit is not finite.
+// FL_BAD_TOKEN: after biases and penalties the largest is not, so that there is no token to draw. FL_NO_MEMORY. A draw
+// that fails leaves the sampler as it was.
 fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *scratch, const fl_kernels *k, const float *logits,
                           int32_t *token);
 
@@ -596,8 +596,9 @@ typedef struct fl_scoring {
 } fl_scoring;
 
 // The scores of what may follow beams: the log softmax of logits, less `taken`; what the sampler does to logits, and
-// the mask; where tokens are drawn its filters, which may forbid tokens, and the temperature; then the watermark and the score so far.
-// Forbidden tokens have -infinity. Mirostat and XTC are off. Runs on up to `threads` threads, on as many as pay off.
+// the mask; where tokens are drawn its filters, which may forbid tokens, and the temperature; then the watermark and
+// the score so far. Forbidden tokens have -infinity. Mirostat and XTC are off. Runs on up to `threads` threads, on as
+// many as pay off.
 void fl_beams_score(fl_draw_scratch *scratch, const fl_kernels *k, fl_beam *beams, size_t n, const fl_scoring *how,
                     size_t threads, fl_pace *pace);
 

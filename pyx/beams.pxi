@@ -70,11 +70,11 @@ cdef class BeamScores:
                bint processed=False, size_t threads=1):
         """The `most` best followers of beams: a list of (beam, token, score), the best first, and the new state.
 
-        beams: (sampler, row of logits, score so far, None or a mask as Model.draw takes it) of each. keep: 0, or followers are drawn without replacement, and
-        the samplers' filters leave each beam at least so many tokens; then state is that of the random numbers, a seed
-        at first. taken: tokens that lose `penalty` once for each time that they are in it. processed: `logs` has
-        written the beams' scores, and the caller has changed them. Forbidden tokens follow no beam: the list may be
-        shorter, or empty.
+        beams: of each (sampler, row of logits, score so far, None or a mask as for Model.draw). keep: 0, or followers
+        are drawn without replacement, and the samplers' filters leave each beam at least so many tokens; then state is
+        that of the random numbers, a seed at first. taken: tokens that lose `penalty` once for each time that they are
+        in it. processed: `logs` has written the beams' scores, and the caller has changed them. Forbidden tokens follow
+        no beam: the list may be shorter, or empty.
 
         Raises NumericError if a logit is not finite; OptionError for what is impossible; MemoryError.
         """

@@ -1,6 +1,7 @@
 """Beams as options of generate: texts, stops, how many there are, and what does not go together."""
 
 import asyncio
+import json
 import re
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import fastllm
 from fastllm import OptionError, Text
 from fastllm.cli.options import BUILT_IN
+from helpers import writers
 from helpers.architectures import random_llm
 
 PROMPT = "Once upon a time"
@@ -160,3 +162,34 @@ def test_errors_of_some_prompts_leave_the_others(stories):
                          logits_processor=breaks, num_return_sequences=2)  # fmt: skip
     assert error.value.text == 1
     assert [type(text) for text in error.value.texts] == [Text, Text, type(None)]
+
+
+@pytest.fixture(scope="module")
+def wild(tmp_path_factory):
+    """A model of random weights whose vocabulary has all bytes, and that ends a text with token 1."""
+    folder, cfg = tmp_path_factory.mktemp("wild"), writers.SMALL
+    (folder / "model.bin").write_bytes(writers.v0(cfg, writers.random_weights(cfg)))
+    (folder / "tokenizer.bin").write_bytes(writers.tokenizer_bin(writers.tokenizer_words()))
+    return fastllm.load(folder / "model.bin", threads=1)
+
+
+@pytest.mark.parametrize("beams", [{}, {"temperature": 1.3, "top_p": 0.9}])
+def test_each_beam_follows_the_grammar(wild, beams):
+    pytest.importorskip("llguidance")
+    options = {"num_beams": 4, "max_tokens": 40, "seed": 1, **beams}
+    for text in wild.generate("a", regex="(one|two){2,4}( [a-f]+)?x", n=2, **options):
+        assert re.fullmatch("(one|two){2,4}( [a-f]+)?x", text) or text.finish_reason == "length"
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 99}}, "required": ["a"]}
+    for text in wild.generate("a", json_schema=schema | {"additionalProperties": False}, n=2, **options):
+        assert text.finish_reason == "length" or set(json.loads(text)) == {"a"}
+
+
+def test_beams_are_choices(wild):
+    """In the order of their scores; of one choice there may be several ways to write it in tokens."""
+    pytest.importorskip("llguidance")
+    choice = ["yes", "no", "not at all"]
+    texts = wild.generate("a", choice=choice, num_beams=8, n=6, max_tokens=20, length_penalty=0, early_stopping="never")
+    assert set(texts) <= set(choice)
+    assert len({tuple(text.tokens) for text in texts}) == 6
+    assert [text.score for text in texts] == sorted((text.score for text in texts), reverse=True)
+    assert {text.finish_reason for text in texts} == {"stop"}

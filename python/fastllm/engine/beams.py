@@ -240,7 +240,11 @@ class _GroupScores(Scores):
 
     def ends(self, beam: Beam, token: int) -> bool:
         matcher: Matcher | None = beam.matcher  # type: ignore[attr-defined]
-        return matcher is not None and matcher.follow([*beam.tokens, token])
+        if matcher is None:
+            return False
+        over = matcher.follow([*beam.tokens, token])
+        matcher.follow(beam.tokens)  # back, since the next call may be about another token
+        return over
 
     def best(self, beam: Beam) -> list[Follower]:
         return [Follower(beam, token, score) for token, score in self._scores.best(self._places[beam])]

@@ -210,8 +210,12 @@ class Writing(Texts):
         complete, and is complete unless finish_reason is "length" or something of `stop` ended it.
         special: special tokens written in the prompt, such as "<|fim_prefix|>", become their ids; else they are text.
         lookup, draft: the same text, sooner (speculative decoding): lookup guesses tokens from the prompt and the text
-        so far, which pays where these repeat; draft is a smaller model with the same vocabulary that guesses. The other
-        options are those of fastllm.decoding.Sampling; None takes the model's `defaults`.
+        so far, which pays where these repeat; draft is a smaller model with the same vocabulary that guesses.
+
+        num_beams and the other options of fastllm.decoding.beams.BeamOptions search with beams, which are drawn only
+        where a temperature is given. num_return_sequences: the same as n, and the result is always a list; of beams,
+        the best texts, the best first, each with its Text.score. The other options are those of
+        fastllm.decoding.Sampling; None takes the model's `defaults`.
 
         A model without a tokenizer takes ids and returns lists of ids, or a Generation as its stream.
 
