@@ -295,7 +295,6 @@ cdef extern from "fastllm.h" nogil:
 
     ctypedef struct fl_sampler:
         pass
-
     fl_status fl_sampler_new(size_t vocab_size, const fl_sampling *params, uint64_t seed, fl_sampler **out)
     void fl_sampler_free(fl_sampler *s)
     fl_status fl_sampler_bias(fl_sampler *s, const int32_t *tokens, size_t n, float bias)
