@@ -510,13 +510,13 @@ fl_status fl_draw_scratch_new(fl_draw_scratch **out);
 void fl_draw_scratch_free(fl_draw_scratch *scratch);
 
 // Draws a token from logits (vocab_size,), readable to the next multiple of 16: biases, penalties, DRY, n-grams, bars,
-// forced tokens, decay, the mask of an fl_draw; then the filters in their order, and the watermark. The tokens that these leave are walked by
-// descending probability, or by typicality where that is the last filter, lowest id first among equals; without any
-// filter in the order of the vocabulary. Uses one random number, two with XTC, or none if the most likely token is
-// asked for. Sums of probabilities are doubles: exact as long as none is less than
-// 2^-29 of the sum; else they round in an order that follows from the logits and options alone. FL_BAD_VALUE: a logit
-// is not finite. FL_BAD_TOKEN: after biases and penalties the largest is not, so that there is no token to draw.
-// FL_NO_MEMORY. A draw that fails leaves the sampler as it was.
+// forced tokens, decay, the mask of an fl_draw; then the filters in their order, and the watermark. The tokens that
+// these leave are walked by descending probability, or by typicality where that is the last filter, lowest id first
+// among equals; without any filter in the order of the vocabulary. Uses one random number, two with XTC, or none if the
+// most likely token is asked for. Sums of probabilities are doubles: exact as long as none is less than 2^-29 of the
+// sum; else they round in an order that follows from the logits and options alone. FL_BAD_VALUE: a logit is not finite.
+// FL_BAD_TOKEN: after biases and penalties the largest is not, so that there is no token to draw. FL_NO_MEMORY. A draw
+// that fails leaves the sampler as it was.
 fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *scratch, const fl_kernels *k, const float *logits,
                           int32_t *token);
 
