@@ -58,6 +58,7 @@ CONFIGS = {
     "1.1B": config(dim=2048, hidden_dim=5632, n_layers=22, n_heads=32, n_kv_heads=4, vocab_size=32000, max_seq=2048),
     # Of larger models as many layers as exceed the caches, to keep rounds short: 4 of 22, 6 of 30.
     "1.1B/4": config(dim=2048, hidden_dim=5632, n_layers=4, n_heads=32, n_kv_heads=4, vocab_size=32000, max_seq=2048),
+    "128k": config(dim=2048, hidden_dim=8192, n_layers=2, n_heads=32, n_kv_heads=8, vocab_size=128256, max_seq=2048),
     "SmolLM2/6": config(dim=576, hidden_dim=1536, n_layers=6, n_heads=9, n_kv_heads=3, vocab_size=49152, max_seq=8192),
 }
 
@@ -74,8 +75,10 @@ def _numbers() -> NDArray[np.float32]:
 
 
 def weights(*shape: int) -> NDArray[np.float32]:
-    """Random f32 in [-0.05, 0.05). Every call returns the beginning of the same numbers, which is enough for timing."""
-    return _numbers()[: prod(shape)].reshape(shape)
+    """Random f32 in [-0.05, 0.05). Every call returns the beginning of the same numbers, which is enough for timing;
+    where a matrix has more, they come again."""
+    numbers = _numbers()
+    return (numbers[: prod(shape)] if prod(shape) <= len(numbers) else np.resize(numbers, prod(shape))).reshape(shape)
 
 
 # One model is kept, as tests of the same weights follow each other and a second large model may not fit in memory.

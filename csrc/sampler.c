@@ -235,8 +235,8 @@ static fl_status draw_token(fl_sampler *s, fl_draw_scratch *scratch, size_t id, 
         max = k->max(x, s->vocab, &best, &finite); // biases may be -infinity
     }
     if (!isfinite(max)) return FL_BAD_TOKEN;
-    // Where logits divided by the temperature overflow, the best token has all the probability. A mask's only token
-    // takes no random number, so that it may be written without a draw.
+    // Where logits divided by the temperature overflow, the best token has all the probability. The only token that a
+    // mask allows takes no random number.
     const float scale = s->chain.scale;
     if (greedy || allowed == 1 || !isfinite(max * scale)) {
         *token = (int32_t)best;

@@ -317,6 +317,7 @@ cdef class Draws:
         cdef bytes one
         for i in range(self.count):
             if masks[i] is not None:
+                masks[i] = tuple(masks[i])  # which cannot change any more
                 if len(masks[i]) != <Py_ssize_t>self.items[i].n_guesses + 1:
                     raise OptionError(f"draw: {len(masks[i])} masks of {self.items[i].n_guesses + 1} rows")
                 self.bits.extend(masks[i])

@@ -265,11 +265,23 @@ def test_what_cannot_be_drawn():
         ([(other, 0, ())], "another vocabulary"),
         ([(ours, 0, ()), (ours, 1, ())], "twice"),
         ([(ours, 0)], "2 values"),
-        ([(ours, 0, (), 1, 2)], "5 values"),
+        ([(ours, 0, (), 1, None, 2)], "6 values"),
     ):
         with pytest.raises(OptionError, match=match):
             model.draw(draws, buffer)
-    for draws in ([(None, 0, ())], [(ours, 0, 7)], [7], 7, None, [("a", 0, ())], [(ours, "0", ())], [(ours, 0, "a")]):
+    assert model.draw([(ours.copy(), 0, (), 1, None)], buffer) == [[before.draw(buffer)]]
+    for draws in (
+        [(ours, 0, (), 0, 2)],
+        [(ours, 0, (), 0, "a")],
+        [(None, 0, ())],
+        [(ours, 0, 7)],
+        [7],
+        7,
+        None,
+        [("a", 0, ())],
+        [(ours, "0", ())],
+        [(ours, 0, "a")],
+    ):
         with pytest.raises((TypeError, OptionError)):
             model.draw(draws, buffer)
     with pytest.raises(TypeError):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from contextlib import suppress
+from typing import Any
 
 import jsonschema
 import pytest
@@ -15,6 +16,7 @@ from fastllm import OptionError, TokenizerError
 from fastllm.decoding.grammar import Matcher
 from fastllm.engine.generation import Generation
 from helpers import writers
+from helpers.data import ROOT
 from helpers.schemas import schemas
 
 SCHEMA = {
@@ -247,3 +249,18 @@ def test_any_json(model):
     texts = model.generate("a", json_schema=True, n=12, seed=0, max_tokens=60)
     ended = [json.loads(text) for text in texts if text.finish_reason == "stop"]
     assert ended
+
+
+def test_the_example_of_the_readme():
+    text = (ROOT / "python" / "fastllm" / "decoding" / "README.md").read_text("utf-8")
+    (code,) = [code for code in re.findall("```python\n(.*?)```", text, re.S) if "json_schema=True" in code]
+    lines = [
+        f"texts.append({line})" if line.startswith("llm.g") else line for line in re.sub(" +#.*", "", code).split("\n")
+    ]
+    found: dict[str, Any] = {"texts": []}
+    exec("\n".join(lines), found)
+    word, year, animals, _, said = found["texts"]
+    assert word in ("happy", "sad", "afraid")
+    assert re.fullmatch("(19|20)[0-9]{2}", year)
+    assert set(json.loads(animals)) <= {"cat", "dog"}
+    assert said in ("yes!", "no!")
