@@ -129,11 +129,11 @@ def test_the_same_when_every_step_is_tried_again(llm, monkeypatch):
     steps, turn = llm._scheduler._steps, [0]
     real = type(steps)._take
 
-    def interrupted(rows, start):
+    def interrupted(*args):
         turn[0] += 1
         if turn[0] % 2:
             raise KeyboardInterrupt
-        real(steps, rows, start)
+        real(steps, *args)
 
     monkeypatch.setattr(steps, "_take", interrupted)
 
