@@ -70,9 +70,7 @@ def main() -> int:
             f"{llm.path.name}, {'+'.join(llm.dtypes)}, {llm.threads} threads, {llm.isa}, "
             f"a vocabulary of {llm.config.vocab_size:,}, made ready in {perf_counter() - start:.2f} s\n"
         )
-        print(
-            "| grammar | compiled, ms | plain, tokens/s | masked | and guessed | masks, of the time | slowest, ms |"
-        )
+        print("| grammar | compiled, ms | plain, tokens/s | masked | and guessed | masks, of the time | slowest, ms |")
         print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
         for name, options in GRAMMARS.items():
             compare(llm, name, options, args.tokens, args.rounds)

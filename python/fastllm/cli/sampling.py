@@ -84,9 +84,7 @@ def sampling_options(parser: argparse.ArgumentParser) -> None:
 def grammar_options(parser: argparse.ArgumentParser) -> None:
     rules = parser.add_argument_group("grammar", "The text follows one of these. Needs pip install 'fastllm[grammar]'.")
     one = rules.add_mutually_exclusive_group()
-    one.add_argument(
-        "--json-schema", metavar="FILE", help="a JSON schema, or its text: {} is any JSON"
-    )
+    one.add_argument("--json-schema", metavar="FILE", help="a JSON schema, or its text: {} is any JSON")
     one.add_argument("--regex", metavar="R", help="a regular expression that all of the text matches")
     one.add_argument("--choice", action="append", metavar="TEXT", help="one of these texts; several times")
     one.add_argument("--grammar", metavar="FILE", help="a grammar in the form of Lark or of llama.cpp (GBNF)")
