@@ -68,6 +68,7 @@ static fl_status score(const scoring *all, fl_beam *b, size_t id) {
     if (status != FL_OK) return status;
     for (size_t i = 0; i < how->n_taken; i++) x[how->taken[i]] -= how->penalty;
     if (fl_history_adjusts(&s->history)) fl_history_adjust(&s->history, x, w->marks);
+    if (b->mask) fl_apply_mask(b->mask, x, vocab);
     if (how->samples) filter(s, w, all->k, how->keep, x);
     if (s->watermark) fl_raise_green(s, w, all->k, x);
     for (size_t i = 0; i < vocab; i++) x[i] += b->score;

@@ -517,8 +517,8 @@ fl_status fl_draw_scratch_new(fl_draw_scratch **out);
 void fl_draw_scratch_free(fl_draw_scratch *scratch);
 
 // Draws a token from logits (vocab_size,), readable to the next multiple of 16: biases, penalties, DRY, n-grams, bars,
-// forced tokens, decay; then the filters in their order, and the watermark. The tokens that these leave are walked by
-// descending probability, or by typicality where that is the last filter, lowest id first among equals; without any
+// forced tokens, decay, the mask of an fl_draw; then the filters in their order, and the watermark. The tokens that
+// these leave are walked by descending probability, or by typicality where that is the last filter, lowest id first among equals; without any
 // filter in the order of the vocabulary. Uses one random number, two with XTC, or none if the most likely token is
 // asked for. Sums of probabilities are doubles: exact as long as none is less than
 // 2^-29 of the sum; else they round in an order that follows from the logits and options alone. FL_BAD_VALUE: a logit
@@ -537,6 +537,8 @@ typedef struct fl_draw {
     fl_sampler *sampler;    // in one draw of a call only
     const float *logits;    // (n_guesses + 1, vocab_size rounded up to 16)
     int processed;          // the caller has changed the logits: in these, -infinity forbids a token
+    const uint32_t *const *masks; // NULL, or for each row NULL or ((vocab_size + 31) / 32,): bit i & 31 of word i / 32
+                                  // allows token i; where one alone is allowed, it takes no random number
     const int32_t *guesses; // (n_guesses,)
     size_t n_guesses;
     int32_t *tokens;  // (n_guesses + 1,) written
@@ -580,10 +582,10 @@ fl_status fl_dola(fl_draw_scratch *scratch, const fl_kernels *k, const float *lo
 
 // The up to `most` likeliest tokens after logits, likeliest first, lowest id first among equals, and their probabilities
 // after all that the sampler's history does to logits, and its watermark: tokens and probs (most,), *n of them. What is
-// forbidden is not among them. processed: as of a draw. FL_BAD_VALUE: a logit is not finite. FL_BAD_TOKEN: there is no
-// token. FL_NO_MEMORY.
+// forbidden is not among them. processed, mask: as of an fl_draw; mask NULL: all are allowed. FL_BAD_VALUE: a logit is
+// not finite. FL_BAD_TOKEN: there is no token. FL_NO_MEMORY.
 fl_status fl_likeliest(const fl_sampler *s, fl_draw_scratch *scratch, const fl_kernels *k, const float *logits,
-                       int processed, size_t most, int32_t *tokens, double *probs, size_t *n);
+                       int processed, const uint32_t *mask, size_t most, int32_t *tokens, double *probs, size_t *n);
 
 // Row r of an FL_F32 matrix of n columns, whose panels these are, becomes x (n,) divided by its length; zeros stay so.
 void fl_unit_row(float *panels, size_t n, size_t r, const float *x);
@@ -610,6 +612,7 @@ typedef struct fl_beam {
     float *scores;       // (vocab_size rounded up to 16,) FL_ALIGN-ed, written: of the text with each token
     float score;         // of the text so far
     int processed;       // scores are log probabilities that the caller has changed; logits are not read
+    const uint32_t *mask; // NULL, or which tokens are allowed: see fl_draw
     fl_follower *best;   // (most,) written, unless tokens are drawn: the n_best best, lowest id first among equals
     size_t n_best;
     float *sums; // (vocab_size / 256 + 1,) written, where tokens are drawn: of exp(score - max), 256 tokens each
@@ -627,8 +630,8 @@ typedef struct fl_scoring {
     float penalty;
 } fl_scoring;
 
-// The scores of what may follow beams: the log softmax of logits, less `taken`; what the sampler does to logits; where
-// tokens are drawn its filters, which may forbid tokens, and the temperature; then the watermark and the score so far.
+// The scores of what may follow beams: the log softmax of logits, less `taken`; what the sampler does to logits, and
+// the mask; where tokens are drawn its filters, which may forbid tokens, and the temperature; then the watermark and the score so far.
 // Forbidden tokens have -infinity. Mirostat and XTC are off. Runs on up to `threads` threads, on as many as pay off.
 void fl_beams_score(fl_draw_scratch *scratch, const fl_kernels *k, fl_beam *beams, size_t n, const fl_scoring *how,
                     size_t threads, fl_pace *pace);

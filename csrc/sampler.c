@@ -195,9 +195,26 @@ static void prefer_green(const fl_sampler *s, fl_choice *c) {
 
 // ---- one draw ------------------------------------------------------------------------------------------------------
 
-// A draw that fails leaves the sampler as it was: nothing fails after the first random number is taken.
+size_t fl_apply_mask(const uint32_t *mask, float *logits, size_t vocab) {
+    size_t allowed = 0;
+    for (size_t i = 0; i < vocab; i += 32) {
+        const size_t n = vocab - i < 32 ? vocab - i : 32;
+        const uint32_t bits = mask[i / 32];
+        if (bits == UINT32_MAX) allowed += n;
+        else if (bits == 0)
+            for (size_t j = 0; j < n; j++) logits[i + j] = -INFINITY;
+        else
+            for (size_t j = 0; j < n; j++)
+                if (bits >> j & 1) allowed++;
+                else logits[i + j] = -INFINITY;
+    }
+    return allowed;
+}
+
+// A draw that fails leaves the sampler as it was: nothing fails after the first random number is taken. mask: NULL, or
+// which tokens are allowed.
 static fl_status draw_token(fl_sampler *s, fl_draw_scratch *scratch, size_t id, const fl_kernels *k,
-                            const float *logits, int processed, int32_t *token) {
+                            const float *logits, int processed, const uint32_t *mask, int32_t *token) {
     const fl_sampling *p = &s->p;
     const float *x = logits;
     fl_draw_worker *w;
@@ -206,19 +223,22 @@ static fl_status draw_token(fl_sampler *s, fl_draw_scratch *scratch, size_t id, 
     float max = k->max(logits, s->vocab, &best, &finite);
     if (!finite && !(processed && fl_only_forbids(logits, s->vocab))) return FL_BAD_VALUE;
     const int greedy = p->temperature < 1e-6f, adjusts = fl_history_adjusts(&s->history);
-    if (adjusts || (greedy && s->watermark)) {
+    size_t allowed = s->vocab;
+    if (adjusts || mask || (greedy && s->watermark)) {
         const fl_status status = fl_draw_reserve(scratch, id, s->vocab, &w);
         if (status != FL_OK) return status;
         memcpy(w->logits, logits, s->vocab * sizeof(float));
         if (adjusts) fl_history_adjust(&s->history, w->logits, w->marks);
+        if (mask) allowed = fl_apply_mask(mask, w->logits, s->vocab);
         if (greedy && s->watermark) fl_raise_green(s, w, k, w->logits);
         x = w->logits;
         max = k->max(x, s->vocab, &best, &finite); // biases may be -infinity
     }
     if (!isfinite(max)) return FL_BAD_TOKEN;
-    // Where logits divided by the temperature overflow, the best token has all the probability.
+    // Where logits divided by the temperature overflow, the best token has all the probability. A mask's only token
+    // takes no random number, so that it may be written without a draw.
     const float scale = s->chain.scale;
-    if (greedy || !isfinite(max * scale)) {
+    if (greedy || allowed == 1 || !isfinite(max * scale)) {
         *token = (int32_t)best;
         return FL_OK;
     }
@@ -247,7 +267,7 @@ static fl_status draw_token(fl_sampler *s, fl_draw_scratch *scratch, size_t id, 
 fl_status fl_sampler_draw(fl_sampler *s, fl_draw_scratch *scratch, const fl_kernels *k, const float *logits,
                           int32_t *token) {
     const fl_fpenv before = fl_fpenv_set();
-    const fl_status status = draw_token(s, scratch, 0, k, logits, 0, token);
+    const fl_status status = draw_token(s, scratch, 0, k, logits, 0, NULL, token);
     fl_fpenv_restore(before);
     return status;
 }
@@ -268,7 +288,9 @@ static void draw_text(const drawing *all, fl_draw *d, size_t id) {
         int32_t *token = &d->tokens[d->n_tokens];
         if (d->n_tokens > 0 && (d->n_tokens > d->n_guesses || token[-1] != d->guesses[d->n_tokens - 1])) return;
         d->status = fl_history_reserve(&d->sampler->history);
-        if (d->status == FL_OK) d->status = draw_token(d->sampler, all->scratch, id, all->k, row, d->processed, token);
+        const uint32_t *mask = d->masks ? d->masks[d->n_tokens] : NULL;
+        if (d->status == FL_OK)
+            d->status = draw_token(d->sampler, all->scratch, id, all->k, row, d->processed, mask, token);
         if (d->status == FL_OK) d->status = fl_sampler_accept(d->sampler, *token, 1);
         if (d->status != FL_OK) break;
     }

@@ -31,6 +31,9 @@ static inline float fl_coin(uint64_t *state) {
 // Whether logits (n,) that others have changed are as they may be: all finite, but that -infinity forbids a token.
 int fl_only_forbids(const float *logits, size_t n);
 
+// Forbids the tokens whose bits in mask ((vocab + 31) / 32,) are 0. Returns how many are allowed.
+size_t fl_apply_mask(const uint32_t *mask, float *logits, size_t vocab);
+
 // Adds the watermark's bias to the logits (vocab,) of green tokens. Overwrites w->found, w->marks and w->order.
 void fl_raise_green(const fl_sampler *s, fl_draw_worker *w, const fl_kernels *k, float *logits);
 

@@ -70,7 +70,7 @@ cdef class BeamScores:
                bint processed=False, size_t threads=1):
         """The `most` best followers of beams: a list of (beam, token, score), the best first, and the new state.
 
-        beams: (sampler, row of logits, score so far) of each. keep: 0, or followers are drawn without replacement, and
+        beams: (sampler, row of logits, score so far, None or a mask as Model.draw takes it) of each. keep: 0, or followers are drawn without replacement, and
         the samplers' filters leave each beam at least so many tokens; then state is that of the random numbers, a seed
         at first. taken: tokens that lose `penalty` once for each time that they are in it. processed: `logs` has
         written the beams' scores, and the caller has changed them. Forbidden tokens follow no beam: the list may be
@@ -103,9 +103,15 @@ cdef class BeamScores:
     cdef int set_beam(self, fl_beam *beam, given, Buffer logits, bint processed, list samplers) except -1:
         cdef Sampler sampler
         cdef size_t row
-        sampler, row, score = given
+        cdef bytes mask
+        sampler, row, score, mask = given
         if sampler is None or sampler.vocab_size != self.model.c.config.vocab_size or row >= logits.rows(self.stride):
             raise OptionError(f"beams: a sampler of another vocabulary, or no row {row} of logits")
+        beam.mask = NULL
+        if mask is not None:
+            if <size_t>len(mask) < (sampler.vocab_size + 31) // 32 * 4:
+                raise OptionError(f"beams: a mask of {len(mask)} bytes")
+            beam.mask = <const uint32_t *><const char *>mask
         samplers.append(sampler)
         beam.sampler, beam.score, beam.processed = sampler.c, score, processed
         beam.logits = <const float *>logits.data + row * self.stride

@@ -154,8 +154,7 @@ cdef class Model:
             raise MemoryError(f"cannot allocate {rows:,} rows of logits")
         return Buffer(rows * row)
 
-    def stream(self, size_t rows):
-        """A new Buffer for `rows` tokens of the stream, f32 (rows, dim). Raises MemoryError."""
+    def stream(self, size_t rows):  # a new Buffer for `rows` tokens of the stream, f32 (rows, dim)
         return Buffer(int(rows) * self.c.config.dim * sizeof(float))
 
     def check_files(self):
@@ -245,7 +244,7 @@ cdef class Model:
                 self.run(&span, 1, threads, None, &outputs)
                 self.expect_same_files(glance=True)
                 sequence.length += 1
-                draw = fl_draw(sampler.c, outputs.logits, False, NULL, 0, &id, 0, FL_OK)
+                draw = fl_draw(sampler.c, outputs.logits, False, NULL, NULL, 0, &id, 0, FL_OK)
                 self.run_draws(&draw, 1, 1)
                 if draw.status != FL_OK:
                     raise draw_error(draw.status, False)
@@ -261,8 +260,9 @@ cdef class Model:
         draws: a (sampler, row, guesses) for each text. Draws from row, row + 1, ... as long as each token equals its
         guess: 1 to len(guesses) + 1 tokens. The sampler accepts them as generated. The tokens are those that
         Sampler.draw gives one by one, whatever `threads` is.
-        A fourth element, if true, says that the rows have been processed: changed after the forward, by writing to
-        memoryview(logits). Then -infinity forbids a token. Whoever processes a row must check before that it is finite.
+        A fourth element, if true: the rows have been processed, that is, changed by writing to memoryview(logits). Then
+        -infinity forbids a token. Whoever processes a row must check before that it is finite. A fifth is None, or the
+        rows' masks: len(guesses) + 1 bytes objects, in which bit i of the little-endian number allows token i.
 
         Returns for each text the list of its tokens, or the exception that its first row's draw ends in: NumericError
         if a logit is not finite (NaN or +infinity, of a changed row); OptionError if biases and penalties leave no

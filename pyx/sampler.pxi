@@ -247,36 +247,42 @@ cdef class Draws:
                                    v                        v
         ids                      [ 17 | 4                 | _ | _ | _           | ... ]
 
+    masks: for each draw that has masks pointers to those of its rows, which `bits` keeps.
+
     The constructor converts and checks the draws; take() marks the samplers as busy; after fl_draw_all results() has
     what it wrote; give() is called in any case.
     """
     cdef Buffer logits
     cdef list samplers, taken  # of all draws; those that take() has marked as busy
+    cdef list bits             # the masks' bytes objects
     cdef fl_draw *items
     cdef int32_t *ids
+    cdef const uint32_t **masks
     cdef size_t count
 
     def __cinit__(self, Model model, draws, Buffer logits):
         cdef list given = list(draws), guesses = []
         cdef size_t i, n_guesses = 0
         cdef tuple draw
-        self.logits, self.samplers, self.taken = logits, [], []
+        self.logits, self.samplers, self.taken, self.bits = logits, [], [], []
         self.count = <size_t>len(given)
         self.items = <fl_draw *>calloc(self.count + 1, sizeof(fl_draw))
         if self.items is NULL:
             raise MemoryError("draw: out of memory")
         for i in range(self.count):
             draw = tuple(given[i])
-            if not 3 <= len(draw) <= 4:
+            if not 3 <= len(draw) <= 5:
                 raise OptionError(f"draw: {len(draw)} values in place of a sampler, a row and guesses")
             guesses.append(tuple(draw[2]))
             n_guesses += self.set_item(model, &self.items[i], draw[0], draw[1], <size_t>len(<tuple>guesses[i]))
-            self.items[i].processed = len(draw) == 4 and bool(draw[3])
+            self.items[i].processed = len(draw) >= 4 and bool(draw[3])
         self.set_ids(guesses, n_guesses, model.c.config.vocab_size)
+        self.set_masks([draw[4] if len(draw) == 5 else None for draw in given], model.c.config.vocab_size)
 
     def __dealloc__(self):
         free(self.items)
         free(self.ids)
+        free(self.masks)
 
     cdef size_t set_item(self, Model model, fl_draw *item, Sampler sampler, size_t row, size_t n) except? 0:
         cdef size_t stride = fl_logits_stride(&model.c), rows = self.logits.rows(stride)
@@ -304,6 +310,30 @@ cdef class Draws:
                 at += 1
             self.items[i].tokens = self.ids + at
             at += self.items[i].n_guesses + 1
+        return 0
+
+    cdef int set_masks(self, list masks, size_t vocab_size) except -1:
+        cdef size_t i, at = 0, n_bytes = (vocab_size + 31) // 32 * 4
+        cdef bytes one
+        for i in range(self.count):
+            if masks[i] is not None:
+                if len(masks[i]) != <Py_ssize_t>self.items[i].n_guesses + 1:
+                    raise OptionError(f"draw: {len(masks[i])} masks of {self.items[i].n_guesses + 1} rows")
+                self.bits.extend(masks[i])
+        if not self.bits:
+            return 0
+        self.masks = <const uint32_t **>malloc(<size_t>len(self.bits) * sizeof(uint32_t *))
+        if self.masks is NULL:
+            raise MemoryError("draw: out of memory")
+        for i in range(self.count):
+            if masks[i] is None:
+                continue
+            self.items[i].masks = <const uint32_t *const *>self.masks + at
+            for one in masks[i]:
+                if <size_t>len(one) < n_bytes:
+                    raise OptionError(f"draw: a mask of {len(one)} bytes, not {n_bytes}")
+                self.masks[at] = <const uint32_t *><const char *>one  # as aligned as a bytes object is: to 8
+                at += 1
         return 0
 
     cdef int take(self) except -1:

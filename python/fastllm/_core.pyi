@@ -156,7 +156,11 @@ class Model:
     def step(self, sequence: Sequence, token: int, sampler: Sampler, logits: Buffer, *, threads: int = 1) -> int: ...
     def draw(
         self,
-        draws: Iterable[tuple[Sampler, int, _Tokens[int]] | tuple[Sampler, int, _Tokens[int], bool]],
+        draws: Iterable[
+            tuple[Sampler, int, _Tokens[int]]
+            | tuple[Sampler, int, _Tokens[int], bool]
+            | tuple[Sampler, int, _Tokens[int], bool, _Tokens[bytes] | None]
+        ],
         logits: Buffer,
         *,
         threads: int = 1,
@@ -242,7 +246,14 @@ def head(model: Model, rows: Buffer, n: int, logits: Buffer, *, norm: bool = Tru
 def guide(model: Model, logits: Buffer, row: int, other: int, scale: float, out: Buffer) -> None: ...
 def dola(model: Model, logits: Buffer, row: int, exits: Buffer, n: int, out: Buffer, *, threads: int = 1) -> None: ...
 def likeliest(
-    model: Model, sampler: Sampler, logits: Buffer, row: int, most: int, *, processed: bool = False
+    model: Model,
+    sampler: Sampler,
+    logits: Buffer,
+    row: int,
+    most: int,
+    *,
+    processed: bool = False,
+    mask: bytes | None = None,
 ) -> list[tuple[int, float]]: ...
 
 class Directions:
@@ -263,7 +274,7 @@ class BeamScores:
     def best(self, beam: int) -> list[tuple[int, float]]: ...
     def follow(
         self,
-        beams: list[tuple[Sampler, int, float]],
+        beams: list[tuple[Sampler, int, float, bytes | None]],
         logits: Buffer,
         *,
         keep: int = 0,

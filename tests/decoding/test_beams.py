@@ -38,6 +38,9 @@ class Sums:
         row = [Follower(beam, token, self.score(beam, token)) for token in range(self._table.vocab)]
         return sorted(row, key=lambda one: -one.score)
 
+    def ends(self, beam, token):
+        return False
+
 
 def search(table, rules):
     """The texts that a search with a table in place of a model finds."""
@@ -86,8 +89,9 @@ def test_beams_are_those_of_the_plain_way(options, seed, beams, ends, most):
 
 
 @settings(max_examples=200, deadline=None)
-@given(OPTIONS, st.integers(0, 10**6), st.integers(2, 3), st.integers(1, 3), st.integers(0, 2), st.integers(1, 8))
-def test_groups_are_those_of_the_plain_way(options, seed, groups, size, ends, most):
+@given(OPTIONS, st.integers(0, 10**6), st.sampled_from([(2, 1), (2, 3), (3, 2)]), st.integers(0, 2), st.integers(1, 8))
+def test_groups_are_those_of_the_plain_way(options, seed, shape, ends, most):
+    groups, size = shape
     options = BeamOptions(num_beams=groups * size, num_beam_groups=groups, diversity_penalty=0.7, **options)
     table, stop = Table(seed, 9), list(range(ends))
     found = search(table, Rules(options, stop=stop, ends=None, max_tokens=most))
@@ -142,7 +146,7 @@ def test_texts_have_the_forced_words(seed, words):
         ({"num_beams": 2.5}, "num_beams must be a whole number"),
         ({"num_beams": True}, "num_beams must be a whole number"),
         ({"num_beams": 1001}, "num_beams must be 1000 or less"),
-        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences is 3, but num_beams only 2"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_beams is 2, which does not give 3 texts"),
         ({"num_beams": 4, "length_penalty": float("nan")}, "length_penalty must be a number"),
         ({"num_beams": 4, "early_stopping": "soon"}, "early_stopping must be True, False or \"never\", not 'soon'"),
         ({"num_beams": 4, "early_stopping": 1}, "early_stopping must be"),

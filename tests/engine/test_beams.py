@@ -1,6 +1,7 @@
 """Beams in the engine: what a search gives, however it is run, and what it holds meanwhile."""
 
 import threading
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from fastllm.decoding.beams import BeamOptions
 from fastllm.engine.scheduler import Scheduler
 from fastllm.errors import CacheFullError, NumericError, OptionError
+from fastllm.llm.stream import Background
 from helpers.architectures import random_llm
 from helpers.beams import beam_search, log_softmax
 
@@ -89,7 +91,7 @@ def test_several_prompts_are_searched_together(llm, kind):
 
 @pytest.mark.parametrize("kind", range(len(KINDS)))
 def test_the_same_after_preemptions(llm, kind, monkeypatch):
-    """Two searches and a text, of which one gives its pages up at every fifth step, and once at all for lack of them."""
+    """Two searches and a text, of which one gives its pages up at every fifth step, and where there are none."""
     options = {**options_of(kind, most=50), "stop": ()}
     prompts = [PROMPT * 9, [8, *PROMPT] * 9]
     expected = [llm.generate(one, **options) for one in prompts]
@@ -134,27 +136,17 @@ def test_the_same_when_every_step_is_tried_again(llm, monkeypatch):
         real(steps, rows, start)
 
     monkeypatch.setattr(steps, "_take", interrupted)
+
+    def persist(generation):
+        while generation.finish_reason is None:
+            with suppress(KeyboardInterrupt):
+                generation.wait()
+
     for kind, texts in enumerate(expected):
-        options = options_of(kind)
-        generation = None
-        begun = llm.generate(PROMPT, stream=Patient(llm), **options)
+        begun = llm.generate(PROMPT, stream=Background(llm._scheduler), **options_of(kind))
         for text in begun.texts:
-            generation = text.generation
-            while generation.finish_reason is None:
-                try:
-                    generation.wait()
-                except KeyboardInterrupt:
-                    continue
+            persist(text.generation)
         assert begun.written() == texts
-
-
-class Patient:
-    """Stands for Background, where the test itself writes."""
-
-    def __new__(cls, llm):
-        from fastllm.llm.stream import Background
-
-        return Background(llm._scheduler)
 
 
 # ---- pages
@@ -232,12 +224,8 @@ def test_no_pages_for_one_search_is_an_error():
     llm = random_llm("qwen", "q8")
     engine = llm._engine
     engine.kv_bytes = engine.cache.limit = engine._bytes_for(4)
-    try:
+    with pytest.raises(CacheFullError, match="the KV cache is full"):
         llm.generate(PROMPT, max_tokens=100, num_beams=8)
-    except CacheFullError as error:  # its traceback holds pages
-        assert "the KV cache is full" in str(error)
-    else:
-        pytest.fail("8 beams in 4 pages")
     assert len(llm.generate(PROMPT, max_tokens=20, temperature=0)) == 20
 
 
@@ -276,7 +264,8 @@ def test_callables_change_each_beams_scores(llm):
 
     plain = llm.generate(PROMPT, max_tokens=8, num_beams=3)
     odd = llm.generate(PROMPT, max_tokens=8, num_beams=3, logits_processor=process)
-    assert all(token % 2 for token in odd) and not all(token % 2 for token in plain)
+    assert all(token % 2 for token in odd)
+    assert not all(token % 2 for token in plain)
     assert len(seen) == 1 + 7 * 3
     assert odd == llm.generate(
         PROMPT, max_tokens=8, num_beams=3, logits_processor=lambda _, s: np.where(np.arange(len(s)) % 2, s, -np.inf)

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from fastllm.cli.options import cache_options, guessing_options, load_draft, load_model, model_options
-from fastllm.cli.sampling import bias_of, sampling_of, sampling_options, seed_of
+from fastllm.cli.sampling import bias_of, grammar_of, grammar_options, sampling_of, sampling_options, seed_of
 from fastllm.errors import OptionError
 
 
@@ -26,6 +26,7 @@ def options(chat: argparse.ArgumentParser) -> None:
         help="each line of stdin is a text, a message or a list of messages in JSON, and so is each answer",
     )
     sampling_options(chat)
+    grammar_options(chat)
     guessing_options(chat)
     cache_options(chat)
     model_options(chat)
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from fastllm.cli._terminal import Screen, reader, say
     from fastllm.decoding import DEFAULTS
 
-    sampling = sampling_of(args)
+    sampling, grammar = sampling_of(args), grammar_of(args)
     usual = DEFAULTS._asdict()
     lists = {name: value for name, value in sampling.items() if not isinstance(usual[name], (int, float))}
     settings = {name: value for name, value in sampling.items() if name not in lists} | {"seed": seed_of(args)}
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     talking = not args.text and not args.jsonl and sys.stdin.isatty()
     message = None if talking or args.jsonl else message_of(args.text)
     llm = load_model(args)
-    fixed = {**lists, "logit_bias": bias_of(args, llm), "lookup": args.lookup, "draft": load_draft(args)}
+    fixed = {**lists, **grammar, "logit_bias": bias_of(args, llm), "lookup": args.lookup, "draft": load_draft(args)}
     answers = Answers(llm, settings, fixed, think=not args.no_think)
     conversation = Conversation()
     conversation.system = args.system

@@ -37,15 +37,20 @@ def prompt_of(args: argparse.Namespace) -> str | None:
     if value == "-":
         return _stdin()
     if name == "--file":
-        try:
-            return _decoded(Path(value).expanduser().read_bytes(), value)
-        except OSError as error:
-            raise OptionError(f"{value} cannot be read: {error.strerror}") from None
+        return file_text(value)
     try:
         value.encode()  # bytes of the command line that are no UTF-8 are surrogates
     except UnicodeEncodeError:
         raise OptionError(f"the prompt ({name}) is not UTF-8") from None
     return value
+
+
+def file_text(path: str) -> str:
+    """What a file of UTF-8 says. Raises OptionError."""
+    try:
+        return _decoded(Path(path).expanduser().read_bytes(), path)
+    except (OSError, ValueError, RuntimeError) as error:  # a name with a NUL; ~somebody who is not there
+        raise OptionError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def piped(*, wait: bool = False) -> str | None:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastllm.cli.beams import beam_options, beams_of
 from fastllm.cli.lines import token_texts, unescaped, write
 from fastllm.cli.options import cache_options, guessing_options, load_draft, load_model, model_options
 from fastllm.cli.prompt import prompt_of, prompt_options
-from fastllm.cli.sampling import bias_of, sampling_of, sampling_options, seed_of
+from fastllm.cli.sampling import bias_of, grammar_of, grammar_options, sampling_of, sampling_options, seed_of
 from fastllm.cli.searching import search_of, search_options
 from fastllm.errors import OptionError
 
@@ -44,6 +45,8 @@ def options(run: argparse.ArgumentParser) -> None:
     length.add_argument("--min-tokens", type=int, default=0, metavar="N", help="no end before N new tokens")
     length.add_argument("--ignore-eos", action="store_true", help="go on where the model ends its text")
     sampling_options(run)
+    beam_options(run)
+    grammar_options(run)
     search_options(run)
     output = run.add_argument_group("output")
     output.add_argument("--n", type=int, default=1, metavar="N", help="write N texts, of seeds from -s on")
@@ -56,8 +59,8 @@ def options(run: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
-    search = search_of(args)
-    sampling, prompt = sampling_of(args), prompt_of(args) or ""
+    sampling, grammar, beams, search = sampling_of(args), grammar_of(args), beams_of(args), search_of(args)
+    prompt = prompt_of(args) or ""
     if args.temperature is None and "penalty_alpha" in search:
         sampling.pop("temperature", None)  # the built-in model's: contrastive search is greedy
     if args.chat and not prompt:
@@ -66,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     asked, shown, max_tokens = _prompt(args, llm, prompt)
     given: dict[str, Any] = {
         **sampling,
+        **beams,
+        **grammar,
         **search,
         "logit_bias": bias_of(args, llm),
         "seed": seed_of(args),
@@ -83,15 +88,18 @@ def run(args: argparse.Namespace) -> int:
         code = _write(answer, args)
         texts = [answer.message["content"]]
         thinking = answer.message.get("reasoning_content")
-    elif args.n == 1:
+    elif args.n == 1 and not beams:
         stream = llm.generate(asked, stream=True, special=args.special, **given)
         write("" if args.json else shown)
         code = _write(stream, args)
         texts = [stream.text]
     else:
         texts = llm.generate(asked, n=args.n, special=args.special, **given)
+        texts = texts if args.n > 1 else [texts]
         for i, text in enumerate(() if args.json else texts):
-            write(f"--- {i + 1} of {args.n}, seed {text.seed} ---\n{shown}{text}\n")
+            which = f"score {text.score:.4f}" if beams else f"seed {text.seed}"
+            write(f"--- {i + 1} of {args.n}, {which} ---\n" if args.n > 1 else "")
+            write(f"{shown}{text}\n")
             _list_logprobs(llm, text.logprobs or ())
     if args.json:
         import json
@@ -100,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
             about = _about(llm, shown, text, guesses=args.lookup or args.draft is not None)
             print(json.dumps(about | ({"reasoning_content": thinking} if thinking else {}), ensure_ascii=False))
         return code
-    if args.n == 1:
+    if args.n == 1 and not beams:
         _list_logprobs(llm, texts[0].logprobs or ())
     speed = _speed(llm, texts, guesses=args.lookup or args.draft is not None)
     print(speed_line(speed, given["seed"]), file=sys.stderr)
@@ -161,6 +169,8 @@ def _about(llm: LLM, prompt: str, text: Text, *, guesses: bool) -> dict[str, obj
     """What --json says of a text."""
     about: dict[str, object] = {"prompt": prompt, "text": text, "tokens": text.tokens}
     about |= {"finish_reason": text.finish_reason, "seed": text.seed}
+    if text.score is not None:
+        about["score"] = text.score
     if text.logprobs is not None:
         about["logprobs"] = [
             {**_scored(llm, one.token, one.logprob), "top": [_scored(llm, *other) for other in one.top]}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastllm.cli.lines import unescaped
+from fastllm.cli.prompt import file_text
 from fastllm.errors import OptionError
 
 if TYPE_CHECKING:
@@ -80,6 +81,28 @@ def sampling_options(parser: argparse.ArgumentParser) -> None:
         rare.add_argument(_flag(name), metavar=metavar, help=text)
 
 
+def grammar_options(parser: argparse.ArgumentParser) -> None:
+    rules = parser.add_argument_group("grammar", "The text follows one of these. Needs pip install 'fastllm[grammar]'.")
+    one = rules.add_mutually_exclusive_group()
+    one.add_argument("--json-schema", metavar="FILE", help="a JSON schema, or its text: {} is any JSON")
+    one.add_argument("--regex", metavar="R", help="a regular expression that all of the text matches")
+    one.add_argument("--choice", action="append", metavar="TEXT", help="one of these texts; several times")
+    one.add_argument("--grammar", metavar="FILE", help="a grammar in the form of Lark or of llama.cpp (GBNF)")
+
+
+def grammar_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The option of a grammar that was given, as LLM.generate takes it. Raises OptionError."""
+    schema = args.json_schema
+    if schema is not None and not schema.lstrip().startswith("{"):
+        schema = file_text(schema)
+    return {
+        "json_schema": schema,
+        "regex": args.regex,
+        "choice": None if args.choice is None else [unescaped(one) for one in args.choice],
+        "grammar": None if args.grammar is None else file_text(args.grammar),
+    }
+
+
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
     """The sampling options that were given, checked, as LLM.generate takes them; but logit_bias: see bias_of."""
     from fastllm.decoding import Sampling
@@ -89,7 +112,7 @@ def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
     for name, parse in _PARSERS.items():
         if name in given:
             given[name] = parse(name, given[name])
-    if args.model is None:
+    if args.model is None and not vars(args).get("num_beams"):
         given.setdefault("temperature", 0.6)
     Sampling(**given)
     return given

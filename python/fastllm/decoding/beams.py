@@ -56,7 +56,7 @@ class BeamOptions(_Fields):
         if beams > _MOST:
             raise OptionError(f"num_beams must be {_MOST} or less, not {beams}")
         if given["num_return_sequences"] > beams > 1:
-            raise OptionError(f"num_return_sequences is {given['num_return_sequences']}, but num_beams only {beams}")
+            raise OptionError(f"num_beams is {beams}, which does not give {given['num_return_sequences']} texts")
         if beams % groups:
             raise OptionError(f"num_beam_groups must divide num_beams, and {groups} does not divide {beams}")
         if groups > 1 and given["force_words"]:
@@ -130,7 +130,7 @@ class Rules:
         for rank, one in enumerate(followers):
             if len(running) == self.size:
                 break
-            if (tokens := self._ended(one)) is None:
+            if (tokens := self._ended(one, scores)) is None:
                 running.append(one)
             elif rank < self.size and self._is_complete(one.beam.progress):  # those behind only fill the beams up
                 done.append(Hypothesis(one.beam, tokens, "stop", self._ranked(one.score, length)))
@@ -153,16 +153,18 @@ class Rules:
             done = self._best(done)
         return running, done, over or length == self.max_tokens
 
-    def _ended(self, one: Follower) -> list[int] | None:
+    def _ended(self, one: Follower, scores: Scores) -> list[int] | None:
         """The tokens of a text that ends with this one."""
         if one.token in self.stop:
             return one.beam.tokens
         text = [*one.beam.tokens, one.token]
-        return text if self.ends is not None and self.ends(text) else None
+        if self.ends is not None and self.ends(text):
+            return text
+        return text if scores.ends(one.beam, one.token) else None
 
     def _best_of(self, beam: Beam, scores: Scores) -> list[Follower]:
         """The best follower with which a beam goes on: so that one that has all phrases is not lost."""
-        return next(([one] for one in scores.best(beam) if self._ended(one) is None), [])
+        return next(([one] for one in scores.best(beam) if self._ended(one, scores) is None), [])
 
     def progress(self, beam: Beam, token: int) -> Progress | None:
         """A beam's progress with one more token."""

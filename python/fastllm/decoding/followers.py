@@ -41,3 +41,6 @@ class Scores(Protocol):
 
     def best(self, beam: Beam) -> list[Follower]:
         """Its best followers, the best first: at least one that ends no text, unless all such are forbidden."""
+
+    def ends(self, beam: Beam, token: int) -> bool:
+        """Whether a text that follows a grammar is complete with a token, and can go on no more."""

@@ -14,6 +14,7 @@ from fastllm.engine.prefix import common_length
 from fastllm.errors import OptionError
 
 if TYPE_CHECKING:
+    from fastllm.decoding.grammar import Matcher
     from fastllm.engine.engine import Engine
     from fastllm.engine.generation import Generation
 
@@ -32,9 +33,9 @@ class Found(NamedTuple):
 
 class _Beam(Beam):
     """A beam in memory. sequence: holds all of its text but the last token; until the next step it may be that of
-    several beams. sampler: knows its text."""
+    several beams. sampler: knows its text. matcher: of the grammar that it follows."""
 
-    __slots__ = ("logprobs", "sampler", "sequence")
+    __slots__ = ("logprobs", "matcher", "sampler", "sequence")
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class _Beam(Beam):
         super().__init__(tokens, score, progress)
         self.sampler, self.logprobs = sampler, logprobs
         self.sequence: _core.Sequence | None = None  # None: it has to be computed
+        self.matcher: Matcher | None = None
 
 
 class Beams(Search):
@@ -81,6 +83,7 @@ class Beams(Search):
         ]
         for group in groups:
             group.beams[0].sequence = sequence  # type: ignore[attr-defined]
+            group.beams[0].matcher = generation.matcher  # type: ignore[attr-defined]
         self._choose(generation, groups, written.logits, [written.row] * len(groups))
 
     def spans(self, generation: Generation) -> list[Span]:
@@ -172,7 +175,7 @@ class Beams(Search):
         if generation.processors:
             self._process(generation, scores, own, logits)
         found, state = scores.follow(
-            [(beam.sampler, row, beam.score) for beam, row in own.items()],  # type: ignore[attr-defined]
+            [(beam.sampler, row, beam.score, _mask(beam)) for beam, row in own.items()],  # type: ignore[attr-defined]
             logits,
             keep=self._rules.keep if self._samples else 0,
             state=state,
@@ -235,6 +238,10 @@ class _GroupScores(Scores):
     def score(self, beam: Beam, token: int) -> float:
         return self._scores.score(self._places[beam], token)
 
+    def ends(self, beam: Beam, token: int) -> bool:
+        matcher: Matcher | None = beam.matcher  # type: ignore[attr-defined]
+        return matcher is not None and matcher.follow([*beam.tokens, token])
+
     def best(self, beam: Beam) -> list[Follower]:
         return [Follower(beam, token, score) for token, score in self._scores.best(self._places[beam])]
 
@@ -247,7 +254,14 @@ def _grown(one: Follower, progress: Progress | None, note: _Note) -> _Beam:
     sampler.accept(one.token, generated=True)
     beam = _Beam([*parent.tokens, one.token], one.score, progress, sampler, note(parent, one.token))
     beam.sequence = parent.sequence
+    beam.matcher = parent.matcher and parent.matcher.copy()
     return beam
+
+
+def _mask(beam: Beam) -> bytes | None:
+    """What the grammar of a beam allows next."""
+    matcher: Matcher | None = beam.matcher  # type: ignore[attr-defined]
+    return None if matcher is None else matcher.masks(beam.tokens)[0]
 
 
 def _ended(one: Hypothesis, note: _Note) -> Hypothesis:

@@ -69,7 +69,13 @@ class Contrastive(Search):
             scores.copy(self._engine, own, 0, changed)
             scores.process(self._engine, generation, changed)
         followers = _core.likeliest(
-            model, generation.sampler, changed, 0, self.width, processed=bool(generation.processors)
+            model,
+            generation.sampler,
+            changed,
+            0,
+            self.width,
+            processed=bool(generation.processors),
+            mask=scores.mask(generation),
         )
         return _State(sequence, sequence.length, followers, own)
 

@@ -11,6 +11,7 @@ from fastllm import _core
 from fastllm.errors import OptionError
 
 if TYPE_CHECKING:
+    from fastllm.decoding.grammar import Matcher
     from fastllm.engine.engine import Span
     from fastllm.engine.guesses import Proposer
 
@@ -93,12 +94,13 @@ class Generation:
     It is its own iterator: a second loop goes on where the first one stopped. Texts that several threads iterate over
     are written together. A text is then up to AHEAD tokens ahead of its loop, in `tokens` too.
 
-    prompt, tokens: the ids of the prompt, and the new ones so far. finish_reason: "stop" at a stop token, or where
-    `watch` says so; "length" at max_tokens or the end of the context; "cancelled" after close(); "error" where the text
-    failed, which an iterator raises and `error` keeps; None until then. prompt_seconds, decode_seconds: time of the
-    forwards that it took part in, while its prompt was read and after. cached: prompt tokens whose keys and values were
-    known already. proposed, accepted: how many tokens the proposer guessed, and how many of them became part of the
-    text. logprobs, prompt_logprobs: of the tokens, where they were asked for; the first of a prompt has none.
+    prompt, tokens: the ids of the prompt, and the new ones so far. finish_reason: "stop" at a stop token, where
+    `watch` says so, or where its grammar allows no more; "length" at max_tokens or the end of the context; "cancelled"
+    after close(); "error" where the text failed, which an iterator raises and `error` keeps; None until then.
+    prompt_seconds, decode_seconds: time of the forwards that it took part in, while its prompt was read and after.
+    cached: prompt tokens whose keys and values were known already. proposed, accepted: how many tokens were guessed,
+    and how many of them became part of the text. logprobs, prompt_logprobs: of the tokens, where they were asked for;
+    the first of a prompt has none.
     """
 
     def __init__(
@@ -113,13 +115,15 @@ class Generation:
         search: Search | None = None,
         watch: Callable[[int], bool] | None = None,
         processors: Sequence[Callable[[list[int], Any], Any]] = (),
+        matcher: Matcher | None = None,
         logprobs: int | None = None,
         echo: bool = False,
         notify: Callable[[], None] | None = None,
     ) -> None:
         """search: chooses the tokens in place of the sampler. watch: called with each new token by the thread that
         writes; True ends the text. What it raises fails this text alone. processors: called with the ids so far and the
-        float32 logits [vocabulary], which they change or replace, before biases and penalties. logprobs: for each new
+        float32 logits [vocabulary], which they change or replace, before biases and penalties. matcher: of the grammar
+        that the text follows. logprobs: for each new
         token so many of the likeliest; None: no logprobs. echo: those of the prompt too. notify: called after new
         tokens and at the end, by the thread that writes.
         """
@@ -138,7 +142,7 @@ class Generation:
         # The rest is the scheduler's.
         self.sampler, self.max_tokens, self.stop = sampler, max_tokens, stop
         self.watch, self.processors, self.top, self.notify = watch, processors, logprobs or 0, notify
-        self.proposer, self.search = proposer, search
+        self.proposer, self.search, self.matcher = proposer, search, matcher
         self.searching = False  # whether the search has begun: the sequences are its own then
         self.sequence: _core.Sequence | None = None  # None: it has no keys and values yet, or none any more
         self.joined = False  # whether the scheduler knows it
@@ -244,11 +248,21 @@ class Generation:
             except Exception as error:
                 self.fail(error)
             if self.taken == self.max_tokens:
-                self.end("length")
+                self.end("stop" if self._is_complete() else "length")
+        if self.finish_reason is None and self._is_complete():
+            self.end("stop")
         if self.finish_reason is not None:
             del tokens[self.taken :]
             if self.logprobs is not None:
                 del self.logprobs[self.taken :]
+
+    def _is_complete(self) -> bool:
+        """Whether it has a grammar that it can follow no further."""
+        try:
+            return self.matcher is not None and self.matcher.follow(self.tokens[: self.taken])
+        except Exception as error:
+            self.fail(error)
+            return False
 
     def pause_guesses(self) -> None:
         """Has the proposer give up what it holds; it begins again with the whole text."""

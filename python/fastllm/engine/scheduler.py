@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from fastllm import _core
 from fastllm.engine.engine import Engine
 from fastllm.engine.generation import AHEAD, Generation, Writer
+from fastllm.engine.masks import Masks
 from fastllm.engine.steps import TOGETHER, Steps
 from fastllm.errors import OptionError
 
@@ -169,6 +170,7 @@ class Scheduler(Writer):
         self._closed = False
         self._prefixes.after_fork()
         self._steps.reading, self._steps.alone, self._steps.cancel = [], False, _core.Cancel()
+        self._steps.masks = Masks()
         for generation in self._steps.places.restart():
             if generation.owner != mine or stepping:
                 generation.fail(OptionError("the process was forked while another thread was writing this text"))

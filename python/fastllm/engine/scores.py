@@ -30,10 +30,16 @@ def process(engine: Engine, generation: Generation, scores: _core.Buffer) -> Non
                 own[:] = changed
 
 
+def mask(generation: Generation) -> bytes | None:
+    """Which tokens a text's grammar allows next."""
+    return None if generation.matcher is None else generation.matcher.masks(generation.tokens)[0]
+
+
 def draw(engine: Engine, generation: Generation, scores: _core.Buffer) -> int:
     """The next token of a text, drawn from row 0 of scores as another text's is from logits."""
     process(engine, generation, scores)
-    drawn = engine.model.draw([(generation.sampler, 0, (), True)], scores)[0]
+    masks = None if (allowed := mask(generation)) is None else [allowed]
+    drawn = engine.model.draw([(generation.sampler, 0, (), True, masks)], scores)[0]
     if isinstance(drawn, Exception):
         raise drawn
     return drawn[0]

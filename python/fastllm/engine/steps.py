@@ -8,36 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import isfinite
 from time import perf_counter
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fastllm import _core
-from fastllm.engine.costs import MOST
-from fastllm.engine.engine import CHUNK, Engine, Span
+from fastllm.engine.engine import Engine, Span
 from fastllm.engine.generation import Generation, Logprob, Written
+from fastllm.engine.masks import Found, Masks
 from fastllm.engine.places import Places
-from fastllm.engine.prefix import PAGE
+from fastllm.engine.plan import Plan, Row, end_of
 from fastllm.errors import CacheFullError, FastLLMError, NumericError
 
+if TYPE_CHECKING:
+    pass
+
 TOGETHER = 16  # texts written at once; from about here on a forward is bound by arithmetic, no longer by memory
-_ROWS_BYTES = 64 << 20  # of the rows of logits of a forward, where texts want more than one: a row may take a megabyte
 
 
 # Takes the ids of a text so far and its float32 logits [vocabulary], which it changes or replaces.
 Processor: TypeAlias = Callable[[list[int], Any], Any]
-
-
-class Row(NamedTuple):
-    """What a text does in a forward: appends `tokens`, of which the last `wanted` get logits, from row `at` on.
-
-    A text that searches may have several.
-    """
-
-    generation: Generation
-    sequence: _core.Sequence
-    tokens: list[int]
-    wanted: int
-    at: int
-    reads: bool  # its prompt, or after a preemption the text so far
 
 
 class Steps:
@@ -53,23 +41,31 @@ class Steps:
         self.alone = False  # whether the next step is that of one plain text
         self.reading: list[Generation] = []  # the texts whose prompts are read in the forward that runs
         self.cancel = _core.Cancel()  # of the forward that runs
+        self.masks = Masks()
         self._logits = engine.model.logits(1)
         self._hidden: dict[int, _core.Buffer] = {}  # layers that searches need, of the forward that ran last
         # First row of a text -> the row that its callables have changed, and what it was before, for its logprobs.
         self._raw: dict[int, tuple[Any, Any]] = {}
-        self._most_rows = max(2 * most, _ROWS_BYTES // (4 * engine.model.logits_stride))
+        self._plan = Plan(engine, most)
 
     def step(self) -> None:
         """Runs one forward, and takes its tokens to the texts."""
         if self.alone and self._step_alone():
             return
-        rows = self._plan()
+        running = [generation for generation in self.places.live() if not generation.pauses()]
+        running += self.places.admit(running)
+        rows = self._plan.rows(running)
         if not rows:
             return
-        n_rows = _end(rows)
+        n_rows = end_of(rows)
         if self._logits.nbytes < n_rows * self._engine.model.logits_stride * 4:
             self._logits = self._engine.model.logits(1 << (n_rows - 1).bit_length())
         start = perf_counter()
+        self.masks.start(
+            (generation, generation.matcher, [] if row.reads else row.tokens[1:])
+            for row in rows
+            if (generation := row.generation).matcher is not None and generation.search is None and row.wanted
+        )
         try:
             ran = self._forward(rows)
         except CacheFullError as error:
@@ -80,25 +76,27 @@ class Steps:
             for row in rows:
                 row.generation.fail(error)
             return
+        finally:
+            found = self.masks.take()
         if not ran:
             return
         self._note(rows, perf_counter() - start)
         self._raw.clear()
-        self._take(rows, start)
+        self._take(rows, found, start)
         self.alone = self._is_alone(rows)
 
-    def _take(self, rows: list[Row], start: float) -> None:
+    def _take(self, rows: list[Row], masks: Found, start: float) -> None:
         """Takes to the texts what a forward, begun at `start`, has computed."""
         searching = dict[Generation, list[Row]]()
         drawing = list[Row]()
         for row in rows:
             if row.generation.searching:
                 searching.setdefault(row.generation, []).append(row)
-            elif self._looks_at(row, rows):
+            elif self._looks_at(row, rows, masks):
                 drawing.append(row)
         for own in searching.values():
             self._search(own, rows)
-        self._draw(drawing)
+        self._draw(drawing, masks)
         seconds = perf_counter() - start
         for row in rows:
             if row.generation not in searching:
@@ -122,95 +120,6 @@ class Steps:
         finally:
             self.reading = []
 
-    def _plan(self) -> list[Row]:
-        """What the texts do in the next forward: all that are written, and pieces of prompts."""
-        running = [generation for generation in self.places.live() if not generation.pauses()]
-        running += self.places.admit(running)
-        writers, readers, searchers = list[Generation](), list[Generation](), list[Generation]()
-        for generation in running:
-            if generation.searching:
-                searchers.append(generation)
-                continue
-            sequence, position = generation.sequence, generation.position()
-            assert sequence is not None
-            if sequence.length >= position:  # a step was interrupted before it could drop wrong guesses
-                sequence.truncate(position - 1)
-            (writers if generation.tokens and sequence.length == position - 1 else readers).append(generation)
-        rows = self._searching(searchers)
-        rows += self._writing(writers, _end(rows))
-        return rows + self._pieces(readers, _end(rows))
-
-    def _searching(self, searchers: list[Generation]) -> list[Row]:
-        """The spans of searches."""
-        rows = list[Row]()
-        for generation in searchers:
-            assert generation.search is not None
-            try:
-                for sequence, tokens, wanted in generation.search.spans(generation):
-                    rows.append(Row(generation, sequence, list(tokens), wanted, _end(rows), False))
-            except Exception as error:
-                generation.fail(error)
-                rows = [row for row in rows if row.generation is not generation]
-        return rows
-
-    def _writing(self, writers: list[Generation], at: int) -> list[Row]:
-        """Each text's last token, and guesses of what follows it."""
-        rows = list[Row]()
-        for i, generation in enumerate(writers):
-            assert generation.sequence is not None
-            guesses = list[int]()
-            if generation.proposer is not None and not generation.processors:
-                others = at + len(writers) - i - 1
-                try:
-                    guesses = self._guess(generation, min(MOST, self._most_rows - others - 1), others)
-                except Exception as error:  # such as a draft's file that has changed
-                    generation.fail(error)
-                    continue
-            tokens = [generation.tokens[-1], *guesses]
-            rows.append(Row(generation, generation.sequence, tokens, len(tokens), at, False))
-            at += len(tokens)
-        return rows
-
-    def _guess(self, generation: Generation, most: int, others: int) -> list[int]:
-        text, proposer = generation.text, generation.proposer
-        assert proposer is not None
-        if text is None:
-            text = generation.text = generation.prompt + generation.tokens
-            proposer.begin(text)
-        else:
-            text += generation.tokens[len(text) - len(generation.prompt) :]
-        return proposer.propose(text, min(most, generation.max_tokens - len(generation.tokens) - 1), others)
-
-    def _pieces(self, readers: list[Generation], at: int) -> list[Row]:
-        """Pieces of prompts: each gets the same share of the tokens that fit, and the first what is left over."""
-        rows = list[Row]()
-        room = min(CHUNK, self._engine.costs.room(at)) if at else CHUNK
-        shares = dict.fromkeys(readers, 0)
-        left = {generation: generation.unread() for generation in readers}
-        while room > 0 and any(left.values()):
-            hungry = [generation for generation in readers if left[generation]]
-            share = max(1, room // len(hungry))
-            for generation in hungry:
-                some = min(share, left[generation], room)
-                shares[generation] += some
-                left[generation] -= some
-                room -= some
-        for generation, count in shares.items():
-            sequence = generation.sequence
-            assert sequence is not None
-            start, rest = sequence.length, generation.position() - sequence.length
-            echo = generation.prompt_logprobs is not None and not generation.tokens
-            some = min([count, *(mark - start for mark in generation.marks if mark > start)])
-            if echo:  # the logits of all its tokens are wanted
-                some = min(some, self._most_rows - at)
-            if PAGE < some < rest:
-                some = (start + some) // PAGE * PAGE - start  # up to the end of a page
-            if some > 0:
-                wanted = some if echo else int(some == rest)
-                rows.append(Row(generation, sequence, generation.part(start, some), wanted, at, True))
-                at += wanted
-        return rows
-
     # ---- what a forward has computed
 
     def _note(self, rows: list[Row], seconds: float) -> None:
@@ -221,7 +130,7 @@ class Steps:
         else:
             self._engine.costs.note_prompt(others, tokens, seconds)
 
-    def _looks_at(self, row: Row, rows: list[Row]) -> bool:
+    def _looks_at(self, row: Row, rows: list[Row], masks: Found) -> bool:
         """Whether a token is drawn from a row's logits, after what else is wanted of them. A search begins here."""
         generation, search = row.generation, row.generation.search
         if generation.finish_reason is not None:
@@ -242,6 +151,8 @@ class Steps:
                 search.begin(generation, row.sequence, self._written([row], rows))
                 generation.sequence, generation.searching = None, True
                 return False
+            if isinstance(error := masks.get(generation), Exception):
+                raise error
             if generation.processors:
                 self._process(row)
         except NumericError as error:
@@ -297,13 +208,14 @@ class Steps:
         if raw is not None:
             self._raw[row.at] = logits, raw
 
-    def _draw(self, rows: list[Row]) -> None:
+    def _draw(self, rows: list[Row], masks: Found) -> None:
         """Draws each text's tokens: one, and those after it that were guessed right."""
         model, threads = self._engine.model, self._engine.threads
         first = [row.at + row.wanted - 1 if row.reads else row.at for row in rows]
-        draws = [
-            (row.generation.sampler, at, () if row.reads else row.tokens[1:], bool(row.generation.processors))
+        draws: list[Any] = [
+            (g.sampler, at, () if row.reads else row.tokens[1:], bool(g.processors), masks.get(g))
             for row, at in zip(rows, first, strict=True)
+            if (g := row.generation)
         ]
         for row, at, drawn in zip(rows, first, model.draw(draws, self._logits, threads=threads), strict=True):
             generation = row.generation
@@ -362,7 +274,7 @@ class Steps:
         if len(rows) != 1 or len(self.places.running) != 1 or self.places.waiting or rows[0].reads:
             return False
         g = rows[0].generation
-        plain = g.proposer is None and g.search is None
+        plain = g.proposer is None and g.search is None and g.matcher is None
         plain = plain and not g.processors and g.logprobs is None and g.notify is None
         return plain and g.finish_reason is None
 
@@ -387,8 +299,3 @@ class Steps:
             self.alone = False
             self.places.live()
         return True
-
-
-def _end(rows: list[Row]) -> int:
-    """The first row of logits that no row of these takes."""
-    return rows[-1].at + rows[-1].wanted if rows else 0

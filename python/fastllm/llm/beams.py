@@ -16,7 +16,7 @@ class Ends:
     """Whether strings, patterns or functions end a beam."""
 
     def __init__(self, tokenizer: Tokenizer, previous: int, stops: Stops) -> None:
-        """previous: the prompt's last id."""
+        """previous: see Pieces."""
         self._tokenizer, self._previous, self._stops = tokenizer, previous, stops
 
     def __call__(self, tokens: list[int]) -> bool:
@@ -28,9 +28,12 @@ class Ends:
 class BeamTexts:
     """The texts of one prompt, while beams are searched and after."""
 
-    def __init__(self, generation: Generation, tokenizer: Tokenizer | None, stops: Stops, seed: int) -> None:
-        """tokenizer: None where the texts are lists of ids."""
-        self.generation, self._tokenizer, self._stops, self._seed = generation, tokenizer, stops, seed
+    def __init__(
+        self, generation: Generation, tokenizer: Tokenizer | None, previous: int, stops: Stops, seed: int
+    ) -> None:
+        """tokenizer: None where the texts are lists of ids. previous: see Pieces."""
+        self.generation, self._tokenizer, self._previous = generation, tokenizer, previous
+        self._stops, self._seed = stops, seed
 
     def texts(self) -> list[Any]:
         """The best texts, the best first, once the generation has ended. Raises its error if it has one."""
@@ -45,7 +48,7 @@ class BeamTexts:
             if self._tokenizer is None:
                 texts.append(one.tokens)
                 continue
-            pieces = Pieces(self._tokenizer, generation.prompt[-1], self._stops)
+            pieces = Pieces(self._tokenizer, self._previous, self._stops)
             for token in one.tokens:
                 pieces(token)
             text = TextStream(generation, pieces, self._seed).rest()

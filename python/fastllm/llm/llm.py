@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastllm import _core
 from fastllm.config import Config
 from fastllm.decoding import checkpoint_defaults
+from fastllm.decoding.grammar import Grammar, Grammars
 from fastllm.engine import Engine, Scheduler
 from fastllm.errors import OptionError, TokenizerError
 from fastllm.llm.arguments import whole
@@ -96,6 +97,7 @@ class LLM(Labels, Vectors, Chatting):
         self.context = min(self.context, max(1, self._opened.capacity))
         self._tokenizer = tokenizer
         self._phrases = Phrases(config.vocab_size, tokenizer)
+        self._grammars = Grammars(config.vocab_size, tokenizer)
         self.file_bytes = sum(t.nbytes for t in stored.tensors.values())
         # A token reads one row of the embedding, about nothing, unless the embedding is also the head.
         self._tied = config.head and "head" not in tensors
@@ -146,6 +148,25 @@ class LLM(Labels, Vectors, Chatting):
         if self._origin is None:
             raise OptionError(f"{self.path} was not opened by fastllm.load, so it cannot be pickled")
         return self._origin
+
+    def grammar(
+        self,
+        *,
+        json_schema: Any = None,
+        regex: str | None = None,
+        choice: Sequence[str] | None = None,
+        grammar: str | Grammar | None = None,
+    ) -> Grammar | None:
+        """The Grammar of the option that is given, for generate's `grammar`: compiled once, for many texts.
+
+        json_schema: a schema as a dict or JSON text, a pydantic model, or True for any JSON. regex: a regular
+        expression that the whole text matches. choice: texts, of which the text is one. grammar: the text of a grammar
+        in the form of Lark or, recognized by "::=", of llama.cpp (GBNF), or a Grammar of this model.
+
+        Raises OptionError for two of them, for what is no grammar or no schema, uses what is not supported, exceeds
+        limits or is satisfied by no text; TokenizerError; LibraryError.
+        """
+        return self._grammars.compile(json_schema=json_schema, regex=regex, choice=choice, grammar=grammar)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """The logits at every token: float32 [T, vocabulary]; for an encoder, those of its masked-token head.

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastllm import _core
 from fastllm.decoding import Sampling, Stops
 from fastllm.engine import Generation, Scheduler
-from fastllm.errors import FastLLMError, OptionError, TokenizerError, about
+from fastllm.errors import OptionError, TokenizerError, about
 from fastllm.llm.arguments import prompts_in, seeds, several, token_ids, whole
 from fastllm.llm.beams import BeamTexts, Ends
+from fastllm.llm.begun import Begun, generation_of
 from fastllm.llm.options import beam_search, beams_of, check_beams, count_of
 from fastllm.llm.searching import check_search, search_of, search_options
 from fastllm.llm.steering import Phrases
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastllm.decoding.beams import BeamOptions
+    from fastllm.decoding.grammar import Grammar, Grammars
     from fastllm.decoding.search import SearchOptions
     from fastllm.engine.guesses import Proposer
     from fastllm.llm.texts import Ids
@@ -39,6 +41,7 @@ class Writing(Texts):
 
     _scheduler: Scheduler
     _phrases: Phrases
+    _grammars: Grammars
     defaults: Sampling
     bytes_per_token: int
 
@@ -57,6 +60,7 @@ class Writing(Texts):
         logprobs: int | None = None,
         echo: bool = False,
         processors: Sequence[Processor] = (),
+        grammar: Grammar | None = None,
         watch: Callable[[int], bool] | None = None,
         notify: Callable[[], None] | None = None,
         beams: BeamOptions | None = None,
@@ -91,6 +95,8 @@ class Writing(Texts):
         stop = token_ids(stop, "stop")
         self._check_tokens(stop, "stop")
         seed = new_seed() if seed is None else whole("seed", seed, 0, _SEEDS - 1)
+        if grammar is not None and sampling.forced_eos_token_id:
+            raise OptionError("forced_eos_token_id ends a text anywhere, so it does not go with a grammar")
         chosen = None
         if search is not None:
             check_search(search, sampling, {"num_beams": beams, "lookup": lookup, "draft": draft})
@@ -112,6 +118,7 @@ class Writing(Texts):
             search=chosen,
             watch=watch,
             processors=processors,
+            matcher=None if grammar is None else grammar.matcher(stop),
             logprobs=logprobs,
             echo=echo,
             notify=notify,
@@ -182,6 +189,10 @@ class Writing(Texts):
         logprobs: int | None = None,
         echo: bool = False,
         logits_processor: Processor | Sequence[Processor] | None = None,
+        json_schema: Any = None,
+        regex: str | None = None,
+        choice: Sequence[str] | None = None,
+        grammar: str | Grammar | None = None,
         special: bool = False,
         lookup: bool = False,
         draft: Writing | None = None,
@@ -203,6 +214,8 @@ class Writing(Texts):
         logprobs: natural log probabilities of each new token, and of so many likeliest ones, before biases, penalties
         and temperature; echo: of the prompt's tokens too. logits_processor: callables that are given the ids (prompt
         and new) and the logits, float32 [vocabulary], before each draw, and change these in place or return others.
+        json_schema, regex, choice, grammar: the text follows one of these, see LLM.grammar. It ends where it is
+        complete, and is complete unless finish_reason is "length" or something of `stop` ended it.
         special: special tokens written in the prompt, such as "<|fim_prefix|>", become their ids; else they are text.
         lookup, draft: the same text, sooner (speculative decoding): lookup guesses tokens from the prompt and the text
         so far, which pays where these repeat; draft is a smaller model with the same vocabulary that guesses. The other
@@ -241,6 +254,7 @@ class Writing(Texts):
             check_beams(beams, sampling, {"stream": stream is True, "lookup": lookup, "draft": draft is not None})
             count = 1
         stops = Stops(stop, self.config.vocab_size)
+        rules = self._grammars.compile(json_schema=json_schema, regex=regex, choice=choice, grammar=grammar)
         words = None if isinstance(self._tokenizer, TokenizerError) and not stops else self.tokenizer
         shared: dict[str, Any] = {
             "max_tokens": max_tokens,
@@ -251,6 +265,7 @@ class Writing(Texts):
             "logprobs": logprobs,
             "echo": echo,
             "processors": _callables("logits_processor", logits_processor),
+            "grammar": rules,
             "notify": stream if isinstance(stream, Background) else None,
             "search": search,
         }
@@ -264,12 +279,13 @@ class Writing(Texts):
                 first = new_seed() if base is None else base
                 for own in range(first, first + count):
                     seed_of = own % _SEEDS
+                    previous = tokens[-1] if rules is None else rules.previous
                     if beams is not None:
-                        ends = None if words is None or not stops else Ends(words, tokens[-1], stops)
+                        ends = None if words is None or not stops else Ends(words, previous, stops)
                         generation = self.start(tokens, sampling, seed=seed_of, beams=beams, ends=ends, **shared)
-                        begun.append(BeamTexts(generation, words, stops, seed_of))
+                        begun.append(BeamTexts(generation, words, previous, stops, seed_of))
                         continue
-                    pieces = None if words is None else Pieces(words, tokens[-1], stops)
+                    pieces = None if words is None else Pieces(words, previous, stops)
                     generation = self.start(tokens, sampling, seed=seed_of, watch=pieces, **shared)
                     begun.append(generation if pieces is None else TextStream(generation, pieces, seed_of))
         single = alone and num_return_sequences is None and n == 1
@@ -277,7 +293,7 @@ class Writing(Texts):
             return begun[0]
         if stream:
             return Begun(begun, count, single)
-        self._scheduler.run([_generation(text) for text in begun])
+        self._scheduler.run([generation_of(text) for text in begun])
         return Begun(begun, count, single).written()
 
     def generate_batch(self, prompts: Iterable[Ids], **options: Any) -> list[Any]:
@@ -319,7 +335,7 @@ class Writing(Texts):
         background = Background(self._scheduler)
         begin: Callable[..., Any] = self.generate
         begun = await asyncio.to_thread(begin, prompt, stream=background, **options)
-        generations = [_generation(text) for text in begun.texts]
+        generations = [generation_of(text) for text in begun.texts]
         try:
             background.write(generations)
             for generation in generations:
@@ -352,48 +368,3 @@ def _callables(name: str, value: Any) -> list[Any]:
         if not callable(one):
             raise OptionError(f"{name} must be a callable or a list of these, not {one!r}")
     return found
-
-
-class Begun(NamedTuple):
-    """Texts that generate has begun. each: how many of `texts` a prompt has. single: one text is the result, not a
-    list."""
-
-    texts: list[TextStream | Generation | BeamTexts]
-    each: int
-    single: bool
-
-    def written(self) -> Any:
-        """What has been written, once all generations have ended.
-
-        If any has failed, raises its error; of several texts the error of the first, which has the others' texts as
-        `texts`.
-        """
-        if self.single:
-            return _written(self.texts[0])[0]
-        errors = {i: error for i, text in enumerate(self.texts) if (error := _generation(text).error) is not None}
-        found = [[None] if i in errors else _written(text) for i, text in enumerate(self.texts)]
-        texts = [text for some in found for text in some]
-        if not errors:
-            return texts
-        first, cause = next(iter(errors.items()))
-        others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        error = cause
-        if isinstance(cause, FastLLMError):
-            error = type(cause)(f"prompt {first // self.each}{others}: {cause}")
-        vars(error).update(text=first, texts=texts)
-        raise error
-
-
-def _generation(text: TextStream | Generation | BeamTexts) -> Generation:
-    return text if isinstance(text, Generation) else text.generation
-
-
-def _written(text: TextStream | Generation | BeamTexts) -> list[Any]:
-    """What has been written of a prompt, once its generation has ended. Raises the generation's error if it has one."""
-    if isinstance(text, TextStream):
-        return [text.rest()]
-    if isinstance(text, BeamTexts):
-        return text.texts()
-    if text.error is not None:
-        raise text.error
-    return [text.tokens]

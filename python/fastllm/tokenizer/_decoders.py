@@ -37,9 +37,11 @@ class Decoder:
         decoder = tokenizer.decoder
         self._library, self._word = library, word
         # Without a decoder the library puts a space between any two tokens.
-        self._settings = [{"type": "Join"}] if decoder is None else _flat(json.loads(decoder.__getstate__()))
+        self._settings: list[Json] = (
+            [{"type": "Join"}] if decoder is None else _flat(json.loads(decoder.__getstate__()))
+        )
         self._bytes = [step["type"] for step in self._settings] == ["ByteLevel"]
-        to_bytes = _from_alphabet if self._bytes else str.encode
+        to_bytes = _from_alphabet if self._bytes else self._piece
         # In CLIP's vocabulary "</w>" marks the end of a word; transformers shows a space there. "\0\0" is in no token.
         end = (getattr(tokenizer.model, "end_of_word_suffix", None) or "\0\0").encode()
 
@@ -50,6 +52,18 @@ class Decoder:
 
         self._pieces = Computed(size, piece)
         self._steps()  # raises for a step that is not known
+
+    def _piece(self, text: str) -> bytes:
+        """The bytes that a token stands for, as far as they depend on it alone."""
+        for settings in self._settings:
+            name: str = settings["type"]
+            if name == "ByteFallback" and (byte := byte_or(text.encode(), b"")):
+                return byte
+            if name == "Replace" and (old := settings["pattern"].get("String")):
+                text = _replaced(text, old, settings["content"])
+            elif name == "Metaspace":
+                text = text.replace(settings["replacement"], " ")
+        return text.encode()
 
     def stream(self, previous: int | None) -> Stream:
         """A decoder for the ids that follow the shown token `previous`; None: for a text from its start."""
