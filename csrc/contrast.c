@@ -146,7 +146,7 @@ fl_status fl_dola(fl_draw_scratch *scratch, const fl_kernels *k, const float *lo
     return status;
 }
 
-// ---- contrastive search --------------------------------------------------------------------------------------------------
+// ---- contrastive search --------------------------------------------------------------------------------------------
 
 static fl_status likeliest(const fl_sampler *s, fl_draw_worker *w, const fl_kernels *k, const float *logits,
                            int processed, const uint32_t *mask, size_t most, int32_t *tokens, double *probs,

@@ -85,7 +85,7 @@ def likeliest(Model model not None, Sampler sampler not None, Buffer logits not 
 
     Logits are changed before by what the sampler knows of its text, which stays as it is; what is forbidden is not in
     the list. processed: the caller has changed them. mask: the tokens that are allowed, as Model.draw takes it. Raises
-    NumericError if a logit is not finite; OptionError for what is impossible, or where no token is allowed; MemoryError.
+    NumericError if a logit is not finite; OptionError for what is impossible, or where no token is left; MemoryError.
     """
     cdef const float *x = logits_row(model, logits, row, "likeliest")
     cdef size_t n = 0, i, room = min(most, model.c.config.vocab_size)
