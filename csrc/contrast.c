@@ -146,16 +146,18 @@ fl_status fl_dola(fl_draw_scratch *scratch, const fl_kernels *k, const float *lo
     return status;
 }
 
-// ---- contrastive search ---------------------------------------------------------------------------------------------
+// ---- contrastive search --------------------------------------------------------------------------------------------
 
 static fl_status likeliest(const fl_sampler *s, fl_draw_worker *w, const fl_kernels *k, const float *logits,
-                           int processed, size_t most, int32_t *tokens, double *probs, size_t *n) {
+                           int processed, const uint32_t *mask, size_t most, int32_t *tokens, double *probs,
+                           size_t *n) {
     size_t best;
     int finite;
     k->max(logits, s->vocab, &best, &finite);
     if (!finite && !(processed && fl_only_forbids(logits, s->vocab))) return FL_BAD_VALUE;
     memcpy(w->logits, logits, s->vocab * sizeof(float));
     if (fl_history_adjusts(&s->history)) fl_history_adjust(&s->history, w->logits, w->marks);
+    if (mask) fl_apply_mask(mask, w->logits, s->vocab);
     if (s->watermark) fl_raise_green(s, w, k, w->logits);
     const float max = k->max(w->logits, s->vocab, &best, &finite);
     if (!isfinite(max)) return FL_BAD_TOKEN;
@@ -173,12 +175,12 @@ static fl_status likeliest(const fl_sampler *s, fl_draw_worker *w, const fl_kern
 }
 
 fl_status fl_likeliest(const fl_sampler *s, fl_draw_scratch *scratch, const fl_kernels *k, const float *logits,
-                       int processed, size_t most, int32_t *tokens, double *probs, size_t *n) {
+                       int processed, const uint32_t *mask, size_t most, int32_t *tokens, double *probs, size_t *n) {
     fl_draw_worker *w;
     fl_status status = fl_draw_reserve(scratch, 0, s->vocab, &w);
     if (status != FL_OK) return status;
     const fl_fpenv before = fl_fpenv_set();
-    status = likeliest(s, w, k, logits, processed, most, tokens, probs, n);
+    status = likeliest(s, w, k, logits, processed, mask, most, tokens, probs, n);
     fl_fpenv_restore(before);
     return status;
 }

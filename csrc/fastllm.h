@@ -585,12 +585,13 @@ fl_status fl_guide(fl_draw_scratch *scratch, const fl_kernels *k, const float *l
 fl_status fl_dola(fl_draw_scratch *scratch, const fl_kernels *k, const float *logits, const float *exits, size_t n,
                   size_t vocab, size_t threads, fl_pace *pace, float *out);
 
-// The up to `most` likeliest tokens after logits, likeliest first, lowest id first among equals, with probabilities
-// after all that the sampler's history does to logits, and its watermark: tokens and probs (most,), *n of them. What is
-// forbidden is not among them. processed: as of a draw. FL_BAD_VALUE: a logit is not finite. FL_BAD_TOKEN: there is no
-// token. FL_NO_MEMORY.
+// The up to `most` likeliest tokens after logits, likeliest first, lowest id first among equals, and their
+// probabilities, after all that the sampler's history does to logits, mask and watermark: tokens and probs (most,), *n
+// of them. What is forbidden is not among them. processed, mask: as of an fl_draw; mask NULL: all are allowed.
+// FL_BAD_VALUE: a logit is not finite. FL_BAD_TOKEN: there is no token. FL_NO_MEMORY.
 fl_status fl_likeliest(const fl_sampler *s, fl_draw_scratch *scratch, const fl_kernels *k, const float *logits,
-                       int processed, size_t most, int32_t *tokens, double *probs, size_t *n);
+                       int processed, const uint32_t *mask, size_t most, int32_t *tokens, double *probs,
+                       size_t *n);
 
 // Row r of an FL_F32 matrix of n columns, whose panels these are, becomes x (n,) divided by its length; zeros stay so.
 void fl_unit_row(float *panels, size_t n, size_t r, const float *x);

@@ -80,17 +80,22 @@ def dola(Model model not None, Buffer logits not None, size_t row, Buffer exits 
 
 
 def likeliest(Model model not None, Sampler sampler not None, Buffer logits not None, size_t row, size_t most, *,
-              bint processed=False):
+              bint processed=False, bytes mask=None):
     """The up to `most` likeliest tokens after a row of logits, the likeliest first: a list of (token, probability).
 
     Logits are changed before by what the sampler knows of its text, which stays as it is; what is forbidden is not in
-    the list. processed: the caller has changed them, see Model.draw. Raises NumericError if a logit is not finite;
-    OptionError for what is impossible, or where no token is allowed; MemoryError.
+    the list. processed: the caller has changed them. mask: the tokens that are allowed, as Model.draw takes it. Raises
+    NumericError if a logit is not finite; OptionError for what is impossible, or where no token is left; MemoryError.
     """
     cdef const float *x = logits_row(model, logits, row, "likeliest")
     cdef size_t n = 0, i, room = min(most, model.c.config.vocab_size)
+    cdef const uint32_t *bits = NULL
     cdef DrawScratch scratch
     cdef fl_status status
+    if mask is not None and <size_t>len(mask) < (model.c.config.vocab_size + 31) // 32 * 4:
+        raise OptionError(f"likeliest: a mask of {len(mask)} bytes")
+    if mask is not None:
+        bits = <const uint32_t *><const char *>mask
     if sampler.vocab_size != model.c.config.vocab_size:
         raise OptionError("likeliest: a sampler of another vocabulary")
     cdef int32_t *tokens = <int32_t *>malloc((room + 1) * sizeof(int32_t))
@@ -101,7 +106,8 @@ def likeliest(Model model not None, Sampler sampler not None, Buffer logits not 
         scratch = model.idle_draws.pop() if model.idle_draws else DrawScratch()
         sampler.take()
         with nogil:
-            status = fl_likeliest(sampler.c, scratch.c, model.c.kernels, x, processed, room, tokens, probs, &n)
+            status = fl_likeliest(sampler.c, scratch.c, model.c.kernels, x, processed, bits, room, tokens, probs,
+                                  &n)
         sampler.busy = False
         model.idle_draws.append(scratch)
         if status != FL_OK:

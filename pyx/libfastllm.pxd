@@ -340,10 +340,12 @@ cdef extern from "fastllm.h" nogil:
     fl_status fl_dola(fl_draw_scratch *scratch, const fl_kernels *k, const float *logits, const float *exits, size_t n,
                       size_t vocab, size_t threads, fl_pace *pace, float *out)
     fl_status fl_likeliest(const fl_sampler *s, fl_draw_scratch *scratch, const fl_kernels *k, const float *logits,
-                           bint processed, size_t most, int32_t *tokens, double *probs, size_t *n)
+                           bint processed, const uint32_t *mask, size_t most, int32_t *tokens, double *probs,
+                           size_t *n)
     void fl_unit_row(float *panels, size_t n, size_t r, const float *x)
     fl_status fl_degeneration(const fl_kernels *k, const fl_matrix *context, size_t count, const float *x, size_t n,
                               size_t threads, float *out)
+
     # ---- beams
 
     ctypedef struct fl_follower:

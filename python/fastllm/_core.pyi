@@ -247,7 +247,14 @@ def head(model: Model, rows: Buffer, n: int, logits: Buffer, *, norm: bool = Tru
 def guide(model: Model, logits: Buffer, row: int, other: int, scale: float, out: Buffer) -> None: ...
 def dola(model: Model, logits: Buffer, row: int, exits: Buffer, n: int, out: Buffer, *, threads: int = 1) -> None: ...
 def likeliest(
-    model: Model, sampler: Sampler, logits: Buffer, row: int, most: int, *, processed: bool = False
+    model: Model,
+    sampler: Sampler,
+    logits: Buffer,
+    row: int,
+    most: int,
+    *,
+    processed: bool = False,
+    mask: bytes | None = None,
 ) -> list[tuple[int, float]]: ...
 
 class Directions:

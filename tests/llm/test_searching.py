@@ -114,3 +114,14 @@ def test_a_negative_prompt_is_read_as_a_prompt_is(llm):
     assert llm.generate(PROMPT, negative_prompt="once", **options) == llm.generate(
         PROMPT, negative_prompt=np.array(ids), **options
     )
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_grammars(llm, options):
+    """A search follows a grammar, and ends where it is complete."""
+    pytest.importorskip("llguidance")
+    choices = ["the ocean", "once the ocean", "a"]
+    texts = [llm.generate(PROMPT, choice=choices, max_tokens=40, seed=seed, **options) for seed in range(3)]
+    assert all(text in choices and text.finish_reason == "stop" for text in texts)
+    found = llm.generate(PROMPT, regex="[aeiou]{12}", max_tokens=40, seed=1, **options)
+    assert (len(found), found.strip("aeiou")) == (12, "")

@@ -64,12 +64,19 @@ class Contrastive(Search):
         model = self._engine.model
         own = changed = model.logits(1)
         scores.copy(self._engine, logits, row, own)
-        if generation.processors or generation.matcher is not None:
+        if generation.processors:
             changed = model.logits(1)
             scores.copy(self._engine, own, 0, changed)
             scores.process(self._engine, generation, changed)
-            scores.forbid(self._engine, generation, changed)
-        followers = _core.likeliest(model, generation.sampler, changed, 0, self.width, processed=changed is not own)
+        followers = _core.likeliest(
+            model,
+            generation.sampler,
+            changed,
+            0,
+            self.width,
+            processed=bool(generation.processors),
+            mask=scores.mask(generation),
+        )
         return _State(sequence, sequence.length, followers, own)
 
     def spans(self, generation: Generation) -> list[Span]:

@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING
 from fastllm.engine.generation import Logprob
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from fastllm import _core
     from fastllm.engine.engine import Engine
     from fastllm.engine.generation import Generation
@@ -24,33 +21,24 @@ def copy(engine: Engine, logits: _core.Buffer, row: int, scores: _core.Buffer) -
 def process(engine: Engine, generation: Generation, scores: _core.Buffer) -> None:
     """Has a text's callables change row 0 of scores."""
     if generation.processors:
-        own = _row(engine, scores)
+        import numpy
+
+        own = numpy.frombuffer(memoryview(scores), numpy.float32)[: engine.vocab_size]
         for change in generation.processors:
             changed = change(generation.prompt + generation.tokens, own)
             if changed is not None and changed is not own:
                 own[:] = changed
 
 
-def forbid(engine: Engine, generation: Generation, scores: _core.Buffer) -> None:
-    """Row 0 of scores becomes -infinity where a text's grammar does not allow a token."""
-    if generation.matcher is not None:
-        import numpy
-
-        mask = numpy.frombuffer(generation.matcher.masks(generation.tokens)[0], numpy.uint8)
-        allowed = numpy.unpackbits(mask, bitorder="little")[: engine.vocab_size]
-        _row(engine, scores)[allowed == 0] = -numpy.inf
-
-
-def _row(engine: Engine, scores: _core.Buffer) -> NDArray[np.float32]:
-    import numpy
-
-    return numpy.frombuffer(memoryview(scores), numpy.float32)[: engine.vocab_size]
+def mask(generation: Generation) -> bytes | None:
+    """Which tokens a text's grammar allows next."""
+    return None if generation.matcher is None else generation.matcher.masks(generation.tokens)[0]
 
 
 def draw(engine: Engine, generation: Generation, scores: _core.Buffer) -> int:
     """The next token of a text, drawn from row 0 of scores as another text's is from logits."""
     process(engine, generation, scores)
-    masks = None if generation.matcher is None else generation.matcher.masks(generation.tokens)
+    masks = None if (allowed := mask(generation)) is None else [allowed]
     drawn = engine.model.draw([(generation.sampler, 0, (), True, masks)], scores)[0]
     if isinstance(drawn, Exception):
         raise drawn
