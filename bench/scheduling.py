@@ -26,7 +26,7 @@ from statistics import median
 
 import fastllm
 from fastllm import LLM
-from fastllm.cli.options import BUILT_IN
+from helpers.data import BUILT_IN
 from fastllm.config import Config
 from fastllm.decoding import Sampling
 from fastllm.errors import TokenizerError

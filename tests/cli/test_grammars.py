@@ -7,7 +7,7 @@ import pytest
 
 import fastllm
 from fastllm import cli
-from fastllm.cli.options import BUILT_IN
+from helpers.data import BUILT_IN
 
 SCHEMA = {"type": "array", "items": {"enum": ["cat", "dog"]}, "minItems": 1, "maxItems": 3}
 

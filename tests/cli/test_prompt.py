@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from fastllm import cli
 from fastllm.cli import prompt
-from fastllm.cli.options import BUILT_IN
+from helpers.data import BUILT_IN
 from fastllm.errors import OptionError
 from helpers.commands import TINY, fastllm, one_sentence
 

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from fastllm.cli.options import BUILT_IN
+from helpers.data import BUILT_IN
 from helpers.commands import TINY, fastllm, one_sentence
 from helpers.data import STORIES, needs_stories
 

@@ -6,7 +6,7 @@ import pytest
 
 import fastllm
 from fastllm import cli
-from fastllm.cli.options import BUILT_IN
+from helpers.data import BUILT_IN
 from helpers.commands import one_sentence
 
 PROMPT = "Once upon a time"

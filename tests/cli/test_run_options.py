@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import fastllm
 from fastllm import cli
 from fastllm.cli.lines import unescaped
-from fastllm.cli.options import BUILT_IN
+from helpers.data import BUILT_IN
 from helpers.commands import TINY, one_sentence
 
 PROMPT = "Once upon a time"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastllm
-from fastllm.cli.options import BUILT_IN
+from helpers.data import BUILT_IN
 
 pytest.importorskip("llguidance")
 

@@ -8,7 +8,7 @@ import pytest
 
 import fastllm
 from fastllm import OptionError, Text
-from fastllm.cli.options import BUILT_IN
+from helpers.data import BUILT_IN
 from helpers import writers
 from helpers.architectures import random_llm
 

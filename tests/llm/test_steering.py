@@ -4,7 +4,7 @@ import pytest
 
 import fastllm
 from fastllm import OptionError
-from fastllm.cli.options import BUILT_IN
+from helpers.data import BUILT_IN
 from fastllm.decoding import Watermark
 from fastllm.llm.steering import Phrases
 from fastllm.tokenizer import Tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastllm.cli.options import BUILT_IN, precise_options
+from fastllm.cli.options import precise_options
 from fastllm.errors import OptionError
 
 
@@ -23,6 +23,7 @@ def options(bench: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from fastllm.bench import bench, check_plot, plot, table
+    from fastllm.llm.loading import BUILT_IN
 
     def numbers(name: str, text: str) -> list[int]:
         try:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastllm.cli.sizes import size
 
 if TYPE_CHECKING:
     from fastllm.llm import LLM
-
-BUILT_IN = Path(__file__).parents[1] / "demo" / "stories.safetensors"
 
 
 def model_options(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +80,7 @@ def load_model(args: argparse.Namespace) -> LLM:
 
     with Bar("packing") as bar:
         return load(
-            BUILT_IN if args.model is None else args.model,
+            args.model,
             dtype=args.dtype,
             calibrate=not args.no_calibrate,
             precise=args.precise,

@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 KV_DTYPES = ("f32", "f16", "q8", "q4")
 
 
+# The storyteller that comes with fastllm.
+BUILT_IN = Path(__file__).parents[1] / "demo" / "stories.safetensors"
+
+
 @_core.standard_floats
 def load(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     *,
     dtype: str | None = None,
     calibrate: bool = True,
@@ -40,6 +44,8 @@ def load(
     progress: Progress | None = None,
 ) -> LLM:
     """Loads a checkpoint: a file, a folder, or a name on the Hugging Face hub, owner/name or owner/name/file.
+
+    path: None: the storyteller that comes with fastllm.
 
     dtype: f32, f16, bf16, q8 or q4: converts the weights. None keeps the file's type, except that weights of fewer bits
     (GPTQ, AWQ, MLX, compressed-tensors, FP8) become q8, and GGUF's and MXFP4's four bits stay what they are, as q4 or
@@ -65,7 +71,7 @@ def load(
     Warns (CacheWarning) where packed weights cannot be kept, and (CheckpointWarning) of tensors that nothing uses.
     Raises CheckpointError, TokenizerError (a tokenizer that was named does not fit), OptionError.
     """
-    path = _expanded("path", path)
+    path = _expanded("path", BUILT_IN if path is None else path)
     tokenizer = None if tokenizer is None else _expanded("tokenizer", tokenizer)
     given = [lora] if isinstance(lora, (str, os.PathLike)) else several("load", "lora", lora or ())
     adapters = [_expanded("lora", adapter) for adapter in given]
