@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 import fastllm
-from helpers.data import BUILT_IN
+from fastllm.llm.loading import BUILT_IN
 
 PROMPT = (
     "Once upon a time there was a king who lived in a castle, and every day he looked out of the window at the sea."

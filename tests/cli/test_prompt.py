@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from fastllm import cli
 from fastllm.cli import prompt
-from helpers.data import BUILT_IN
 from fastllm.errors import OptionError
 from helpers.commands import TINY, fastllm, one_sentence
+from helpers.data import BUILT_IN
 
 # The command line with a shorter patience, in seconds.
 _PATIENCE = 1

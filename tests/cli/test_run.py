@@ -12,9 +12,8 @@ import sys
 
 import pytest
 
-from helpers.data import BUILT_IN
 from helpers.commands import TINY, fastllm, one_sentence
-from helpers.data import STORIES, needs_stories
+from helpers.data import BUILT_IN, STORIES, needs_stories
 
 
 @needs_stories

@@ -6,8 +6,8 @@ import pytest
 
 import fastllm
 from fastllm import cli
-from helpers.data import BUILT_IN
 from helpers.commands import one_sentence
+from helpers.data import BUILT_IN
 
 PROMPT = "Once upon a time"
 

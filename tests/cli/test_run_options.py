@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import fastllm
 from fastllm import cli
 from fastllm.cli.lines import unescaped
-from helpers.data import BUILT_IN
 from helpers.commands import TINY, one_sentence
+from helpers.data import BUILT_IN
 
 PROMPT = "Once upon a time"
 

@@ -8,9 +8,9 @@ import pytest
 
 import fastllm
 from fastllm import OptionError, Text
-from helpers.data import BUILT_IN
 from helpers import writers
 from helpers.architectures import random_llm
+from helpers.data import BUILT_IN
 
 PROMPT = "Once upon a time"
 

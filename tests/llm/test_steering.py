@@ -4,10 +4,10 @@ import pytest
 
 import fastllm
 from fastllm import OptionError
-from helpers.data import BUILT_IN
 from fastllm.decoding import Watermark
 from fastllm.llm.steering import Phrases
 from fastllm.tokenizer import Tokenizer
+from helpers.data import BUILT_IN
 
 PROMPT = "Once upon a time, there was a little"
 
