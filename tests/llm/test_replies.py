@@ -291,3 +291,45 @@ def test_beams_give_messages(llm):
     ):
         with pytest.raises(OptionError, match=cause):
             llm.chat("x", **options, **more)
+
+
+# ---- grammars after thinking -----------------------------------------------------------------------------------------
+
+GRAMMARS = {
+    "json_schema": ({"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}, '{"a": 1}'),
+    "regex": (r"[a-c]{2,4}/[0-9]", "abc/7"),
+    "choice": (["yes", "no", 'per"haps'], 'per"haps'),
+    "grammar": ('start: word " start " word\nword: /[a-z]+/', "re start again"),
+}
+
+
+@pytest.mark.parametrize("name", GRAMMARS)
+def test_a_grammar_is_of_the_answer(llm, name):
+    pytest.importorskip("llguidance")
+    given, answer = GRAMMARS[name]
+    says = f"Hm, [1]?{CLOSED}{answer}"
+    reply = llm.chat("x", **{name: given}, logits_processor=Says(llm, says), max_tokens=80, **THINK)
+    assert (reply["reasoning"], reply["content"]) == ("Hm, [1]?", answer)
+    assert reply["content"].finish_reason == "stop"
+    hot = llm.chat("x", **{name: given}, logits_processor=Says(llm, f"{CLOSED}zzz zzzzzzzz"), max_tokens=12, **THINK)
+    assert not hot["content"].startswith("zzz zzz"), "what the grammar forbids is not written"
+    plain = llm.chat("x", **{name: given}, logits_processor=Says(llm, answer), max_tokens=80)
+    assert (plain.get("reasoning"), plain["content"]) == (None, answer)
+
+
+def test_a_compiled_grammar_is_of_a_whole_text(llm):
+    pytest.importorskip("llguidance")
+    with pytest.raises(OptionError, match="give its source"):
+        llm.chat("x", grammar=llm.grammar(choice=["a"]), **THINK)
+
+
+@pytest.mark.parametrize("search", [{"dola_layers": "high"}, {"guidance_scale": 1.5}, {"guidance_scale": 0.5, "n": 2}])
+def test_searches_close_the_thinking(llm, search):
+    replies = llm.chat("x", max_thinking_tokens=5, max_tokens=30, seed=2, **search, **THINK)
+    for reply in replies if isinstance(replies, list) else [replies]:
+        assert reply["content"].tokens[5 : 5 + len(CLOSED)] == llm.tokenize(CLOSED, bos=False, special=True)
+
+
+def test_what_draws_nothing_closes_no_thinking(llm):
+    with pytest.raises(OptionError, match="does not go with penalty_alpha"):
+        llm.chat("x", max_thinking_tokens=5, penalty_alpha=0.6, top_k=4, **THINK)

@@ -92,6 +92,17 @@ def grammar(
     return "\n".join([f"start: {begun} calls", rule, r"SPACE: /\s*/", *rules])
 
 
+def after_thinking(known: Format, tokenizer: Tokenizer, answer: str) -> str:
+    """The grammar of a reply that ends the thinking that the prompt has begun, and then answers.
+
+    answer: rules, of which the first is called "own_answer".
+    """
+    thought = known.thinking
+    assert thought is not None
+    rule, ending = _until(tokenizer, "own_thought", _end_of(thought))
+    return "\n".join([f"start: {ending} OWN_SPACE own_answer", rule, r"OWN_SPACE: /\s*/", answer])
+
+
 def _end_of(thought: Thinking) -> str:
     """The end of a thought, without the beginning of the answer that some formats write at once (gpt-oss)."""
     return thought.closes.partition("<|channel|>")[0]

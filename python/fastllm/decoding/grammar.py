@@ -7,6 +7,7 @@ checked and compiled grammars, and the state of one text.
 
 from __future__ import annotations
 
+import re
 from _thread import allocate_lock
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -336,6 +337,33 @@ def _grammar(value: Any) -> str:
 
 
 _READERS = {"json_schema": _schema, "regex": _regex, "choice": _choices, "grammar": _grammar}
+
+
+def rules(name: str, value: Any) -> str:
+    """The Lark rules of what an option says, for a grammar that has them as a part: the first is called "own_answer".
+
+    Raises what Grammars.compile raises for the text of a grammar.
+    """
+    if isinstance(value, Grammar):
+        raise OptionError(
+            "a compiled grammar is of a whole text: where the prompt begins the thinking, give its source"
+        )
+    source = _READERS[name](value)
+    if name == "json_schema":
+        import json
+
+        schema = json.loads(source)
+        if isinstance(schema, bool):
+            schema = {} if schema else {"not": {}}
+        return f"own_answer: %json {json.dumps(schema | {'x-guidance': _JSON | _STRICT})}"
+    if name == "regex":
+        return f"own_answer: /{_SLASH.sub(lambda found: found[1] or _ESCAPED, source)}/"
+    return _START.sub(lambda found: "own_answer" if found[0] == "start" else found[0], source)
+
+
+_SLASH, _ESCAPED = re.compile(r"(\\.)|/", re.DOTALL), r"\/"
+# In Lark the name "start", and what it is not: texts, regular expressions, comments.
+_START = re.compile(r'"(?:[^"\\]|\\.)*"|/(?!/)(?:[^/\\\n]|\\.)+/|//[^\n]*|\bstart\b')
 
 
 def _said(error: str) -> str:

@@ -200,6 +200,9 @@ class Chatting(Writing):
         return {token: text for text in words.special if (token := words.token_id(text)) is not None}
 
 
+_GRAMMARS = ("grammar", "json_schema", "regex", "choice")
+
+
 class Asked:
     """What chat was asked for: the prompt, how replies to it are begun and read, and the options of generate."""
 
@@ -238,6 +241,8 @@ class Asked:
         self.options = {**options, "stop": [*ends, *listed(options.get("stop"))]}
         if forced:
             self._force(forced, parallel)
+        else:
+            self._answer_after_thinking()
         self._closing: list[int] | None = None
         if max_thinking_tokens is not None:
             self._bound(whole("max_thinking_tokens", max_thinking_tokens, 0), forced=bool(forced))
@@ -271,14 +276,31 @@ class Asked:
             made = grammar(self._format, self._llm.tokenizer, tools, several=parallel, thinks=thinks)
         if made is None:
             raise OptionError(f"tool_choice: nothing is known of how {self._llm.path} writes calls, so it forces none")
-        for name in ("grammar", "json_schema", "regex", "choice"):
+        for name in _GRAMMARS:
             if self.options.get(name) is not None:
                 raise OptionError(f"tool_choice forces a call, which does not go with {name}")
         self.options["grammar"] = made
 
+    def _answer_after_thinking(self) -> None:
+        """A grammar is of the answer: where the prompt has begun the thinking, the reply ends that first."""
+        from fastllm.chat.calls import after_thinking
+        from fastllm.chat.formats import THINKING_FIELDS
+        from fastllm.decoding.grammar import rules
+
+        given = {name: value for name in _GRAMMARS if (value := self.options.get(name)) is not None}
+        parser = self._parser() if given else None
+        if self._format is None or self._format.thinking is None or parser is None or len(given) > 1:
+            return
+        if parser.field in THINKING_FIELDS:
+            (name, value), *_ = given.items()
+            self.options.pop(name)
+            self.options["grammar"] = after_thinking(self._format, self._llm.tokenizer, rules(name, value))
+
     def _bound(self, most: int, *, forced: bool) -> None:
         from fastllm.chat.formats import closing
 
+        if self.options.get("penalty_alpha") is not None:
+            raise OptionError("max_thinking_tokens does not go with penalty_alpha, which draws nothing")
         thinking = None if self._format is None else self._format.thinking
         if thinking is None:
             raise OptionError(
