@@ -326,8 +326,9 @@ def test_a_compiled_grammar_is_of_a_whole_text(llm):
 @pytest.mark.parametrize("search", [{"dola_layers": "high"}, {"guidance_scale": 1.5}, {"guidance_scale": 0.5, "n": 2}])
 def test_searches_close_the_thinking(llm, search):
     replies = llm.chat("x", max_thinking_tokens=5, max_tokens=30, seed=2, **search, **THINK)
+    closed = llm.tokenize(CLOSED, bos=False, special=True)
     for reply in replies if isinstance(replies, list) else [replies]:
-        assert reply["content"].tokens[5 : 5 + len(CLOSED)] == llm.tokenize(CLOSED, bos=False, special=True)
+        assert reply["content"].tokens[5 : 5 + len(closed)] == closed
 
 
 def test_what_draws_nothing_closes_no_thinking(llm):
