@@ -5,6 +5,7 @@ import json
 import os
 import re
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -73,6 +74,26 @@ def test_any_schema(model, schema):
         if text.finish_reason == "stop":
             assert follows(text, {"json_schema": schema})
         assert model.generate("a", lookup=True, **options).tokens == text.tokens
+
+
+def test_schemas_of_real_programs(model):
+    """Those that check-jsonschema brings: a text is valid, or the schema is refused by what it uses."""
+    vendored = Path(pytest.importorskip("check_jsonschema").__file__).parent / "builtin_schemas" / "vendor"
+    files, texts = sorted(vendored.rglob("*.json")), 0
+    for file in files:
+        schema = json.loads(file.read_text("utf-8"))
+        try:
+            grammar = model.grammar(json_schema=schema)
+        except OptionError as error:
+            assert str(error).startswith("json_schema"), (file.name, error)
+            assert "\n" not in str(error)
+            continue
+        texts += 1
+        for seed in range(3):
+            text = model.generate("a", grammar=grammar, seed=seed, temperature=1.2, top_p=1, max_tokens=200)
+            assert text.finish_reason == "length" or follows(text, {"json_schema": schema}), file.name
+    assert len(files) > 20
+    assert texts > 4
 
 
 @pytest.mark.parametrize("options", KINDS, ids=lambda options: next(iter(options)))
