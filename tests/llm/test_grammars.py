@@ -79,14 +79,13 @@ def test_any_schema(model, schema):
 def test_schemas_of_real_programs(model):
     """Those that check-jsonschema brings: a text is valid, or the schema is refused by what it uses."""
     vendored = Path(pytest.importorskip("check_jsonschema").__file__).parent / "builtin_schemas" / "vendor"
-    files, texts = sorted(vendored.rglob("*.json")), 0
+    files, texts, refused = sorted(vendored.rglob("*.json")), 0, list[str]()
     for file in files:
         schema = json.loads(file.read_text("utf-8"))
         try:
             grammar = model.grammar(json_schema=schema)
         except OptionError as error:
-            assert str(error).startswith("json_schema"), (file.name, error)
-            assert "\n" not in str(error)
+            refused.append(str(error))
             continue
         texts += 1
         for seed in range(3):
@@ -94,6 +93,8 @@ def test_schemas_of_real_programs(model):
             assert text.finish_reason == "length" or follows(text, {"json_schema": schema}), file.name
     assert len(files) > 20
     assert texts > 4
+    for said in refused:
+        assert re.fullmatch("json_schema.*[^.]", said), "one sentence"
 
 
 @pytest.mark.parametrize("options", KINDS, ids=lambda options: next(iter(options)))
