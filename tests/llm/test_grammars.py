@@ -94,7 +94,7 @@ def test_schemas_of_real_programs(model):
     assert len(files) > 20
     assert texts > 4
     for said in refused:
-        assert re.fullmatch("json_schema.*[^.]", said), "one sentence"
+        assert re.fullmatch("json_schema.*", said), said
 
 
 @pytest.mark.parametrize("options", KINDS, ids=lambda options: next(iter(options)))
