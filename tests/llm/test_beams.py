@@ -193,3 +193,10 @@ def test_beams_are_choices(wild):
     assert len({tuple(text.tokens) for text in texts}) == 6
     assert [text.score for text in texts] == sorted((text.score for text in texts), reverse=True)
     assert {text.finish_reason for text in texts} == {"stop"}
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_no_token_at_all(llm, n):
+    texts = llm.generate(PROMPT, num_beams=4, num_return_sequences=n, max_tokens=0, logprobs=1)
+    assert [(text, text.finish_reason, text.tokens, text.logprobs) for text in texts] == [("", "length", [], [])] * n
+    assert llm.generate(PROMPT, num_beams=4, max_tokens=0) == ""

@@ -47,8 +47,10 @@ def schemas(tools: Iterable[Mapping[str, Any]] | None) -> dict[str, dict[str, An
 
 def chosen(choice: Any, tools: Mapping[str, Any]) -> list[str]:
     """The tools of which one has to be called: none for "auto" and "none". Raises OptionError."""
-    if choice in (None, "auto", "none"):
+    if choice is None or (isinstance(choice, str) and choice in ("auto", "none")):
         return []
+    if not isinstance(choice, (str, Mapping)):
+        raise OptionError(f"tool_choice must be {_CHOICES}, not {' '.join(repr(choice).split())}"[:250])
     if not tools:
         raise OptionError(f"tool_choice is {choice!r}, but there are no tools"[:200])
     if choice == "required":

@@ -136,7 +136,8 @@ class ChatTemplate:
 
 def checked(messages: Any) -> Sequence[Message]:
     """Messages as a list. Raises OptionError for what is none, naming the message by its index."""
-    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
+    is_list = isinstance(messages, Iterable) and getattr(messages, "ndim", 1) != 0
+    if isinstance(messages, (str, bytes, Mapping)) or not is_list:
         what = "one message" if isinstance(messages, Mapping) else f"a {type(messages).__name__}"
         raise OptionError(f"messages must be a list of messages, each a dict with a role and a content, not {what}")
     listed = list(messages)

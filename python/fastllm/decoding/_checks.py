@@ -36,7 +36,7 @@ def token_ids(value: Any, name: str) -> tuple[int, ...]:
     if (tolist := getattr(value, "tolist", None)) is not None:
         value = tolist()
     given = () if value is None else (value,) if is_whole(value) else value
-    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+    if not is_list(given):
         raise OptionError(f"{name} must be token ids, not {shown(value)}")
     found = tuple(given)
     for one in found:
@@ -45,11 +45,22 @@ def token_ids(value: Any, name: str) -> tuple[int, ...]:
     return tuple(map(int, found))
 
 
+def is_list(value: Any) -> bool:
+    """Whether it has items: not a text, nor a dict, nor an array of no dimension."""
+    return (
+        isinstance(value, Iterable)
+        and not isinstance(value, (str, bytes, bytearray, Mapping))
+        and getattr(value, "ndim", 1) != 0
+    )
+
+
 def phrase(value: Any, name: str) -> str | tuple[int, ...]:
     """A text, or the ids of one or more tokens. Raises OptionError for anything else, and for none."""
     if isinstance(value, str):
         found: str | tuple[int, ...] = str(value)
-    elif isinstance(value, (bytes, Mapping)) or not (isinstance(value, Iterable) or is_whole(value)):
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise OptionError(f"{name} has {shown(value)}, in which there is half a surrogate pair")
+    elif not (is_list(value) or is_whole(value)):
         raise OptionError(f"{name} has {shown(value)}, which is neither a text nor token ids")
     else:
         found = token_ids(value, name)
@@ -64,7 +75,7 @@ def phrases(value: Any, name: str) -> tuple[str | tuple[int, ...], ...]:
         return ()
     if isinstance(value, str):
         value = [value]
-    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
+    if not is_list(value):
         raise OptionError(f"{name} must be a list of texts or of lists of token ids, not {shown(value)}")
     return tuple(phrase(one, name) for one in value)
 
@@ -73,11 +84,11 @@ def forced(value: Any) -> tuple[tuple[str | tuple[int, ...], ...], ...]:
     """force_words: for each phrase its alternatives. Raises OptionError for anything else than a list of phrases."""
     if value is None:
         return ()
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+    if not is_list(value):
         raise OptionError(f"force_words must be a list of texts, or of lists of texts or token ids, not {shown(value)}")
     found = list[tuple[str | tuple[int, ...], ...]]()
     for one in value:
-        many = [one] if isinstance(one, (str, bytes, Mapping)) or not isinstance(one, Iterable) else list(one)
+        many = list(one) if is_list(one) else [one]
         if isinstance(one, str) or (many and all(map(is_whole, many))):  # a text, or the ids of one phrase
             found.append((phrase(one, "force_words"),))
         elif not many:
@@ -112,7 +123,7 @@ def logit_bias(value: Any) -> dict[int, float]:
 def sequence_bias(value: Any) -> dict[str | tuple[int, ...], float]:
     """Biases of phrases from a dict, or as in JSON from a list of pairs. Raises OptionError for anything else."""
     pairs = value.items() if isinstance(value, Mapping) else value
-    if isinstance(pairs, (str, bytes)) or not isinstance(pairs, Iterable):
+    if not is_list(pairs):
         raise OptionError(
             f"sequence_bias must be a dict of texts or tuples of token ids and numbers, not {shown(value)}"
         )
@@ -140,10 +151,12 @@ def decay(value: Any) -> tuple[int, float] | None:
 def order(value: Any, known: tuple[str, ...]) -> tuple[str, ...]:
     """sampler_order: names of `known` and for llama.cpp's sake typ_p, and before them what always comes first."""
     names = value.replace(",", ";").split(";") if isinstance(value, str) else value
-    if isinstance(names, (bytes, Mapping)) or not isinstance(names, Iterable):
+    if not is_list(names):
         raise OptionError(f"sampler_order must be a list of names, not {shown(value)}")
     found: list[str] = []
     for name in names:
+        if not isinstance(name, str):
+            raise OptionError(f"sampler_order has {shown(name)}: it takes {', '.join(known)}")
         own = "typical_p" if name == "typ_p" else name
         if own in ("penalties", "dry") and not found:
             continue
@@ -171,4 +184,4 @@ def is_whole(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    return repr(value)[:80]
+    return " ".join(repr(value).split())[:80]

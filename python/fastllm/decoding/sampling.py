@@ -178,7 +178,9 @@ class Sampling(_Fields):
         """These options with those of `options` that are not None in their place. Raises OptionError."""
         named = {name: value for name, value in options.items() if value is not None}
         base = self._asdict()
-        if named.get("mirostat_tau"):  # then the filters that these have are off, and only those of `options` an error
+        if checks.as_float(
+            named.get("mirostat_tau")
+        ):  # then the filters that these have are off, and only those of `options` an error
             for name, _ in _OFF.values():
                 base.pop(name)
             base["temperature"] = self.temperature

@@ -17,6 +17,7 @@ LONGEST = 64  # characters of a match of a pattern that sets no bound, and of wh
 def listed(stop: Any) -> list[Any]:
     """What ends a text as a list: of one thing, of several, or None."""
     several = isinstance(stop, Iterable) and not isinstance(stop, (str, bytes, bytearray, Mapping))
+    several = several and getattr(stop, "ndim", 1) != 0  # numpy's scalar arrays have no items
     return list(stop) if several else [] if stop is None else [stop]
 
 

@@ -102,6 +102,11 @@ class Beams(Search):
         assert self._groups is not None
         self._choose(generation, self._groups, written.logits, range(written.row, written.row + len(beams)))
 
+    def texts(self, generation: Generation) -> list[Found]:
+        """The texts found, once the generation has ended; empty ones where it may have no token (max_tokens = 0)."""
+        none = Found([], "length", 0.0, None if generation.logprobs is None else [])
+        return self.found or [none] * self._rules.options.num_return_sequences
+
     def close(self) -> None:
         for group in self._groups or ():
             for beam in group.beams:

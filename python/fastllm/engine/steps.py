@@ -150,6 +150,7 @@ class Steps:
             if search is not None:
                 search.begin(generation, row.sequence, self._written([row], rows))
                 generation.sequence, generation.searching = None, True
+                generation.take()
                 return False
             if isinstance(error := masks.get(generation), Exception):
                 raise error

@@ -28,9 +28,25 @@ def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     return number
 
 
+def flag(name: str, value: Any) -> bool:
+    """True or False, numpy's too. Raises OptionError for anything else."""
+    if value is True or value is False:
+        return value
+    if type(value).__name__ in ("bool_", "bool") and getattr(value, "ndim", 1) == 0:
+        return bool(value)
+    raise OptionError(f"{name} must be True or False, not {_shown(value)}")
+
+
+def flags(**given: Any) -> None:
+    """Raises OptionError unless all arguments, by their names, are True or False."""
+    for name, value in given.items():
+        flag(name, value)
+
+
 def several(function: str, name: str, values: Any) -> list[Any]:
     """The items of the argument `name`, which is any iterable but one text. Raises OptionError for anything else."""
-    if isinstance(values, (str, bytes, bytearray, Mapping)) or not isinstance(values, Iterable):
+    is_list = isinstance(values, Iterable) and getattr(values, "ndim", 1) != 0  # numpy's scalar arrays have no items
+    if isinstance(values, (str, bytes, bytearray, Mapping)) or not is_list:
         one = f"not one {name.removesuffix('s')}" if isinstance(values, str) else f"not {_hint(values)}"
         raise OptionError(f"{function} takes a list of {name}, {one}")
     return list(values)
@@ -119,5 +135,5 @@ def _hint(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    shown = repr(value)
+    shown = " ".join(repr(value).split())
     return shown if len(shown) <= _CUT else f"{shown[: _CUT - 3]}..."

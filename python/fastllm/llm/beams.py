@@ -53,7 +53,7 @@ class BeamTexts:
             raise generation.error
         assert isinstance(generation.search, Beams)
         texts = list[Any]()
-        for one in generation.search.found:
+        for one in generation.search.texts(generation):
             if self._tokenizer is None:
                 texts.append(one.tokens)
                 continue

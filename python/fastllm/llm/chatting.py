@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastllm.decoding import listed
 from fastllm.errors import OptionError
-from fastllm.llm.arguments import whole
+from fastllm.llm.arguments import flag, whole
 from fastllm.llm.begun import Begun, generation_of
 from fastllm.llm.reply import AsyncChatStream, ChatMessage, ChatStream, Reader, message
 from fastllm.llm.stream import AsyncTextStream, Background, Begin, Pieces
@@ -69,11 +69,11 @@ class Chatting(Writing):
         or that are none, a variable that the template does not have).
         """
         form, listed_messages, variables = self._conversation(messages, tools, chat_template_kwargs)
-        write = form.encode if _flag("tokenize", tokenize) else form.render
+        write = form.encode if flag("tokenize", tokenize) else form.render
         return write(
             listed_messages,
-            add_generation_prompt=_flag("add_generation_prompt", add_generation_prompt),
-            continue_final_message=_flag("continue_final_message", continue_final_message),
+            add_generation_prompt=flag("add_generation_prompt", add_generation_prompt),
+            continue_final_message=flag("continue_final_message", continue_final_message),
             **variables,
         )
 
@@ -115,13 +115,13 @@ class Chatting(Writing):
             messages,
             tools,
             chat_template_kwargs,
-            continued=_flag("continue_final_message", continue_final_message),
+            continued=flag("continue_final_message", continue_final_message),
             max_thinking_tokens=max_thinking_tokens,
             tool_choice=tool_choice,
-            parallel=_flag("parallel_tool_calls", parallel_tool_calls),
+            parallel=flag("parallel_tool_calls", parallel_tool_calls),
             options=options,
         )
-        if _flag("stream", stream):
+        if flag("stream", stream):
             return ChatStream(self._begin(asked).stream(), asked.reader())
         begun = self._begin(asked)
         self._scheduler.run([generation_of(text) for text in begun.texts])
@@ -152,13 +152,13 @@ class Chatting(Writing):
             messages,
             tools,
             chat_template_kwargs,
-            continued=_flag("continue_final_message", continue_final_message),
+            continued=flag("continue_final_message", continue_final_message),
             max_thinking_tokens=max_thinking_tokens,
             tool_choice=tool_choice,
-            parallel=_flag("parallel_tool_calls", parallel_tool_calls),
+            parallel=flag("parallel_tool_calls", parallel_tool_calls),
             options=options,
         )
-        if _flag("stream", stream):
+        if flag("stream", stream):
             background = Background(self._scheduler)
             stream_of = self._begin(asked, background).stream()
             return AsyncChatStream(AsyncTextStream(stream_of, background), asked.reader())
@@ -337,12 +337,6 @@ def _replies(begun: Begun, asked: Asked) -> ChatMessage | list[ChatMessage]:
     if isinstance(written, list):
         return [message(text, asked.reader()) for text in written]
     return message(written, asked.reader())
-
-
-def _flag(name: str, value: Any) -> bool:
-    if value is True or value is False:
-        return value
-    raise OptionError(f"{name} must be True or False, not {value!r}"[:200])
 
 
 def _check_dicts(name: str, values: Any) -> None:

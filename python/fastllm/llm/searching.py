@@ -57,7 +57,7 @@ def search_of(llm: Texts, search: SearchOptions, sampling: Sampling, prompt: lis
         from fastllm.engine.contrastive import Contrastive
 
         k = min(sampling.top_k, config.vocab_size)
-        return Contrastive(engine, search.penalty_alpha, k, config.n_layers), longest
+        return Contrastive(engine, search.penalty_alpha, k, config.n_layers), longest + 1  # candidates take a position
     if search.name == "guidance_scale":
         from fastllm.engine.guidance import Guidance
 

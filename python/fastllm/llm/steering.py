@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from fastllm.tokenizer import Tokenizer
 
 
+_LONGEST_BREAKER = 100  # characters: each of its beginnings is looked for in the whole vocabulary
+
+
 class Phrases:
     """The token ids of phrases in a model's vocabulary. tokenizer: its own, or why there is none."""
 
@@ -95,6 +98,9 @@ class Phrases:
         if breakers not in self._breakers:
             found = [self.checked(one, "dry_sequence_breakers") for one in breakers if not isinstance(one, str)]
             for text in (one for one in breakers if isinstance(one, str)):
+                if len(text) > _LONGEST_BREAKER:
+                    most = f"{_LONGEST_BREAKER} are the most"
+                    raise OptionError(f"dry_sequence_breakers has a text of {len(text):,} characters: {most}")
                 pieces, sought = self._words.stream().pieces, text.encode()
                 found += [(token,) for token, piece in enumerate(pieces) if sought in piece]
                 for cut in range(1, len(text)):

@@ -11,7 +11,7 @@ from fastllm import _core
 from fastllm.decoding import Sampling, Stops
 from fastllm.engine import Generation, Scheduler
 from fastllm.errors import OptionError, TokenizerError, about
-from fastllm.llm.arguments import prompts_in, seeds, several, token_ids, whole
+from fastllm.llm.arguments import flags, prompts_in, seeds, several, token_ids, whole
 from fastllm.llm.beams import BeamTexts, Ends
 from fastllm.llm.begun import Begun, generation_of
 from fastllm.llm.options import beam_search, beams_of, check_beams, count_of
@@ -85,7 +85,7 @@ class Writing(Texts):
         if max_tokens is not None:
             max_tokens = whole("max_tokens", max_tokens, -1)
         most = room if max_tokens is None or max_tokens < 0 else min(room, max_tokens)
-        least = whole("min_tokens", min_tokens, 0)
+        least = min(whole("min_tokens", min_tokens, 0), room)
         if logprobs is not None:
             logprobs = whole("logprobs", logprobs, 0, self.config.vocab_size)
         elif echo:
@@ -101,7 +101,7 @@ class Writing(Texts):
         if search is not None:
             check_search(search, sampling, {"num_beams": beams, "lookup": lookup, "draft": draft})
             chosen, longest = search_of(self, search, sampling, tokens)
-            most = min(most, self.context - longest + 1)
+            most = max(0, min(most, self.context - longest + 1))
         if beams is not None:
             chosen = beam_search(
                 self._engine, self._phrases, beams, sampling, seed=seed, stop=stop, ends=ends, max_tokens=most
@@ -140,7 +140,7 @@ class Writing(Texts):
         if lookup:
             raise OptionError("guesses come from lookup or from a draft model, not from both")
         if not isinstance(draft, Writing):
-            raise OptionError(f"draft must be a model that fastllm.load has loaded, not {draft!r}")
+            raise OptionError(f"draft must be a model that fastllm.load has loaded, not {draft!r}"[:200])
         if not draft.config.head or not draft.config.causal:
             raise OptionError(f"{draft.path} writes no text, so it cannot be the draft of {self.path}")
         ours, theirs = self.config.vocab_size, draft.config.vocab_size
@@ -232,6 +232,8 @@ class Writing(Texts):
         numbers that are not finite), and what a callable raises. Where some of several texts fail, the others are
         written all the same: the error of the first has them in its `texts`, with None for each that failed.
         """
+        flags(ignore_eos=ignore_eos, echo=echo, special=special, lookup=lookup)
+        flags(**({} if isinstance(stream, Begin) else {"stream": stream}))
         asked, alone = prompts_in(prompt)
         count = count_of(n, num_return_sequences)
         beams = beams_of(more, count)
@@ -380,5 +382,5 @@ def _callables(name: str, value: Any) -> list[Any]:
     found = several("generate", name, value)
     for one in found:
         if not callable(one):
-            raise OptionError(f"{name} must be a callable or a list of these, not {one!r}")
+            raise OptionError(f"{name} must be a callable or a list of these, not {one!r}"[:200])
     return found
