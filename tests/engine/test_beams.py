@@ -9,7 +9,7 @@ import pytest
 from fastllm.decoding.beams import BeamOptions
 from fastllm.engine.scheduler import Scheduler
 from fastllm.errors import CacheFullError, NumericError, OptionError
-from fastllm.llm.stream import Background
+from fastllm.llm.stream import Background, Begin
 from helpers.architectures import random_llm
 from helpers.beams import beam_search, log_softmax
 
@@ -143,7 +143,7 @@ def test_the_same_when_every_step_is_tried_again(llm, monkeypatch):
                 generation.wait()
 
     for kind, texts in enumerate(expected):
-        begun = llm.generate(PROMPT, stream=Background(llm._scheduler), **options_of(kind))
+        begun = llm.generate(PROMPT, stream=Begin(Background(llm._scheduler)), **options_of(kind))
         for text in begun.texts:
             persist(text.generation)
         assert begun.written() == texts
