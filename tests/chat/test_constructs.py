@@ -148,12 +148,16 @@ def test_as_transformers_has_it(source):
 
 @pytest.mark.parametrize("name", conversations.CONVERSATIONS)
 def test_what_templates_are_shown(name):
-    """Templates see all variables and messages: null is undefined, and reasoning is there under all its names."""
+    """Templates see all variables and messages: null is undefined, and reasoning is there under all its names.
+
+    Arguments of calls that are JSON text, as OpenAI's API has them, are shown as the objects that templates want.
+    """
     source = (
         "{{ messages | tojson }}{{ tools | tojson }}{{ documents }}{{ enable_thinking }}{{ add_generation_prompt }}"
     )
     messages, variables = conversations.CONVERSATIONS[name]
-    assert conversations.ours(source, messages, variables) == conversations.theirs(source, messages, variables)
+    expected = conversations.theirs(source, conversations.with_objects(messages), variables)
+    assert conversations.ours(source, messages, variables) == expected
 
 
 def test_methods_that_are_not_run():

@@ -1,5 +1,8 @@
 """Conversations, rendered with a chat template by fastllm and by transformers."""
 
+import copy
+import json
+
 from fastllm import FastLLMError
 from fastllm.chat import ChatTemplate
 from fastllm.tokenizer import from_blob
@@ -30,6 +33,16 @@ REPLY = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nHi 'there'"}
 def called(arguments):
     call = {"type": "function", "id": "call_1abc", "function": {"name": "get_weather", "arguments": arguments}}
     return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def with_objects(messages):
+    """The same messages, with the arguments of calls as objects."""
+    found = copy.deepcopy(messages)
+    for message in found:
+        for call in message.get("tool_calls", ()):
+            arguments = call["function"]["arguments"]
+            call["function"]["arguments"] = json.loads(arguments) if isinstance(arguments, str) else arguments
+    return found
 
 
 ANSWER = {"role": "tool", "content": '{"sky": "blue"}', "tool_call_id": "call_1abc", "name": "get_weather"}
