@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from fastllm.chat.formats import CallFormat, Format, Thinking
+from fastllm.decoding.grammar import json_rule
 from fastllm.errors import OptionError
 from fastllm.tokenizer import Tokenizer
 
@@ -150,7 +151,7 @@ def _until(tokenizer: Tokenizer, rule: str, end: str) -> tuple[str, str]:
 
 def _json(schema: Any) -> str:
     """JSON of a schema, in a grammar; what a schema only says to people is left out."""
-    return f"%json {json.dumps(_plain(schema))}"
+    return json_rule(_plain(schema))
 
 
 def _plain(schema: Any, *, names: bool = False) -> Any:

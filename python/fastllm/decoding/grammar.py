@@ -352,13 +352,19 @@ def rules(name: str, value: Any) -> str:
     if name == "json_schema":
         import json
 
-        schema = json.loads(source)
-        if isinstance(schema, bool):
-            schema = {} if schema else {"not": {}}
-        return f"own_answer: %json {json.dumps(schema | {'x-guidance': _JSON | _STRICT})}"
+        return f"own_answer: {json_rule(json.loads(source))}"
     if name == "regex":
         return f"own_answer: /{_SLASH.sub(lambda found: found[1] or _ESCAPED, source)}/"
     return _START.sub(lambda found: "own_answer" if found[0] == "start" else found[0], source)
+
+
+def json_rule(schema: Any) -> str:
+    """JSON of a schema, as a part of a Lark rule; with the white space that json_schema has."""
+    import json
+
+    if isinstance(schema, bool):
+        schema = {} if schema else {"not": {}}
+    return f"%json {json.dumps({**schema, 'x-guidance': _JSON | _STRICT})}"
 
 
 _SLASH, _ESCAPED = re.compile(r"(\\.)|/", re.DOTALL), r"\/"
