@@ -2,27 +2,15 @@
 
 import re
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastllm.chat import ResponseParser, reply_format
-from fastllm.tokenizer import from_blob
+from helpers.replies import tokenizer
 
 pytest.importorskip("regex")
-
-
-def tokenizer(template=None, added=(), special=(), response_template=None):
-    words = from_blob("letters", b"<unk>\na")
-    return SimpleNamespace(
-        chat_template=template,
-        tool_template=None,
-        added=added,
-        special=[*words.special, *special],
-        response_template=response_template,
-    )
 
 
 THINKS = reply_format(tokenizer("</think>")).template

@@ -11,6 +11,7 @@ from fastllm.decoding.followers import Beam, Follower, Progress, Scores
 from fastllm.engine.engine import CHUNK, Span
 from fastllm.engine.generation import Logprob, Search, Written
 from fastllm.engine.prefix import common_length
+from fastllm.engine.scores import changed_by, logprob
 from fastllm.errors import OptionError
 
 if TYPE_CHECKING:
@@ -201,10 +202,7 @@ class Beams(Search):
         for i, (beam, row) in enumerate(own.items()):
             scores.logs(i, logits, row)
             logs = numpy.frombuffer(memoryview(scores), numpy.float32)[i * stride : i * stride + size]
-            for process in generation.processors:
-                changed = process(generation.prompt + beam.tokens, logs)
-                if changed is not None and changed is not logs:
-                    logs[:] = changed
+            changed_by(generation.processors, generation.prompt + beam.tokens, logs)
 
     def _note_in(self, generation: Generation, logits: _core.Buffer, own: dict[Beam, int]) -> _Note:
         """What gives the logprobs of a beam with one more token."""
@@ -213,8 +211,7 @@ class Beams(Search):
             before: list[Logprob] | None = beam.logprobs  # type: ignore[attr-defined]
             if before is None:
                 return None
-            logprob, likeliest = self._engine.model.logprobs(logits, own[beam], token, generation.top)
-            return [*before, Logprob(token, logprob, tuple(likeliest))]
+            return [*before, logprob(self._engine, logits, own[beam], token, generation.top)]
 
         return note
 

@@ -1,8 +1,9 @@
-"""Scores that take the place of a model's logits: what searches do with them before the next token."""
+"""Rows of scores before the next token: what a text's callables make of them, and what searches put in their place."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from fastllm.engine.generation import Logprob
 
@@ -18,16 +19,27 @@ def copy(engine: Engine, logits: _core.Buffer, row: int, scores: _core.Buffer) -
     memoryview(scores)[:size] = memoryview(logits)[row * size : (row + 1) * size]
 
 
+def changed_by(processors: Sequence[Any], ids: list[int], row: Any) -> None:
+    """Has callables, one after the other, change a row, float32 [vocabulary], in place, or return another one."""
+    for process in processors:
+        changed = process(ids.copy(), row)
+        if changed is not None and changed is not row:
+            row[:] = changed
+
+
 def process(engine: Engine, generation: Generation, scores: _core.Buffer) -> None:
     """Has a text's callables change row 0 of scores."""
     if generation.processors:
         import numpy
 
         own = numpy.frombuffer(memoryview(scores), numpy.float32)[: engine.vocab_size]
-        for change in generation.processors:
-            changed = change(generation.prompt + generation.tokens, own)
-            if changed is not None and changed is not own:
-                own[:] = changed
+        changed_by(generation.processors, generation.prompt + generation.tokens, own)
+
+
+def logprob(engine: Engine, logits: _core.Buffer, row: int, token: int, top: int) -> Logprob:
+    """The Logprob of a token by a row of logits, with so many of the likeliest."""
+    found, likeliest = engine.model.logprobs(logits, row, token, top)
+    return Logprob(token, found, tuple(likeliest))
 
 
 def mask(generation: Generation) -> bytes | None:
@@ -48,6 +60,5 @@ def draw(engine: Engine, generation: Generation, scores: _core.Buffer) -> int:
 def write(engine: Engine, generation: Generation, token: int, logits: _core.Buffer, row: int) -> None:
     """Adds a token to a text, with its logprobs by the row of logits that the model predicted it with."""
     if generation.logprobs is not None:
-        logprob, likeliest = engine.model.logprobs(logits, row, token, generation.top)
-        generation.logprobs.append(Logprob(token, logprob, tuple(likeliest)))
+        generation.logprobs.append(logprob(engine, logits, row, token, generation.top))
     generation.tokens.append(token)

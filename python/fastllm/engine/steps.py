@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import isfinite
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from fastllm import _core
 from fastllm.engine.engine import Engine, Span
@@ -16,10 +16,8 @@ from fastllm.engine.generation import Generation, Logprob, Written
 from fastllm.engine.masks import Found, Masks
 from fastllm.engine.places import Places
 from fastllm.engine.plan import Plan, Row, end_of
+from fastllm.engine.scores import changed_by, logprob
 from fastllm.errors import CacheFullError, FastLLMError, NumericError
-
-if TYPE_CHECKING:
-    pass
 
 TOGETHER = 16  # texts written at once; from about here on a forward is bound by arithmetic, no longer by memory
 
@@ -189,8 +187,7 @@ class Steps:
         logprobs += [self._logprob(row.at + i, token, top) for i, token in enumerate(follow)]
 
     def _logprob(self, row: int, token: int, top: int) -> Logprob:
-        logprob, likeliest = self._engine.model.logprobs(self._logits, row, token, top)
-        return Logprob(token, logprob, tuple(likeliest))
+        return logprob(self._engine, self._logits, row, token, top)
 
     def _process(self, row: Row) -> None:
         """Has a text's callables change the logits from which its next token is drawn."""
@@ -202,10 +199,7 @@ class Steps:
         if not numpy.isfinite(logits).all():  # the model's fault, which they could hide
             raise NumericError("the logits are not finite")
         raw = logits.copy() if generation.logprobs is not None else None
-        for process in generation.processors:
-            changed = process(generation.prompt + generation.tokens, logits)
-            if changed is not None and changed is not logits:
-                logits[:] = changed
+        changed_by(generation.processors, generation.prompt + generation.tokens, logits)
         if raw is not None:
             self._raw[row.at] = logits, raw
 

@@ -113,13 +113,13 @@ class Chatting(Writing):
         asked = Asked(
             self,
             messages,
-            tools,
-            chat_template_kwargs,
-            continued=flag("continue_final_message", continue_final_message),
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+            continue_final_message=continue_final_message,
             max_thinking_tokens=max_thinking_tokens,
             tool_choice=tool_choice,
-            parallel=flag("parallel_tool_calls", parallel_tool_calls),
-            options=options,
+            parallel_tool_calls=parallel_tool_calls,
+            **options,
         )
         if flag("stream", stream):
             return ChatStream(self._begin(asked).stream(), asked.reader())
@@ -137,27 +137,14 @@ class Chatting(Writing):
         self,
         messages: str | Iterable[Message],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        continue_final_message: bool = False,
-        max_thinking_tokens: int | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
-        parallel_tool_calls: bool = True,
         stream: bool = False,
         **options: Any,
     ) -> Any:
-        """chat for asyncio: to be awaited, or with stream=True an AsyncChatStream for `async for`. See agenerate."""
-        asked = Asked(
-            self,
-            messages,
-            tools,
-            chat_template_kwargs,
-            continued=flag("continue_final_message", continue_final_message),
-            max_thinking_tokens=max_thinking_tokens,
-            tool_choice=tool_choice,
-            parallel=flag("parallel_tool_calls", parallel_tool_calls),
-            options=options,
-        )
+        """chat for asyncio: to be awaited, or with stream=True an AsyncChatStream for `async for`. See agenerate.
+
+        Takes chat's options, and raises what it raises.
+        """
+        asked = Asked(self, messages, **options)
         if flag("stream", stream):
             background = Background(self._scheduler)
             stream_of = self._begin(asked, background).stream()
@@ -210,18 +197,21 @@ class Asked:
         self,
         llm: Chatting,
         messages: Any,
-        tools: Any,
-        variables: Any,
         *,
-        continued: bool,
-        max_thinking_tokens: Any,
-        tool_choice: Any,
-        parallel: bool,
-        options: dict[str, Any],
+        tools: Any = None,
+        chat_template_kwargs: Any = None,
+        continue_final_message: Any = False,
+        max_thinking_tokens: Any = None,
+        tool_choice: Any = None,
+        parallel_tool_calls: Any = True,
+        **options: Any,
     ) -> None:
+        """Takes the arguments of chat."""
         from fastllm.chat import last_text, reply_format
         from fastllm.chat.calls import chosen, schemas
 
+        variables, continued = chat_template_kwargs, flag("continue_final_message", continue_final_message)
+        parallel = flag("parallel_tool_calls", parallel_tool_calls)
         if not isinstance(variables, Mapping) and variables is not None:
             raise OptionError(f"chat_template_kwargs must be a dict of variables, not {variables!r}"[:200])
         if isinstance(messages, str):
