@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from fastllm.decoding import is_list
 from fastllm.errors import FastLLMError, OptionError, TokenizerError, import_error
 from fastllm.tokenizer import Tokenizer
 
@@ -136,8 +137,7 @@ class ChatTemplate:
 
 def checked(messages: Any) -> Sequence[Message]:
     """Messages as a list. Raises OptionError for what is none, naming the message by its index."""
-    is_list = isinstance(messages, Iterable) and getattr(messages, "ndim", 1) != 0
-    if isinstance(messages, (str, bytes, Mapping)) or not is_list:
+    if not is_list(messages):
         what = "one message" if isinstance(messages, Mapping) else f"a {type(messages).__name__}"
         raise OptionError(f"messages must be a list of messages, each a dict with a role and a content, not {what}")
     listed = list(messages)

@@ -46,7 +46,7 @@ def token_ids(value: Any, name: str) -> tuple[int, ...]:
 
 
 def is_list(value: Any) -> bool:
-    """Whether it has items: not a text, nor a dict, nor an array of no dimension."""
+    """Whether it has items: not a text, nor a dict, nor an array of no dimension, which numpy's scalars are."""
     return (
         isinstance(value, Iterable)
         and not isinstance(value, (str, bytes, bytearray, Mapping))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+from fastllm.decoding._checks import is_list
 from fastllm.errors import OptionError
 
 if TYPE_CHECKING:
@@ -16,9 +17,7 @@ LONGEST = 64  # characters of a match of a pattern that sets no bound, and of wh
 
 def listed(stop: Any) -> list[Any]:
     """What ends a text as a list: of one thing, of several, or None."""
-    several = isinstance(stop, Iterable) and not isinstance(stop, (str, bytes, bytearray, Mapping))
-    several = several and getattr(stop, "ndim", 1) != 0  # numpy's scalar arrays have no items
-    return list(stop) if several else [] if stop is None else [stop]
+    return list(stop) if is_list(stop) else [] if stop is None else [stop]
 
 
 class Stops:

@@ -11,6 +11,7 @@ from operator import index
 from os import PathLike
 from typing import Any
 
+from fastllm.decoding import is_list
 from fastllm.errors import OptionError, about
 
 _CUT = 60  # characters of a value that an error shows
@@ -45,8 +46,7 @@ def flags(**given: Any) -> None:
 
 def several(function: str, name: str, values: Any) -> list[Any]:
     """The items of the argument `name`, which is any iterable but one text. Raises OptionError for anything else."""
-    is_list = isinstance(values, Iterable) and getattr(values, "ndim", 1) != 0  # numpy's scalar arrays have no items
-    if isinstance(values, (str, bytes, bytearray, Mapping)) or not is_list:
+    if not is_list(values):
         one = f"not one {name.removesuffix('s')}" if isinstance(values, str) else f"not {_hint(values)}"
         raise OptionError(f"{function} takes a list of {name}, {one}")
     return list(values)
